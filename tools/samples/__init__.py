@@ -1,0 +1,5 @@
+"""One builder a bundled sample: a function of the work folder and the output folder."""
+
+from samples import fashion
+
+BUILDERS = {"fashion": fashion.build}

@@ -1,0 +1,31 @@
+"""Fetch and unpack the packages that the samples come from, each by its own client, at a pinned version."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+DEBIAN = {
+    "dataset-fashion-mnist": "0.0~git20200523.55506a9-1",
+}
+
+
+def debian(name: str, work: Path) -> Path:
+    """The folder into which a Debian package is unpacked; nothing is installed."""
+    folder = work / "debian" / f"{name}={DEBIAN[name]}"
+    if not folder.exists():
+        downloads = work / "debian" / "downloads"
+        downloads.mkdir(parents=True, exist_ok=True)
+        _call(["apt-get", "download", f"{name}={DEBIAN[name]}"], downloads)
+        (archive,) = downloads.glob(f"{name}_*.deb")
+        _call(["dpkg", "-x", str(archive), str(folder)], work)
+    return folder
+
+
+def copyright_of(name: str, work: Path) -> str:
+    """The text of a Debian package's copyright file."""
+    return (debian(name, work) / "usr/share/doc" / name / "copyright").read_text(encoding="utf-8")
+
+
+def _call(command: list[str], folder: Path) -> None:
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
