@@ -33,7 +33,10 @@ class Index(Mapping[str, Tensor]):
             lengths["n"] = n
         if len(set(lengths.values())) > 1:
             raise InputError(
-                "Index", expected="columns of one length", got=str(lengths), fix="give every row a value in every column"
+                "Index",
+                expected="columns of one length",
+                got=str(lengths),
+                fix="give every row a value in every column",
             )
         self.n = next(iter(lengths.values()), 0)
 
