@@ -48,7 +48,7 @@ class Index(Mapping[str, Tensor]):
                 "Index",
                 expected=f"a column {name!r}",
                 got=f"columns {sorted(self._columns)}",
-                fix=f"let the source or the view generator supply {name!r}, or choose an affinity that does not read it",
+                fix=f"let the source or the view generator supply {name!r}, or do not read it",
             ) from None
 
     def __contains__(self, name: object) -> bool:

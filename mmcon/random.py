@@ -209,7 +209,7 @@ class Keys:
         return torch.searchsorted(bounds, self.uniform(name, shape=shape) * total, right=True)
 
     def permutation(self, name: str, k: int) -> Tensor:
-        """Draw a permutation of 0..k-1 a row, `n k` int64: the order of k random words (ties, 2^-64 each, by position)."""
+        """Draw a permutation of 0..k-1 a row, `n k` int64: the order of k random words (ties go by position)."""
         return torch.argsort(self.bits(name, k), dim=-1, stable=True)
 
 

@@ -147,11 +147,8 @@ class Chain(ViewGenerator):
                 item if isinstance(item, tuple) else (item.parts()[0][0] if not isinstance(item, Chain) else "", item)
             )
             for inner, part in generator.parts():
-                if isinstance(generator, Chain):
-                    inner = f"{given}/{inner}" if given else inner
-                else:
-                    inner = given
-                named.append((inner, part))
+                inside = f"{given}/{inner}" if given else inner
+                named.append((inside if isinstance(generator, Chain) else given, part))
         self._parts = tuple(_numbered(named))
         modalities = {part.modality for _, part in self._parts} - {"any"}
         self._first_batched = next((i for i, (_, part) in enumerate(self._parts) if not part.ragged), len(self._parts))
