@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,8 +17,6 @@ from mmcon.errors import InputError
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.statistics import Classification, class_positions, classify
 from mmcon.random import keys
-
-Scaling = Literal["standard", "unit", "none"]
 
 L2_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -74,7 +71,7 @@ def linear_probe(train: Features, test: Features, **options: object) -> Classifi
 def fit_probe(
     train: Features,
     *,
-    scaling: Scaling = "standard",
+    scaling: str = "standard",
     l2: float | Sequence[float] = L2_GRID,
     held_out_share: float = 0.2,
     max_iterations: int = 100,
@@ -182,9 +179,9 @@ def _statistics(values: Float[Tensor, "n d"], scaling: str) -> tuple[Float[Tenso
     """What is taken off and divided by; a column that never varies is only centred."""
     if scaling != "standard":
         return torch.zeros_like(values[0]), torch.ones_like(values[0])
-    deviation = values.std(0, correction=0)
-    varies = deviation > 1e-6 * deviation.max()
-    return values.mean(0), torch.where(varies, deviation, torch.ones_like(deviation))
+    mean, deviation = values.mean(0), values.std(0, correction=0)
+    varies = deviation > 1e-6 * mean.abs()  # what is left below is rounding
+    return mean, torch.where(varies, deviation, torch.ones_like(deviation))
 
 
 def _same_width(where: str, width: int, features: Features) -> None:
