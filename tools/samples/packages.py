@@ -7,6 +7,9 @@ from pathlib import Path
 
 DEBIAN = {
     "dataset-fashion-mnist": "0.0~git20200523.55506a9-1",
+    "asterisk-core-sounds-en-wav": "1.6.1-1",
+    "asterisk-core-sounds-es-wav": "1.6.1-1",
+    "asterisk-core-sounds-fr-wav": "1.6.1-1",
 }
 
 

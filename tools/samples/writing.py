@@ -18,6 +18,13 @@ def rank(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
+def split(names: list[str], test_share: float) -> dict[str, str]:
+    """By name, "train" or "test": those that rank first, in the given share, are for the test."""
+    ordered = sorted(names, key=lambda name: rank(f"split {name}"))
+    test = set(ordered[: round(test_share * len(ordered))])
+    return {name: "test" if name in test else "train" for name in names}
+
+
 def write_rows(rows: list[dict[str, Any]], file: Path, schema: pa.Schema | None = None) -> None:
     """Rows to one parquet file; columns of encoded bytes are stored as they are, the others compressed."""
     table = pa.Table.from_pylist(rows, schema=schema)
