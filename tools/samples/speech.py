@@ -70,7 +70,7 @@ def recordings(language: str, work: Path) -> dict[str, Path]:
 def choose(sounds: dict[str, dict[str, Path]]) -> dict[str, list[str]]:
     """By category, the prompts that every language has: all of the short ones, and a part of the phrases.
 
-    Where two prompts are one recording in some language, the later is left out: it might fall on the split's other side.
+    Where two prompts are one recording in some language, the later is left out: the split might part them.
     """
     shared = sorted(set.intersection(*(set(files) for files in sounds.values())))
     chosen: dict[str, list[str]] = {}
