@@ -448,8 +448,8 @@ class LabelKernel(Pairwise):
     def _set_kernel(self, kernel: str, width: float | Tensor, floor: float) -> None:
         where = type(self).__name__
         check_choice(where, "kernel", kernel, tuple(KERNELS))
-        if float(width) <= 0 or not 0 <= floor < 1:
-            got = f"width={float(width)}, floor={floor}"
+        if as_number(width) <= 0 or not 0 <= floor < 1:
+            got = f"width={as_number(width)}, floor={floor}"
             raise InputError(where, expected="a width above 0 and a floor in [0, 1)", got=got)
         self.kernel, self.width, self.floor = kernel, width, floor
 
@@ -585,8 +585,8 @@ class SideFeatures(Pairwise):
     ) -> None:
         check_choice("SideFeatures", "kernel", kernel, ("softmax", "half", "cosine"))
         super().__init__(Key(features, candidates))
-        if float(temperature) <= 0:
-            raise InputError("SideFeatures", expected="temperature above 0", got=str(float(temperature)))
+        if as_number(temperature) <= 0:
+            raise InputError("SideFeatures", expected="temperature above 0", got=str(as_number(temperature)))
         self.kernel, self.temperature, self.floor = kernel, temperature, floor
         self.never_zero = kernel == "softmax" and floor == 0
         self._check_keys()
@@ -825,3 +825,8 @@ def check_choice(where: str, name: str, value: str, known: tuple[str, ...]) -> N
         raise InputError(
             where, expected=f"{name} one of {', '.join(known)}", got=repr(value), fix=nearest(value, list(known))
         )
+
+
+def as_number(value: float | Tensor) -> float:
+    """The value of a setting, which may be a tensor with a gradient."""
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)

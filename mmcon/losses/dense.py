@@ -46,7 +46,7 @@ def dense_rows(problem: Problem) -> Rows:
 
 
 def log_denominator(problem: Problem, s: Tensor, positive: Tensor, log_negatives: Tensor) -> Tensor:
-    """log of `Σ_positives e^s + Σ_negatives V e^s`, or of the second sum alone."""
+    """Log of `Σ_positives e^s + Σ_negatives V e^s`, or of the second sum alone."""
     if problem.denominator == "negatives":
         return log_negatives
     return torch.logaddexp(_logsumexp(s, positive), log_negatives)
@@ -83,7 +83,7 @@ def _log_negatives_of_each(problem: Problem, s: Tensor, log_negatives: Tensor, n
 
 
 def _log(weights: Tensor) -> Tensor:
-    """log where above 0, and 0 (to be masked) elsewhere, so that no gradient meets 1/0."""
+    """Log where above 0, and 0 (to be masked) elsewhere, so that no gradient meets 1/0."""
     return torch.where(weights > 0, weights, 1).log()
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmcon.affinity import Affinity, as_affinity, check_choice
+from mmcon.affinity import Affinity, as_affinity, as_number, check_choice
 from mmcon.errors import InputError
 from mmcon.losses.reweighting import HardNegatives
 
@@ -135,14 +135,16 @@ def _checked_weights(weights: object, anchors: Tensor, candidates: Tensor | None
     some = affinity.tile(slice(0, 1), slice(0, 1))
     if some.device != anchors.device:
         got = f"{name} on {some.device}, embeddings on {anchors.device}"
-        raise InputError(WHERE, expected="all tensors on one device", got=got, fix=f"labels.to({str(anchors.device)!r})")
+        raise InputError(
+            WHERE, expected="all tensors on one device", got=got, fix=f"labels.to({str(anchors.device)!r})"
+        )
     return affinity
 
 
 def _checked_temperature(temperature: float | Tensor, anchors: Tensor) -> Tensor:
     value = torch.as_tensor(temperature, dtype=anchors.dtype, device=anchors.device)
-    if value.numel() != 1 or not 0 < float(value) < float("inf"):
-        got = f"shape {tuple(value.shape)}" if value.numel() != 1 else str(float(value))
+    if value.numel() != 1 or not 0 < as_number(value) < float("inf"):
+        got = f"shape {tuple(value.shape)}" if value.numel() != 1 else str(as_number(value))
         raise InputError(WHERE, expected="one temperature above 0", got=got, fix="usual values are .04 to .2")
     return value.reshape(())
 

@@ -1,0 +1,377 @@
+"""The objective of training: spaces × blocks of modalities × affinities × candidates -> one loss, in any processes.
+
+A *block* is an ordered pair of modalities in a space: anchors of one against candidates of the other, with a softmax
+and a count of valid anchors of its own. The loss is the weighted sum of blocks,
+
+    L = Σ_blocks weight · (1 / valid anchors of all processes) Σ_anchors ℓ_i .
+
+Its value is the true loss of the global batch. Its gradient, once averaged over processes as data parallelism does, is
+the gradient that one process with the whole batch would have; `mmcon.candidates.gather` says how and holds the factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmcon.affinity import Affinity, as_affinity, as_number, check_choice
+from mmcon.batch import Index, ViewBatch
+from mmcon.candidates import gather
+from mmcon.errors import ConfigError, InputError
+from mmcon.losses.weighted import Settings, row_losses
+
+Modalities = str | tuple[str, ...]
+Embeddings = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Anchors of one modality against candidates of another, in a space.
+
+    Attributes:
+        anchors: a modality; several share one block as a tuple.
+        candidates: a modality; a tuple: one softmax over the union of theirs; None: the anchors' own.
+        space: where they meet; None: in every space that has them.
+        weight: multiplies the block's loss.
+        affinity: in place of the objective's.
+        temperature: in place of the objective's.
+    """
+
+    anchors: Modalities
+    candidates: Modalities | None = None
+    space: str | None = None
+    weight: float = 1.0
+    affinity: Any = None
+    temperature: Any = None
+
+    @property
+    def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Modalities of anchors and of candidates."""
+        return _names(self.anchors), _names(self.anchors if self.candidates is None else self.candidates)
+
+
+class MoreCandidates(Protocol):
+    """Rows beyond the batch: a queue or a bank."""
+
+    def rows(self, space: str, modality: str) -> tuple[Tensor, Index] | None:
+        """Embeddings `c d` and their table, or None while there are none."""
+        ...
+
+
+class BlockReport(NamedTuple):
+    """What a block contributed, over all processes; tensors, so that nothing waits for the device.
+
+    Attributes:
+        loss: its mean before the weight.
+        anchors: how many there were.
+        valid: how many had a positive.
+    """
+
+    loss: Tensor
+    anchors: Tensor
+    valid: Tensor
+
+
+class Report(dict[str, BlockReport]):
+    """The last step by block, `space/anchors>candidates`."""
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log: each block's loss and share of valid anchors, and how many blocks were empty."""
+        logged = {}
+        for name, block in self.items():
+            logged[f"loss/{name}"] = float(block.loss)
+            logged[f"valid_anchors/{name}"] = float(block.valid / block.anchors.clamp_min(1))
+        return {**logged, "empty_blocks": float(sum(int(block.valid) == 0 for block in self.values()))}
+
+
+class Objective(nn.Module):
+    """The loss of a batch, from embeddings by space and modality.
+
+    For one modality in one space: `Objective(affinity=SameLabel(), temperature=0.1)`. Settings beyond that default to
+    the plain supervised loss; presets of other methods fill them in, `Objective(**presets.clip(temperature=0.07))`.
+
+    Args:
+        affinity: who is meant to be alike: an affinity with column names, a function of two tables, or these by space.
+        temperature: a number, a parameter, a module that returns a tensor (`LearnableTemperature`), or these by space.
+        blocks: which modalities are contrasted; None: every ordered pair in every space, each with weight 1.
+        union: with `blocks=None`, one block a space, a single softmax over all modalities.
+        queue: candidates beyond the batch (`Queue`, `Bank`).
+        reduction: `valid`, `all` or `sum`, in each block.
+        no_positives: `exclude`, or `error` if any anchor of any process has none.
+        settings: the other knobs of `weighted_supcon`: form, denominator, negative_weights, row_normalize, similarity,
+            scale, backend.
+
+    Attributes:
+        last: what each block of the last step contributed (`Report`).
+
+    >>> objective = Objective(affinity=SameLabel(), temperature=0.1)
+    >>> z = torch.nn.functional.normalize(torch.eye(4), dim=1)
+    >>> loss = objective(z, Index({"label": torch.tensor([0, 0, 1, 1])}))
+    """
+
+    def __init__(
+        self,
+        *,
+        affinity: Any,
+        temperature: Any,
+        blocks: Sequence[Block] | None = None,
+        union: bool = False,
+        queue: MoreCandidates | None = None,
+        reduction: str = "valid",
+        no_positives: str = "exclude",
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        check_choice("Objective", "reduction", reduction, ("valid", "all", "sum"))
+        check_choice("Objective", "no_positives", no_positives, ("exclude", "error"))
+        if blocks is not None and (union or not blocks):
+            raise ConfigError("Objective", expected="blocks, or union over the default ones", got=f"union={union}")
+        self.blocks = None if blocks is None else tuple(blocks)
+        self.union, self.queue = union, queue
+        self.reduction, self.no_positives = reduction, no_positives
+        self.settings = Settings(**settings)
+        self.temperatures = nn.ModuleDict()
+        self._affinities: dict[str, Affinity] = {}
+        self._take_temperatures(temperature)
+        self._take_affinities(affinity)
+        self._register_learnable()
+        self.last = Report()
+
+    def forward(
+        self, embeddings: Embeddings | Tensor, batch: ViewBatch | Mapping[str, Index] | Index, candidates: Any = None
+    ) -> Tensor:
+        """The loss of the global batch, a scalar.
+
+        Args:
+            embeddings: by space and modality, this process's rows `n d`; with one of each a tensor will do.
+            batch: the batch, or its tables by modality, or for a tensor its table.
+            candidates: embeddings of the same rows from elsewhere (a momentum encoder), to stand in as candidates; a
+                row's own is left out.
+        """
+        tables = _tables(embeddings, batch)
+        named = _named(embeddings, tables)
+        local_tables = {name: tables[name[1]] for name in named}
+        rows = gather.gather(named, local_tables)
+        others = rows if candidates is None else gather.gather(_named(candidates, tables), local_tables)
+        step = _Step(named, rows, others, candidates is None, _shared_temperatures(self.temperatures))
+        blocks = {_label(space, block): (space, block) for space, block in self._plan(rows.embeddings)}
+        return self._combine(
+            {label: self._block(step, space, block) for label, (space, block) in blocks.items()}, blocks
+        )
+
+    # ------------------------------------------------------------------------------------------ a step
+
+    def _plan(self, names: Mapping[tuple[str, str], Tensor]) -> list[tuple[str, Block]]:
+        """Which blocks the rows at hand call for; all processes come to the same list."""
+        spaces: dict[str, list[str]] = {}
+        for space, modality in names:
+            spaces.setdefault(space, []).append(modality)
+        if self.blocks is not None:
+            everywhere = sorted(set(spaces) | {block.space for block in self.blocks if block.space is not None})
+            return [(s, b) for b in self.blocks for s in everywhere if b.space in (s, None)]
+        if self.union:
+            return [(space, Block(tuple(sorted(modalities)))) for space, modalities in sorted(spaces.items())]
+        pairs = [
+            (s, a, c) for s, modalities in sorted(spaces.items()) for a, c in product(sorted(modalities), repeat=2)
+        ]
+        return [(space, Block(a, c)) for space, a, c in pairs]
+
+    def _block(self, step: _Step, space: str, block: Block) -> Tensor | None:
+        """Sum of losses, number of anchors and of valid ones in this process, `3`; None where a side is missing."""
+        anchors, candidates = (_present(step.rows.embeddings, space, side) for side in block.sides)
+        if not anchors or not candidates:
+            return None
+        z, table = step.anchors(anchors)
+        pool, pool_table, self_index = step.candidates(anchors, candidates, self.queue)
+        affinity = self._affinity(space, block).bind(table, pool_table)
+        temperature = step.temperatures[self._temperature_name(space, block)]
+        rows = row_losses(
+            z,
+            pool,
+            affinity.map_parameters(gather.shared),
+            temperature=temperature,
+            self_index=self_index,
+            settings=self.settings,
+        )
+        sums = rows.losses.sum()
+        return torch.stack([sums, sums.new_tensor(len(z)), rows.valid.sum().to(sums)])
+
+    def _combine(self, sums: Mapping[str, Tensor | None], blocks: Mapping[str, tuple[str, Block]]) -> Tensor:
+        found = {label: s for label, s in sums.items() if s is not None}
+        if not found:
+            raise InputError(
+                "Objective",
+                expected=f"modalities of the blocks {list(blocks)}",
+                got="none of them on any process",
+                fix="name modalities and spaces as the model's embeddings do",
+            )
+        everywhere = gather.sum_over_processes(torch.stack(list(found.values())).detach())
+        self.last = Report()
+        shares = []
+        for (label, local), (loss, anchors, valid) in zip(found.items(), everywhere, strict=True):
+            if self.no_positives == "error" and bool(valid < anchors):
+                got = f"{int(anchors - valid)} of {int(anchors)} without one in {label}"
+                raise InputError("Objective", expected="a positive for every anchor", got=got)
+            divisor = {"valid": valid, "all": anchors, "sum": torch.ones_like(valid)}[self.reduction].clamp_min(1)
+            shares.append(blocks[label][1].weight * local[0] / divisor)
+            self.last[label] = BlockReport(loss / divisor, anchors, valid)
+        nothing = torch.zeros((), device=everywhere.device)
+        self.last.update({label: BlockReport(nothing, nothing, nothing) for label in sums if label not in found})
+        return gather.total(torch.stack(shares).sum())
+
+    # -------------------------------------------------------------------------------------- settings
+
+    def _take_temperatures(self, temperature: Any) -> None:
+        by_space = temperature if isinstance(temperature, Mapping) else {"": temperature}
+        for space, value in by_space.items():
+            self.temperatures[_key(space)] = _as_module(value)
+        for i, block in enumerate(self.blocks or ()):
+            if block.temperature is not None:
+                self.temperatures[f"block {i}"] = _as_module(block.temperature)
+
+    def _temperature_name(self, space: str, block: Block) -> str:
+        if block.temperature is not None:
+            return f"block {next(i for i, known in enumerate(self.blocks or ()) if known is block)}"
+        return _chosen("temperature", self.temperatures, space)
+
+    def _take_affinities(self, affinity: Any) -> None:
+        by_space = affinity if isinstance(affinity, Mapping) else {"": affinity}
+        self._affinities = {_key(space): as_affinity(value) for space, value in by_space.items()}
+
+    def _affinity(self, space: str, block: Block) -> Affinity:
+        if block.affinity is not None:
+            return as_affinity(block.affinity)
+        return self._affinities[_chosen("affinity", self._affinities, space)]
+
+    def _register_learnable(self) -> None:
+        affinities = [*self._affinities.values(), *(as_affinity(b.affinity) for b in self.blocks or () if b.affinity)]
+        learnable = {id(p): p for affinity in affinities for p in affinity.parameters() if isinstance(p, nn.Parameter)}
+        self.affinity_parameters = nn.ParameterList(learnable.values())
+        self.similarity = self.settings.similarity if isinstance(self.settings.similarity, nn.Module) else None
+        if self.similarity is not None:
+            for parameter in self.similarity.parameters():
+                parameter.register_hook(lambda gradient: gather.mean_over_processes([gradient])[0])
+
+
+class _Step(NamedTuple):
+    """Rows of one call: this process's, all processes', and those that stand in as candidates."""
+
+    local: dict[tuple[str, str], Tensor]
+    rows: gather.Gathered
+    others: gather.Gathered
+    own: bool
+    temperatures: dict[str, Tensor]
+
+    def anchors(self, names: list[tuple[str, str]]) -> tuple[Tensor, Index]:
+        """This process's rows of the names, under one another."""
+        parts, tables = [], []
+        for name in names:
+            part = self.local[name] if name in self.local else self.rows.embeddings[name][:0]
+            offset = self.rows.offsets[name]
+            parts.append(part)
+            tables.append(self.rows.tables[name].take(slice(offset, offset + len(part))))
+        return _stacked(parts), _table(tables)
+
+    def candidates(
+        self, anchors: list[tuple[str, str]], names: list[tuple[str, str]], queue: MoreCandidates | None
+    ) -> tuple[Tensor | None, Index | None, Tensor | None]:
+        """All processes' rows of the names, then the queue's; their table; and where each anchor is among them."""
+        beyond = [found for name in names if queue is not None and (found := queue.rows(*name)) is not None]
+        if self.own and anchors == names and not beyond and gather.process_count() == 1:
+            return None, None, None
+        pool = _stacked([*(self.others.embeddings[name] for name in names), *(rows for rows, _ in beyond)])
+        table = _table([*(self.others.tables[name] for name in names), *(table for _, table in beyond)])
+        starts, start = {}, 0
+        for name in names:
+            starts[name] = start
+            start += len(self.others.embeddings[name])
+        positions = []
+        for name in anchors:
+            rows = torch.arange(len(self.local.get(name, ())), device=pool.device)
+            inside = name in starts
+            positions.append(rows + starts[name] + self.others.offsets[name] if inside else torch.full_like(rows, -1))
+        return pool, table, torch.cat(positions)
+
+
+def _names(side: Modalities) -> tuple[str, ...]:
+    return (side,) if isinstance(side, str) else tuple(side)
+
+
+def _present(names: Mapping[tuple[str, str], Tensor], space: str, side: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(space, modality) for modality in side if (space, modality) in names]
+
+
+def _label(space: str, block: Block) -> str:
+    anchors, candidates = ("+".join(side) for side in block.sides)
+    return f"{space}/{anchors}" if anchors == candidates else f"{space}/{anchors}>{candidates}"
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0]) for part in parts])
+
+
+def _table(tables: list[Index]) -> Index:
+    return tables[0] if len(tables) == 1 else Index.cat(tables)
+
+
+def _tables(embeddings: Embeddings | Tensor, batch: ViewBatch | Mapping[str, Index] | Index) -> Mapping[str, Index]:
+    if isinstance(batch, ViewBatch):
+        return batch.index
+    if isinstance(batch, Index):
+        modalities = {"rows"} if isinstance(embeddings, Tensor) else {m for rows in embeddings.values() for m in rows}
+        return dict.fromkeys(modalities, batch)
+    return batch
+
+
+def _named(embeddings: Embeddings | Tensor, tables: Mapping[str, Index]) -> dict[tuple[str, str], Tensor]:
+    """Rows by (space, modality)."""
+    if isinstance(embeddings, Tensor):
+        if len(tables) != 1:
+            got = f"a tensor, and tables of {sorted(tables)}"
+            raise InputError("Objective", expected="embeddings by space and modality", got=got)
+        return {("space", next(iter(tables))): embeddings}
+    named = {(space, modality): z for space, rows in embeddings.items() for modality, z in rows.items()}
+    for (space, modality), z in named.items():
+        if modality not in tables or tables[modality].n != len(z):
+            got = f"one of {tables[modality].n}" if modality in tables else f"tables of {sorted(tables)}"
+            raise InputError("Objective", expected=f"a table of {len(z)} rows for {space}/{modality}", got=got)
+    return named
+
+
+def _key(space: str) -> str:
+    """A module's name must not hold a dot."""
+    return space.replace(".", "·") or "every space"
+
+
+def _chosen(what: str, known: Any, space: str) -> str:
+    for name in (_key(space), "every space"):
+        if name in known:
+            return name
+    raise ConfigError("Objective", expected=f"a {what} for space {space!r}", got=f"ones for {sorted(known)}")
+
+
+class _Given(nn.Module):
+    """A temperature that is a number, or a bare parameter."""
+
+    def __init__(self, value: float | Tensor) -> None:
+        super().__init__()
+        if as_number(value) <= 0:
+            raise ConfigError("Objective", expected="temperature above 0", got=str(as_number(value)))
+        self.value = value
+
+    def forward(self) -> float | Tensor:
+        return self.value
+
+
+def _as_module(temperature: Any) -> nn.Module:
+    return temperature if isinstance(temperature, nn.Module) else _Given(temperature)
+
+
+def _shared_temperatures(modules: nn.ModuleDict) -> dict[str, Any]:
+    values = {name: module() for name, module in modules.items()}
+    return {name: gather.shared(v) if isinstance(v, Tensor) and v.requires_grad else v for name, v in values.items()}
