@@ -1,0 +1,60 @@
+"""A line that shows how far a run is: a bar on a terminal, now and then a plain line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from torch import Tensor
+
+
+class Progress:
+    """Shows steps, the loss and the time that is left.
+
+    Args:
+        total: steps of the whole run.
+        done: steps that were done before.
+        shown: whether this process shows anything.
+        every_seconds: between two plain lines, where there is no terminal.
+    """
+
+    def __init__(self, total: int, done: int = 0, *, shown: bool = True, every_seconds: float = 10.0) -> None:
+        self.total, self.done, self.shown = total, done, shown
+        self.every_seconds = every_seconds
+        self._began = self._last = time.perf_counter()
+        self._first = done
+        self._bar = None
+
+    def __enter__(self) -> Progress:
+        if self.shown and sys.stdout.isatty():
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("step"),
+                progress.MofNCompleteColumn(),
+                progress.BarColumn(),
+                progress.TextColumn("loss {task.fields[loss]}"),
+                progress.TimeRemainingColumn(),
+            )
+            self._task = self._bar.add_task("train", total=self.total, completed=self.done, loss="–")
+            self._bar.start()
+        return self
+
+    def advance(self, step: int, loss: Tensor) -> None:
+        """Show that a step is done; the loss is read (which waits for the device) only when it is shown."""
+        self.done = step
+        now = time.perf_counter()
+        if not self.shown or (now - self._last < (0.2 if self._bar else self.every_seconds) and step != self.total):
+            return
+        self._last = now
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, loss=f"{float(loss):.4f}")
+        else:
+            left = (now - self._began) / max(1, step - self._first) * (self.total - step)
+            print(f"step {step}/{self.total}  loss {float(loss):.4f}  {left:.0f} s left", flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,385 @@
+"""A training run: the step, what guards it, what it leaves behind, and how it goes on.
+
+The loop stays in the recipe, where it can be read:
+
+    for batch in run.batches(loader):
+        loss = objective(model(batch), batch)
+        run.step(loss)
+
+The run does what every loop needs and none should repeat: processes and precision through Accelerate, a finite guard
+before the optimizer moves, logs, checkpoints that resume in the middle of an epoch, and an orderly stop on a signal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from mmcon.batch import ViewBatch
+from mmcon.data.loading import ViewLoader
+from mmcon.errors import ConfigError, NonFiniteError
+from mmcon.random import keys
+from mmcon.training.checkpoint import Checkpoints, load
+from mmcon.training.config import as_plain, check_changes
+from mmcon.training.journal import Clock, Journal
+from mmcon.training.progress import Progress
+from mmcon.training.signals import STOPPED, Signals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run does besides its steps.
+
+    Attributes:
+        epochs: passes over the data; the schedule is made for them.
+        max_steps: stop after this many steps in all, or None; leaves the schedule as it is.
+        log_every: steps between two lines of the log.
+        checkpoint_every: steps between two checkpoints, or None for one an epoch.
+        keep: how many of the newest checkpoints stay.
+        clip_norm: the norm to which gradients are clipped, or None.
+        on_nonfinite: "stop", or "skip" the step and go on, up to `max_skips` in a row.
+        max_skips: see above.
+        trackers: names of Accelerate's trackers beside the JSONL log.
+        force: resume although settings changed that alter the steps.
+    """
+
+    epochs: int = 1
+    max_steps: int | None = None
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    keep: int = 2
+    clip_norm: float | None = None
+    on_nonfinite: str = "stop"
+    max_skips: int = 10
+    trackers: tuple[str, ...] = ()
+    force: bool = False
+
+
+class Run:
+    """A training run in a folder of its own.
+
+    Args:
+        output_dir: the run folder: config.yaml, metrics.jsonl, checkpoints/, results.json.
+        config: what the recipe was asked to do: a dataclass or a mapping; written down, and compared on resume.
+        seed: the run's seed.
+        settings: see `Settings`.
+        resume: go on from the newest whole checkpoint, or start where there is none.
+        mixed_precision: "no", "bf16" or "fp16".
+        cpu: stay on the CPU although there is a GPU.
+        find_unused_parameters: for models of which a step may leave parts unused (missing modalities), with
+            several processes.
+
+    Raises:
+        ConfigError: the precision is not to be had here, the folder holds another run, or a resumed run's settings
+            changed.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        config: Any = None,
+        seed: int = 0,
+        settings: Settings | None = None,
+        resume: bool = False,
+        mixed_precision: str = "no",
+        cpu: bool = False,
+        find_unused_parameters: bool = False,
+    ) -> None:
+        _check_precision(mixed_precision, cpu)
+        self.folder = Path(output_dir)
+        self.seed = seed
+        self.settings = settings or Settings()
+        self.accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            cpu=cpu,
+            project_dir=str(self.folder),
+            log_with=list(self.settings.trackers) or None,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        )
+        self.threads = _use_all_threads(int(os.environ.get("LOCAL_WORLD_SIZE") or self.processes))
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep)
+        self.journal = Journal(self.folder / "metrics.jsonl")
+        self.global_step = 0
+        self.skipped = 0
+        self._tracked: dict[str, Any] = {}
+        self._failures: dict[int, str] = {}
+        self._batch: ViewBatch | None = None
+        self._loss = self._norm = torch.tensor(float("nan"))
+        self._notes: dict[str, Any] = {}
+        self._clock = Clock()
+        self._saved = self._open_folder(as_plain(config) if config is not None else {}, resume)
+        seed_model(seed, "weights")
+
+    # --- who and where ---
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.accelerator.device
+
+    @property
+    def process(self) -> int:
+        """The number of this process."""
+        return self.accelerator.process_index
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes logs, checkpoints and results."""
+        return self.accelerator.is_main_process
+
+    def print(self, text: str) -> None:
+        """Print on the main process."""
+        self.accelerator.print(text, flush=True)
+
+    # --- setting up ---
+
+    def _open_folder(self, config: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+        """Begin the folder, or read the newest checkpoint in it where one is asked for."""
+        if not resume and self.checkpoints.all():
+            raise ConfigError(
+                "--output-dir",
+                expected="a new folder, or --resume",
+                got=f"{self.folder}, which holds the checkpoints of another run",
+                fix="add --resume to go on from the newest, or choose another folder",
+            )
+        newest = self.checkpoints.newest() if resume else None
+        written = self.folder / "config.yaml"
+        if newest and config and written.exists():
+            changed = check_changes(yaml.safe_load(written.read_text()) or {}, config, force=self.settings.force)
+            for name, (before, now) in changed.items():
+                self.print(f"resume: {name} was {before!r} and is {now!r}")
+        saved = load(newest) if newest else None
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            written.write_text(yaml.safe_dump(config, sort_keys=False))
+            self.journal.cut(after=saved["step"] if saved else 0)
+        if self.settings.trackers:
+            self.accelerator.init_trackers(self.folder.name, config={k: str(v) for k, v in config.items()})
+        start = f"from {newest.name}" if newest else "from the beginning"
+        self.print(
+            f"run {self.folder}: {start}, {self.processes} process(es) with {self.threads} thread(s) on {self.device}"
+        )
+        return saved
+
+    def prepare(self, model: nn.Module, optimizer: Any, schedule: Any = None, **tracked: Any) -> nn.Module:
+        """Take what is trained, and put everything back to where the checkpoint left it.
+
+        Args:
+            model: on any device; the returned one is on this process's, wrapped for several processes.
+            optimizer: over the parameters of the model (and of the objective).
+            schedule: a torch schedule; it advances after every optimizer step.
+            tracked: whatever else has `state_dict` and `load_state_dict` and belongs to the state: the objective, a
+                queue, a momentum encoder. Modules among them are moved to the device.
+
+        Returns:
+            The model to call in the loop.
+        """
+        for part in tracked.values():
+            if isinstance(part, nn.Module):
+                part.to(self.device)
+        wrapped, self._optimizer = self.accelerator.prepare(model, optimizer)
+        self._model, self._schedule, self._tracked = wrapped, schedule, tracked
+        if self._saved is not None:
+            self._restore(self._saved)
+        return wrapped
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.global_step,
+            "seed": self.seed,
+            "model": self.accelerator.unwrap_model(self._model).state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict() if self._schedule is not None else {},
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "tracked": {name: part.state_dict() for name, part in self._tracked.items()},
+        }
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        self.accelerator.unwrap_model(self._model).load_state_dict(saved["model"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(saved["schedule"])
+        if self.accelerator.scaler is not None and saved["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        for name, part in self._tracked.items():
+            part.load_state_dict(saved["tracked"][name])
+        self.global_step = int(saved["step"])
+
+    # --- the loop ---
+
+    def batches(self, loader: ViewLoader) -> Iterator[ViewBatch]:
+        """The batches that are still to be trained on, from where the run stands to its last epoch or step.
+
+        Raises:
+            SystemExit: a signal asked the run to stop; a checkpoint was written, and the status is `STOPPED`.
+        """
+        loader.load_state_dict({"step": self.global_step})
+        self._failures = loader.failures
+        last = self.settings.epochs * len(loader)
+        if self.settings.max_steps is not None:
+            last = min(last, self.settings.max_steps)
+        every = self.settings.checkpoint_every or len(loader)
+        with Signals() as signals, Progress(last, self.global_step, shown=self.is_main) as progress:
+            while self.global_step < last:
+                for batch in self._clock.timed(iter(loader)):
+                    step, self._batch = self.global_step, batch
+                    seed_model(self.seed, "step", step, self.process)
+                    yield batch
+                    if self.global_step != step + 1:
+                        raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
+                    self._record(loader)
+                    progress.advance(self.global_step, self._loss)
+                    stopping = self._any_process(bool(signals.received))
+                    if stopping or self.global_step % every == 0 or self.global_step == last:
+                        self.save()
+                    if stopping:
+                        self.print(f"stopped by a signal after step {self.global_step}; --resume goes on from there")
+                        self.close()
+                        sys.exit(STOPPED)
+                    if self.global_step == last:
+                        break
+
+    def step(self, loss: Tensor) -> None:
+        """Backward, finite guard, clip, optimizer, schedule.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is not finite on any process; weights and optimizer are as before.
+        """
+        self.accelerator.backward(loss)
+        self._loss, self._norm = loss.detach(), self._gradient_norm()
+        # In fp16 the gradient scaler itself leaves out steps with infinite gradients, and lowers its scale.
+        guarded = self.accelerator.scaler is None
+        if guarded and not bool(torch.isfinite(self._norm) & torch.isfinite(self._loss)):
+            self._refuse()
+        else:
+            self.skipped = 0
+            self._optimizer.step()
+            if self._schedule is not None:
+                self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.global_step += 1
+
+    def _gradient_norm(self) -> Tensor:
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.settings.clip_norm is not None:
+            return self.accelerator.clip_grad_norm_(parameters, self.settings.clip_norm).detach()  # type: ignore[union-attr]
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def _refuse(self) -> None:
+        """Leave out a step that is not finite, or stop with the keys that make its batch again."""
+        self.skipped += 1
+        got = f"loss {float(self._loss)}, gradient norm {float(self._norm)}"
+        if self.settings.on_nonfinite == "skip" and self.skipped <= self.settings.max_skips:
+            self.print(f"step {self.global_step}: {got}; skipped ({self.skipped} in a row)")
+            return
+        table = next(iter(self._batch.index.values())) if self._batch else None
+        samples = table["sample"].unique()[:8].tolist() if table is not None else []
+        raise NonFiniteError(
+            f"step {self.global_step}",
+            expected="a finite loss and finite gradients",
+            got=got,
+            fix="lower the learning rate, raise the temperature, clip gradients, or pass --on-nonfinite skip",
+            key=f"seed={self.seed}, step={self.global_step}, sample={samples}…",
+        )
+
+    def _any_process(self, here: bool) -> bool:
+        """Whether it holds on any process, so that all of them act after the same step."""
+        if self.processes == 1:
+            return here
+        flag = torch.tensor([int(here)], device=self.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum").item())  # type: ignore[union-attr]
+
+    # --- what is written ---
+
+    def save(self, score: float | None = None) -> None:
+        """Write a checkpoint of everything that the next step depends on."""
+        state = self._state()
+        if self.is_main:
+            self.checkpoints.save(self.global_step, state, score=score)
+        self.accelerator.wait_for_everyone()
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl and to the trackers: numbers and short texts."""
+        if not self.is_main:
+            return
+        line = self.journal.write(self.global_step, values)
+        if self.settings.trackers:
+            self.accelerator.log({k: v for k, v in line.items() if isinstance(v, int | float)}, step=self.global_step)
+
+    def note(self, **values: Any) -> None:
+        """Put values, such as diagnostics, beside the loss in the log line of this step, if it will have one."""
+        self._notes |= values
+
+    def _record(self, loader: ViewLoader) -> None:
+        assert self._batch is not None
+        self._clock.rows += self.processes * max(table.n for table in self._batch.index.values())
+        notes, self._notes = self._notes, {}
+        if self.global_step % self.settings.log_every and self.global_step != 1:
+            return
+        self.log(
+            {
+                "epoch": (self.global_step - 1) // len(loader),
+                "loss": self._loss,
+                "gradient_norm": self._norm,
+                "learning_rate": max(group["lr"] for group in self._optimizer.param_groups),
+                "unreadable_samples": len(loader.failures),
+                **self._clock.read(),
+                **notes,
+            }
+        )
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write results.json, name the samples that could not be read, and say where the run folder is."""
+        if self.is_main:
+            (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            if self._failures:
+                lines = [f"{sample}\t{' '.join(reason.split())}\n" for sample, reason in self._failures.items()]
+                (self.folder / "quarantine.tsv").write_text("".join(lines))
+            self.print(f"run folder: {self.folder}")
+        self.close()
+
+    def close(self) -> None:
+        """End the trackers and the process group."""
+        self.accelerator.end_training()
+
+
+def seed_model(seed: int, *names: str | int) -> None:
+    """Seed the randomness inside models (initial weights, dropout) from the run's seed and what it is for."""
+    table = keys(seed=seed)
+    for name in names:
+        table = table.child(str(name))
+    torch.manual_seed(int(table.state[0]))
+
+
+def _use_all_threads(local_processes: int) -> int:
+    """Undo the single thread that launchers set: the cores, shared evenly by the processes of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // max(1, local_processes))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _check_precision(precision: str, cpu: bool) -> None:
+    known = ("no", "bf16", "fp16")
+    if precision not in known:
+        raise ConfigError("--mixed-precision", expected=f"one of {known}", got=repr(precision))
+    if precision == "fp16" and (cpu or not torch.cuda.is_available()):
+        raise ConfigError("--mixed-precision", expected="a GPU for fp16", got="a CPU", fix="choose bf16 or no")
