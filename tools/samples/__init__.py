@@ -1,5 +1,5 @@
 """One builder a bundled sample: a function of the work folder and the output folder."""
 
-from samples import fashion, speech
+from samples import emoji, fashion, speech
 
-BUILDERS = {"fashion": fashion.build, "speech": speech.build}
+BUILDERS = {"fashion": fashion.build, "speech": speech.build, "emoji": emoji.build}

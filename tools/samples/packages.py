@@ -12,6 +12,12 @@ DEBIAN = {
     "asterisk-core-sounds-fr-wav": "1.6.1-1",
 }
 
+NPM = {
+    "emoji-datasource-google": "16.0.0",
+    "emoji-datasource-twitter": "16.0.0",
+    "cldr-annotations-full": "48.2.0",
+}
+
 
 def debian(name: str, work: Path) -> Path:
     """The folder into which a Debian package is unpacked; nothing is installed."""
@@ -23,6 +29,16 @@ def debian(name: str, work: Path) -> Path:
         (archive,) = downloads.glob(f"{name}_*.deb")
         _call(["dpkg", "-x", str(archive), str(folder)], work)
     return folder
+
+
+def npm(name: str, work: Path) -> Path:
+    """The folder into which an npm package is unpacked; none of its scripts runs."""
+    folder = work / "npm" / f"{name}={NPM[name]}"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        _call(["npm", "pack", "--silent", f"{name}@{NPM[name]}"], folder)
+        _call(["tar", "xzf", f"{name}-{NPM[name]}.tgz"], folder)
+    return folder / "package"
 
 
 def copyright_of(name: str, work: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ENCODED = ("image", "audio", "video")
+ENCODED = ("image", "noto", "twemoji", "audio", "video")
 
 
 def rank(name: str) -> int:
@@ -28,11 +28,13 @@ def split(names: list[str], test_share: float) -> dict[str, str]:
 def write_rows(rows: list[dict[str, Any]], file: Path, schema: pa.Schema | None = None) -> None:
     """Rows to one parquet file; columns of encoded bytes are stored as they are, the others compressed."""
     table = pa.Table.from_pylist(rows, schema=schema)
+    # Lists are stored under the path of their leaves.
+    leaves = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in table.schema]
     pq.write_table(
         table,
         file,
-        compression={name: "none" if name in ENCODED else "zstd" for name in table.column_names},
-        use_dictionary=[name for name in table.column_names if name not in ENCODED],
+        compression={name: "none" if name in ENCODED else "zstd" for name in leaves},
+        use_dictionary=[name for name in leaves if name not in ENCODED],
         write_statistics=False,
         row_group_size=2048,
     )
