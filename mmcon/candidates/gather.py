@@ -1,6 +1,7 @@
 """Rows of all processes, with gradients: the only file of the house that talks to other processes.
 
-Every process calls these functions together and in the same order. In a single process they return what they were given.
+Every process calls these functions together and in the same order. In a single process they return what they were
+given.
 
 How gradients come out true. Process r holds local anchors and has the gathered candidates of all; its share of the loss
 is L_r and the true loss is L = Σ_r L_r. `gather` sums the gradients that all processes have for a row and gives them to

@@ -13,8 +13,8 @@ from mmcon.errors import InputError
 class LearnableTemperature(nn.Module):
     """A temperature held as the logarithm of its inverse, the logit scale, as CLIP does.
 
-    Bounds are kept by moving the parameter back before it is used, not by a clamp in the graph, beyond which no gradient
-    would bring it back. CLIP's are 1/100 from below, none from above.
+    Bounds are kept by moving the parameter back before it is used, not by a clamp in the graph, beyond which no
+    gradient would bring it back. CLIP's are 1/100 from below, none from above.
 
     Args:
         initial: the temperature to start from.

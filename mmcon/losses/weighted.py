@@ -38,7 +38,8 @@ def weighted_supcon(
 ) -> Tensor:
     """Contrast every anchor's positives, as strongly as they weigh, with its candidates.
 
-    With `s_ij = ⟨anchor_i, candidate_j⟩ / temperature`, positive weights `W`, negative weights `V`, and self in neither:
+    With `s_ij = ⟨anchor_i, candidate_j⟩ / temperature`, positive weights `W`, negative weights `V`, and self in
+    neither:
 
         out:  ℓ_i = -Σ_j Ŵ_ij (s_ij - log D_ij)            Ŵ_ij = W_ij / Σ_j W_ij
         in:   ℓ_i = -log Σ_j Ŵ_ij e^{s_ij} + log D_i
@@ -47,8 +48,8 @@ def weighted_supcon(
         negatives:  D_i  = Σ_negatives V_ik e^{s_ik}
 
     With 0/1 weights, `out` and `in` are the two losses of Khosla et al. 2020 (eq. 2 and 3), without the factor
-    temperature / base temperature of the released code. A pair is positive where W > 0 and negative where W = 0; a kernel
-    that never reaches 0 has no negatives but those with V > 0.
+    temperature / base temperature of the released code. A pair is positive where W > 0 and negative where W = 0; a
+    kernel that never reaches 0 has no negatives but those with V > 0.
 
     An anchor is valid when it has a positive (and, under `negatives`, a negative); others have loss 0. With no valid
     anchor the loss is 0 and so is its gradient.
@@ -177,7 +178,8 @@ def _refuse_lonely(valid: Tensor) -> None:
 class SupConLoss(torch.nn.Module):
     """Supervised contrastive loss, with the call of SupContrast's `SupConLoss`.
 
-    What differs from that code, each on purpose: features are scaled to unit length here (`normalize=False` takes them as
+    What differs from that code, each on purpose: features are scaled to unit length here (`normalize=False` takes them
+        as
     given: similarity is then a dot product, and the safe range of temperature shrinks with the square of their norm);
     anchors without positives leave the mean (`reduction="all"` counts them as 0); the loss is not multiplied by
     temperature / base temperature.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ class Block:
         return _names(self.anchors), _names(self.anchors if self.candidates is None else self.candidates)
 
 
+@runtime_checkable
 class MoreCandidates(Protocol):
     """Rows beyond the batch: a queue or a bank."""
 
