@@ -28,12 +28,28 @@ _HOMES = {
     "SharedSpace": "mmcon.models.spaces",
     "Run": "mmcon.training.run",
 }
-_MODULES = ("affinity", "losses", "random", "registry", "testing", "view")
 
-__all__ = [*sorted(_HOMES), *_MODULES]
+__all__ = [
+    "ContrastiveModel",
+    "Objective",
+    "Run",
+    "SharedSpace",
+    "SupConLoss",
+    "ViewGenerator",
+    "affinity",
+    "create_view",
+    "describe_view",
+    "keys",
+    "list_views",
+    "register_encoder",
+    "register_sampler",
+    "register_source",
+    "register_view",
+    "weighted_supcon",
+]
 
 if TYPE_CHECKING:
-    from mmcon import affinity, losses, random, registry, testing, view
+    from mmcon import affinity
     from mmcon.losses import SupConLoss, weighted_supcon
     from mmcon.models.spaces import ContrastiveModel, SharedSpace
     from mmcon.random import keys
@@ -53,13 +69,11 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-        globals()[name] = value
-        return value
-    if name in _MODULES:
-        return importlib.import_module(f"mmcon.{name}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "affinity":
+        return importlib.import_module("mmcon.affinity")
     raise AttributeError(f"module 'mmcon' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, *_MODULES])
+    return sorted({*globals(), *__all__})
