@@ -297,3 +297,34 @@ class ViewLoader:
 
 def _as_it_is(item: Any) -> Any:
     return item
+
+
+def one_pass(
+    source: Source,
+    views: Views,
+    *,
+    batch_size: int = 512,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[ViewBatch]:
+    """Every row of a source once, in order, for evaluation; of several processes each gets its part."""
+    sampler = _InOrder(len(source), max(batch_size, processes))
+    yield from ViewLoader(
+        source, views, sampler, seed=0, workers=workers, device=device, process=process, processes=processes
+    )
+
+
+class _InOrder(BatchSampler):
+    """Rows as they stand; the last batch holds what is left."""
+
+    def __init__(self, n: int, batch_size: int) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.n // self.batch_size)
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        return torch.arange(self.n), torch.zeros(self.n, dtype=torch.int64)
