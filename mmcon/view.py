@@ -81,6 +81,14 @@ class ViewGenerator(ABC):
         """The generators in order, by name; a single generator is its own only part."""
         return ((self.name or type(self).__name__, self),)
 
+    def apply_ragged(self, samples: Any, params: Params) -> Any:
+        """The stage where samples are decoded, sample by sample where their sizes differ."""
+        return self.apply(samples, params) if self.ragged else samples
+
+    def apply_batched(self, batch: Any, params: Params) -> Any:
+        """The stage on a stacked batch, on the device."""
+        return batch if self.ragged else self.apply(batch, params)
+
     @final
     def __call__(self, batch: Any, keys: Keys) -> Any:
         """Draw and apply in one go."""
@@ -177,10 +185,13 @@ class Chain(ViewGenerator):
         return self._parts
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw for every part, each from its own child key and the sizes that it will meet."""
+        """Draw for every part, each from its own child key and the sizes that it will meet.
+
+        The modality stands at the root of the path, so that two modalities of a sample share no draws.
+        """
         params: Params = {}
         for name, part in self._parts:
-            params[name] = part.draw(in_scope(keys, part.scope).child(name), meta)
+            params[name] = part.draw(in_scope(keys, part.scope).child(self._modality).child(name), meta)
             meta = part.leaves(meta, params[name])
         return params
 

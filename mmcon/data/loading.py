@@ -20,7 +20,7 @@ from mmcon.data.samplers import BatchSampler, Rows
 from mmcon.data.sources import Source
 from mmcon.errors import ConfigError, DataError
 from mmcon.random import Keys, keys
-from mmcon.view import Chain, ViewGenerator, as_chain, check_params, meta_of, stack, take_rows
+from mmcon.view import ViewGenerator, check_params, in_scope, meta_of, stack, take_rows
 
 Views = Mapping[str, Sequence[ViewGenerator]]
 
@@ -30,7 +30,7 @@ class Part:
     """Consecutive views of one modality that one generator makes, so that they are drawn and applied together."""
 
     modality: str
-    chain: Chain
+    generator: ViewGenerator
     views: tuple[int, ...]
 
 
@@ -43,7 +43,7 @@ def parts_of(views: Views) -> tuple[Part, ...]:
             if generator is previous:
                 parts[-1] = replace(parts[-1], views=(*parts[-1].views, number))
             else:
-                parts.append(Part(modality, as_chain(generator), (number,)))
+                parts.append(Part(modality, generator, (number,)))
             previous = generator
     return tuple(parts)
 
@@ -55,7 +55,7 @@ class Drawn:
     Attributes:
         part: what makes it.
         samples: the samples after the ragged stage, stacked.
-        params: what was drawn for the whole chain.
+        params: what was drawn for all parts of the generator.
         index: the rows, without the columns of later stages.
         failures: samples that could not be read, by id, with the reason; their rows are left out.
     """
@@ -86,13 +86,13 @@ def draw_part(part: Part, source: Source, rows: Rows, *, seed: int) -> Drawn:
         step=rows.step,
     )
     meta = {**meta_of(samples, part.modality), **{k: v[positions] for k, v in source.facts.items()}}
-    params = part.chain.draw(table, meta)
-    check_params(part.chain.name or part.modality, params, len(table))
+    params = part.generator.draw(in_scope(table, part.generator.scope), meta)
+    check_params(part.generator.name or part.modality, params, len(table))
     index = Index(
         {
             **{name: table.fields[:, i] for i, name in ((1, "epoch"), (2, "sample"), (3, "occurrence"), (4, "view"))},
             **{name: column[positions] for name, column in source.columns.items()},
-            **part.chain.columns(meta, params),
+            **part.generator.columns(meta, params),
         }
     )
     return _decode(part, samples, params, index, table)
@@ -101,14 +101,14 @@ def draw_part(part: Part, source: Source, rows: Rows, *, seed: int) -> Drawn:
 def _decode(part: Part, samples: Any, params: dict[str, Any], index: Index, table: Keys) -> Drawn:
     """The ragged stage over all rows; where one fails, row by row, so that only the faulty samples are lost."""
     try:
-        return Drawn(part, stack(part.chain.apply_ragged(samples, params)), params, index)
+        return Drawn(part, stack(part.generator.apply_ragged(samples, params)), params, index)
     except DataError:
         pass
     done, kept, failures = [], [], {}
     for row in range(len(table)):
         sample = int(table.fields[row, 2])
         try:
-            one = stack(part.chain.apply_ragged([samples[row]], take_rows(params, slice(row, row + 1))))
+            one = stack(part.generator.apply_ragged([samples[row]], take_rows(params, slice(row, row + 1))))
         except DataError as error:
             failures[sample] = f"{error} (key: {table.describe(row)})"
             continue
@@ -141,7 +141,7 @@ def finish(drawn: Sequence[Drawn], step: int) -> ViewBatch:
     params: dict[str, tuple[Any, ...]] = {}
     for one in drawn:
         modality = one.part.modality
-        views[modality] = (*views.get(modality, ()), one.part.chain.apply_batched(one.samples, one.params))
+        views[modality] = (*views.get(modality, ()), one.part.generator.apply_batched(one.samples, one.params))
         params[modality] = (*params.get(modality, ()), one.params)
         tables.setdefault(modality, []).append(one.index)
     return ViewBatch(views, {name: Index.cat(t) for name, t in tables.items()}, params, step)
@@ -237,7 +237,7 @@ class ViewLoader:
     @property
     def finishes_in_worker(self) -> bool:
         """Whether workers run the batched stage too: on a CPU, unless a generator has a memory."""
-        stateful = any(g.scope == "stateful" for part in self.parts for _, g in part.chain.parts())
+        stateful = any(g.scope == "stateful" for part in self.parts for _, g in part.generator.parts())
         return self.device.type == "cpu" and not stateful
 
     def make(self, step: int) -> list[Drawn] | ViewBatch:
