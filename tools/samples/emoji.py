@@ -35,17 +35,12 @@ Names and keywords are from the Unicode Common Locale Data Repository, npm packa
 
 
 def build(work: Path, folder: Path) -> None:
-    names = {language: annotations(language, work) for language in LANGUAGES}
-    listed = json.loads((vendor_folder("noto", work) / "emoji.json").read_text(encoding="utf-8"))
-    chosen = sorted((entry for entry in listed if complete(entry, names)), key=lambda entry: entry["sort_order"])
-    groups = list(dict.fromkeys(entry["category"] for entry in chosen))
-    splits = split_by_concept(chosen)
-    rows: dict[str, list[dict]] = {"train": [], "test": []}
-    for entry in chosen:
-        rows[splits[concept(entry)]].append(row(entry, names, groups, work))
+    rows = tables(work)
     for split, part in rows.items():
-        writing.write_rows(part, folder / f"{split}.parquet")
+        drawn = [{**row, **drawings(row["id"], work)} for row in part]
+        writing.write_rows(drawn, folder / f"{split}.parquet")
     write_licences(work, folder)
+    groups = {row["label"]: row["group"] for part in rows.values() for row in part}
     sources = [f"npm package {name} {packages.NPM[name]}" for name in packages.NPM]
     writing.write_card(
         folder,
@@ -65,9 +60,22 @@ def build(work: Path, folder: Path) -> None:
             "label": "position of the group in classes",
             "concept": "the emoji without the person's sex; no concept is in both splits",
         },
-        classes=groups,
+        classes=[groups[label] for label in sorted(groups)],
         languages=list(LANGUAGES),
     )
+
+
+def tables(work: Path) -> dict[str, list[dict]]:
+    """By split, a row for each emoji, without its drawings."""
+    names = {language: annotations(language, work) for language in LANGUAGES}
+    listed = json.loads((vendor_folder("noto", work) / "emoji.json").read_text(encoding="utf-8"))
+    chosen = sorted((entry for entry in listed if complete(entry, names)), key=lambda entry: entry["sort_order"])
+    groups = list(dict.fromkeys(entry["category"] for entry in chosen))
+    splits = split_by_concept(chosen)
+    rows: dict[str, list[dict]] = {"train": [], "test": []}
+    for entry in chosen:
+        rows[splits[concept(entry)]].append(row(entry, names, groups))
+    return rows
 
 
 def vendor_folder(vendor: str, work: Path) -> Path:
@@ -108,18 +116,25 @@ def split_by_concept(entries: list[dict]) -> dict[str, str]:
     return {name: side for names in by_group.values() for name, side in writing.split(names, TEST_SHARE).items()}
 
 
-def row(entry: dict, names: dict[str, dict], groups: list[str], work: Path) -> dict:
+def row(entry: dict, names: dict[str, dict], groups: list[str]) -> dict:
     said = {language: known[character(entry)] for language, known in names.items()}
     return {
         "id": entry["unified"].lower(),
         "emoji": "".join(chr(int(code, 16)) for code in entry["unified"].split("-")),
-        **{v: small_png(vendor_folder(v, work) / "img" / VENDORS[v] / "64" / entry["image"]) for v in VENDORS},
         **{f"name_{language}": texts["tts"][0] for language, texts in said.items()},
         **{f"keywords_{language}": texts["default"] for language, texts in said.items()},
         "group": entry["category"],
         "subgroup": entry["subcategory"],
         "label": groups.index(entry["category"]),
         "concept": concept(entry),
+    }
+
+
+def drawings(name: str, work: Path) -> dict[str, bytes]:
+    """By vendor, the drawing of an emoji."""
+    return {
+        vendor: small_png(vendor_folder(vendor, work) / "img" / folder / "64" / f"{name}.png")
+        for vendor, folder in VENDORS.items()
     }
 
 

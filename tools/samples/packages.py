@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,9 @@ DEBIAN = {
     "asterisk-core-sounds-es-wav": "1.6.1-1",
     "asterisk-core-sounds-fr-wav": "1.6.1-1",
 }
+
+# Programs that have to be installed, since they need their own data and libraries: `apt-get install NAME`.
+PROGRAMS = {"espeak-ng": "1.51"}
 
 NPM = {
     "emoji-datasource-google": "16.0.0",
@@ -44,6 +48,15 @@ def npm(name: str, work: Path) -> Path:
 def copyright_of(name: str, work: Path) -> str:
     """The text of a Debian package's copyright file."""
     return (debian(name, work) / "usr/share/doc" / name / "copyright").read_text(encoding="utf-8")
+
+
+def program(name: str) -> str:
+    """A program's path, at the pinned version; another one would give other bytes."""
+    found = shutil.which(name)
+    said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout if found else "nothing"
+    if f" {PROGRAMS[name]} " not in said:
+        raise SystemExit(f"{name} {PROGRAMS[name]} is needed (apt-get install {name}); found: {said.strip()}")
+    return str(found)
 
 
 def _call(command: list[str], folder: Path) -> None:
