@@ -13,8 +13,7 @@ the same file keeps its id, and so its draws, wherever the folder lies and whate
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -22,9 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcon.data import samples
-from mmcon.errors import DataError, InputError, UnknownNameError, nearest
+from mmcon.errors import DataError, InputError
 from mmcon.random import keys, stable_ids
-from mmcon.registry import create, entries, register_source
+from mmcon.registry import register_source
 
 # What a held-out split may be called, in the order of preference.
 HELD_OUT = ("test", "val", "validation", "valid")
@@ -106,7 +105,7 @@ class Source(ABC):
             raise DataError(
                 self.name,
                 expected="an id of its own for every row",
-                got=f"{len(self.ids) - len(values)} rows whose id another row has (the first: {int(values[counts > 1][0])})",
+                got=f"{len(self.ids) - len(values)} rows with the id of another (first: {int(values[counts > 1][0])})",
                 fix="name a column of unique ids, or leave the id to the file's path",
             )
         if self.labels is not None and _highest(self.labels) >= len(self.classes):
@@ -266,7 +265,7 @@ def _whole_labels(name: str, labels: Tensor) -> Tensor:
             name,
             expected="labels as whole numbers from 0, one a row",
             got=got,
-            fix="map them to 0, 1, …; a quantity (an age, a rating) goes into `columns`, for an affinity that grades it",
+            fix="map them to 0, 1, …; a quantity (an age, a rating) goes into `columns`, where an affinity grades it",
         )
     return labels.to(torch.int64)
 

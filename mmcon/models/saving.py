@@ -1,0 +1,108 @@
+"""Models as folders: `model.safetensors` for the weights, `config.json` for what makes the module again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
+from torch import Tensor, nn
+
+from mmcon.errors import CheckpointError
+
+WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
+
+
+def describe_encoders(encoders: nn.ModuleDict) -> dict[str, Any]:
+    """By tower: what the encoder was made from, None for a hand-made one, or the tower that it shares it with."""
+    seen: dict[int, str] = {}
+    described: dict[str, Any] = {}
+    for tower, encoder in encoders.items():
+        described[tower] = seen.get(id(encoder), getattr(encoder, "made_from", None))
+        seen.setdefault(id(encoder), tower)
+    return described
+
+
+def write(model: nn.Module, config: Mapping[str, Any], folder: str | Path) -> Path:
+    """Write weights and configuration, each whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(folder / (WEIGHTS + ".part")))
+    os.replace(folder / (WEIGHTS + ".part"), folder / WEIGHTS)
+    text = json.dumps({"format": FORMAT, **config}, indent=2, ensure_ascii=False) + "\n"
+    (folder / (CONFIG + ".part")).write_text(text, encoding="utf-8")
+    os.replace(folder / (CONFIG + ".part"), folder / CONFIG)
+    return folder
+
+
+def locate(name: str | Path, revision: str | None) -> Path:
+    """The folder of a model: a local one, or a copy of a hub's."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[WEIGHTS, CONFIG]))
+    except Exception as error:  # the hub's client raises many kinds: no such name, no network, no access
+        first = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"from_pretrained({str(name)!r})",
+            expected="a folder that save_pretrained wrote, or a hub name that can be reached",
+            got=f"neither ({first.rstrip('.')})",
+            fix="check the path; without a network, give a local folder",
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration beside the weights."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"from_pretrained({str(folder)!r})", expected=f"{CONFIG} and {WEIGHTS}", got=str(error)
+        ) from error
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"from_pretrained({str(folder)!r})", expected=f"format {FORMAT}", got=str(config.get("format"))
+        )
+    return config
+
+
+def load(model: nn.Module, folder: Path) -> None:
+    """Fill a model from a folder; every name and shape must fit.
+
+    Raises:
+        CheckpointError: they do not; the message lists what differs.
+    """
+    try:
+        saved = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"load {str(folder)!r}", expected=f"a whole {WEIGHTS}", got=str(error)) from error
+    differences = compare(model, saved)
+    if differences:
+        shown = "".join(f"\n    {line}" for line in differences[:8])
+        more = f"\n    and {len(differences) - 8} more" if len(differences) > 8 else ""
+        raise CheckpointError(
+            f"load {str(folder)!r}",
+            expected="the names and shapes of the model",
+            got=f"{len(differences)} that differ:{shown}{more}",
+            fix="build the model with the encoder, the channels and the widths that the weights were trained with",
+        )
+    model.load_state_dict(saved, strict=False)  # names that share storage are saved once
+
+
+def compare(model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
+    """What differs between a model and saved weights, a line each."""
+    own = model.state_dict()
+    places = {tensor.data_ptr() for name, tensor in own.items() if name in saved and tensor.numel()}
+    missing = [name for name, t in own.items() if name not in saved and not (t.numel() and t.data_ptr() in places)]
+    differing = [name for name in own if name in saved and own[name].shape != saved[name].shape]
+    return [
+        *(f"{name}: model {tuple(own[name].shape)}, saved {tuple(saved[name].shape)}" for name in differing),
+        *(f"{name}: model {tuple(own[name].shape)}, not saved" for name in missing),
+        *(f"{name}: not in the model, saved {tuple(saved[name].shape)}" for name in saved if name not in own),
+    ]
