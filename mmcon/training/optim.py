@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -15,57 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmcon.errors import ConfigError, InputError, nearest
 
-OptimizerName = Literal["adamw", "sgd", "lars", "rmsprop"]
-ScheduleName = Literal["cosine", "step", "polynomial", "exponential", "constant"]
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """An optimizer and what differs by group of parameters.
-
-    Attributes:
-        name: "adamw", "sgd" (Nesterov), "lars" (timm's), or "rmsprop" (TensorFlow's form, from timm).
-        learning_rate: the peak; see `scaled_learning_rate` for rates that are published for a batch of 256.
-        weight_decay: for every parameter that is decayed.
-        momentum: of sgd, lars and rmsprop.
-        decay_norm_and_bias: whether batch norms, layer norms and biases are decayed. timm's LARS adapts the rate of
-            parameters whose weight decay is not 0 and no others, so for LARS this also says whether they are adapted.
-        betas: of adamw.
-        groups: by prefix of parameter names, what is different there, such as
-            {"encoders.image": {"learning_rate": 1e-4, "weight_decay": 0.0}}; the longest prefix that fits counts.
-        options: for the optimizer itself, as they are.
-    """
-
-    name: OptimizerName = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    decay_norm_and_bias: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How the learning rate moves over a run, in shares of its peak.
-
-    Attributes:
-        name: "cosine" to `final_share`; "step" by `step_factor` at each milestone; "polynomial" of degree `power` to
-            `final_share`; "exponential", times `step_factor` each epoch; "constant".
-        warmup_epochs: linear from nearly 0 to the peak; may be a fraction.
-        final_share: where cosine and polynomial end.
-        milestones: of "step", as shares of the run, such as (0.7, 0.8, 0.9).
-        step_factor: of "step" and "exponential".
-        power: of "polynomial".
-    """
-
-    name: ScheduleName = "cosine"
-    warmup_epochs: float = 0.0
-    final_share: float = 0.0
-    milestones: tuple[float, ...] = (0.7, 0.8, 0.9)
-    step_factor: float = 0.1
-    power: float = 2.0
+OPTIMIZERS = ("adamw", "sgd", "lars", "rmsprop")
+SCHEDULES = ("cosine", "step", "polynomial", "exponential", "constant")
 
 
 def scaled_learning_rate(base: float, batch_size: int) -> float:
@@ -73,141 +23,167 @@ def scaled_learning_rate(base: float, batch_size: int) -> float:
     return base * batch_size / 256
 
 
-def create_optimizer(modules: nn.Module | Iterable[nn.Module], config: OptimizerConfig) -> Optimizer:
-    """Make an optimizer over all parameters of one module or several that take gradients.
+def create_optimizer(
+    modules: nn.Module | Iterable[nn.Module],
+    name: str = "adamw",
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    decay_norm_and_bias: bool = False,
+    groups: Mapping[str, Mapping[str, float]] | None = None,
+    **options: Any,
+) -> Optimizer:
+    """Make an optimizer over the parameters, of one module or several, that take gradients.
 
-    >>> optimizer = create_optimizer(nn.Linear(2, 2), OptimizerConfig("sgd", learning_rate=0.1))
+    >>> optimizer = create_optimizer(nn.Linear(2, 2), "sgd", learning_rate=0.1, weight_decay=1e-4)
     >>> [group["weight_decay"] for group in optimizer.param_groups]
     [0.0001, 0.0]
-    """
-    if config.learning_rate <= 0 or config.weight_decay < 0:
-        got = f"learning_rate={config.learning_rate}, weight_decay={config.weight_decay}"
-        raise ConfigError("OptimizerConfig", expected="learning_rate > 0 and weight_decay >= 0", got=got)
-    several = [modules] if isinstance(modules, nn.Module) else list(modules)
-    groups = parameter_groups(several, config)
-    makers = {"adamw": _adamw, "sgd": _sgd, "lars": _lars, "rmsprop": _rmsprop}
-    if config.name not in makers:
-        fix = nearest(config.name, list(makers))
-        raise ConfigError("OptimizerConfig", expected=f"a name among {sorted(makers)}", got=repr(config.name), fix=fix)
-    return makers[config.name](groups, config)
 
-
-def parameter_groups(modules: Iterable[nn.Module], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Parameters that take gradients, by learning rate and weight decay; a group also keeps their names.
+    Args:
+        modules: such as the model and the objective (which may learn a temperature).
+        name: "adamw"; "sgd" (momentum .9, Nesterov); "lars" (timm's, momentum .9); "rmsprop" (TensorFlow's form, from
+            timm, momentum .9).
+        learning_rate: the peak; see `scaled_learning_rate`.
+        weight_decay: for every parameter that is decayed.
+        decay_norm_and_bias: whether norms and biases are decayed. timm's LARS adapts the rate of parameters whose
+            weight decay is not 0 and no others, so for LARS this also says whether they are adapted; and with a
+            weight decay of 0 it adapts none, unless `always_adapt=True` is passed on.
+        groups: by prefix of parameter names, what is different there, such as
+            {"encoders.image": {"learning_rate": 1e-4, "weight_decay": 0.0}}; the longest prefix that fits counts.
+        options: for the optimizer itself, as they are.
 
     Raises:
-        ConfigError: nothing takes gradients, or a prefix fits no parameter.
+        ConfigError: the name is unknown, a number is out of range, nothing takes gradients, or a prefix fits nothing.
     """
-    grouped: dict[tuple[float, float], dict[str, Any]] = {}
+    if name not in OPTIMIZERS:
+        fix = nearest(name, list(OPTIMIZERS))
+        raise ConfigError("create_optimizer", expected=f"a name among {OPTIMIZERS}", got=repr(name), fix=fix)
+    if learning_rate <= 0 or weight_decay < 0:
+        got = f"learning_rate={learning_rate}, weight_decay={weight_decay}"
+        raise ConfigError("create_optimizer", expected="learning_rate > 0 and weight_decay >= 0", got=got)
+    several = [modules] if isinstance(modules, nn.Module) else list(modules)
+    tables = parameter_groups(
+        several,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        decay_norm_and_bias=decay_norm_and_bias,
+        groups=groups or {},
+    )
+    if name == "adamw":
+        return AdamW(tables, lr=learning_rate, **options)
+    options = {"momentum": 0.9, **options}
+    if name == "sgd":
+        return SGD(tables, lr=learning_rate, **{"nesterov": options["momentum"] > 0, **options})
+    from timm.optim.lars import Lars
+    from timm.optim.rmsprop_tf import RMSpropTF
+
+    return (Lars if name == "lars" else RMSpropTF)(tables, lr=learning_rate, **options)
+
+
+def parameter_groups(
+    modules: Iterable[nn.Module],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    decay_norm_and_bias: bool = False,
+    groups: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameters that take gradients, by learning rate and weight decay; each group keeps their names too."""
+    groups = groups or {}
+    tables: dict[tuple[float, float], dict[str, Any]] = {}
     used: set[str] = set()
     seen: set[int] = set()
-    for name, parameter, plain in _named_parameters(modules):
-        prefix = max((p for p in config.groups if name.startswith(p)), key=len, default=None)
-        used |= {p for p in config.groups if name.startswith(p)}
+    for name, parameter in ((n, p) for module in modules for n, p in module.named_parameters()):
+        prefixes = [p for p in groups if name.startswith(p)]
+        used.update(prefixes)
         if not parameter.requires_grad or id(parameter) in seen:
             continue
         seen.add(id(parameter))
-        own = config.groups[prefix] if prefix is not None else {}
-        rate = own.get("learning_rate", config.learning_rate)
-        decay = own.get("weight_decay", config.weight_decay) if plain or config.decay_norm_and_bias else 0.0
-        group = grouped.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
-        group["params"].append(parameter)
-        group["names"].append(name)
-    unused = sorted(set(config.groups) - used)
-    if unused or not grouped:
+        own = groups[max(prefixes, key=len)] if prefixes else {}
+        rate = own.get("learning_rate", learning_rate)
+        # Norms and biases are known by being vectors, whatever a library calls them; a temperature is a number.
+        decayed = decay_norm_and_bias or parameter.dim() > 1
+        decay = own.get("weight_decay", weight_decay) if decayed else 0.0
+        table = tables.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
+        table["params"].append(parameter)
+        table["names"].append(name)
+    unused = sorted(set(groups) - used)
+    if unused or not tables:
         raise ConfigError(
             "parameter_groups",
             expected="parameters that take gradients, and prefixes that fit some",
-            got=f"prefixes that fit none: {unused}" if unused else "none",
+            got=f"prefixes that fit none: {unused}" if unused else "no parameter that takes gradients",
             fix="see [name for name, _ in model.named_parameters()]",
         )
-    return list(grouped.values())
-
-
-def _named_parameters(modules: Iterable[nn.Module]) -> Iterable[tuple[str, nn.Parameter, bool]]:
-    """Name, parameter, and whether it is a plain weight (neither a bias nor a norm's)."""
-    for module in modules:
-        for path, part in module.named_modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                # Norms are known by their vectors, whatever the library calls them.
-                yield f"{path}.{name}" if path else name, parameter, parameter.dim() > 1
-
-
-def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
-    return AdamW(groups, betas=config.betas, **config.options)
-
-
-def _sgd(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
-    options = {"momentum": config.momentum, "nesterov": config.momentum > 0, **config.options}
-    return SGD(groups, **{"lr": config.learning_rate, **options})
-
-
-def _lars(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
-    from timm.optim import Lars
-
-    return Lars(groups, lr=config.learning_rate, momentum=config.momentum, **config.options)
-
-
-def _rmsprop(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
-    from timm.optim import RMSpropTF
-
-    return RMSpropTF(groups, lr=config.learning_rate, momentum=config.momentum, **config.options)
+    return list(tables.values())
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------
 
 
-def create_schedule(optimizer: Optimizer, config: ScheduleConfig, *, epochs: int, steps_per_epoch: int) -> LambdaLR:
-    """Make a schedule that advances with every optimizer step; all groups move in proportion."""
-    total, warmup = epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
-    if not 0 <= warmup <= total or total < 1:
-        raise ConfigError(
-            "ScheduleConfig",
-            expected=f"0 <= warmup_epochs <= {epochs}, and at least one step",
-            got=f"warmup_epochs={config.warmup_epochs}, {total} steps",
-        )
-    if config.name not in _SHAPES:
-        fix = nearest(config.name, list(_SHAPES))
-        raise ConfigError("ScheduleConfig", expected=f"a name among {sorted(_SHAPES)}", got=repr(config.name), fix=fix)
-    return LambdaLR(optimizer, partial(share_of_peak, config=config, total=total, steps_per_epoch=steps_per_epoch))
+def create_schedule(
+    optimizer: Optimizer,
+    name: str = "cosine",
+    *,
+    steps: int,
+    warmup_steps: int = 0,
+    **options: Any,
+) -> LambdaLR:
+    """Make a schedule that advances with every optimizer step; all groups move in proportion.
+
+    Args:
+        optimizer: whose learning rates are the peaks.
+        name: "cosine" to `final_share` (0); "polynomial" of degree `power` (2) to `final_share`; "step", by `factor`
+            (.1) at each of the `milestones` (.7, .8, .9 of the run); "exponential", by `factor` (.97) every
+            `decay_steps`; "constant".
+        steps: of the whole run, warm-up included.
+        warmup_steps: of a linear rise, whose first step is not 0.
+        options: of the shape, as named above.
+    """
+    shapes = {
+        "cosine": _cosine,
+        "polynomial": _polynomial,
+        "step": _milestones,
+        "exponential": _exponential,
+        "constant": _constant,
+    }
+    if name not in shapes:
+        fix = nearest(name, list(SCHEDULES))
+        raise ConfigError("create_schedule", expected=f"a name among {SCHEDULES}", got=repr(name), fix=fix)
+    if not 0 <= warmup_steps <= steps or steps < 1:
+        got = f"steps={steps}, warmup_steps={warmup_steps}"
+        raise ConfigError("create_schedule", expected="0 <= warmup_steps <= steps, steps >= 1", got=got)
+    try:
+        shape = shapes[name](steps - warmup_steps, **options)
+    except TypeError as error:
+        raise ConfigError(f"schedule {name!r}", expected="its own options", got=str(error)) from error
+
+    return LambdaLR(optimizer, partial(_share, shape=shape, warmup=warmup_steps))
 
 
-def share_of_peak(step: int, config: ScheduleConfig, total: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step, counted from 0, as a share of its peak."""
-    warmup = config.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return _SHAPES[config.name](config, done, (step - warmup) // steps_per_epoch)
+def _share(step: int, shape: Any, warmup: int) -> float:
+    """The learning rate of a step, counted from 0, as a share of the peak."""
+    return (step + 1) / (warmup + 1) if step < warmup else shape(step - warmup)
 
 
-def _cosine(config: ScheduleConfig, done: float, epoch: float) -> float:
-    return config.final_share + (1 - config.final_share) * 0.5 * (1 + math.cos(math.pi * done))
+def _cosine(steps: int, final_share: float = 0.0) -> Any:
+    return lambda step: final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
 
 
-def _polynomial(config: ScheduleConfig, done: float, epoch: float) -> float:
-    return config.final_share + (1 - config.final_share) * (1 - done) ** config.power
+def _polynomial(steps: int, final_share: float = 0.0, power: float = 2.0) -> Any:
+    return lambda step: final_share + (1 - final_share) * (1 - min(step / max(steps, 1), 1.0)) ** power
 
 
-def _steps(config: ScheduleConfig, done: float, epoch: float) -> float:
-    return config.step_factor ** sum(done >= milestone for milestone in config.milestones)
+def _milestones(steps: int, milestones: tuple[float, ...] = (0.7, 0.8, 0.9), factor: float = 0.1) -> Any:
+    return lambda step: factor ** sum(step >= milestone * steps for milestone in milestones)
 
 
-def _exponential(config: ScheduleConfig, done: float, epoch: float) -> float:
-    return config.step_factor**epoch
+def _exponential(steps: int, *, decay_steps: float, factor: float = 0.97) -> Any:
+    return lambda step: factor ** (step // decay_steps)
 
 
-def _constant(config: ScheduleConfig, done: float, epoch: float) -> float:
-    return 1.0
-
-
-_SHAPES = {
-    "cosine": _cosine,
-    "polynomial": _polynomial,
-    "step": _steps,
-    "exponential": _exponential,
-    "constant": _constant,
-}
+def _constant(steps: int) -> Any:
+    return lambda step: 1.0
 
 
 # --- averages of weights ---------------------------------------------------------------------------------------------
@@ -216,7 +192,7 @@ _SHAPES = {
 def weight_average(model: nn.Module, *, decay: float) -> AveragedModel:
     """A copy of a model whose weights are an exponential moving average: call `update_parameters(model)` each step.
 
-    Its running statistics are averaged too. It is a module with a state of its own, to be checkpointed beside the model.
+    Its running statistics are averaged too. It is a module with a state of its own, to be checkpointed with the model.
     """
     if not 0 < decay < 1:
         raise InputError("weight_average", expected="0 < decay < 1", got=str(decay), fix="0.999, say")
