@@ -83,12 +83,14 @@ class Keys:
         path: names from the root of the chain to here.
         dropped: fields that are left out of the mixing, in the order of `FIELDS`.
         step: the global step, or None.
+        of_batch: whether the keys are those of a whole global batch (see `for_batch`).
     """
 
     fields: Tensor
     path: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     step: int | None = None
+    of_batch: bool = False
     _state: Tensor | None = None
 
     @property
@@ -118,6 +120,7 @@ class Keys:
         at = f", step={self.step}" if self.step is not None else ""
         path = "".join(f".child({name!r})" for name in self.path)
         drop = f".drop({', '.join(map(repr, self.dropped))})" if self.dropped else ""
+        drop = ".for_batch()" if self.of_batch else drop
         return f"keys({values}{at}){drop}{path}"
 
     def child(self, name: str) -> Keys:
@@ -148,7 +151,7 @@ class Keys:
                 got="step=None",
                 fix="mmcon.keys(..., step=global_step); loaders set it",
             )
-        dropped = replace(self, path=(), dropped=tuple(f for f in FIELDS if f != "seed"), _state=None)
+        dropped = replace(self, path=(), dropped=tuple(f for f in FIELDS if f != "seed"), of_batch=True, _state=None)
         path = self.path
         at_step = replace(dropped, _state=_absorb(dropped.state, self.step))
         for name in path:
@@ -161,6 +164,15 @@ class Keys:
         count = math.prod(shape)
         counter = torch.arange(1, count + 1, dtype=torch.int64) * _GOLDEN
         return _mix64(start[:, None] + counter).view(len(self), *shape)
+
+    def ragged_bits(self, name: str, counts: Tensor) -> Tensor:
+        """Draw `counts[i]` words for row i, all rows one after another: the first words that `bits` would draw."""
+        start = _absorb(self.state, name_hash(name))
+        ends = torch.cumsum(counts, 0)
+        counter = torch.arange(1, int(ends[-1]) + 1 if len(ends) else 1) - torch.repeat_interleave(
+            ends - counts, counts
+        )
+        return _mix64(counter.mul_(_GOLDEN).add_(torch.repeat_interleave(start, counts)))
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0, *, shape: Sequence[int] = ()) -> Tensor:
         """Draw uniforms in [low, high), `n *shape` float64, of 53 random bits."""
@@ -193,7 +205,7 @@ class Keys:
         """Draw booleans that are true with probability p, `n *shape` bool."""
         return self.uniform(name, shape=shape) < p
 
-    def choice(self, name: str, weights: Sequence[float] | int, *, shape: Sequence[int] = ()) -> Tensor:
+    def choice(self, name: str, weights: Sequence[float | int] | int, *, shape: Sequence[int] = ()) -> Tensor:
         """Draw positions 0..k-1, `n *shape` int64, evenly (an int k) or in proportion to weights."""
         if isinstance(weights, int):
             return self.integers(name, 0, weights, shape=shape)
