@@ -178,7 +178,7 @@ def _milestones(steps: int, milestones: tuple[float, ...] = (0.7, 0.8, 0.9), fac
     return lambda step: factor ** sum(step >= milestone * steps for milestone in milestones)
 
 
-def _exponential(steps: int, *, decay_steps: float, factor: float = 0.97) -> Any:
+def _exponential(steps: int, *, decay_steps: int, factor: float = 0.97) -> Any:
     return lambda step: factor ** (step // decay_steps)
 
 
