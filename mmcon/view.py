@@ -127,7 +127,7 @@ def meta_of(batch: Any, modality: str) -> Meta:
     return {name: torch.tensor([f[name] for f in facts]) for name in shared}
 
 
-def _facts(sample: Any, modality: str) -> Mapping[str, float]:
+def _facts(sample: Any, modality: str) -> Mapping[str, int | float]:
     if isinstance(sample, Tensor):
         return {name: sample.shape[a] for name, a in SHAPE_FACTS.get(modality, {}).items() if sample.dim() >= -a}
     return getattr(sample, "facts", {})

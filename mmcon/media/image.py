@@ -1,0 +1,167 @@
+"""Handles on images: the header says how large a photo is; pixels are decoded when it is known which are needed.
+
+    photo = ImageHandle("photo.jpg")
+    photo.facts                                        # {"channels": 3, "height": 1536, "width": 2048}
+    photo.decode(region=(0, 512, 1024, 1024), size=(224, 224))
+
+What a file may be, and what becomes of it:
+
+- *orientation*: the EXIF tag is obeyed, in the facts as well;
+- *grey, palette, CMYK, YCbCr, …*: converted to RGB (or to grey where `channels=1`);
+- *alpha*: laid over `background`, white unless told otherwise, so that colours hidden under full transparency stay so;
+- *16 bits*: the upper 8 are kept;
+- *animations*: the first frame;
+- *truncated or corrupt files*: DataError with the sample's name. Nothing is repaired silently.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mmcon.errors import DataError, InputError
+
+Region = tuple[int, int, int, int]
+ORIENTATION = 0x0112  # the EXIF tag; values from 5 on swap height and width
+
+
+@final
+class ImageHandle:
+    """An image that is opened but not decoded.
+
+    Args:
+        source: a path, the bytes of a file, an array `h w` or `h w c` (uint8, or 16 bits), or a uint8 tensor `c h w`.
+        id: what the sample is called in messages; a path is its own name.
+        channels: how many channels `decode` gives: 3 (RGB) or 1 (grey).
+        background: the colour, 0 to 255, that transparent images are laid over.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | bytes | np.ndarray | Tensor,
+        *,
+        id: str = "",
+        channels: int = 3,
+        background: tuple[int, int, int] = (255, 255, 255),
+    ) -> None:
+        if channels not in (1, 3):
+            raise InputError("ImageHandle", expected="channels as 1 (grey) or 3 (RGB)", got=str(channels))
+        self.source, self.channels, self.background = source, channels, background
+        self.id = id or (str(source) if isinstance(source, str | Path) else f"an image from {type(source).__name__}")
+
+    def __repr__(self) -> str:
+        return f"ImageHandle({self.id!r})"
+
+    @cached_property
+    def facts(self) -> dict[str, int]:
+        """Channels, height and width of what `decode` gives; reads the header alone."""
+        with self._open() as image:
+            width, height = image.size
+            if image.getexif().get(ORIENTATION, 1) >= 5:
+                width, height = height, width
+        return {"channels": self.channels, "height": height, "width": width}
+
+    def decode(self, region: Region | None = None, size: tuple[int, int] | None = None) -> UInt8[Tensor, "c h w"]:
+        """Decode the pixels.
+
+        Args:
+            region: top, left, height and width of the part that is wanted, in pixels of the full image.
+            size: the height and width that the part will be brought to. A JPEG is then decoded at a half, a quarter or
+                an eighth of its scale, as long as the part stays at least this large; its edges are rounded to the
+                coarser pixels.
+
+        Returns:
+            `c h w` uint8, in the layout that decoders give (channels last in memory).
+
+        Raises:
+            DataError: the file cannot be decoded; the message names the sample.
+        """
+        facts = self.facts
+        top, left, height, width = region or (0, 0, facts["height"], facts["width"])
+        inside = top >= 0 and left >= 0 and top + height <= facts["height"] and left + width <= facts["width"]
+        if not inside or height < 1 or width < 1:
+            raise InputError(
+                f"{self!r}.decode",
+                expected=f"a region inside {facts['height']} × {facts['width']} pixels",
+                got=f"top {top}, left {left}, height {height}, width {width}",
+            )
+        pixels = self._pixels(min(height // size[0], width // size[1]) if size and min(size) > 0 else 1)
+        down, across = pixels.shape[0] / facts["height"], pixels.shape[1] / facts["width"]
+        rows = slice(round(top * down), max(round((top + height) * down), round(top * down) + 1))
+        columns = slice(round(left * across), max(round((left + width) * across), round(left * across) + 1))
+        return torch.from_numpy(pixels[rows, columns]).permute(2, 0, 1)
+
+    def _pixels(self, shrink: int) -> np.ndarray:
+        """All pixels, `h w c` uint8, of a JPEG at 1/shrink of its scale or larger."""
+        with self._open() as image:
+            width, height = image.size
+            try:
+                if shrink >= 2 and image.format == "JPEG":
+                    image.draft(image.mode, (-(-width // shrink), -(-height // shrink)))
+                upright = ImageOps.exif_transpose(image)
+                flat = np.array(_flatten(upright, self.channels, self.background))
+            except (OSError, ValueError, SyntaxError, EOFError) as error:
+                raise self._unreadable(error) from error
+        return flat if flat.ndim == 3 else flat[:, :, None]
+
+    def _open(self) -> Image.Image:
+        try:
+            with warnings.catch_warnings():
+                # A photo beyond 90 megapixels is large, not an attack: Pillow still refuses twice that.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                if isinstance(self.source, bytes):
+                    return Image.open(io.BytesIO(self.source))
+                if isinstance(self.source, str | Path):
+                    return Image.open(self.source)
+                return Image.fromarray(self._array(self.source))
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise self._unreadable(error) from error
+
+    def _array(self, source: np.ndarray | Tensor) -> np.ndarray:
+        array = source.permute(1, 2, 0).cpu().numpy() if isinstance(source, Tensor) and source.dim() == 3 else source
+        array = np.asarray(array)
+        channels = array.shape[2] if array.ndim == 3 else 1
+        if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape or array.dtype.kind not in "u":
+            raise DataError(
+                repr(self),
+                expected="an array `h w` or `h w c`, or a tensor `c h w`, of 1, 3 or 4 channels of unsigned bytes",
+                got=f"{array.dtype} of shape {array.shape}",
+                fix="turn floats in [0, 1] to bytes with (x * 255).round().astype(np.uint8)",
+            )
+        if array.dtype != np.uint8:
+            array = (array >> 8 * (array.dtype.itemsize - 1)).astype(np.uint8)
+        return np.ascontiguousarray(array[:, :, 0] if channels == 1 and array.ndim == 3 else array)
+
+    def _unreadable(self, error: Exception) -> DataError:
+        return DataError(
+            repr(self),
+            expected="a readable image",
+            got=f"{type(error).__name__}: {error}",
+            fix="open it in an image viewer; leave it out, or save it again",
+        )
+
+
+def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
+    """Bring any mode of Pillow's to 8-bit RGB or grey, transparent parts over the background."""
+    if image.mode.startswith("I"):
+        # Modes I;16… and I hold 16 bits; Pillow's own conversion would clip them at 255.
+        wide = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, (*background, 255)), over)
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def open_images(sources: Any, **options: Any) -> list[ImageHandle]:
+    """Handles on several images; options as for ImageHandle."""
+    return [source if isinstance(source, ImageHandle) else ImageHandle(source, **options) for source in sources]

@@ -1,0 +1,117 @@
+"""What a batch of images is, and what every operation on pixels needs.
+
+A batch is `b c h w`, uint8 or float in [0, 1]; what comes out of an operation is float32 in [0, 1]. One sample alone
+gives the same bits as in any batch. Three habits keep it so: operations are elementwise, or gather with their taps in a
+fixed order; a sum over a picture goes by rows, then by columns, never over the flattened batch; and which of two
+algorithms runs depends on a picture's size and device, never on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmcon.errors import DataError, InputError
+
+# Pictures are taken together in chunks of about this many numbers, so that an operation's several passes stay in a
+# core's cache; tried from 2^14 to 2^20 on two machines.
+CHUNK = 1 << 17
+
+
+def to_float(batch: Tensor, where: str) -> Float[Tensor, "b c h w"]:
+    """Check a stacked batch and give it as float32 in [0, 1]; the same tensor where it is that already."""
+    check_stacked(batch, where)
+    if batch.dtype == torch.uint8:
+        return batch.to(torch.float32).div_(255)
+    return batch.to(torch.float32)
+
+
+def check_stacked(batch: Any, where: str) -> None:
+    """Refuse what is not a batch of pictures: wrong axes, channels, types, and (on a CPU) numbers outside [0, 1]."""
+    if not isinstance(batch, Tensor) or batch.dim() != 4:
+        got = f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+        raise InputError(
+            where,
+            expected="stacked images `b c h w`",
+            got=got,
+            fix="begin the chain with a generator that brings images to one size, such as image/random-resized-crop",
+        )
+    check_picture(batch, where)
+
+
+def check_picture(picture: Tensor, where: str, sample: str = "") -> None:
+    """Refuse a tensor whose last axes are not `c h w` of one or three channels, or whose numbers are no pixels."""
+    where = f"{where}, sample {sample}" if sample else where
+    if picture.dim() < 3 or picture.shape[-3] not in (1, 3):
+        raise InputError(
+            where,
+            expected="`c h w` with 1 (grey) or 3 (RGB) channels",
+            got=f"shape {tuple(picture.shape)}",
+            fix="move channels to the front with x.permute(2, 0, 1); open files with mmcon.media.ImageHandle",
+        )
+    if 0 in picture.shape[-3:]:
+        raise InputError(where, expected="at least one pixel", got=f"shape {tuple(picture.shape)}")
+    if picture.dtype != torch.uint8 and not picture.is_floating_point():
+        raise InputError(
+            where,
+            expected="uint8 (0 to 255) or float (0 to 1)",
+            got=str(picture.dtype),
+            fix="16-bit images: (x / 65535).float(); other integers in 0..255: x.to(torch.uint8)",
+        )
+    # On an accelerator the check would make the host wait for the device at every operation.
+    if picture.is_floating_point() and picture.device.type == "cpu" and picture.numel():
+        low, high = torch.aminmax(picture.detach())
+        if not (float(low) >= 0.0 and float(high) <= 1.0):
+            raise DataError(
+                where,
+                expected="finite numbers in [0, 1]",
+                got=f"a minimum of {float(low):g} and a maximum of {float(high):g}",
+                fix="divide by 255 where pixels are bytes; normalise in the encoder, after the views",
+            )
+
+
+def columns_on(batch: Tensor, *columns: Tensor) -> list[Tensor]:
+    """Parameters `b` as float32 columns `b 1 1 1` where the batch is."""
+    return [c.to(batch.device, torch.float32, non_blocking=True).view(-1, 1, 1, 1) for c in columns]
+
+
+def chunks(batch: Tensor, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """Positions of a few pictures at a time, about CHUNK numbers on a CPU, all at once elsewhere."""
+    positions = torch.arange(len(batch)) if rows is None else rows
+    if not len(positions):
+        return
+    few = max(1, CHUNK // max(1, batch[0].numel())) if batch.device.type == "cpu" else len(positions)
+    yield from positions.split(few)
+
+
+def on_rows(
+    batch: Float[Tensor, "b c h w"], rows: Tensor, function: Any, *parameters: Tensor
+) -> Float[Tensor, "b c h w"]:
+    """The batch with a function applied to some of its pictures.
+
+    Args:
+        batch: is not changed.
+        rows: `b` bool on the CPU, which pictures.
+        function: `f(pictures, *parameters) -> pictures`; it may work in place.
+        parameters: `b …` each, of which it gets the rows.
+    """
+    positions = rows.nonzero().view(-1)
+    out = batch.clone(memory_format=torch.contiguous_format)
+    for some in chunks(batch, positions):
+        there = some.to(batch.device, non_blocking=True)
+        out.index_copy_(0, there, function(batch.index_select(0, there), *(p[some] for p in parameters)))
+    return out
+
+
+def mean_of_picture(batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
+    """The mean of each channel, summed along rows, then along columns."""
+    return batch.sum(-1).sum(-1) / (batch.shape[-1] * batch.shape[-2])
+
+
+def names_of(samples: Any) -> list[str]:
+    """What to call each sample in a message: its handle's id, or its position."""
+    return [str(getattr(sample, "id", position)) for position, sample in enumerate(samples)]
