@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -21,9 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcon.data import samples
-from mmcon.errors import DataError, InputError
+from mmcon.errors import DataError, InputError, UnknownNameError, nearest
 from mmcon.random import keys, stable_ids
-from mmcon.registry import register_source
+from mmcon.registry import create, entries, register_source
 
 # What a held-out split may be called, in the order of preference.
 HELD_OUT = ("test", "val", "validation", "valid")
@@ -291,4 +292,43 @@ def fashion(split: Literal["train", "test"] = "train") -> TensorSource:
         labels=torch.tensor(table["label"].to_pylist()),
         classes=samples.card("fashion")["classes"],
         name=f"samples/fashion ({split})",
+    )
+
+
+def create_source(data: str | Path | None = None, *, split: str = "train", **options: Any) -> Source:
+    """Open a source by what a user calls it.
+
+    >>> create_source("samples/fashion", split="test").classes[0]
+    'T-shirt/top'
+
+    Args:
+        data: a registered name; a folder of images, of tar shards or of parquet files; a manifest (.csv, .jsonl,
+            .parquet); tar shards (a path with * or {000..009}); or the name of a data set on a hub. None is the
+            bundled images.
+        split: "train", "test" or another that the data have.
+        options: of the source.
+
+    Raises:
+        UnknownNameError, DataError: there is no such thing, or it cannot be used; the message says what was tried.
+    """
+    from mmcon.data import folders as _registers_itself  # noqa: F401  (it builds on this module)
+
+    name = "samples/fashion" if data is None else str(data)
+    if name in [entry.name for entry in entries("source")]:
+        return create("source", name, split=split, **options)
+    return create("source", _kind_of(name), path=name, split=split, **options)
+
+
+def _kind_of(name: str) -> str:
+    """The registered source that opens what lies at a path."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return "folder/images"
+    if path.exists() or path.is_absolute() or name.startswith((".", "~")):
+        raise DataError("create_source", expected="a folder", got=repr(name), fix="check the path")
+    raise UnknownNameError(
+        f"create_source({name!r})",
+        expected="a registered source, or a path that exists",
+        got=repr(name),
+        fix=nearest(name, [entry.name for entry in entries("source")]),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmcon.errors import CheckpointError
@@ -31,12 +31,24 @@ def write(model: nn.Module, config: Mapping[str, Any], folder: str | Path) -> Pa
     """Write weights and configuration, each whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(folder / (WEIGHTS + ".part")))
+    save_file(_unshared(model.state_dict()), folder / (WEIGHTS + ".part"), metadata={"format": "pt"})
     os.replace(folder / (WEIGHTS + ".part"), folder / WEIGHTS)
     text = json.dumps({"format": FORMAT, **config}, indent=2, ensure_ascii=False) + "\n"
     (folder / (CONFIG + ".part")).write_text(text, encoding="utf-8")
     os.replace(folder / (CONFIG + ".part"), folder / CONFIG)
     return folder
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, each once: of names that share storage the first is kept."""
+    seen: set[int] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        kept[name] = tensor.contiguous()
+    return kept
 
 
 def locate(name: str | Path, revision: str | None) -> Path:
