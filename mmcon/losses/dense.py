@@ -5,14 +5,12 @@ Reading it next to the equations of `weighted_supcon` is the quickest way to kno
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from mmcon.affinity import self_mask
 from mmcon.losses.problem import Problem, Rows
-from mmcon.losses.reweighting import HardNegatives
+from mmcon.losses.reweighting import HardNegatives, log_debiased
 
 
 def dense_rows(problem: Problem) -> Rows:
@@ -35,17 +33,20 @@ def dense_rows(problem: Problem) -> Rows:
     log_negatives = torch.where(valid, log_negatives, 0)
     positive = positive & valid[:, None]
     if problem.form == "in":
-        losses = log_denominator(problem, s, positive, log_negatives) - _logsumexp(s + _log(weights), positive)
+        losses = _log_denominator(problem, s, positive, log_negatives) - _logsumexp(s + _log(weights), positive)
     elif problem.denominator == "one":
-        log_each = _log_negatives_of_each(problem, s, log_negatives, negative)
+        log_each = log_negatives[:, None]
+        if isinstance(problem.negatives, HardNegatives) and problem.negatives.class_prior > 0:
+            count = negative.sum(1, keepdim=True)
+            log_each = log_debiased(s, log_each, count, problem.temperature, problem.negatives.class_prior)
         losses = (weights * torch.where(positive, torch.logaddexp(s, log_each) - s, 0)).sum(1)
     else:
-        log_all = log_denominator(problem, s, positive, log_negatives)
+        log_all = _log_denominator(problem, s, positive, log_negatives)
         losses = (weights * torch.where(positive, log_all[:, None] - s, 0)).sum(1)
     return Rows(torch.where(valid, losses, 0), valid)
 
 
-def log_denominator(problem: Problem, s: Tensor, positive: Tensor, log_negatives: Tensor) -> Tensor:
+def _log_denominator(problem: Problem, s: Tensor, positive: Tensor, log_negatives: Tensor) -> Tensor:
     """Log of `Σ_positives e^s + Σ_negatives V e^s`, or of the second sum alone."""
     if problem.denominator == "negatives":
         return log_negatives
@@ -65,21 +66,6 @@ def _log_negatives(problem: Problem, s: Tensor, positive: Tensor, negative: Tens
     weights = problem.negatives.dense().to(s.dtype)
     negative = negative & (weights > 0)
     return _logsumexp(s + _log(weights), negative)
-
-
-def _log_negatives_of_each(problem: Problem, s: Tensor, log_negatives: Tensor, negative: Tensor) -> Tensor:
-    """The negatives' part of each positive's denominator, `a 1` or `a c`."""
-    prior = problem.negatives.class_prior if isinstance(problem.negatives, HardNegatives) else 0.0
-    if prior == 0:
-        return log_negatives[:, None]
-    some = negative.any(1)[:, None]
-    log_count = negative.sum(1, keepdim=True).clamp_min(1).to(s.dtype).log()
-    log_sum = torch.where(some, log_negatives[:, None], 0)
-    # Relative to the sum: 1 - prior · m · e^{s - log_sum} loses its digits only where the floor rules.
-    share = 1 - prior * (log_count + s - log_sum).clamp_max(80).exp()
-    corrected = log_sum + share.clamp_min(torch.finfo(s.dtype).tiny).log() - math.log1p(-prior)
-    floor = log_count - 1 / problem.temperature
-    return torch.where(some, torch.maximum(corrected, floor), float("-inf"))
 
 
 def _log(weights: Tensor) -> Tensor:

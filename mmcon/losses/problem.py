@@ -182,3 +182,14 @@ def _check_combination(problem: Problem) -> None:
         problem.negatives.check(problem.form, problem.denominator)
         if problem.affinity.never_zero:
             raise InputError(WHERE, expected="negatives to weight", got="an affinity that never reaches 0")
+
+
+def refuse_double_backward(backend: str) -> None:
+    """Called in a backward pass: recorded for a second one, its result would be silently wrong."""
+    if torch.is_grad_enabled():
+        raise InputError(
+            WHERE,
+            expected="one backward pass",
+            got=f"create_graph=True with backend {backend!r}",
+            fix="a gradient of a gradient is offered by backend='dense'",
+        )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from mmcon.errors import InputError
 
@@ -43,3 +47,21 @@ class HardNegatives:
                 got=f"form {form!r}, denominator {denominator!r}",
                 fix="the correction subtracts the positive at hand, so each positive has its own denominator",
             )
+
+
+def log_debiased(s: Tensor, log_sum: Tensor, count: Tensor, temperature: Tensor, class_prior: float) -> Tensor:
+    """log of the corrected sum over negatives, -inf where there are none.
+
+    Args:
+        s: similarities of positives over temperature.
+        log_sum: log of the negatives' sum, of a shape that broadcasts with s; so too `count`, their number.
+        temperature: of the floor below which the corrected sum cannot truly be.
+        class_prior: τ⁺.
+    """
+    some = count > 0
+    log_count = count.clamp_min(1).to(s.dtype).log()
+    log_sum = torch.where(some, log_sum, 0)
+    # Relative to the sum: 1 - prior · m · e^{s - log_sum} loses its digits only where the floor rules.
+    share = 1 - class_prior * (log_count + s - log_sum).clamp_max(80).exp()
+    corrected = log_sum + share.clamp_min(torch.finfo(s.dtype).tiny).log() - math.log1p(-class_prior)
+    return torch.where(some, torch.maximum(corrected, log_count - 1 / temperature), float("-inf"))
