@@ -1,8 +1,8 @@
 """Affinity: who is meant to be alike, and how strongly, computed tile by tile.
 
-An affinity gives a weight `W[i, j] >= 0` to every pair of an anchor row and a candidate row. A pair is positive where its
-weight is above 0 and negative where it is 0. Weights come from what is *known* about rows (identity, label, time, side
-features), never from the embeddings that are being trained.
+An affinity gives a weight `W[i, j] >= 0` to every pair of an anchor row and a candidate row. A pair is positive where
+its weight is above 0 and negative where it is 0. Weights come from what is *known* about rows (identity, label, time,
+side features), never from the embeddings that are being trained.
 
 No affinity holds an n × n matrix unless it was given one (`Dense`) or is asked for one (`.dense()`). A loss reads it by
 `tile(rows, columns)`, or, where the weights have structure, by `factors()`, which cost O(n).
@@ -179,7 +179,7 @@ class LowRankFactor:
         return (self.rows[rows] * self.columns[columns]).sum(1) * self.scale
 
     def positives(self, anchors: Tensor) -> Tensor:
-        """An upper count of candidates that share a coordinate with each of `anchors`; 0 exactly where there is none."""
+        """How many coordinates candidates share with each of `anchors`: 0 exactly where no weight is above 0."""
         support = (self.columns > 0).sum(0).double()
         return ((self.rows[anchors] > 0).double() @ support).long()
 
@@ -348,8 +348,8 @@ class SameLabel(Pairwise):
 class SameSample(SameLabel):
     """1 for views of one sample: SimCLR, CLIP, MoCo.
 
-    Rows meet by the identity of their sample, in whatever modality, process, or queue they are. A sample that is twice in
-    a batch counts as one, its views being views of the same thing.
+    Rows meet by the identity of their sample, in whatever modality, process, or queue they are. A sample that is twice
+    in a batch counts as one, its views being views of the same thing.
 
     Args:
         samples: of anchors, integers `a`, or the name of a column.
@@ -363,7 +363,8 @@ class SameSample(SameLabel):
 class MultiLabel(Pairwise):
     """Rows with several labels, or a distribution over them (GenSCL).
 
-    - `distribution`: rows scaled to sum to 1; `W = Y Yᵀ`, the chance that a label drawn from each is the same. Low rank.
+    - `distribution`: rows scaled to sum to 1; `W = Y Yᵀ`, the chance that a label drawn from each is the same. Low
+      rank.
     - `cosine`: rows scaled to length 1; `W = Y Yᵀ`. Low rank.
     - `jaccard`: |both| / |either|, of label sets.
 
@@ -412,15 +413,20 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "gaussian": lambda distance: torch.exp(distance.square().mul(-0.5)),
     "exponential": lambda distance: torch.exp(-distance),
     "linear": lambda distance: (1 - distance).clamp_min(0),
+    "sigmoid": lambda distance: 2 * torch.sigmoid(-distance),
     "step": lambda distance: (distance <= 1).to(distance.dtype),
 }
+
+
+UNENDING = ("gaussian", "exponential", "sigmoid")
 
 
 class LabelKernel(Pairwise):
     """A kernel of the distance between continuous labels: y-Aware, and regression in general.
 
-    `W = K(|y_i - y_j| / width)`, with K gaussian `exp(-x²/2)`, exponential `exp(-x)`, linear `max(0, 1 - x)` or a step
-    `x <= 1`. The first two never reach 0, so that nothing is a negative, unless a floor cuts them off.
+    `W = K(|y_i - y_j| / width)`, with K gaussian `exp(-x²/2)`, exponential `exp(-x)`, sigmoid `2 / (1 + exp(x))`,
+    linear `max(0, 1 - x)` or a step `x <= 1`. The first three never reach 0, so that nothing is a negative, unless a
+    floor cuts them off.
 
     Args:
         labels: of anchors, `a` or `a k`, or the name of a column.
@@ -443,7 +449,7 @@ class LabelKernel(Pairwise):
     ) -> None:
         super().__init__(Key(labels, candidates))
         self._set_kernel(kernel, width, floor)
-        self.never_zero = kernel in ("gaussian", "exponential") and floor == 0
+        self.never_zero = kernel in UNENDING and floor == 0
 
     def _set_kernel(self, kernel: str, width: float | Tensor, floor: float) -> None:
         where = type(self).__name__
@@ -475,7 +481,7 @@ class TimeKernel(LabelKernel):
         width_seconds: the time at which the kernel has fallen off; a tensor receives its gradient.
         group: which recording a row is from, integers `a` or a column's name; None: all rows are of one recording.
         candidate_group: that of candidates; None: the same.
-        kernel: gaussian, exponential, linear or step.
+        kernel: gaussian, exponential, sigmoid, linear or step.
         floor: weights below it become 0.
     """
 
@@ -493,7 +499,7 @@ class TimeKernel(LabelKernel):
         keys = [Key(times, candidates)] + ([] if group is None else [Key(group, candidate_group)])
         Pairwise.__init__(self, *keys)
         self._set_kernel(kernel, width_seconds, floor)
-        self.never_zero = group is None and kernel in ("gaussian", "exponential") and floor == 0
+        self.never_zero = group is None and kernel in UNENDING and floor == 0
 
     def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
         weights = super().weigh(values[0])
@@ -560,7 +566,8 @@ class Hierarchy(Pairwise):
 class SideFeatures(Pairwise):
     """Likeness by features from elsewhere: captions, another encoder, metadata.
 
-    - `softmax`: `W = exp((g - 1) / temperature)`, g the cosine; normalised over a row, X-CLR's softmax of g / temperature.
+    - `softmax`: `W = exp((g - 1) / temperature)`, g the cosine; normalised over a row, X-CLR's softmax of g /
+      temperature.
     - `half`: `W = g/2 + 1/2` (CWCL).
     - `cosine`: `W = max(0, g)`.
 
@@ -614,8 +621,8 @@ class Dense(Affinity):
 
     Args:
         weights: finite and >= 0, `a c`; a tensor that requires it receives its gradient.
-        rows: which row of `weights` an anchor reads, int64; None: one after another. With it one `b b` matrix serves all
-            views of `b` samples.
+        rows: which row of `weights` an anchor reads, int64; None: one after another. With it one `b b` matrix serves
+            all views of `b` samples.
         columns: which column of `weights` a candidate reads; None: as `rows`.
     """
 

@@ -1,6 +1,26 @@
 """Contrastive losses: one weighted core, presets of it, the few that stand apart, and baselines."""
 
+from mmcon.losses import presets
+from mmcon.losses.apart import rank_n_contrast, siglip
+from mmcon.losses.baselines import cross_entropy, max_margin, triplet
+from mmcon.losses.diagnostics import Diagnostics, diagnose
 from mmcon.losses.reweighting import HardNegatives
+from mmcon.losses.temperature import LearnableTemperature
 from mmcon.losses.weighted import SupConLoss, explain_backend, row_losses, weighted_supcon
 
-__all__ = ["HardNegatives", "SupConLoss", "explain_backend", "row_losses", "weighted_supcon"]
+__all__ = [
+    "Diagnostics",
+    "HardNegatives",
+    "LearnableTemperature",
+    "SupConLoss",
+    "cross_entropy",
+    "diagnose",
+    "explain_backend",
+    "max_margin",
+    "presets",
+    "rank_n_contrast",
+    "row_losses",
+    "siglip",
+    "triplet",
+    "weighted_supcon",
+]

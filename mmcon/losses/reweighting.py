@@ -50,11 +50,12 @@ class HardNegatives:
 
 
 def log_debiased(s: Tensor, log_sum: Tensor, count: Tensor, temperature: Tensor, class_prior: float) -> Tensor:
-    """log of the corrected sum over negatives, -inf where there are none.
+    """Log of the corrected sum over negatives, -inf where there are none.
 
     Args:
         s: similarities of positives over temperature.
-        log_sum: log of the negatives' sum, of a shape that broadcasts with s; so too `count`, their number.
+        log_sum: log of the negatives' sum, of a shape that broadcasts with s.
+        count: their number, likewise.
         temperature: of the floor below which the corrected sum cannot truly be.
         class_prior: τ⁺.
     """

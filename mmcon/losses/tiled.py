@@ -214,7 +214,9 @@ def _excess(problem: Problem, side: Side, count: Tensor, log_sum: Tensor) -> tup
 class _Backward:
     """Gradients of embeddings, temperature and learnable parts, gathered over tiles."""
 
-    def __init__(self, problem: Problem, stats: _Stats, solved: _Solved, g: Tensor, learnable: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, problem: Problem, stats: _Stats, solved: _Solved, g: Tensor, learnable: tuple[Tensor, ...]
+    ) -> None:
         self.problem, self.stats, self.solved, self.learnable = problem, stats, solved, learnable
         self.g = torch.where(solved.valid, g, 0)
         self.v = self.g / solved.divisor
@@ -312,7 +314,10 @@ class _Backward:
         assert problem.similarity is not None
         own = [p for p in problem.similarity.parameters() if p.requires_grad] if _is_module(problem.similarity) else []
         with torch.enable_grad():
-            a, c = problem.anchors[rows].detach().requires_grad_(), problem.candidates[columns].detach().requires_grad_()
+            a, c = (
+                problem.anchors[rows].detach().requires_grad_(),
+                problem.candidates[columns].detach().requires_grad_(),
+            )
             raw = problem.similarity(a, c)
         self.at_inverse += (gradient * raw.detach()).sum()
         through = gradient / problem.temperature

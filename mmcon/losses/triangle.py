@@ -9,9 +9,9 @@ directions of a pair share one exponential:
 
     G_ij + G_ji = e^{s_ij} (u_i + u_j) - (v_i W_ij + v_j W_ji)         u = g R e^{-lse},  v = g / Σ_j W_ij
 
-Only embeddings, lse and row sums are kept; a tile lives in a buffer that is used again. That asks for e^{s} itself to be
-finite, so it is for |s| below about 80 in float32 (unit rows: temperatures above .0125); `tiled` has the rest. Weights with
-factors (class labels, multi-labels, time within groups) never become tiles: their part costs O(n).
+Only embeddings, lse and row sums are kept; a tile lives in a buffer that is used again. That asks for e^{s} itself to
+be finite, so it is for |s| below about 80 in float32 (unit rows: temperatures above .0125); `tiled` has the rest.
+Weights with factors (class labels, multi-labels, time within groups) never become tiles: their part costs O(n).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def cached(
     if chunk_size < 1:
         raise InputError("cached", expected="chunk_size of at least 1 row", got=str(chunk_size))
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    parameters = [parameter for parameter in inner.parameters() if parameter.requires_grad]
+    parameters: list[Tensor] = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     chunks = [Chunk(piece, rows) for piece, rows in split(batch, chunk_size)]
     replay = _Replay(inner, chunks, parameters, average=inner is not model)
     return objective(replay.embed(batch), batch)

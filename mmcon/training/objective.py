@@ -12,7 +12,7 @@ the gradient that one process with the whole batch would have; `mmcon.candidates
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -23,6 +23,7 @@ from mmcon.affinity import Affinity, as_affinity, as_number, check_choice
 from mmcon.batch import Index, ViewBatch
 from mmcon.candidates import gather
 from mmcon.errors import ConfigError, InputError
+from mmcon.losses.reweighting import HardNegatives
 from mmcon.losses.weighted import Settings, row_losses
 
 Modalities = str | tuple[str, ...]
@@ -136,6 +137,9 @@ class Objective(nn.Module):
         self.union, self.queue = union, queue
         self.reduction, self.no_positives = reduction, no_positives
         self.settings = Settings(**settings)
+        negatives = self.settings.negative_weights
+        if negatives is not None and not isinstance(negatives, HardNegatives):
+            self.settings = replace(self.settings, negative_weights=as_affinity(negatives))
         self.temperatures = nn.ModuleDict()
         self._affinities: dict[str, Affinity] = {}
         self._take_temperatures(temperature)
@@ -197,10 +201,17 @@ class Objective(nn.Module):
             affinity.map_parameters(gather.shared),
             temperature=temperature,
             self_index=self_index,
-            settings=self.settings,
+            settings=self._bound_settings(table, pool_table),
         )
         sums = rows.losses.sum()
         return torch.stack([sums, sums.new_tensor(len(z)), rows.valid.sum().to(sums)])
+
+    def _bound_settings(self, table: Index, pool_table: Index | None) -> Settings:
+        negatives = self.settings.negative_weights
+        if not isinstance(negatives, Affinity):
+            return self.settings
+        bound = negatives.bind(table, pool_table).map_parameters(gather.shared)
+        return replace(self.settings, negative_weights=bound)
 
     def _combine(self, sums: Mapping[str, Tensor | None], blocks: Mapping[str, tuple[str, Block]]) -> Tensor:
         found = {label: s for label, s in sums.items() if s is not None}
@@ -251,6 +262,8 @@ class Objective(nn.Module):
 
     def _register_learnable(self) -> None:
         affinities = [*self._affinities.values(), *(as_affinity(b.affinity) for b in self.blocks or () if b.affinity)]
+        if isinstance(self.settings.negative_weights, Affinity):
+            affinities.append(self.settings.negative_weights)
         learnable = {id(p): p for affinity in affinities for p in affinity.parameters() if isinstance(p, nn.Parameter)}
         self.affinity_parameters = nn.ParameterList(learnable.values())
         self.similarity = self.settings.similarity if isinstance(self.settings.similarity, nn.Module) else None
