@@ -25,6 +25,9 @@ from torch import Tensor
 from mmcon.errors import InputError
 from mmcon.random import Keys
 
+# On a CPU a chain takes about this many numbers through all its batched parts at a time.
+IN_CACHE = 1 << 18
+
 Scope = Literal["sample", "clip", "batch", "partner", "stateful"]
 SCOPES: tuple[Scope, ...] = ("sample", "clip", "batch", "partner", "stateful")
 
@@ -220,8 +223,26 @@ class Chain(ViewGenerator):
         return samples
 
     def apply_batched(self, batch: Any, params: Params) -> Any:
-        """The rest, on a stacked batch."""
-        for name, part in self._parts[self._first_batched :]:
+        """The rest, on a stacked batch; on a CPU a few samples at a time, so that all passes over them stay in the cache.
+
+        A sample's view does not depend on its batch, so the result is the same.
+        """
+        parts = self._parts[self._first_batched :]
+        free = all(part.scope in ("sample", "clip", "batch") for _, part in parts)
+        if len(parts) < 2 or not free or not isinstance(batch, Tensor) or batch.device.type != "cpu":
+            return self._run(parts, batch, params)
+        few = max(1, IN_CACHE // max(1, batch[:1].numel()))
+        if few >= len(batch):
+            return self._run(parts, batch, params)
+        done = []
+        for start in range(0, len(batch), few):
+            rows = slice(start, start + few)
+            done.append(self._run(parts, batch[rows], {name: take_rows(params[name], rows) for name, _ in parts}))
+        return torch.cat(done) if isinstance(done[0], Tensor) else self._run(parts, batch, params)
+
+    @staticmethod
+    def _run(parts: Sequence[tuple[str, ViewGenerator]], batch: Any, params: Params) -> Any:
+        for name, part in parts:
             batch = part.apply(batch, params[name])
         return batch
 
