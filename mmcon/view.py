@@ -223,7 +223,7 @@ class Chain(ViewGenerator):
         return samples
 
     def apply_batched(self, batch: Any, params: Params) -> Any:
-        """The rest, on a stacked batch; on a CPU a few samples at a time, so that all passes over them stay in the cache.
+        """The rest, on a stacked batch; on a CPU a few samples at a time, so that all passes stay in the cache.
 
         A sample's view does not depend on its batch, so the result is the same.
         """
