@@ -4,14 +4,16 @@
 
     samples.names()                    # what there is
     samples.path("fashion", "train")   # a parquet file
+    samples.rows("emoji", "test", ["id", "name_en", "name_fr"])   # a dict a row
     samples.card("fashion")            # title, licence, source, counts, columns
 
-A sample is a folder: a parquet file for each split, `card.json`, and the licence texts.
+A sample is a folder: a parquet file for each split (or a media file), `card.json`, and the licence texts.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,22 @@ def path(name: str, split: str | None = None) -> Path:
     if split not in splits:
         _refuse(f"samples {name!r}", "the name of a split", split, splits)
     return folder / f"{split}.parquet"
+
+
+def rows(name: str, split: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of a split, media still encoded; with columns named, only these are read.
+
+    Raises:
+        UnknownNameError: there is no such sample, split or column; the message has the nearest names.
+    """
+    import pyarrow.parquet as parquet
+
+    file = path(name, split)
+    known = parquet.read_schema(file).names
+    for column in columns or ():
+        if column not in known:
+            _refuse(f"samples {name!r}", "the name of a column", column, known)
+    return parquet.read_table(file, columns=list(columns) if columns else None).to_pylist()
 
 
 def splits_of(name: str) -> list[str]:
