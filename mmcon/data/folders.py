@@ -88,9 +88,9 @@ def image_folder(
     by_class = {c: _images(c) for c in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))}
     by_class = {c: files for c, files in by_class.items() if files}
     _check_classes(folder, by_class)
-    classes = [c.name for c in by_class]
+    classes = _class_names(root, folder, [c.name for c in by_class])
     files = [file for members in by_class.values() for file in members]
-    labels = torch.tensor([label for label, members in enumerate(by_class.values()) for _ in members])
+    labels = torch.tensor([classes.index(c.name) for c, members in by_class.items() for _ in members])
     names = [file.relative_to(root).as_posix() for file in files]
     notes = []
     rows = torch.arange(len(files))
@@ -142,6 +142,19 @@ def _folder_of(root: Path, split: str) -> tuple[Path, bool]:
 
 def _images(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+
+
+def _class_names(root: Path, folder: Path, names: list[str]) -> list[str]:
+    """The classes of the training split count in every split, so that a held-out part may lack some."""
+    train = root / "train"
+    if folder == train or folder == root:
+        return names
+    known = sorted(c.name for c in train.iterdir() if c.is_dir() and not c.name.startswith(".") and _images(c))
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        fix = "give them training images, or take them out"
+        raise DataError("folder/images", expected=f"the classes of {train}", got=f"{unknown[:5]} in {folder}", fix=fix)
+    return known
 
 
 def _check_classes(folder: Path, by_class: Mapping[Path, list[Path]]) -> None:

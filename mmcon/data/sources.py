@@ -311,7 +311,7 @@ def create_source(data: str | Path | None = None, *, split: str = "train", **opt
     Raises:
         UnknownNameError, DataError: there is no such thing, or it cannot be used; the message says what was tried.
     """
-    from mmcon.data import folders as _registers_itself  # noqa: F401  (it builds on this module)
+    from mmcon.data import folders, hub, manifests  # noqa: F401  (they build on this module and register themselves)
 
     name = "samples/fashion" if data is None else str(data)
     if name in [entry.name for entry in entries("source")]:
@@ -320,15 +320,29 @@ def create_source(data: str | Path | None = None, *, split: str = "train", **opt
 
 
 def _kind_of(name: str) -> str:
-    """The registered source that opens what lies at a path."""
+    """The registered source that opens what a name or a path means."""
     path = Path(name).expanduser()
+    if path.suffix == ".tar":  # a pattern of shards need not exist as such
+        return "shards"
+    if path.is_file():
+        return "manifest"
     if path.is_dir():
-        return "folder/images"
-    if path.exists() or path.is_absolute() or name.startswith((".", "~")):
-        raise DataError("create_source", expected="a folder", got=repr(name), fix="check the path")
+        return _kind_of_folder(path)
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise DataError("create_source", expected="a file or a folder", got=repr(name), fix="check the path")
+    if "/" in name and not name.startswith(("samples/", "folder/")):
+        return "hub"
     raise UnknownNameError(
         f"create_source({name!r})",
-        expected="a registered source, or a path that exists",
+        expected="a registered source, a path that exists, or owner/name of a hub",
         got=repr(name),
         fix=nearest(name, [entry.name for entry in entries("source")]),
     )
+
+
+def _kind_of_folder(folder: Path) -> str:
+    if any(folder.glob("*.tar")):
+        return "shards"
+    if any(folder.glob("*.parquet")) or any(folder.glob("*/*.parquet")):
+        return "hub"
+    return "folder/images"
