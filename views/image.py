@@ -55,7 +55,7 @@ def simclr(
     """
     small = min(size if isinstance(size, tuple) else (size, size)) <= 64
     parts = [
-        ("crop", RandomResizedCrop(size=size, area=area, interpolation=interpolation)),
+        ("crop", RandomResizedCrop(size=size, area=area, interpolation=interpolation, bytes=True)),
         ("flip", Flip()),
         ("jitter", jitter_of(strength)),
         ("gray", Grayscale(p=grayscale)),
