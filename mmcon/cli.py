@@ -1,0 +1,258 @@
+"""The `mmcon` command: what is registered, what a view looks like, where the recipes are, and whether all is well.
+
+    mmcon views [NAME] [--modality image]
+    mmcon show image/simclr --input photo.jpg --output sheet.png
+    mmcon recipe list
+    mmcon recipe copy imagenet_supcon
+    mmcon doctor [--data PATH]
+
+The exit status is 0, 1 where `mmcon doctor` found something that will not work, or 2 for a mistake in the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import mmcon
+from mmcon.errors import InputError, MissingDependencyError, MmconError, UnknownNameError, nearest
+
+# Who opens a sample of a modality and draws its views on a sheet: modules with `open_sample` and `write_sheet`.
+SHEETS = {"image": "mmcon.report.contact_sheet", "audio": "mmcon.report.sounds", "video": "mmcon.report.clips"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status; a mistake in the input is told in a few lines."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except MmconError as error:
+        print(f"mmcon: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `mmcon views | head`
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mmcon", description="Contrastive learning for any modality.")
+    parser.add_argument("--version", action="version", version=f"mmcon {mmcon.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    views = commands.add_parser("views", help="list view generators and samplers, or describe one")
+    views.add_argument("name", nargs="?", help="the one to describe, such as image/simclr")
+    views.add_argument("--modality", help="only those for this modality")
+    views.set_defaults(run=_views)
+
+    show = commands.add_parser("show", help="write a sheet of drawn views, with their parameters")
+    show.add_argument("name", nargs="?", help="a view generator, such as image/simclr")
+    show.add_argument("--input", type=Path, help="a photo, a sound or a clip")
+    show.add_argument("--views", type=int, default=8, help="how many to draw (default: 8)")
+    show.add_argument("--seed", type=int, default=0)
+    show.add_argument("--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
+    show.add_argument("--params", type=Path, help="where the record of draws goes; default: beside the sheet, .json")
+    show.add_argument("--replay", type=Path, help="a record: make its views again instead of drawing new ones")
+    show.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the generator")
+    show.set_defaults(run=_show)
+
+    recipe = commands.add_parser("recipe", help="list the recipes, or copy one to change it").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    recipe.add_parser("list", help="names, with what each is for").set_defaults(run=_list_recipes)
+    copy = recipe.add_parser("copy", help="copy one into a folder")
+    copy.add_argument("name")
+    copy.add_argument("--to", type=Path, default=Path(), help="a folder (default: this one)")
+    copy.set_defaults(run=_copy_recipe)
+
+    doctor = commands.add_parser("doctor", help="check the environment, and data if given")
+    doctor.add_argument("--data", help="a folder or the name of a source")
+    doctor.add_argument("--all", action="store_true", help="decode every file (default: up to 2,000, evenly chosen)")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+# --- views -----------------------------------------------------------------------------------------------------------
+
+
+def _views(options: argparse.Namespace) -> None:
+    from mmcon.registry import entries, load_plugins
+
+    if options.name:
+        print(mmcon.describe_view(options.name))
+        return
+    listed = [*entries("view", options.modality), *entries("sampler", options.modality)]
+    if not listed:
+        known = sorted({e.modality for kind in ("view", "sampler") for e in entries(kind)})
+        raise UnknownNameError(
+            "mmcon views", expected="a modality", got=repr(options.modality), fix=nearest(options.modality or "", known)
+        )
+    width = max(len(entry.name) for entry in listed)
+    for entry in listed:
+        print(f"{entry.name:{width}}  {entry.summary}")
+    for point, error in load_plugins().items():
+        print(f"mmcon: the plug-in {point} failed to load: {error!r}", file=sys.stderr)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from mmcon.view import describe_row, params_from_json, params_to_json
+
+    record = _read_record(options.replay) if options.replay else _new_record(options)
+    view = mmcon.create_view(record["view"], **record["options"])
+    modality = _modality_of(record["view"])
+    sheet = _sheet_for(modality)
+    sample = sheet.open_sample(Path(options.input or record["input"]))
+    if options.replay:
+        params = params_from_json(json.dumps(record["params"]))
+    else:
+        params = _draw(view, modality, sample, record)
+        record["params"] = json.loads(params_to_json(params))
+    count = record["views"]
+    drawn = make_views(view, [sample] * count, params)
+    captions = [_caption(describe_row(params, row)) for row in range(count)]
+    sheet.write_sheet(options.output, sample, drawn, captions, f"{record['view']} of {Path(record['input']).name}")
+    print(f"{count} views: {options.output}")
+    if not options.replay:
+        beside = options.params or options.output.with_suffix(".json")
+        beside.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"draws:   {beside} (mmcon show --replay {beside} makes these views again)")
+
+
+def make_views(view: mmcon.ViewGenerator, samples: list[Any], params: dict[str, Any]) -> Any:
+    """Both stages of a generator on samples and what was drawn for them."""
+    from mmcon.view import stack
+
+    return view.apply_batched(stack(view.apply_ragged(samples, params)), params)
+
+
+def _new_record(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.name or options.input is None or options.views < 1:
+        raise InputError(
+            "mmcon show",
+            expected="a view generator, --input FILE, and --views of 1 or more",
+            got=f"{options.name}, --input {options.input}, --views {options.views}",
+            fix="mmcon show image/simclr --input photo.jpg, or mmcon show --replay record.json",
+        )
+    words = [word.partition("=") for word in options.option]
+    return {
+        "view": options.name,
+        "options": {name: yaml.safe_load(value) for name, _, value in words},
+        "input": str(options.input),
+        "seed": options.seed,
+        "views": options.views,
+    }
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        return {name: record[name] for name in ("view", "options", "input", "seed", "views", "params")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "mmcon show --replay",
+            expected="a record that `mmcon show` wrote",
+            got=f"{path}: {type(error).__name__} {error}",
+        ) from error
+
+
+def _draw(view: mmcon.ViewGenerator, modality: str, sample: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a sample's views, keyed by the name of its file."""
+    from mmcon.random import stable_id
+    from mmcon.view import in_scope, meta_of
+
+    table = mmcon.keys(
+        seed=record["seed"], sample=stable_id(Path(record["input"]).name), view=range(record["views"]), step=0
+    )
+    return view.draw(in_scope(table, view.scope), meta_of([sample] * record["views"], modality))
+
+
+def _modality_of(name: str) -> str:
+    from mmcon.registry import lookup
+
+    return lookup("view", name).modality
+
+
+def _sheet_for(modality: str) -> Any:
+    """The module that shows views of a modality."""
+    there = {m: module for m, module in SHEETS.items() if importlib.util.find_spec(module)}
+    if modality not in there:
+        raise MissingDependencyError("mmcon show", expected=f"a modality among {sorted(there)}", got=repr(modality))
+    return importlib.import_module(there[modality])
+
+
+def _caption(drawn: dict[str, Any], path: str = "") -> str:
+    """One sample's parameters, a line each."""
+    lines: list[str] = []
+    for name, value in drawn.items():
+        where = f"{path}.{name}" if path else name
+        if isinstance(value, dict):
+            lines += [_caption(value, where)] if value else []
+        elif isinstance(value, list):
+            lines.append(f"{where}: {_short(value)}")
+        else:
+            lines.append(f"{where}: {value:.4g}" if isinstance(value, float) else f"{where}: {value}")
+    return "\n".join(lines)
+
+
+def _short(values: list[Any]) -> str:
+    text = ", ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values[:6])
+    return text + (f", … ({len(values)})" if len(values) > 6 else "")
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes by name: those that came with the wheel, or those of a checkout."""
+    package = Path(mmcon.__file__).parent
+    folder = next((f for f in (package / "recipe_files", package.parent / "recipes") if f.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))} if folder else {}
+
+
+def _list_recipes(options: argparse.Namespace) -> None:
+    import ast
+
+    found = recipes()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        about = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        print(f"{name:{width}}  {about}")
+
+
+def _copy_recipe(options: argparse.Namespace) -> None:
+    found = recipes()
+    name = options.name.removesuffix(".py")
+    if name not in found:
+        raise UnknownNameError(
+            "mmcon recipe copy", expected="the name of a recipe", got=repr(name), fix=nearest(name, list(found))
+        )
+    target = options.to / f"{name}.py"
+    if target.exists():
+        raise InputError("mmcon recipe copy", expected="no such file yet", got=str(target), fix="choose --to FOLDER")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found[name], target)
+    print(f"{target}: run it with `accelerate launch {target}`")
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from mmcon import doctor
+
+    findings = [*doctor.environment(), *(doctor.data(options.data, everything=options.all) if options.data else ())]
+    for finding in findings:
+        print(finding)
+    return int(any(finding.level == "bad" for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
