@@ -108,7 +108,7 @@ class _Stats:
 
         zero, empty = [full(0.0) for _ in range(4)], [full(EMPTY) for _ in range(4)]
         none = torch.zeros(len(problem.anchors), dtype=torch.bool, device=problem.anchors.device)
-        return _Stats(zero[0], none, zero[1], *empty, zero[2], zero[3])
+        return _Stats(zero[0], none, zero[1], empty[0], empty[1], empty[2], empty[3], zero[2], zero[3])
 
     def take(self, problem: Problem, side: Side) -> None:
         """Account for a side."""
@@ -195,7 +195,7 @@ def _second_pass(problem: Problem, stats: _Stats, log_negatives: Tensor, tile: i
 
 
 def _excess(problem: Problem, side: Side, count: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log(D_ij / e^{s_ij}) at positives, and its derivatives by s_ij, by log N_i and by the temperature (summed, `r`)."""
+    """log(D_ij / e^{s_ij}) at positives; its derivatives by s_ij, by log N_i, and by temperature (weighted, `r`)."""
     hard = problem.negatives
     if not isinstance(hard, HardNegatives) or hard.class_prior == 0:
         gap = torch.where(side.positive, log_sum[:, None] - side.s, EMPTY)

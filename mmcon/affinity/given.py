@@ -1,0 +1,108 @@
+# ruff: noqa: D102 — an override does what its base says
+"""Weights that a user supplies: a matrix, or a function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mmcon.affinity.base import Affinity, check_weights
+from mmcon.batch import Index
+from mmcon.errors import InputError
+
+
+class Dense(Affinity):
+    """Weights that are given: any mask or matrix, graded or not, symmetric or not.
+
+    Args:
+        weights: finite and >= 0, `a c`; a tensor that requires it receives its gradient.
+        rows: which row of `weights` an anchor reads, int64; None: one after another. With it one `b b` matrix serves
+            all views of `b` samples.
+        columns: which column of `weights` a candidate reads; None: as `rows`.
+    """
+
+    def __init__(self, weights: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+        if weights.ndim != 2:
+            raise InputError("Dense", expected="weights `a c`", got=f"shape {tuple(weights.shape)}")
+        check_weights("Dense", weights)
+        self.weights, self.rows = weights, rows
+        self.columns = rows if columns is None else columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        a = self.weights.shape[0] if self.rows is None else len(self.rows)
+        return a, self.weights.shape[1] if self.columns is None else len(self.columns)
+
+    @property
+    def symmetric(self) -> bool:
+        square = self.weights.shape[0] == self.weights.shape[1] and self.rows is self.columns
+        return square and bool(torch.equal(self.weights, self.weights.T))
+
+    def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
+        return self
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        block = self.weights[rows if self.rows is None else self.rows[rows]]
+        block = block[:, columns if self.columns is None else self.columns[columns]]
+        return block.to(torch.get_default_dtype()) if not block.is_floating_point() else block
+
+    def parameters(self) -> Iterator[Tensor]:
+        return iter([self.weights] if self.weights.requires_grad else [])
+
+    def map_parameters(self, f: Callable[[Tensor], Tensor]) -> Affinity:
+        mapped = copy.copy(self)
+        mapped.weights = f(self.weights) if self.weights.requires_grad else self.weights
+        return mapped
+
+
+class Computed(Affinity):
+    """A plain function as an affinity: `f(rows, columns) -> weights` of two tables of rows.
+
+    Args:
+        function: takes the tables (`Index`) of a block's anchors and candidates and returns weights >= 0, `r c`.
+        rows: the anchors' table; None: to be bound.
+        columns: the candidates' table; None: the anchors.
+    """
+
+    def __init__(
+        self, function: Callable[[Index, Index], Tensor], rows: Index | None = None, columns: Index | None = None
+    ) -> None:
+        self.function, self.rows, self.columns = function, rows, columns
+
+    @property
+    def symmetric(self) -> bool:
+        return False
+
+    def _tables(self) -> tuple[Index, Index]:
+        if self.rows is None:
+            raise InputError("Computed", expected="tables of rows", got="none", fix="bind it: affinity.bind(rows)")
+        return self.rows, self.rows if self.columns is None else self.columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self._tables()
+        return rows.n, columns.n
+
+    def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
+        return self if self.rows is not None else Computed(self.function, rows, columns)
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        anchors, candidates = self._tables()
+        weights = self.function(anchors.take(rows), candidates.take(columns))
+        check_weights("Computed", weights)
+        return weights if weights.is_floating_point() else weights.to(torch.get_default_dtype())
+
+
+def as_affinity(affinity: Any) -> Affinity:
+    """An affinity from what a user may pass: an affinity, a matrix of weights, or a function of two tables."""
+    if isinstance(affinity, Affinity):
+        return affinity
+    if isinstance(affinity, Tensor):
+        return Dense(affinity)
+    if callable(affinity):
+        return Computed(cast(Callable[[Index, Index], Tensor], affinity))
+    raise InputError("affinity", expected="an Affinity, a tensor `a c` or a function", got=type(affinity).__name__)
