@@ -2,5 +2,17 @@
 
 from mmcon.media.clip import Clip, FrameCache, FrameStack, Span, open_clip
 from mmcon.media.image import ImageHandle, open_images
+from mmcon.media.sound import Sound, SoundContract, open_sounds
 
-__all__ = ["Clip", "FrameCache", "FrameStack", "ImageHandle", "Span", "open_clip", "open_images"]
+__all__ = [
+    "Clip",
+    "FrameCache",
+    "FrameStack",
+    "ImageHandle",
+    "Sound",
+    "SoundContract",
+    "Span",
+    "open_clip",
+    "open_images",
+    "open_sounds",
+]

@@ -1,0 +1,166 @@
+"""Reading audio files: libsndfile first, FFmpeg through PyAV for what it doesn't know, TorchCodec where that works."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcon.errors import DataError, MissingDependencyError
+
+# Reads a span at the file's own rate: (start, length) -> `c t`, shorter where the file ends.
+Reader = Callable[[int, int], Tensor]
+# Before the span, FFmpeg's decoders need some packets to get going.
+_RUN_UP_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself.
+
+    Attributes:
+        length: samples at the file's own rate.
+        rate_hz: that rate.
+        channels: how many there are.
+        decoder: what reads it: soundfile, av, torchcodec or memory.
+        estimated: whether the length is an estimate, as in compressed containers.
+    """
+
+    length: int
+    rate_hz: int
+    channels: int
+    decoder: str
+    estimated: bool = False
+
+
+def open_file(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
+    """The header of a file and a function that reads spans of it.
+
+    Raises:
+        DataError: no decoder can read it.
+        MissingDependencyError: there is no decoder at all.
+    """
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise DataError(f"sound {name!r}", expected="a file", got="none at this path")
+    tried, found = [], 0
+    for decoder in (_soundfile, _av, _torchcodec):
+        try:
+            return decoder(source, name)
+        except ModuleNotFoundError:
+            continue
+        except Exception as error:  # each library has its own kinds; what they say goes into the message
+            found += 1
+            tried.append(f"{decoder.__name__[1:]}: {str(error) or repr(error)}")
+    if not found:
+        raise MissingDependencyError(f"sound {name!r}", expected="a decoder", got="none", fix="pip install soundfile")
+    raise DataError(
+        f"sound {name!r}",
+        expected="a sound that can be decoded",
+        got="; ".join(tried),
+        fix="replace the file or take it out; `mmcon doctor --data PATH` lists all such files",
+    )
+
+
+def _soundfile(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
+    import soundfile
+
+    def file() -> soundfile.SoundFile:
+        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+    with file() as opened:
+        header = Header(opened.frames, opened.samplerate, opened.channels, "soundfile")
+
+    def read(start: int, length: int) -> Tensor:
+        try:
+            with file() as opened:
+                opened.seek(start)
+                samples = opened.read(length, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            raise DataError(f"sound {name!r}", expected="decodable samples", got=str(error)) from error
+        return torch.from_numpy(np.ascontiguousarray(samples.T))
+
+    return header, read
+
+
+def _av(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
+    import av
+
+    def container() -> av.container.InputContainer:
+        return av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+
+    with container() as opened:
+        if not opened.streams.audio:
+            raise DataError(f"sound {name!r}", expected="an audio stream", got="a file without one")
+        stream = opened.streams.audio[0]
+        rate, channels = stream.rate, stream.channels
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (opened.duration or 0) / av.time_base
+        header = Header(round(seconds * rate), rate, channels, "av", estimated=True)
+
+    def read(start: int, length: int) -> Tensor:
+        span, end = np.zeros((channels, length), dtype=np.float32), 0
+        try:
+            with container() as opened:
+                stream = opened.streams.audio[0]
+                resample = av.AudioResampler(format="fltp", rate=rate)
+                if start > _RUN_UP_SECONDS * rate and stream.time_base is not None:
+                    at = (start / rate - _RUN_UP_SECONDS) / float(stream.time_base)
+                    opened.seek(int(at), stream=stream, backward=True)
+                position = None
+                for frame in opened.decode(stream):
+                    if position is None:
+                        position = round((frame.time or 0.0) * rate)
+                    for piece in resample.resample(frame):
+                        block = piece.to_ndarray()
+                        low, high = max(position, start), min(position + block.shape[1], start + length)
+                        if low < high:
+                            span[:, low - start : high - start] = block[:, low - position : high - position]
+                            end = max(end, high - start)
+                        position += block.shape[1]
+                    if position >= start + length:
+                        break
+        except (av.FFmpegError, EOFError) as error:
+            raise DataError(f"sound {name!r}", expected="decodable samples", got=str(error)) from error
+        return torch.from_numpy(span[:, :end].copy())
+
+    return header, read
+
+
+@cache
+def torchcodec_works() -> bool:
+    """Whether TorchCodec can decode here: its import alone tells nothing, so one second of silence is decoded."""
+    import soundfile
+
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros(8_000, dtype=np.float32), 8_000, format="WAV")
+    try:
+        from torchcodec.decoders import AudioDecoder  # pyright: ignore[reportMissingImports]
+
+        return AudioDecoder(silence.getvalue()).get_all_samples().data.shape[-1] == 8_000
+    except Exception:  # ImportError, RuntimeError, OSError: it depends on the version and on FFmpeg
+        return False
+
+
+def _torchcodec(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
+    if not torchcodec_works():
+        raise ModuleNotFoundError("torchcodec")
+    from torchcodec.decoders import AudioDecoder  # pyright: ignore[reportMissingImports]
+
+    decoder = AudioDecoder(source)
+    meta = decoder.metadata
+    rate = meta.sample_rate
+    length = round((meta.duration_seconds_from_header or 0.0) * rate)
+    header = Header(length, rate, meta.num_channels or 1, "torchcodec", estimated=True)
+
+    def read(start: int, length: int) -> Tensor:
+        return decoder.get_samples_played_in_range(start / rate, (start + length) / rate).data[:, :length]
+
+    return header, read

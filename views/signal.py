@@ -1,0 +1,166 @@
+"""Operations on waveforms as pure functions of batches: `signal` is `b c t`, `length` says how much of each row is real.
+
+No operation writes beyond a row's length: what is padding stays zero. Parameters have one value a row. Sums run in a
+fixed order, so that a row alone gets the same bits as in a batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Complex, Float, Int
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def valid(length: Int[Tensor, " b"], t: int) -> Bool[Tensor, "b t"]:
+    """Which positions are real."""
+    return torch.arange(t, device=length.device) < length[:, None]
+
+
+def silence_padding(signal: Float[Tensor, "b c t"], length: Int[Tensor, " b"]) -> Float[Tensor, "b c t"]:
+    """Zeros beyond each row's length."""
+    return signal * valid(length, signal.shape[-1])[:, None]
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """One value a row, in the type and on the device of a signal, `b 1 1`."""
+    return values.to(like.device, like.dtype)[:, None, None]
+
+
+def energy(signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c 1"]:
+    """Sums of squares, in blocks of 256, then over the blocks: the same bits in any batch."""
+    padded = torch.nn.functional.pad(signal, (0, -signal.shape[-1] % 256))
+    return padded.square().unflatten(-1, (-1, 256)).sum(-1).sum(-1, keepdim=True)
+
+
+def amplify(signal: Float[Tensor, "b c t"], gain_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
+    """Multiply by a gain in dB."""
+    return signal * column(10.0 ** (gain_db / 20), signal)
+
+
+def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.device) -> Float[Tensor, "b c t"]:
+    """Normal noise that is a function of a seed a row: SplitMix64 over a counter, then Box–Muller in float32.
+
+    A longer field begins with the shorter one. Devices agree to the rounding of log and cosine.
+    """
+    pairs = (t + 1) // 2
+    at = torch.arange(1, channels * pairs + 1, device=device) * _GOLDEN
+    z = seed.to(device)[:, None] + at
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX_1
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _MIX_2
+    z = z ^ ((z >> 31) & ((1 << 33) - 1))
+    first = (((z >> 40) & 0xFFFFFF).to(torch.float32) + 0.5) * 2.0**-24
+    angle = (((z >> 8) & 0xFFFFFF).to(torch.float32) + 0.5) * (2.0**-24 * 2 * math.pi)
+    radius = (-2 * first.log()).sqrt()
+    both = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+    return both.view(len(seed), channels, 2 * pairs)[..., :t]
+
+
+def coloured(noise: Float[Tensor, "b c t"], slope_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
+    """Tilt the spectrum of noise by so many dB an octave: 0 white, −3 pink, −6 brown, +3 blue."""
+    t = noise.shape[-1]
+    spectrum = torch.fft.rfft(noise)
+    bins = torch.arange(spectrum.shape[-1], device=noise.device, dtype=torch.float32).clamp(min=1)
+    tilt = 10.0 ** (column(slope_db, noise) / 20 * torch.log2(bins / len(bins)))
+    return torch.fft.irfft(spectrum * tilt, n=t)
+
+
+def add_noise(
+    signal: Float[Tensor, "b c t"], noise: Float[Tensor, "b c t"], snr_db: Float[Tensor, " b"], length: Tensor
+) -> Float[Tensor, "b c t"]:
+    """Add noise at a signal-to-noise ratio in dB, both measured over the real part; silence stays silent."""
+    noise = silence_padding(noise, length)
+    ratio = energy(silence_padding(signal, length)) / energy(noise).clamp(min=1e-20)
+    return signal + noise * (ratio * column(10.0 ** (-snr_db / 10), signal)).sqrt()
+
+
+def shift(
+    signal: Float[Tensor, "b c t"], by: Int[Tensor, " b"], length: Tensor, *, wrap: bool
+) -> Float[Tensor, "b c t"]:
+    """Move the real part to the right by so many samples; what leaves it comes in again (wrap) or is lost."""
+    at = torch.arange(signal.shape[-1], device=signal.device) - by[:, None]
+    source = at.remainder(length.clamp(min=1)[:, None]) if wrap else at
+    inside = valid(length, signal.shape[-1]) & (source >= 0) & (source < length[:, None])
+    index = source.clamp(0, signal.shape[-1] - 1)[:, None].expand_as(signal)
+    return signal.gather(-1, index) * inside[:, None]
+
+
+def fade(
+    signal: Float[Tensor, "b c t"], fade_in: Int[Tensor, " b"], fade_out: Int[Tensor, " b"], length: Tensor, shape: str
+) -> Float[Tensor, "b c t"]:
+    """Rise from zero over the first samples and fall to it over the last, in one of torchaudio's shapes."""
+    at = torch.arange(signal.shape[-1], device=signal.device)
+
+    def ramp(position: Tensor, n: Tensor) -> Tensor:
+        x = position / (n - 1).clamp(min=1)[:, None]
+        return torch.where(position < n[:, None], _SHAPES[shape](x).clamp(0, 1), 1.0)
+
+    rising, falling = ramp(at[None], fade_in), ramp(length[:, None] - 1 - at, fade_out)
+    return signal * (rising * falling.where(at < length[:, None], 0.0))[:, None]
+
+
+_SHAPES = {
+    "linear": lambda x: x,
+    "exponential": lambda x: torch.pow(2, x - 1) * x,
+    "logarithmic": lambda x: torch.log10(0.1 + x) + 1,
+    "quarter_sine": lambda x: torch.sin(x * math.pi / 2),
+    "half_sine": lambda x: torch.sin(x * math.pi - math.pi / 2) / 2 + 0.5,
+}
+
+
+def silence(
+    signal: Float[Tensor, "b c t"], start: Int[Tensor, " b"], width: Int[Tensor, " b"]
+) -> Float[Tensor, "b c t"]:
+    """Zeros over a span."""
+    at = torch.arange(signal.shape[-1], device=signal.device)
+    inside = (at >= start[:, None]) & (at < (start + width)[:, None])
+    return signal.masked_fill(inside[:, None], 0.0)
+
+
+def clip(signal: Float[Tensor, "b c t"], level_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
+    """Cut what is louder than so many dB above (below, where negative) each row's own peak."""
+    limit = signal.abs().amax((1, 2), keepdim=True) * column(10.0 ** (level_db / 20), signal)
+    return signal.clamp(-limit, limit)
+
+
+def biquad(
+    signal: Float[Tensor, "b c t"], b: Float[Tensor, "b 3"], a: Float[Tensor, "b 3"], length: Tensor
+) -> Float[Tensor, "b c t"]:
+    """Filter each row by its own second-order section."""
+    from torchaudio.functional import lfilter
+
+    filtered = lfilter(signal.transpose(0, 1).contiguous(), a.to(signal), b.to(signal), clamp=False, batching=True)
+    return silence_padding(filtered.transpose(0, 1), length)
+
+
+def pass_filter(
+    kind: str, cutoff_hz: Float[Tensor, " b"], rate_hz: int, q: float
+) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 3"]]:
+    """Coefficients (b, a) of low, high and band passes (Bristow-Johnson's audio EQ cookbook, as in torchaudio)."""
+    w = 2 * math.pi * cutoff_hz.to(torch.float64) / rate_hz
+    cos, alpha = torch.cos(w), torch.sin(w) / (2 * q)
+    ones, zeros = torch.ones_like(cos), torch.zeros_like(cos)
+    top = {
+        "low": ((1 - cos) / 2, 1 - cos, (1 - cos) / 2),
+        "high": ((1 + cos) / 2, -1 - cos, (1 + cos) / 2),
+        "band": (alpha, zeros, -alpha),
+    }[kind]
+    a0 = ones + alpha
+    return torch.stack(top, 1) / a0[:, None], torch.stack([a0, -2 * cos, 1 - alpha], 1) / a0[:, None]
+
+
+def convolve(signal: Float[Tensor, "b c t"], kernel: Float[Tensor, "b 1 k"], length: Tensor) -> Float[Tensor, "b c t"]:
+    """Convolve each row with its own impulse response; the tail beyond the row's length is cut."""
+    n = _fast_size(signal.shape[-1] + kernel.shape[-1] - 1)
+    product: Complex[Tensor, "b c f"] = torch.fft.rfft(signal, n) * torch.fft.rfft(kernel, n)
+    return silence_padding(torch.fft.irfft(product, n)[..., : signal.shape[-1]], length)
+
+
+def _fast_size(n: int) -> int:
+    """The next number that is 2^k, 3·2^k or 5·2^k, whose transforms are quick."""
+    return min(f << max(0, math.ceil(math.log2(n / f))) for f in (1, 3, 5))
