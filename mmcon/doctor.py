@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 
+from mmcon.data.sources import Source, create_source
 from mmcon.errors import DataError, MmconError
 
 _MARKS = {"good": "ok  ", "note": "note", "bad": "BAD "}
@@ -62,8 +63,6 @@ def data(name: str, *, everything: bool = False, most: int = 2000) -> Iterator[F
         everything: decode all rows rather than at most `most`, evenly chosen.
         most: see above.
     """
-    from mmcon.data.sources import create_source
-
     try:
         source = create_source(name, split="train")
     except MmconError as error:
@@ -84,7 +83,7 @@ def data(name: str, *, everything: bool = False, most: int = 2000) -> Iterator[F
         yield Finding(level, f"{modality} files", f"{len(faults)} of {len(rows)} looked at cannot be read{shown}")
 
 
-def _fault(source, row: int) -> str:  # noqa: ANN001
+def _fault(source: Source, row: int) -> str:
     present = source.present(torch.tensor([row]))
     if present is not None and not bool(present[0]):
         return ""
@@ -104,11 +103,13 @@ def _versions() -> Iterator[Finding]:
     parts = {"torch": torch, "torchvision": torchvision, "torchaudio": torchaudio}
     told = ", ".join(f"{name} {part.__version__}" for name, part in parts.items())
     yield Finding("good", "versions", f"Python {sys.version.split()[0]}, {told}")
-    builds = {name: getattr(part.version, "cuda", None) for name, part in parts.items()}
-    told = ", ".join(f"{name} for {f'CUDA {cuda}' if cuda else 'CPU'}" for name, cuda in builds.items())
-    same = len({str(cuda).partition(".")[0] for cuda in builds.values()}) == 1
-    fix = "" if same else "; install all three from one index: mixed builds fail on import or in an operation"
-    yield Finding("good" if same else "bad", "builds", told + fix)
+    # The part after the plus sign, such as cu128 or cpu; builds of one index have the same.
+    builds = {part.__version__.partition("+")[2] or "unmarked" for part in parts.values()}
+    if len(builds) == 1:
+        yield Finding("good", "builds", f"all {builds.pop()}")
+    else:
+        fix = "install all three from one index: mixed builds fail on import or in an operation"
+        yield Finding("bad", "builds", f"mixed ({', '.join(sorted(builds))}); {fix}")
 
 
 def _tried(what: str, check: Callable[[], str]) -> Finding:
@@ -150,7 +151,7 @@ def _decode_video() -> str:
         container.mux([*stream.encode(frame), *stream.encode(None)])
     file.seek(0)
     with av.open(file) as container:
-        assert len(list(container.decode(video=0))) == 1
+        assert sum(1 for _ in container.decode(video=0)) == 1  # pyright: ignore[reportAttributeAccessIssue]
     missing = [codec for codec in ("h264", "vp9", "av1") if codec not in av.codecs_available]
     return f"an MP4 file, by PyAV {av.__version__}" + (f" (without {', '.join(missing)})" if missing else "")
 
@@ -160,7 +161,7 @@ def _torchcodec() -> Finding:
     try:
         import numpy as np
         import soundfile
-        from torchcodec.decoders import AudioDecoder
+        from torchcodec.decoders import AudioDecoder  # pyright: ignore[reportMissingImports]
 
         file = io.BytesIO()
         soundfile.write(file, np.zeros(800, dtype=np.float32), 8000, format="WAV")

@@ -1,0 +1,145 @@
+"""A real training of seconds: bundled images, two views, a small network, queue and momentum encoder on request.
+
+Called by the tests of runs, in their process or as a program of its own. Every step leaves a line in the trace: the
+loss and a hash of the weights, of the sample ids in order and of the pixels.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import mmcon
+from mmcon.affinity import SameLabel
+from mmcon.candidates.queue import Queue
+from mmcon.data.loading import ViewLoader
+from mmcon.data.samplers import UniformSampler
+from mmcon.data.sources import Subset, create_source
+from mmcon.models.momentum import MomentumEncoder
+from mmcon.training.objective import Objective
+from mmcon.training.run import Run, Settings
+
+STEPS_PER_EPOCH, EPOCHS = 6, 2
+
+
+class Crash(Exception):
+    """Stands for the death of a process, where a real one would take too long."""
+
+
+class Network(nn.Module):
+    """28 × 28 pixels to a unit embedding of 8, in float64, with dropout so that the random state counts."""
+
+    def __init__(self):
+        super().__init__()
+        layers = nn.Linear(784, 16), nn.GroupNorm(4, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 8)
+        self.layers = nn.Sequential(nn.Flatten(), *layers).double()
+
+    def forward(self, batch):
+        pixels = torch.cat(batch.views["image"]).double()
+        return {"shared": {"image": nn.functional.normalize(self.layers(pixels), dim=1)}}
+
+
+def fingerprint(*tensors):
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def train(
+    folder,
+    *,
+    resume=False,
+    steps=None,
+    workers=0,
+    memory=False,
+    dropout=True,
+    at=None,
+    act=None,
+    config=None,
+    **settings,
+):
+    """Train; after step `at`, before its checkpoint, do `act(run)`. Returns the trace of this process's steps."""
+    settings = {"epochs": EPOCHS, "log_every": 1, "checkpoint_every": 4, **settings}
+    run = Run(folder, config=config or {}, seed=3, settings=Settings(**settings), resume=resume, cpu=True)
+    source = create_source("samples/fashion", split="train")
+    source = Subset(source, range(0, len(source), 100))
+    view = mmcon.create_view("image/crop-flip", size=28)
+    sampler = UniformSampler(source.labels, batch_size=16, seed=3)
+    loader = ViewLoader(
+        source, {"image": [view, view]}, sampler, seed=3, workers=workers, process=run.process, processes=run.processes
+    )
+    model = Network()
+    if not dropout:
+        model.layers[4].p = 0.0
+    queue = Queue(size=32) if memory else None
+    objective = Objective(affinity=SameLabel(), temperature=0.2, queue=queue)
+    momentum = MomentumEncoder(model, momentum=0.9) if memory else None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(sampler_steps(sampler)))
+    tracked = {"objective": objective} | ({"queue": queue, "momentum": momentum} if memory else {})
+    network = run.prepare(model, optimizer, schedule, **tracked)
+    trace = []
+    for batch in run.batches(loader):
+        embeddings = network(batch)
+        loss = objective(embeddings, batch)
+        if act == "nan" and run.global_step == at:
+            loss = loss * float("nan")
+        run.step(loss)
+        if memory:
+            momentum.update(network)
+            queue.push(momentum(batch), batch)
+        trace.append(
+            {
+                "step": run.global_step,
+                "loss": loss.item(),
+                "weights": fingerprint(*model.parameters()),
+                "samples": fingerprint(batch.index["image"]["sample"]),
+                "pixels": fingerprint(*batch.views["image"]),
+            }
+        )
+        if callable(act) and run.global_step == at:
+            act(run)
+    run.close()
+    return trace
+
+
+def sampler_steps(sampler):
+    return range(EPOCHS * sampler.steps_per_epoch)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--no-dropout", action="store_true")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--at", type=int)
+    parser.add_argument("--signal", type=int)
+    options = parser.parse_args()
+
+    def act(run):
+        os.kill(os.getpid(), signal.Signals(options.signal))
+
+    trace = train(
+        options.folder,
+        resume=options.resume,
+        workers=options.workers,
+        memory=options.memory,
+        dropout=not options.no_dropout,
+        at=options.at,
+        act=act if options.signal else None,
+    )
+    if not int(os.environ.get("RANK", 0)):
+        options.trace.write_text(json.dumps(trace))
+
+
+if __name__ == "__main__":
+    main()

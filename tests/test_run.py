@@ -1,0 +1,265 @@
+"""Runs: what a step guards, what is left behind, and that a run that was stopped goes on as if it had not been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small_run import EPOCHS, STEPS_PER_EPOCH, Crash, train
+
+from mmcon.errors import CheckpointError, ConfigError, NonFiniteError
+from mmcon.training.checkpoint import Checkpoints, load
+from mmcon.training.journal import Journal
+from mmcon.training.run import Settings, seed_model
+from mmcon.training.signals import STOPPED, Signals
+
+STEPS = EPOCHS * STEPS_PER_EPOCH
+PROGRAM = Path(__file__).parent / "small_run.py"
+
+
+def crash(run):
+    raise Crash
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The trace and the folder of a run that nothing disturbed, with a queue and a momentum encoder."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return train(folder, memory=True), folder
+
+
+def test_a_run_learns_and_leaves_its_folder(uninterrupted):
+    trace, folder = uninterrupted
+    assert [line["step"] for line in trace] == list(range(1, STEPS + 1))
+    assert sum(t["loss"] for t in trace[-3:]) < sum(t["loss"] for t in trace[:3])
+    lines = Journal(folder / "metrics.jsonl").lines()
+    assert [line["step"] for line in lines] == [line["step"] for line in trace]
+    assert [line["loss"] for line in lines] == [line["loss"] for line in trace]
+    assert {"epoch", "gradient_norm", "learning_rate", "waiting_for_data", "views_per_second"} <= set(lines[0])
+    assert [line["epoch"] for line in lines] == [0] * STEPS_PER_EPOCH + [1] * STEPS_PER_EPOCH
+    assert [place.name for place in Checkpoints(folder / "checkpoints").all()] == ["step-000000008", "step-000000012"]
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == {}
+
+
+def test_every_epoch_sees_other_samples_and_other_pixels(uninterrupted):
+    trace, _ = uninterrupted
+    assert len({line["samples"] for line in trace}) == len({line["pixels"] for line in trace}) == STEPS
+
+
+@pytest.mark.parametrize("at", range(1, STEPS + 1))
+def test_a_crash_at_any_step_changes_nothing(uninterrupted, tmp_path, at):
+    """Weights, losses, samples and pixels continue bit by bit from the last checkpoint, every four steps here."""
+    trace, _ = uninterrupted
+    with pytest.raises(Crash):
+        train(tmp_path, memory=True, at=at, act=crash)
+    again = train(tmp_path, memory=True, resume=True)
+    saved = (at - 1) // 4 * 4
+    assert again == trace[saved:]
+    lines = Journal(tmp_path / "metrics.jsonl").lines()
+    assert [line["loss"] for line in lines] == [line["loss"] for line in trace]
+
+
+def test_a_run_that_is_done_has_nothing_left_to_do(uninterrupted):
+    _, folder = uninterrupted
+    assert train(folder, memory=True, resume=True) == []
+
+
+def test_max_steps_stops_early_and_leaves_the_schedule(uninterrupted, tmp_path):
+    trace, _ = uninterrupted
+    assert train(tmp_path, memory=True, max_steps=5) == trace[:5]
+    assert train(tmp_path, memory=True, resume=True) == trace[5:]
+
+
+def test_a_torn_newest_checkpoint_is_passed_over(uninterrupted, tmp_path):
+    trace, _ = uninterrupted
+    train(tmp_path, memory=True, max_steps=8)
+    newest = Checkpoints(tmp_path / "checkpoints").newest()
+    assert newest is not None
+    with (newest / "state.pt").open("r+b") as file:
+        file.truncate(100)
+    assert train(tmp_path, memory=True, resume=True) == trace[4:]
+
+
+def test_a_crash_while_a_checkpoint_is_written(uninterrupted, tmp_path, monkeypatch):
+    trace, _ = uninterrupted
+    from mmcon.training import checkpoint
+
+    write = checkpoint._write
+
+    def dies(path, content):
+        write(path, content)
+        if path.parent.name.startswith(".step-000000008"):
+            raise Crash
+
+    monkeypatch.setattr(checkpoint, "_write", dies)
+    with pytest.raises(Crash):
+        train(tmp_path, memory=True)
+    monkeypatch.undo()
+    assert (tmp_path / "checkpoints").joinpath("step-000000004").exists()
+    assert train(tmp_path, memory=True, resume=True) == trace[4:]
+    assert not list((tmp_path / "checkpoints").glob(".step-*"))
+
+
+def test_a_full_disk_fails_the_checkpoint_and_says_so(tmp_path, monkeypatch):
+    train(tmp_path, max_steps=4)
+    from mmcon.training import checkpoint
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(
+        CheckpointError, match=r"No space left on device(.|\n)*the checkpoints before this one are whole"
+    ):
+        train(tmp_path, resume=True)
+    assert load(tmp_path / "checkpoints" / "step-000000004")["step"] == 4
+
+
+# --- the finite guard ---
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer(uninterrupted, tmp_path):
+    states = []
+    with pytest.raises(NonFiniteError, match=r"step 5: expected a finite loss(.|\n)*got loss nan(.|\n)*seed=3, step=5"):
+        states.append(train(tmp_path, memory=True, at=5, act="nan"))
+    assert train(tmp_path, memory=True, resume=True) == uninterrupted[0][4:]
+
+
+def test_skipping_leaves_weights_and_schedule_as_they_were(tmp_path):
+    trace = train(tmp_path, at=5, act="nan", on_nonfinite="skip")
+    assert len(trace) == STEPS
+    assert trace[5]["weights"] == trace[4]["weights"] != trace[6]["weights"]
+    assert trace[5]["loss"] != trace[5]["loss"]
+    assert all(line["loss"] == line["loss"] for line in trace[6:])
+
+
+def test_skipping_has_a_limit(tmp_path):
+    with pytest.raises(NonFiniteError):
+        train(tmp_path, at=0, act="nan", on_nonfinite="skip", max_skips=0)
+
+
+# --- settings ---
+
+
+def test_another_runs_folder_is_refused(uninterrupted):
+    with pytest.raises(ConfigError, match=r"a new folder, or --resume(.|\n)*choose another folder"):
+        train(uninterrupted[1])
+
+
+def test_settings_that_change_the_steps_are_refused_unless_forced(tmp_path, capsys):
+    train(tmp_path, max_steps=4, config={"temperature": 0.1, "workers": 0})
+    with pytest.raises(ConfigError, match=r"temperature: 0.1 -> 0.5(.|\n)*--force"):
+        train(tmp_path, resume=True, config={"temperature": 0.5, "workers": 0})
+    train(tmp_path, resume=True, max_steps=5, config={"temperature": 0.1, "workers": 1})
+    assert "workers was 0 and is 1" in capsys.readouterr().out
+    train(tmp_path, resume=True, max_steps=6, force=True, config={"temperature": 0.5, "workers": 1})
+
+
+def test_precision_that_is_not_to_be_had_is_refused(tmp_path):
+    from mmcon.training.run import Run
+
+    with pytest.raises(ConfigError, match=r"one of \('no', 'bf16', 'fp16'\); got 'fp8'"):
+        Run(tmp_path, mixed_precision="fp8", cpu=True)
+    with pytest.raises(ConfigError, match="a GPU for fp16; got a CPU"):
+        Run(tmp_path, mixed_precision="fp16", cpu=True)
+
+
+def test_a_loop_without_a_step_is_told(tmp_path):
+    from mmcon.data.loading import ViewLoader
+    from mmcon.data.samplers import UniformSampler
+    from mmcon.data.sources import TensorSource
+    from mmcon.training.run import Run
+    from mmcon.view import Identity
+
+    source = TensorSource(torch.zeros(8, 1, 4, 4), labels=torch.arange(8))
+    loader = ViewLoader(source, {"image": [Identity()]}, UniformSampler(source.labels, batch_size=4, seed=0), seed=0)
+    run = Run(tmp_path, seed=0, settings=Settings(epochs=1), cpu=True)
+    with pytest.raises(RuntimeError, match=r"calls run.step\(loss\) once a batch"):
+        for _ in run.batches(loader):
+            pass
+
+
+def test_randomness_inside_models_follows_seed_step_and_process():
+    def drawn(*names):
+        seed_model(*names)
+        return torch.rand(()).item()
+
+    state = torch.get_rng_state()
+    try:
+        assert drawn(0, "step", 5, 0) == drawn(0, "step", 5, 0)
+        assert (
+            len({drawn(0, "step", 5, 0), drawn(0, "step", 6, 0), drawn(0, "step", 5, 1), drawn(1, "step", 5, 0)}) == 4
+        )
+    finally:
+        torch.set_rng_state(state)
+
+
+def test_signals_are_noted_and_handlers_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# --- real processes ---
+
+
+def program(*arguments, launch=(), timeout=200):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.slow
+def test_killed_three_times_and_resumed_with_workers(uninterrupted, tmp_path):
+    """kill -9 in both epochs, with other numbers of workers in between; the last life ends with the same weights."""
+    trace, _ = uninterrupted
+    out, traced = tmp_path / "run", tmp_path / "trace.json"
+    for at, workers in ((3, 0), (6, 2), (10, 1)):
+        killed = program(
+            out, "--trace", traced, "--resume", "--memory", "--workers", workers, "--at", at, "--signal", 9
+        )
+        assert killed.returncode == -9, killed.stderr
+    done = program(out, "--trace", traced, "--resume", "--memory", "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(traced.read_text()) == trace[8:]
+    assert [line["loss"] for line in Journal(out / "metrics.jsonl").lines()] == [line["loss"] for line in trace]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_exits(uninterrupted, tmp_path, number):
+    trace, _ = uninterrupted
+    out, traced = tmp_path / "run", tmp_path / "trace.json"
+    stopped = program(out, "--trace", traced, "--memory", "--at", 5, "--signal", int(number))
+    assert stopped.returncode == STOPPED == 75, stopped.stderr
+    assert "stopped by a signal after step 5" in stopped.stdout
+    done = program(out, "--trace", traced, "--memory", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(traced.read_text()) == trace[5:]  # not one step was lost
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """Same samples, same losses: the group normalisation of this network looks at one row, as batch norm does not."""
+    alone, together = tmp_path / "one.json", tmp_path / "two.json"
+    one = program(tmp_path / "one", "--trace", alone, "--no-dropout")
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
+    launcher = (*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--multi_cpu")
+    launcher = tuple(word for word in launcher if word != "--multi_cpu")
+    two = program(tmp_path / "two", "--trace", together, "--no-dropout", launch=launcher)
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    assert "2 process(es)" in two.stdout
+    losses = [[line["loss"] for line in json.loads(path.read_text())] for path in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+    # And what two processes saved, one goes on with.
+    weights = [load(tmp_path / name / "checkpoints" / f"step-{STEPS:09d}")["model"] for name in ("one", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-9, atol=1e-12)
