@@ -147,7 +147,7 @@ def _images(folder: Path) -> list[Path]:
 def _class_names(root: Path, folder: Path, names: list[str]) -> list[str]:
     """The classes of the training split count in every split, so that a held-out part may lack some."""
     train = root / "train"
-    if folder == train or folder == root:
+    if folder in (train, root):
         return names
     known = sorted(c.name for c in train.iterdir() if c.is_dir() and not c.name.startswith(".") and _images(c))
     unknown = sorted(set(names) - set(known))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from mmcon.random import stable_ids
 from mmcon.registry import register_source
 
 
+@runtime_checkable
 class MapStyle(Protocol):
     """A dataset with a length and rows by position, as torch has it."""
 
@@ -109,7 +110,8 @@ def load_table(
         media_column: which holds the media. Columns that are not named are guessed by their names.
         label_column: class labels, whole numbers or texts; "none": no labels.
         id_column: unique names of rows; by default split and number, which stay as long as the data do.
-        classes: names of the classes in order; by default those of the data, or all texts of the training split, sorted.
+        classes: names of the classes in order; by default those that the data declare, or all texts of the training
+            split, sorted.
         test_share: what is held out, by identity, of data that have a training split alone.
         options: for load_dataset, such as data_files, data_dir and cache_dir.
     """
@@ -180,7 +182,7 @@ def _classes(where: str, tables: Any, columns: Columns) -> Sequence[str] | None:
 
 
 @contextmanager
-def readable(where: str) -> Any:
+def readable(where: str) -> Iterator[None]:
     """Turn a failure of the datasets library to find, reach or read data into one error that says what to do."""
     try:
         yield

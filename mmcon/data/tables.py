@@ -121,10 +121,10 @@ def encode_labels(where: str, values: Sequence[Any], classes: Sequence[str] | No
 
 # --- from what a cell holds to a handle ------------------------------------------------------------------------------
 
-_HANDLES = {
-    "image": ("mmcon.media.image", "ImageHandle"),
-    "audio": ("mmcon.media.sound", "SoundHandle"),
-    "video": ("mmcon.media.clip", "ClipHandle"),
+_OPENERS = {
+    "image": ("ImageHandle", "id", bytes | Path),
+    "audio": ("Sound", "id", bytes | Path),
+    "video": ("open_clip", "name", Path),
 }
 
 
@@ -134,7 +134,7 @@ def opener(modality: str, root: Path | None = None) -> Callable[[Any, str], Any]
     A cell may hold the bytes of a file, a path (relative to `root`), a mapping with `bytes` or `path` as the datasets
     library has it, or (file, offset, size) in an archive.
     """
-    if modality not in _HANDLES:
+    if modality not in _OPENERS:
         return _as_it_is
     return partial(_open_cell, modality=modality, root=root)
 
@@ -144,7 +144,7 @@ def _as_it_is(cell: Any, name: str) -> Any:
 
 
 def _open_cell(cell: Any, name: str, *, modality: str, root: Path | None) -> Any:
-    module, kind = _HANDLES[modality]
+    opens, called, takes = _OPENERS[modality]
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if isinstance(cell, str):
@@ -154,6 +154,7 @@ def _open_cell(cell: Any, name: str, *, modality: str, root: Path | None) -> Any
         with open(file, "rb") as archive:
             archive.seek(offset)
             cell = archive.read(size)
-    if not isinstance(cell, bytes | Path):
-        raise DataError(name, expected=f"the bytes or the path of a file ({modality})", got=type(cell).__name__)
-    return getattr(import_module(module), kind)(cell, id=name)
+    if not isinstance(cell, takes):
+        expected = f"{'the bytes or ' if takes != Path else ''}the path of a file ({modality})"
+        raise DataError(name, expected=expected, got=type(cell).__name__, fix="unpack it, or choose another column")
+    return getattr(import_module("mmcon.media"), opens)(cell, **{called: name})
