@@ -11,11 +11,16 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-import views.spans  # noqa: F401  (registers the samplers)
 from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.view import Chain, Meta, Params, ViewGenerator, take_rows
+from views import spans
+from views.colour import ColourJitter, Grayscale
+from views.filters import Blur
+from views.geometry import Flip, RandomResizedCrop, Resize
+from views.image import jitter_of
+from views.spans import Short
 
 
 @final
@@ -167,3 +172,173 @@ class Shuffle(ViewGenerator):
         """`shuffled`, int64."""
         order = params["order"]
         return {"shuffled": (order != torch.arange(order.shape[1])).any(1).to(torch.int64)}
+
+
+# --- published recipes -----------------------------------------------------------------------------------------------
+
+
+def _pictures(
+    sampler: ViewGenerator,
+    size: int | tuple[int, int],
+    *,
+    area: tuple[int | float, int | float],
+    aspect: tuple[int | float, int | float] = (3 / 4, 4 / 3),
+    jitter: ColourJitter | None = None,
+    grayscale: int | float = 0.0,
+    blur: bool = False,
+    name: str,
+) -> Chain:
+    """A sampler, then a crop, a flip and what else is asked for, each drawn once a clip."""
+    crop = RandomResizedCrop(
+        size=size, area=(float(area[0]), float(area[1])), aspect=(float(aspect[0]), float(aspect[1]))
+    )
+    parts: list[tuple[str, ViewGenerator]] = [("clip", sampler), ("crop", PerClip(crop)), ("flip", PerClip(Flip()))]
+    if jitter is not None:
+        parts.append(("jitter", PerClip(jitter)))
+    if grayscale:
+        parts.append(("gray", PerClip(Grayscale(p=float(grayscale)))))
+    if blur:
+        parts.append(("blur", PerClip(Blur())))
+    return Chain(*parts, name=name)
+
+
+def _decoding_side(size: int | tuple[int, int], area: tuple[int | float, int | float]) -> int:
+    """The shorter side at which decoded frames hold enough pixels for a crop of the mean area."""
+    side = min(size if isinstance(size, tuple) else (size, size))
+    return round(side / ((area[0] + area[1]) / 2) ** 0.5 + 0.5)
+
+
+@register_view("video/graded", modality="video")
+def graded(
+    *,
+    size: int | tuple[int, int] = 112,
+    frames: int = 4,
+    rate_hz: int | float | None = None,
+    stride: int | float = 1,
+    area: tuple[int | float, int | float] = (0.5, 1.0),
+    strength: int | float = 0.5,
+    flip: bool = False,
+    short: Short = "hold",
+) -> Chain:
+    """A clip from anywhere in its video, lightly cropped and coloured: for affinities that grade by time.
+
+    Strong crops and flips are one more way for two moments to differ, which time has to outshine; so crops keep half
+    of the picture or more, and flips are off.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        frames: in the view.
+        rate_hz: steps a second; None: the clip's own rate.
+        stride: steps from frame to frame.
+        area: fractions of the picture that crops keep.
+        strength: s of SimCLR's colour jitter.
+        flip: whether to exchange left and right, once a clip, with probability .5.
+        short: `hold`, `loop` or `error` where the clip is shorter than the view.
+    """
+    sampler = spans.random_clip(
+        frames=frames, stride=stride, rate_hz=rate_hz, shorter_side=_decoding_side(size, area), short=short
+    )
+    crop = RandomResizedCrop(size=size, area=(float(area[0]), float(area[1])))
+    parts: list[tuple[str, ViewGenerator]] = [("clip", sampler), ("crop", PerClip(crop))]
+    if flip:
+        parts.append(("flip", PerClip(Flip())))
+    return Chain(*parts, ("jitter", PerClip(jitter_of(float(strength)))), name="video/graded")
+
+
+@register_view("video/cvrl", modality="video")
+def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | float = 2) -> Chain:
+    """CVRL (Qian et al. 2021): two clips with falling density of their gap, each changed alike in all its frames.
+
+    Crop of area .3 to 1 and aspect .5 to 2, flip, SimCLR's jitter at strength 1, gray .2, blur. The published second
+    clip is also solarised with probability .2; that is left out here.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        frames: in each view.
+        stride: frames of the video from one to the next.
+    """
+    sampler = spans.cvrl_clip(frames=frames, stride=stride)
+    return _pictures(
+        sampler,
+        size,
+        area=(0.3, 1.0),
+        aspect=(0.5, 2.0),
+        jitter=jitter_of(1.0),
+        grayscale=0.2,
+        blur=True,
+        name="video/cvrl",
+    )
+
+
+@register_view("video/tclr", modality="video")
+def tclr(*, size: int | tuple[int, int] = 112, frames: int = 16, skip: int = 4, dense: int = 4) -> Chain:
+    """TCLR (Dave et al. 2022): a sparse clip and dense ones from its span; crop, flip, jitter and gray alike in a clip.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        frames: in each view.
+        skip: the sparse clip's stride.
+        dense: how many dense clips; give the same object for 1 + `dense` views.
+    """
+    sampler = spans.tclr_clip(frames=frames, skip=skip, dense=dense)
+    return _pictures(sampler, size, area=(0.3, 1.0), jitter=jitter_of(0.5), grayscale=0.2, name="video/tclr")
+
+
+@register_view("video/vince", modality="video")
+def vince(*, size: int | tuple[int, int] = 224) -> Chain:
+    """VINCE (Gordon et al. 2020): single frames of one video are each other's views.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+    """
+    jitter = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
+    return _pictures(spans.random_frame(), size, area=(0.2, 1.0), jitter=jitter, grayscale=0.2, name="video/vince")
+
+
+@register_view("video/rho-byol", modality="video")
+def rho_byol(
+    *,
+    gap_seconds: int | float,
+    size: int | tuple[int, int] = 224,
+    frames: int = 8,
+    stride: int | float = 8,
+) -> Chain:
+    """ρBYOL (Feichtenhofer et al. 2021): clips of 8×8 frames at most a gap apart, under SimCLR's pictures.
+
+    Args:
+        gap_seconds: the longest gap between the starts of two clips.
+        size: side of the square that leaves, or (height, width).
+        frames: in each view.
+        stride: frames of the video from one to the next.
+    """
+    sampler = spans.bounded_gap_clip(gap_seconds=gap_seconds, frames=frames, stride=stride)
+    return _pictures(
+        sampler, size, area=(0.2, 0.76), jitter=jitter_of(1.0), grayscale=0.2, blur=True, name="video/rho-byol"
+    )
+
+
+@register_view("video/plain", modality="video")
+def plain(
+    *,
+    size: int | tuple[int, int] = 112,
+    frames: int = 4,
+    rate_hz: int | float | None = None,
+    stride: int | float = 1,
+    views: int = 1,
+    short: Short = "hold",
+) -> Chain:
+    """The view of evaluation: the clip's centre, or `views` even places, brought to one size; nothing drawn.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        frames: in each view.
+        rate_hz: steps a second; None: the clip's own rate.
+        stride: steps from frame to frame.
+        views: how many places; give the same object for so many views.
+        short: `hold`, `loop` or `error` where the clip is shorter than the view.
+    """
+    side = min(size if isinstance(size, tuple) else (size, size))
+    sampler = spans.grid_clip(
+        frames=frames, stride=stride, rate_hz=rate_hz, views=views, shorter_side=side, short=short
+    )
+    return Chain(("clip", sampler), ("resize", PerClip(Resize(size=size))), name="video/plain")

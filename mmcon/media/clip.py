@@ -147,7 +147,7 @@ class Clip(ABC):
 class Span(Clip):
     """A part of a clip, on the whole clip's clock, so that times in two parts of one clip can be compared."""
 
-    def __init__(self, clip: Clip, begin: float, end: float) -> None:
+    def __init__(self, clip: Clip, begin: int | float, end: int | float) -> None:
         duration = clip.header.duration_seconds
         if not 0 <= begin < end <= duration + 0.5:
             raise DataError(
@@ -190,9 +190,9 @@ class FrameStack(Clip):
         frames: UInt8[Tensor, "t c h w"],
         *,
         times: Sequence[float] | None = None,
-        frames_per_second: float | None = None,
+        frames_per_second: int | float | None = None,
         name: str = "frames",
-        end: float | None = None,
+        end: int | float | None = None,
     ) -> None:
         count = len(frames)
         if times is None:
@@ -278,17 +278,17 @@ class CachedClip(Clip):
 
 
 def open_clip(
-    path: str | Path,
+    path: str | Path | bytes,
     *,
     name: str = "",
-    frames_per_second: float | None = None,
+    frames_per_second: int | float | None = None,
     decoder: Decoder = "pyav",
     cache: FrameCache | None = None,
 ) -> Clip:
     """Open a video file, a folder of frames or an animated image, and read its header.
 
     Args:
-        path: what to open.
+        path: what to open; bytes are those of a video file.
         name: what the clip is called in messages and hashed by; by default the path.
         frames_per_second: the rate of a folder of frames, or of a file that has none.
         decoder: `pyav`; `torchcodec`; or `auto`, torchcodec where one of its decoders can be constructed. They may
@@ -298,11 +298,15 @@ def open_clip(
     Raises:
         DataError: there is no such clip, no picture in it, or no rate.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = path if isinstance(path, bytes) else Path(path)
+    if isinstance(path, bytes):
+        from mmcon.media.container import VideoFile
+
+        clip: Clip = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
+    elif path.is_dir():
         from mmcon.media.frames import FrameFolder
 
-        clip: Clip = FrameFolder(path, frames_per_second=frames_per_second, name=name)
+        clip = FrameFolder(path, frames_per_second=frames_per_second, name=name)
     elif not path.is_file():
         raise DataError(name or str(path), expected="a video file or a folder of frames", got="nothing there")
     elif path.suffix.lower() in ANIMATION_SUFFIXES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ class VideoFile(Clip):
     timestamps or frames out of order. A file without timestamps is counted at its rate and never sought in.
 
     Args:
-        file: the file.
+        file: the file, or its bytes.
         name: what it is called in messages.
         frames_per_second: the rate where the file has none.
         decoder: see `open_clip`.
@@ -42,10 +43,15 @@ class VideoFile(Clip):
     """
 
     def __init__(
-        self, file: Path, *, name: str = "", frames_per_second: float | None = None, decoder: Decoder = "pyav"
+        self,
+        file: Path | bytes,
+        *,
+        name: str = "",
+        frames_per_second: int | float | None = None,
+        decoder: Decoder = "pyav",
     ) -> None:
         self.file, self.decoder = file, decoder
-        name = name or str(file)
+        name = name or (str(file) if isinstance(file, Path) else "bytes")
         with _Opened(file, name) as opened:
             head = list(itertools.islice(opened.frames(), LOOK_AHEAD_FRAMES))
             if not head:
@@ -159,7 +165,7 @@ class VideoFile(Clip):
         try:
             from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
 
-            decoder = VideoDecoder(str(self.file), seek_mode="exact")
+            decoder = VideoDecoder(self.file, seek_mode="exact")
         # Without FFmpeg's libraries one version fails at import and another when a decoder is made, each its own way.
         except Exception as error:
             if self.decoder == "torchcodec":
@@ -181,7 +187,7 @@ _LEAVE_OUT = "the file is damaged: fetch it again or leave it out"
 class _Opened:
     """An open container; whatever FFmpeg says of a damaged file becomes DataError with the file's name."""
 
-    def __init__(self, file: Path, name: str) -> None:
+    def __init__(self, file: Path | bytes, name: str) -> None:
         self.file, self.name = file, name
 
     def __enter__(self) -> _Opened:
@@ -190,7 +196,7 @@ class _Opened:
 
         self.container: Any = None
         try:
-            self.container = av.open(str(self.file))
+            self.container = av.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else str(self.file))
         except (FFmpegError, OSError, ValueError) as error:
             raise self._error(error) from error
         if not self.container.streams.video:

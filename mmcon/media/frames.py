@@ -28,7 +28,7 @@ class FrameFolder(Clip):
         name: what it is called in messages.
     """
 
-    def __init__(self, folder: str | Path, *, frames_per_second: float | None, name: str = "") -> None:
+    def __init__(self, folder: str | Path, *, frames_per_second: int | float | None, name: str = "") -> None:
         self.files = frame_files(folder)
         if not self.files:
             raise DataError(
