@@ -76,7 +76,7 @@ def retrieval_seconds(features: Features) -> Float[Tensor, " g"]:
     return _by_clip(features, of_clip, least=2)
 
 
-def order_accuracy(train: Features, test: Features, *, l2: int | float = 1e-2) -> Float[Tensor, " g"]:
+def order_accuracy(train: Features, test: Features, *, l2: int | float = 1.0) -> Float[Tensor, " g"]:
     """Of each test clip, the share of pairs of moments that a linear reading of the features puts in order.
 
     The reading w is fitted on training clips by ridge regression of t_b − t_a on x_b − x_a; a pair is in order where
@@ -93,7 +93,7 @@ def order_accuracy(train: Features, test: Features, *, l2: int | float = 1e-2) -
     return _by_clip(test, of_clip, least=2)
 
 
-def lag_error(train: Features, test: Features, *, l2: int | float = 1e-2) -> Float[Tensor, " g"]:
+def lag_error(train: Features, test: Features, *, l2: int | float = 1.0) -> Float[Tensor, " g"]:
     """Of each test clip, the mean error in seconds of |t_b − t_a| read linearly from |x_b − x_a|,
     fitted on training clips by ridge regression.
     """
