@@ -67,7 +67,7 @@ class Config:
     temperature: float = 0.1
     projection_dim: int = 128
     optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     warmup_share: float = 0.1
     """share of the steps in which the learning rate rises"""
