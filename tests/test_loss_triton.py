@@ -40,7 +40,8 @@ for a, c, temperature in ((70, None, 0.1), (70, 90, 0.2), (9, 130, 0.1), (1, Non
     for expected, found in zip(*results):
         scale = expected.abs().max().clamp_min(1e-3)
         assert torch.isfinite(found).all()
-        assert float((expected - found).abs().max() / scale) < tolerance, (a, c, float((expected - found).abs().max() / scale))
+        error = float((expected - found).abs().max() / scale)
+        assert error < tolerance, (a, c, error)
 print("equal")
 """
 

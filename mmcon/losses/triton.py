@@ -1,8 +1,9 @@
 """The weighted loss on a GPU, in two Triton kernels: class weights, the out form, all candidates.
 
-The first keeps a running maximum and sum of exponentials a row; the second recomputes similarities and multiplies their
-gradient with the rows of the other side. Operands of products are bfloat16 (float16 and float32 on request), sums are
-float32. Numerators come from class sums outside (`ClassFactor`). Where anchors are the candidates, the second kernel takes a pair's two directions from one exponential.
+The first keeps a running maximum and sum of exponentials a row; the second recomputes similarities and multiplies
+their gradient with the rows of the other side. Operands of products are bfloat16 (float16 and float32 on request), sums
+are float32. Numerators come from class sums outside (`ClassFactor`). Where anchors are the candidates, the second
+kernel takes a pair's two directions from one exponential each.
 
 Without a GPU the kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), which is how they are tested; no time is
 claimed.

@@ -1,4 +1,8 @@
-"""The kernels of `triton`, imported only where they run."""
+"""The kernels of `triton`, imported only where they run.
+
+The number of column blocks is a constant of compilation: another batch size compiles once more. A bound known only at
+run time cannot be iterated over by Triton 3.6's interpreter with NumPy 2.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ BLOCK = 64
 
 
 @triton.jit
-def _log_sum_exp(a, c, own, out, n, m, width, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr):
+def _log_sum_exp(
+    a, c, own, out, n, m, width, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, EXACT: tl.constexpr
+):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     axis = tl.arange(0, WIDTH)
     inside = (rows[:, None] < n) & (axis[None, :] < width)
@@ -19,8 +25,8 @@ def _log_sum_exp(a, c, own, out, n, m, width, WIDTH: tl.constexpr, BLOCK: tl.con
     self_column = tl.load(own + rows, mask=rows < n, other=-1)
     highest = tl.full((BLOCK,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, m, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
+    for block in range(0, BLOCKS):
+        columns = block * BLOCK + tl.arange(0, BLOCK)
         there = (columns[:, None] < m) & (axis[None, :] < width)
         y = tl.load(c + columns[:, None] * width + axis[None, :], mask=there, other=0.0)
         s = tl.dot(z, tl.trans(y), input_precision="ieee") if EXACT else tl.dot(z, tl.trans(y))
@@ -36,7 +42,7 @@ def _log_sum_exp(a, c, own, out, n, m, width, WIDTH: tl.constexpr, BLOCK: tl.con
 @triton.jit
 def _pull(
     a, c, own, u, lse, v, lse_of_columns, out, n, m, width,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     axis = tl.arange(0, WIDTH)
@@ -46,8 +52,8 @@ def _pull(
     weight = tl.load(u + rows, mask=rows < n, other=0.0)
     level = tl.load(lse + rows, mask=rows < n, other=float("inf"))
     gathered = tl.zeros((BLOCK, WIDTH), tl.float32)
-    for start in range(0, m, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
+    for block in range(0, BLOCKS):
+        columns = block * BLOCK + tl.arange(0, BLOCK)
         there = (columns[:, None] < m) & (axis[None, :] < width)
         y = tl.load(c + columns[:, None] * width + axis[None, :], mask=there, other=0.0)
         weight_there = tl.load(v + columns, mask=columns < m, other=0.0)
@@ -63,9 +69,11 @@ def log_sum_exp(a: Tensor, c: Tensor, own: Tensor, operands: torch.dtype) -> Ten
     """Log Σ_k e^{⟨a_i, c_k⟩} for every row of `a`, `n`, its own column left out."""
     out = torch.empty(len(a), dtype=torch.float32, device=a.device)
     a, c, own = (x.contiguous() for x in (a.to(operands), c.to(operands), own))
-    grid = (triton.cdiv(len(a), BLOCK),)
+    grid, blocks = (triton.cdiv(len(a), BLOCK),), triton.cdiv(len(c), BLOCK)
     if len(a):
-        _log_sum_exp[grid](a, c, own, out, len(a), len(c), a.shape[1], _width(a), BLOCK, operands == torch.float32)
+        _log_sum_exp[grid](
+            a, c, own, out, len(a), len(c), a.shape[1], _width(a), BLOCK, blocks, operands == torch.float32
+        )
     return out
 
 
@@ -80,10 +88,24 @@ def pull(
     size = torch.maximum(u.abs().max(), v.abs().max()).clamp_min(1e-30) if len(a) and len(c) else u.new_ones(())
     a, c, own = (x.contiguous() for x in (a.to(operands), c.to(operands), own))
     exact = operands == torch.float32
-    grid = (triton.cdiv(len(a), BLOCK),)
+    grid, blocks = (triton.cdiv(len(a), BLOCK),), triton.cdiv(len(c), BLOCK)
     if len(a):
         _pull[grid](
-            a, c, own, u / size, lse, v / size, lse_of_columns, out, len(a), len(c), a.shape[1], _width(a), BLOCK, exact
+            a,
+            c,
+            own,
+            u / size,
+            lse,
+            v / size,
+            lse_of_columns,
+            out,
+            len(a),
+            len(c),
+            a.shape[1],
+            _width(a),
+            BLOCK,
+            blocks,
+            exact,
         )
     return out * size
 
