@@ -36,7 +36,7 @@ from mmcon.models.encoders import create_encoder
 from mmcon.registry import create, lookup
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings
+from mmcon.training.run import QUARANTINE, Run, Settings, unused_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,16 @@ class Config:
     """What to train, on what, and for how long."""
 
     data: str = "samples/fashion"
-    """bundled images (samples/fashion), or a folder: one sub-folder a class, or train/ and val/ with such"""
+    """bundled images (samples/fashion); a folder with a sub-folder a class, or train/ and val/ of such; tar shards,
+    parquet files, a manifest (.csv, .jsonl, .parquet), or a hub name"""
     output_dir: Path | None = None
     """the run folder; by default a new one under runs/"""
     objective: Literal["supcon", "simclr", "cross-entropy"] = "supcon"
+    image_column: str | None = None
+    """of a table (hub, parquet, manifest): the column of images; by default guessed, and printed"""
+    label_column: str | None = None
+    max_unreadable: float = 0.1
+    """the share of unreadable images that is left out (and named in quarantine.jsonl) rather than refused"""
     encoder: str = "mmcon/resnet-tiny"
     """an encoder by name: mmcon/resnet-tiny, resnet50, timm/…"""
     view: str = "image/simclr"
@@ -94,7 +100,7 @@ def main(config: Config) -> None:
     if config.tiny:
         config = replace(config, epochs=1, max_steps=min(config.max_steps or 8, 8), log_every=1)
     run = Run(
-        config.output_dir or unused_folder(Path("runs") / f"imagenet_{config.objective}", config.resume),
+        config.output_dir or unused_folder(Path("runs") / f"imagenet_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
         settings=Settings(
@@ -111,7 +117,11 @@ def main(config: Config) -> None:
     )
 
     # Data: rows with stable ids, the views of each, and who stands in a batch with whom.
-    train, test = create_source(config.data, split="train"), create_source(config.data, split="test")
+    columns = {"media_column": config.image_column, "label_column": config.label_column}
+    unreadable = {"max_failures": config.max_unreadable, "quarantine": run.folder / QUARANTINE}
+    train, test = (
+        create_source(config.data, split=split, where_taken=columns | unreadable) for split in ("train", "test")
+    )
     if config.tiny:
         train, test = Subset(train, range(0, len(train), 10)), Subset(test, range(0, len(test), 10))
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
@@ -133,17 +143,12 @@ def main(config: Config) -> None:
     model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     untrained = copy.deepcopy(model)
-    network, objective = (
-        (Classifier(encoder, len(train.classes)), CrossEntropy())
-        if config.objective == "cross-entropy"
-        else (model, make_objective(config))
-    )
-    optimizer = create_optimizer(
-        [network, objective],
-        config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-    )
+    affinity = SameLabel() if config.objective == "supcon" else SameSample()
+    network, objective = model, mmcon.Objective(affinity=affinity, temperature=config.temperature)
+    if config.objective == "cross-entropy":
+        network, objective = Classifier(encoder, len(train.classes)), CrossEntropy()
+    rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
+    optimizer = create_optimizer([network, objective], config.optimizer, **rates)
     steps = config.epochs * len(loader)
     schedule = create_schedule(optimizer, "cosine", steps=steps, warmup_steps=round(config.warmup_share * steps))
     trained = run.prepare(network, optimizer, schedule, objective=objective)
@@ -199,21 +204,14 @@ def make_sampler(config: Config, train: Source) -> BatchSampler:
             fix="use one sub-folder a class, or --objective simclr",
         )
     if config.objective == "supcon" and config.views < 2 and config.sampler == "uniform":
-        expected = config.batch_size / len(train.classes)
-        if expected < 2:
+        if config.batch_size < 2 * len(train.classes):
             raise ConfigError(
                 "--batch-size",
                 expected=f"two samples a class: {2 * len(train.classes)} or more for {len(train.classes)} classes",
-                got=f"{config.batch_size}, about {expected:.2g} a class, and one view a sample",
+                got=f"{config.batch_size}, and one view a sample",
                 fix="raise --batch-size, give --views 2, or use --sampler class-aware",
             )
     return create("sampler", f"sampler/{config.sampler}", labels=labels, batch_size=config.batch_size, seed=config.seed)
-
-
-def make_objective(config: Config) -> mmcon.Objective:
-    """SupCon: samples of one class are alike. SimCLR: views of one sample are."""
-    affinity = SameLabel() if config.objective == "supcon" else SameSample()
-    return mmcon.Objective(affinity=affinity, temperature=config.temperature)
 
 
 class Classifier(nn.Module):
@@ -230,10 +228,10 @@ class Classifier(nn.Module):
 
 
 class CrossEntropy(nn.Module):
-    """The baseline's loss."""
+    """The baseline's loss, the mean over rows."""
 
     def forward(self, scores: Tensor, batch: ViewBatch) -> Tensor:
-        """The mean over rows."""
+        """From scores `n classes` to a scalar."""
         return nn.functional.cross_entropy(scores, batch.index["image"]["label"])
 
 
@@ -246,13 +244,6 @@ def channels(source: Source) -> int:
 def pixels(batch: ViewBatch) -> Tensor:
     """The images themselves as features."""
     return batch.views["image"][0].flatten(1)
-
-
-def unused_folder(folder: Path, resume: bool) -> Path:
-    """A run folder that no run has used, unless one is to be resumed."""
-    if resume or not folder.exists():
-        return folder
-    return next(f for i in range(2, 10_000) if not (f := folder.with_name(f"{folder.name}-{i}")).exists())
 
 
 # --- stage two -------------------------------------------------------------------------------------------------------
@@ -278,14 +269,11 @@ def judge(train: Features, test: Features) -> dict[str, Any]:
 
 def table(figures: dict[str, dict[str, Any]], n: int) -> str:
     """The figures for a person to read."""
-    lines = [f"top-1 and top-5 on {n} held-out images (± is half of the 95 % interval over images)"]
+    lines = [f"top-1 [95 % interval over images] / top-5 on {n} held-out images"]
     for name, of in figures.items():
         probe, near = of["linear_probe"], of["knn"]
-        half = (probe.interval().high - probe.interval().low) / 2
-        lines.append(
-            f"  {name:<16} linear probe {probe.top1:.3f} ± {half:.3f} / {probe.top5:.3f}"
-            f"   k-NN {near.top1:.3f} / {near.top5:.3f}"
-        )
+        lines.append(f"  {name:<16} linear probe {probe.interval()} / {probe.top5:.3f}")
+        lines.append(f"  {'':<16} k-NN         {near.interval()} / {near.top5:.3f}")
     return "\n".join(lines)
 
 

@@ -48,7 +48,7 @@ from mmcon.models.spaces import SharedSpace
 from mmcon.models.video import create_video_encoder
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings
+from mmcon.training.run import Run, Settings, unused_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def main(config: Config) -> None:
     sampler = UniformSampler(torch.arange(len(train)), batch_size=batch_size, seed=config.seed)
     steps = config.epochs * sampler.steps_per_epoch
     run = Run(
-        config.output_dir or unused_folder(Path("runs") / f"video_{config.objective}", config.resume),
+        config.output_dir or unused_folder(Path("runs") / f"video_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
         settings=Settings(
@@ -259,13 +259,6 @@ def pixels(batch: ViewBatch) -> Tensor:
     clips = batch.views["video"][0].flatten(0, 1)
     small = nn.functional.interpolate(clips, size=(16, 16), mode="bilinear", antialias=True)
     return small.unflatten(0, (batch.index["video"].n, -1)).flatten(1)
-
-
-def unused_folder(folder: Path, resume: bool) -> Path:
-    """A run folder that no run has used, unless one is to be resumed."""
-    if resume or not folder.exists():
-        return folder
-    return next(f for i in range(2, 10_000) if not (f := folder.with_name(f"{folder.name}-{i}")).exists())
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from torch import Tensor
 from mmcon.data import samples
 from mmcon.errors import DataError, InputError, UnknownNameError, nearest
 from mmcon.random import keys, stable_ids
-from mmcon.registry import create, entries, register_source
+from mmcon.registry import create, entries, lookup, register_source
 
 # What a held-out split may be called, in the order of preference.
 HELD_OUT = ("test", "val", "validation", "valid")
@@ -295,7 +295,13 @@ def fashion(split: Literal["train", "test"] = "train") -> TensorSource:
     )
 
 
-def create_source(data: str | Path | None = None, *, split: str = "train", **options: Any) -> Source:
+def create_source(
+    data: str | Path | None = None,
+    *,
+    split: str = "train",
+    where_taken: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Source:
     """Open a source by what a user calls it.
 
     >>> create_source("samples/fashion", split="test").classes[0]
@@ -306,6 +312,7 @@ def create_source(data: str | Path | None = None, *, split: str = "train", **opt
             .parquet); tar shards (a path with * or {000..009}); or the name of a data set on a hub. None is the
             bundled images.
         split: "train", "test" or another that the data have.
+        where_taken: further options, passed on if the source that the name turns out to mean takes them.
         options: of the source.
 
     Raises:
@@ -314,9 +321,11 @@ def create_source(data: str | Path | None = None, *, split: str = "train", **opt
     from mmcon.data import folders, hub, manifests  # noqa: F401  (they build on this module and register themselves)
 
     name = "samples/fashion" if data is None else str(data)
-    if name in [entry.name for entry in entries("source")]:
-        return create("source", name, split=split, **options)
-    return create("source", _kind_of(name), path=name, split=split, **options)
+    registered = name in [entry.name for entry in entries("source")]
+    kind = name if registered else _kind_of(name)
+    taken = lookup("source", kind).options
+    options |= {option: value for option, value in (where_taken or {}).items() if option in taken}
+    return create("source", kind, split=split, **options, **({} if registered else {"path": name}))
 
 
 def _kind_of(name: str) -> str:

@@ -35,6 +35,9 @@ from mmcon.training.journal import Clock, Journal
 from mmcon.training.progress import Progress
 from mmcon.training.signals import STOPPED, Signals
 
+#: The file in a run folder that names what could not be read, a line of JSON each.
+QUARANTINE = "quarantine.jsonl"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -351,14 +354,23 @@ class Run:
         if self.is_main:
             (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
             if self._failures:
-                lines = [f"{sample}\t{' '.join(reason.split())}\n" for sample, reason in self._failures.items()]
-                (self.folder / "quarantine.tsv").write_text("".join(lines))
+                with (self.folder / QUARANTINE).open("a") as file:
+                    for sample, reason in self._failures.items():
+                        file.write(json.dumps({"file": str(sample), "reason": reason}) + "\n")
             self.print(f"run folder: {self.folder}")
         self.close()
 
     def close(self) -> None:
         """End the trackers and the process group."""
         self.accelerator.end_training()
+
+
+def unused_folder(folder: str | Path, *, resume: bool = False) -> Path:
+    """A run folder that no run has used (`name`, `name-2`, …), or the folder itself where a run is to be resumed."""
+    folder = Path(folder)
+    if resume or not folder.exists():
+        return folder
+    return next(f for i in range(2, 1_000_000) if not (f := folder.with_name(f"{folder.name}-{i}")).exists())
 
 
 def seed_model(seed: int, *names: str | int) -> None:
