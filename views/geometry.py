@@ -364,7 +364,8 @@ def _resample_stacked(batch: Tensor, box: Params, size: tuple[int, int], interpo
         rows = _gather_rows(batch[part], [(i[part], w[part]) for i, w in down])
         turned = _gather_rows(rows.transpose(2, 3), [(i[part], w[part]) for i, w in across])
         out[part] = turned.transpose(2, 3)
-    return out.clamp_(0, 1) if interpolation == "bicubic" else out
+    # Weights sum to one but for rounding, so that white may come out a bit above 1.
+    return out.clamp_(0, 1)
 
 
 def _gather_rows(batch: Tensor, taps_of_rows: list[tuple[Tensor, Tensor]]) -> Tensor:

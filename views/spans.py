@@ -28,6 +28,7 @@ from mmcon.view import Meta, Params, ViewGenerator
 
 # Frames that come as a bare tensor have no clock; their times are counted in frames.
 BARE_FRAMES_PER_SECOND = 1.0
+LOOP_TOLERANCE_SECONDS = 1e-4
 Short = Literal["hold", "loop", "error"]
 
 
@@ -257,14 +258,17 @@ class ClipSampler(ViewGenerator):
                 fix="ask for fewer frames or a shorter stride, or short='hold' or 'loop'",
                 key=keys.describe(row),
             )
-        spans = times[:, 0], torch.minimum(times[:, -1] + step, headers.end)
+        start = torch.minimum(times[:, 0], last)
+        end = torch.minimum(times[:, -1] + step, headers.end)
         if self.short == "loop":
             length = headers.end - headers.begin
-            times = headers.begin[:, None] + torch.remainder(times - headers.begin[:, None], length[:, None])
+            # Lengths from a header are rounded: a moment just short of the end is the beginning.
+            since = times - headers.begin[:, None] + LOOP_TOLERANCE_SECONDS
+            times = headers.begin[:, None] + torch.remainder(since, length[:, None])
         drawn = {
             "times": torch.maximum(torch.minimum(times, last[:, None]), headers.begin[:, None]),
-            "start": spans[0],
-            "end": torch.maximum(spans[0], spans[1]),
+            "start": torch.maximum(start, headers.begin),
+            "end": torch.maximum(end, start),
             "step": step,
             "rate": headers.frames_per_second,
             "group": meta["group"].to(torch.int64) if "group" in meta else keys.fields[:, FIELDS.index("sample")],

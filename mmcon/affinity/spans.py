@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcon.affinity.base import Column
-from mmcon.affinity.pairwise import Key, Pairwise
+from mmcon.affinity.pairwise import Column, Key, Pairwise
 
 
 class SpanOverlap(Pairwise):

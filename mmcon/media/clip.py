@@ -205,7 +205,9 @@ class FrameStack(Clip):
             frames_per_second = (count - 1) / spread if spread > 0 else 1.0
         self.frames, self.times = frames, list(times)
         duration = (end if end is not None else times[-1] + 1 / frames_per_second) - times[0]
-        super().__init__(name, ClipHeader(duration, frames_per_second, count, frames.shape[-2], frames.shape[-1]))
+        super().__init__(
+            name, ClipHeader(float(duration), float(frames_per_second), count, frames.shape[-2], frames.shape[-1])
+        )
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
         """Look the frames up."""

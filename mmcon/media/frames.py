@@ -47,7 +47,7 @@ class FrameFolder(Clip):
             width, height = first.size
         count = len(self.files)
         super().__init__(
-            name or str(folder), ClipHeader(count / frames_per_second, frames_per_second, count, height, width)
+            name or str(folder), ClipHeader(count / frames_per_second, float(frames_per_second), count, height, width)
         )
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:

@@ -247,7 +247,7 @@ def _normalisation(model: str, kind: str) -> tuple[tuple[float, ...], tuple[floa
         return NORMALISED_BY[kind]
     said = json.loads(file.read_text(encoding="utf-8"))
     mean, std = NORMALISED_BY[kind]
-    return tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
+    return tuple(map(float, said.get("image_mean", mean))), tuple(map(float, said.get("image_std", std)))
 
 
 def _check_clips(clips: Tensor, where: str) -> None:

@@ -1,0 +1,108 @@
+"""A sheet of clips: the views of one video in the order of time, where they lie in it, and how alike they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcon.affinity import TimeKernel
+from mmcon.affinity.base import Affinity
+from mmcon.batch import Index
+from mmcon.errors import InputError
+from mmcon.media.clip import Clip, open_clip
+from mmcon.report.contact_sheet import as_picture
+
+# Frames of a view that fit beside one another and can still be seen.
+SHOWN_FRAMES = 4
+
+
+def open_sample(path: Path) -> Clip:
+    """Open a video, a folder of frames (shown at 25 a second), or an animated image.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return open_clip(path, name=path.name, frames_per_second=25 if path.is_dir() else None)
+
+
+def write_sheet(
+    output: Path,
+    sample: Clip,
+    views: Tensor,
+    captions: Sequence[str],
+    title: str,
+    *,
+    params: Mapping[str, Any],
+    affinity: Affinity | None = None,
+) -> None:
+    """Write the picture: views as strips of frames, their spans on the video's time line, and their affinities.
+
+    Args:
+        output: a file whose ending says the format: .png, .jpg, .pdf or .svg.
+        sample: the video.
+        views: `b t c h w`, uint8 or floats in [0, 1].
+        captions: what was drawn for each view, lines of text.
+        title: stands above.
+        params: what was drawn, with the sampler's part that holds `start` and `end`.
+        affinity: by column names; by default a gaussian kernel of time an eighth of the video wide.
+    """
+    from matplotlib.figure import Figure
+
+    spans = _spans(params)
+    if views.dim() != 5 or spans is None:
+        raise InputError(
+            "sheet of clips",
+            expected="views `b t c h w` of a generator that draws spans of time, such as video/random-clip",
+            got=f"shape {tuple(views.shape)}" + ("" if spans is not None else " without a span"),
+        )
+    start, end = spans
+    order = ((start + end) / 2).argsort(stable=True)
+    duration = sample.header.duration_seconds
+    affinity = affinity or TimeKernel(width_seconds=duration / 8)
+    table = {"time": (start + end) / 2, "time_start": start, "time_end": end, "group": torch.zeros(len(start)).long()}
+    weights = affinity.bind(Index({name: column[order] for name, column in table.items()})).dense()
+
+    rows = len(views)
+    figure = Figure(figsize=(13, 1.2 + 1.15 * rows), layout="constrained")
+    figure.suptitle(title)
+    strips, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    _strips(strips, views[order], [captions[i] for i in order.tolist()], start[order], end[order])
+    line, heat = right.subplots(2, 1, height_ratios=(1, 2))
+    for row, i in enumerate(order.tolist()):
+        line.barh(row, max(float(end[i] - start[i]), duration / 200), left=float(start[i]), height=0.8)
+    line.set(xlim=(0, duration), xlabel="seconds", ylabel="view", title=f"where they lie in {duration:.2f} s")
+    line.invert_yaxis()
+    shown = heat.imshow(weights.numpy(), vmin=0, vmax=1, cmap="viridis")
+    heat.set(title="how alike they are meant to be", xlabel="view", ylabel="view")
+    right.colorbar(shown, ax=heat)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(output, dpi=110)
+    except (OSError, ValueError) as error:
+        raise InputError("sheet of clips", expected="a .png, .jpg, .pdf or .svg to write", got=str(error)) from error
+
+
+def _strips(figure: Any, views: Tensor, captions: Sequence[str], start: Tensor, end: Tensor) -> None:
+    """A strip of frames a view, its span and what was drawn below it."""
+    axes = figure.subplots(len(views), 1, squeeze=False)[:, 0]
+    for i, (axis, view) in enumerate(zip(axes, views, strict=True)):
+        chosen = torch.linspace(0, len(view) - 1, min(SHOWN_FRAMES, len(view))).round().long()
+        pictures = [as_picture(view[k]) for k in chosen]
+        axis.imshow(torch.cat(pictures, dim=1).numpy(), cmap="gray", vmin=0, vmax=1)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_ylabel(f"{i}", rotation=0, labelpad=12)
+        said = " · ".join(line for line in captions[i].splitlines() if not line.startswith("clip."))
+        axis.set_xlabel(f"{float(start[i]):.2f} to {float(end[i]):.2f} s   {said[:110]}", fontsize=5, loc="left")
+
+
+def _spans(params: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Start and end of each view, wherever in nested parameters they are."""
+    if isinstance(params.get("start"), Tensor) and isinstance(params.get("end"), Tensor) and "times" in params:
+        return params["start"], params["end"]
+    inner = (_spans(branch) for branch in params.values() if isinstance(branch, Mapping))
+    return next((found for found in inner if found is not None), None)
