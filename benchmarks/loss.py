@@ -3,8 +3,8 @@
     uv run python benchmarks/loss.py            # about three minutes on two cores
     uv run python benchmarks/loss.py --size     # growth with n, up to 65,536 rows
 
-Times are forward + backward of one loss on `n d` float32 unit rows. Competitors take turns, and what is printed is the
-median over rounds, and the median of the ratios *within* rounds, so that a busy machine disturbs both sides alike. Extra
+Times are forward + backward of one loss on `n d` float32 unit rows. Competitors take turns, and what is printed is
+the median over rounds, and the median of the ratios *within* rounds, so that a busy machine disturbs both sides alike. Extra
 memory is the peak of bytes allocated by torch beyond what was there before the call.
 """
 
@@ -46,7 +46,7 @@ def naive_times(z: Tensor, times: Tensor, groups: Tensor) -> Tensor:
 
 
 def as_published(z: Tensor, labels: Tensor) -> Tensor:
-    """The formula of SupContrast's SupConLoss: mask of ones without self, row maximum, log of the sum, mean of the rest."""
+    """The formula of SupContrast's SupConLoss: row maximum off, mask without self, mean over all anchors."""
     mask = (labels[:, None] == labels).float()
     logits = torch.div(z @ z.T, TEMPERATURE)
     logits = logits - logits.max(dim=1, keepdim=True).values.detach()
@@ -75,7 +75,7 @@ def seconds(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
 
 def extra_mib(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
     """Peak of allocated bytes during a step, in MiB, counted by torch's profiler."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watch:
         step(loss, z)
     level = peak = 0
     for event in sorted(watch.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
@@ -88,7 +88,7 @@ def extra_mib(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
 def side_by_side(title: str, losses: dict[str, Callable[[Tensor], Tensor]], z: Tensor, rounds: int) -> None:
     """Print a table; ratios are to the first, within rounds."""
     times: dict[str, list[float]] = {name: [] for name in losses}
-    for name, loss in losses.items():
+    for loss in losses.values():
         step(loss, z)
         step(loss, z)
     for _ in range(rounds):
