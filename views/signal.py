@@ -1,4 +1,4 @@
-"""Operations on waveforms as pure functions of batches: `signal` is `b c t`, `length` says how much of each row is real.
+"""Operations on waveforms as pure functions of batches: `signal` is `b c t`, `length` says what of each row is real.
 
 No operation writes beyond a row's length: what is padding stays zero. Parameters have one value a row. Sums run in a
 fixed order, so that a row alone gets the same bits as in a batch.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from mmcon.random import exp
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -32,6 +34,11 @@ def column(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.device, like.dtype)[:, None, None]
 
 
+def from_db(level_db: Tensor, per_decade: float = 20.0) -> Tensor:
+    """The factor that a level in dB stands for, float64 on the CPU, the same bits in any batch; 10 a decade of power."""
+    return exp((level_db.to("cpu", torch.float64) * (math.log(10) / per_decade)).clamp(-700, 700))
+
+
 def energy(signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c 1"]:
     """Sums of squares, in blocks of 256, then over the blocks: the same bits in any batch."""
     padded = torch.nn.functional.pad(signal, (0, -signal.shape[-1] % 256))
@@ -40,7 +47,7 @@ def energy(signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c 1"]:
 
 def amplify(signal: Float[Tensor, "b c t"], gain_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
     """Multiply by a gain in dB."""
-    return signal * column(10.0 ** (gain_db / 20), signal)
+    return signal * column(from_db(gain_db), signal)
 
 
 def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.device) -> Float[Tensor, "b c t"]:
@@ -48,7 +55,7 @@ def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.de
 
     A longer field begins with the shorter one. Devices agree to the rounding of log and cosine.
     """
-    pairs = (t + 1) // 2
+    pairs = -(-t // 32) * 16  # whole vectors, so that no row ends in one that another begins
     at = torch.arange(1, channels * pairs + 1, device=device) * _GOLDEN
     z = seed.to(device)[:, None] + at
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX_1
@@ -63,11 +70,13 @@ def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.de
 
 def coloured(noise: Float[Tensor, "b c t"], slope_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
     """Tilt the spectrum of noise by so many dB an octave: 0 white, −3 pink, −6 brown, +3 blue."""
-    t = noise.shape[-1]
-    spectrum = torch.fft.rfft(noise)
-    bins = torch.arange(spectrum.shape[-1], device=noise.device, dtype=torch.float32).clamp(min=1)
-    tilt = 10.0 ** (column(slope_db, noise) / 20 * torch.log2(bins / len(bins)))
-    return torch.fft.irfft(spectrum * tilt, n=t)
+    t, tilts = noise.shape[-1], slope_db.tolist()
+    octaves = torch.arange(t // 2 + 1, device=noise.device, dtype=torch.float32).clamp(min=1).log2()
+    octaves = octaves - octaves[-1]
+    # Row by row: how a vectorised power rounds depends on where in memory a row begins.
+    rows = zip(torch.fft.rfft(noise), tilts, strict=True)
+    tilted = [torch.view_as_real(row) * (10.0 ** (tilt / 20 * octaves))[:, None] for row, tilt in rows]
+    return torch.fft.irfft(torch.view_as_complex(torch.stack(tilted)), n=t)
 
 
 def add_noise(
@@ -76,7 +85,7 @@ def add_noise(
     """Add noise at a signal-to-noise ratio in dB, both measured over the real part; silence stays silent."""
     noise = silence_padding(noise, length)
     ratio = energy(silence_padding(signal, length)) / energy(noise).clamp(min=1e-20)
-    return signal + noise * (ratio * column(10.0 ** (-snr_db / 10), signal)).sqrt()
+    return signal + noise * (ratio * column(from_db(-snr_db, 10.0), signal)).sqrt()
 
 
 def shift(
@@ -124,7 +133,7 @@ def silence(
 
 def clip(signal: Float[Tensor, "b c t"], level_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
     """Cut what is louder than so many dB above (below, where negative) each row's own peak."""
-    limit = signal.abs().amax((1, 2), keepdim=True) * column(10.0 ** (level_db / 20), signal)
+    limit = signal.abs().amax((1, 2), keepdim=True) * column(from_db(level_db), signal)
     return signal.clamp(-limit, limit)
 
 
@@ -134,8 +143,9 @@ def biquad(
     """Filter each row by its own second-order section."""
     from torchaudio.functional import lfilter
 
-    filtered = lfilter(signal.transpose(0, 1).contiguous(), a.to(signal), b.to(signal), clamp=False, batching=True)
-    return silence_padding(filtered.transpose(0, 1), length)
+    # Row by row: its convolution rounds otherwise over many rows.
+    rows = zip(signal, a.to(signal), b.to(signal), strict=True)
+    return silence_padding(torch.stack([lfilter(x, a_, b_, clamp=False) for x, a_, b_ in rows]), length)
 
 
 def pass_filter(
@@ -157,8 +167,11 @@ def pass_filter(
 def convolve(signal: Float[Tensor, "b c t"], kernel: Float[Tensor, "b 1 k"], length: Tensor) -> Float[Tensor, "b c t"]:
     """Convolve each row with its own impulse response; the tail beyond the row's length is cut."""
     n = _fast_size(signal.shape[-1] + kernel.shape[-1] - 1)
-    product: Complex[Tensor, "b c f"] = torch.fft.rfft(signal, n) * torch.fft.rfft(kernel, n)
-    return silence_padding(torch.fft.irfft(product, n)[..., : signal.shape[-1]], length)
+    # Row by row: how a vectorised complex product rounds depends on where in memory a row begins.
+    product = [
+        torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(k, n), n) for x, k in zip(signal, kernel, strict=True)
+    ]
+    return silence_padding(torch.stack(product)[..., : signal.shape[-1]], length)
 
 
 def _fast_size(n: int) -> int:

@@ -9,10 +9,13 @@ four samples long); steady tones lose up to 1.1 dB.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from mmcon.random import exp
 from views.signal import silence_padding
 
 
@@ -81,7 +84,7 @@ def new_length(length: Int[Tensor, " b"], tempo: Float[Tensor, " b"], t: int) ->
 
 def synthesis_frame(semitones: Float[Tensor, " b"], frame: int) -> Int[Tensor, " b"]:
     """The length of synthesised frames: higher is shorter; a multiple of four."""
-    exact = frame / 2.0 ** (semitones.to("cpu", torch.float64) / 12)
+    exact = frame * exp(-semitones.to("cpu", torch.float64) * (math.log(2) / 12))
     return torch.round(exact / 4).long().clamp(min=4) * 4
 
 
@@ -102,7 +105,7 @@ def _overlap_add(spectrum: Complex[Tensor, "b k f"], size: int, t: int, scale: f
 def change_speed(
     signal: Float[Tensor, "b c t"], length: Int[Tensor, " b"], percent: Int[Tensor, " b"]
 ) -> Float[Tensor, "b c t"]:
-    """Play each row at so many percent of its speed, pitch and all (torchaudio's resampling, one kernel a percentage)."""
+    """Play each row at so many percent of its speed, pitch and all (torchaudio's resampling)."""
     from mmcon.media.sound import resampler
 
     t, out = signal.shape[-1], signal.clone()
