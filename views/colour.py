@@ -179,3 +179,28 @@ class Grayscale(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Set to grey where drawn."""
         return on_rows(to_float(batch, self.name or "image/grayscale"), params["apply"], gray)
+
+
+@register_view("image/solarize", modality="image")
+@final
+class Solarize(ViewGenerator):
+    """Values at or above a threshold inverted, with probability p (DINO's second global crop).
+
+    Args:
+        threshold: from 0 to 1; 128/255 is what pipelines of bytes use.
+        p: the probability.
+    """
+
+    modality: ClassVar[str] = "image"
+
+    def __init__(self, *, threshold: float = 128 / 255, p: float = 0.2) -> None:
+        self.threshold, self.p = threshold, p
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw whether, `b` bool."""
+        return {"apply": keys.bernoulli("apply", self.p)}
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+        """Invert where drawn."""
+        x = to_float(batch, self.name or "image/solarize")
+        return on_rows(x, params["apply"], lambda some: torch.where(some >= self.threshold, 1 - some, some))

@@ -7,11 +7,20 @@ any size (handles or tensors) or a stacked batch, and gives float32 `b c h w` in
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+import views.corruptions
+import views.mixing  # noqa: F401 (registers)
+from mmcon.errors import InputError
 from mmcon.registry import register_view
-from mmcon.view import Chain
-from views.colour import ColourJitter, Grayscale
+from mmcon.view import Chain, ViewGenerator
+from views.channels import ColourChannels
+from views.colour import ColourJitter, Grayscale, Solarize
 from views.filters import Blur
 from views.geometry import Flip, Interpolation, RandomResizedCrop, Resize
+from views.policies import AutoAugment, RandAugment
+from views.scopes import SharedByViews
+from views.warp import Warp
 
 Size = int | tuple[int, int]
 
@@ -110,3 +119,209 @@ def plain(*, size: Size = 224, interpolation: Interpolation = "bilinear") -> Res
         interpolation: the filter.
     """
     return Resize(size=size, interpolation=interpolation)
+
+
+@register_view("image/supcon-autoaugment", modality="image")
+def supcon_autoaugment(*, size: Size = 224, area: tuple[float, float] = (0.08, 1.0), policy: str = "tf-v0") -> Chain:
+    """SupCon's views for ImageNet: crop, flip, AutoAugment (TensorFlow's policy v0 in the released code).
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        area: fractions of the picture's area that crops have.
+        policy: "tf-v0", or torchvision's "imagenet" or "cifar10".
+    """
+    return Chain(
+        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
+        ("flip", Flip()),
+        ("autoaugment", AutoAugment(policy=policy)),
+        name="image/supcon-autoaugment",
+    )
+
+
+@register_view("image/simclr-supcon", modality="image")
+def simclr_supcon(
+    *, size: Size = 224, strength: float = 1.0, area: tuple[float, float] = (0.08, 1.0), warp: float = 0.0
+) -> Chain:
+    """SimAugment of SupCon's released code: crop (bilinear), flip, jitter .8, gray .2, warp, blur .5.
+
+    The released hyper-parameters leave the warp's probability at 0, and so does this.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        strength: s of the colour jitter.
+        area: fractions of the picture's area that crops have.
+        warp: the probability of the warp.
+    """
+    return Chain(
+        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
+        ("flip", Flip()),
+        ("jitter", jitter_of(strength)),
+        ("gray", Grayscale()),
+        ("warp", Warp(p=warp)),
+        ("blur", Blur()),
+        name="image/simclr-supcon",
+    )
+
+
+@register_view("image/stacked-randaugment-talk", modality="image")
+def stacked_talk(*, size: Size = 224, strength: float = 1.0, area: tuple[float, float] = (0.08, 1.0)) -> Chain:
+    """Stacked RandAugment as SupCon's authors told it: crop, RandAugment, colour jitter, Gaussian blur.
+
+    The talk names the order alone; RandAugment is TensorFlow's, jitter and blur are SimCLR's.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        strength: s of the colour jitter.
+        area: fractions of the picture's area that crops have.
+    """
+    return Chain(
+        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
+        ("flip", Flip()),
+        ("randaugment", RandAugment(variant="tf")),
+        ("jitter", jitter_of(strength)),
+        ("blur", Blur()),
+        name="image/stacked-randaugment-talk",
+    )
+
+
+@register_view("image/stacked-randaugment-supcon", modality="image")
+def stacked_supcon(
+    *, size: Size = 224, strength: float = 1.0, area: tuple[float, float] = (0.08, 1.0), warp: float = 0.0
+) -> Chain:
+    """Stacked RandAugment of SupCon's released code: crop, flip, jitter .8, RandAugment(2, 10), gray .2, warp, blur.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        strength: s of the colour jitter.
+        area: fractions of the picture's area that crops have.
+        warp: the probability of the warp.
+    """
+    return Chain(
+        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
+        ("flip", Flip()),
+        ("jitter", jitter_of(strength)),
+        ("randaugment", RandAugment(variant="tf")),
+        ("gray", Grayscale()),
+        ("warp", Warp(p=warp)),
+        ("blur", Blur()),
+        name="image/stacked-randaugment-supcon",
+    )
+
+
+@register_view("image/stacked-randaugment-infomin", modality="image")
+def stacked_infomin(*, size: Size = 224, area: tuple[float, float] = (0.2, 1.0)) -> Chain:
+    """InfoMin's (PyContrast's) views: crop, flip, jitter (.8, .8, .8, .2) .8, blur .5, timm's RandAugment, gray .2.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        area: fractions of the picture's area that crops have: from .2, or from .08 in a second setting.
+    """
+    return Chain(
+        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
+        ("flip", Flip()),
+        ("jitter", jitter_of(1.0)),
+        ("blur", Blur()),
+        ("randaugment", RandAugment(variant="timm")),
+        ("gray", Grayscale()),
+        name="image/stacked-randaugment-infomin",
+    )
+
+
+@register_view("image/swav", modality="image")
+def swav(*, crop: Literal["global", "local"] = "global", size: int | None = None) -> Chain:
+    """One crop of SwAV's multi-crop: two global ones of 224 px (.14–1) and six local ones of 96 px (.05–.14).
+
+    Args:
+        crop: "global" or "local"; `views.image.multi_crop("swav")` gives all eight.
+        size: side of the square, for smaller pictures.
+    """
+    areas, sizes = {"global": (0.14, 1.0), "local": (0.05, 0.14)}, {"global": 224, "local": 96}
+    _one_of("image/swav", "crop", crop, areas)
+    return Chain(
+        ("crop", RandomResizedCrop(size=size or sizes[crop], area=areas[crop], bytes=True)),
+        ("flip", Flip()),
+        ("jitter", jitter_of(1.0)),
+        ("gray", Grayscale()),
+        ("blur", Blur()),
+        name="image/swav",
+    )
+
+
+@register_view("image/dino", modality="image")
+def dino(*, crop: Literal["global-1", "global-2", "local"] = "global-1", size: int | None = None) -> Chain:
+    """One crop of DINO's multi-crop: two global ones of 224 px (.4–1) and eight local ones of 96 px (.05–.4), bicubic.
+
+    Jitter (.4, .4, .2, .1) .8, gray .2; blur always, .1 and .5; solarize .2 on the second global one.
+
+    Args:
+        crop: "global-1", "global-2" or "local"; `views.image.multi_crop("dino")` gives all ten.
+        size: side of the square, for smaller pictures.
+    """
+    blur = {"global-1": 1.0, "global-2": 0.1, "local": 0.5}
+    _one_of("image/dino", "crop", crop, blur)
+    local = crop == "local"
+    area = (0.05, 0.4) if local else (0.4, 1.0)
+    side = size or (96 if local else 224)
+    parts = [
+        ("crop", RandomResizedCrop(size=side, area=area, interpolation="bicubic", bytes=True)),
+        ("flip", Flip()),
+        ("jitter", ColourJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)),
+        ("gray", Grayscale()),
+        ("blur", Blur(p=blur[crop])),
+    ]
+    return Chain(*parts, *([("solarize", Solarize())] if crop == "global-2" else []), name="image/dino")
+
+
+def multi_crop(recipe: Literal["swav", "dino"], **options: Any) -> tuple[ViewGenerator, ...]:
+    """All views of a multi-crop recipe, in order; the loader stacks neighbours of one size.
+
+    Args:
+        recipe: "swav" (2 + 6) or "dino" (2 + 8).
+        options: `global_size` and `local_size`, for smaller pictures.
+    """
+    _one_of("multi_crop", "recipe", recipe, {"swav": 0, "dino": 0})
+    sizes = {"global": options.pop("global_size", None), "local": options.pop("local_size", None)}
+    if options:
+        raise InputError("multi_crop", expected="options global_size and local_size", got=str(sorted(options)))
+    if recipe == "swav":
+        return (swav(size=sizes["global"]),) * 2 + (swav(crop="local", size=sizes["local"]),) * 6
+    first, second = (dino(crop=c, size=sizes["global"]) for c in ("global-1", "global-2"))
+    return (first, second, *(dino(crop="local", size=sizes["local"]),) * 8)
+
+
+@register_view("image/cmc", modality="image")
+def cmc(
+    *,
+    part: Literal["luminance", "chroma", "both"] = "both",
+    space: Literal["lab", "ycbcr", "ydbdr"] = "lab",
+    size: Size = 224,
+    area: tuple[float, float] = (0.2, 1.0),
+    safe_randaugment: bool | None = None,
+) -> Chain:
+    """CMC's channel views: crop, flip, then the luminance (1 channel) or the chroma (2 channels) of a colour space.
+
+    Both parts of a sample see the same crop: their draws leave the view out of the key. In the YDbDr space of the
+    second version, RandAugment follows the crop with the operations that leave colours alone.
+
+    >>> views = [mmcon.create_view("image/cmc", part=p) for p in ("luminance", "chroma")]
+
+    Args:
+        part: "luminance", "chroma", or "both" (3 channels).
+        space: "lab", "ycbcr" or "ydbdr".
+        size: side of the square that leaves, or (height, width).
+        area: fractions of the picture's area that crops have.
+        safe_randaugment: whether to apply colour-safe RandAugment; by default with "ydbdr".
+    """
+    parts: list[tuple[str, ViewGenerator]] = [
+        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
+        ("flip", Flip()),
+    ]
+    if safe_randaugment or (safe_randaugment is None and space == "ydbdr"):
+        parts.append(("randaugment", RandAugment(variant="colour-safe")))
+    shared = [(name, SharedByViews(generator)) for name, generator in parts]
+    return Chain(*shared, ("channels", ColourChannels(space=space, part=part)), name="image/cmc")
+
+
+def _one_of(where: str, option: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise InputError(where, expected=f"{option} among {sorted(known)}", got=repr(value))

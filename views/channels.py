@@ -1,0 +1,86 @@
+"""Channels as views: luminance and chroma of a colour space (Tian et al. 2019, contrastive multiview coding)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.random import Keys
+from mmcon.registry import register_view
+from mmcon.view import Meta, Params, ViewGenerator
+from views.pixels import to_float
+
+# sRGB primaries to CIE XYZ (IEC 61966-2-1), over the D65 white.
+_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+_WHITE = (0.95047, 1.0, 1.08883)
+_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+_YDBDR = ((0.299, 0.587, 0.114), (-0.450, -0.883, 1.333), (-1.333, 1.116, 0.217))
+# CMC's mean and deviation of L, a and b.
+LAB_MEAN, LAB_STD = (50.0, 6.025, -6.69), (50.0, 92.21, 101.17)
+
+
+def linear_channels(x: Float[Tensor, "b 3 h w"], matrix: tuple[tuple[float, ...], ...]) -> Float[Tensor, "b 3 h w"]:
+    """Each pixel's colour times a matrix, summed in channel order."""
+    red, green, blue = x.unbind(1)
+    return torch.stack([red * m[0] + green * m[1] + blue * m[2] for m in matrix], dim=1)
+
+
+def lab(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """CIE Lab (D65) of sRGB in [0, 1]: L 0 to 100, a and b about −128 to 127."""
+    linear = torch.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
+    xyz = linear_channels(linear, _XYZ) / torch.tensor(_WHITE, device=x.device).view(1, 3, 1, 1)
+    f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    fx, fy, fz = f.unbind(1)
+    return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], dim=1)
+
+
+@register_view("image/colour-channels", modality="image")
+@final
+class ColourChannels(ViewGenerator):
+    """The luminance, the chroma, or all channels of a colour space: nothing is drawn.
+
+    Lab comes standardised with CMC's mean (50, 6.025, −6.69) and deviation (50, 92.21, 101.17), as its encoders expect;
+    YCbCr and YDbDr come with luminance in [0, 1] and chroma about 0.
+
+    Args:
+        space: "lab", "ycbcr" or "ydbdr".
+        part: "luminance" (1 channel), "chroma" (2 channels) or "both" (3).
+    """
+
+    modality: ClassVar[str] = "image"
+    PARTS: ClassVar[dict[str, slice]] = {"luminance": slice(0, 1), "chroma": slice(1, 3), "both": slice(0, 3)}
+
+    def __init__(self, *, space: str = "lab", part: str = "both") -> None:
+        if space not in ("lab", "ycbcr", "ydbdr") or part not in self.PARTS:
+            raise InputError(
+                "image/colour-channels",
+                expected="space lab, ycbcr or ydbdr, part luminance, chroma or both",
+                got=f"space={space!r}, part={part!r}",
+            )
+        self.space, self.part = space, part
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw nothing."""
+        return {}
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+        """Change the space and take the part."""
+        x = to_float(batch, self.name or "image/colour-channels")
+        if x.shape[1] != 3:
+            raise InputError("image/colour-channels", expected="RGB pictures", got=f"{x.shape[1]} channel")
+        if self.space == "lab":
+            mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (LAB_MEAN, LAB_STD))
+            out = (lab(x) - mean) / std
+        else:
+            out = linear_channels(x, _YCBCR if self.space == "ycbcr" else _YDBDR)
+        return out[:, self.PARTS[self.part]].contiguous()
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """The number of channels of the part."""
+        part = self.PARTS[self.part]
+        count = part.stop - part.start
+        return {**meta, "channels": torch.full_like(meta["channels"], count)} if "channels" in meta else meta
