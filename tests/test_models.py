@@ -141,7 +141,7 @@ def test_images_that_do_not_fit(tiny):
         tiny(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
 
 
-def test_registered_encoders():
+def test_registered_encoders(own_registry):
     @register_encoder("test/mean-colour", modality="image")
     class MeanColour(nn.Module):
         def __init__(self, in_channels: int = 3):
