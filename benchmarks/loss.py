@@ -4,8 +4,8 @@
     uv run python benchmarks/loss.py --size     # growth with n, up to 65,536 rows
 
 Times are forward + backward of one loss on `n d` float32 unit rows. Competitors take turns, and what is printed is
-the median over rounds, and the median of the ratios *within* rounds, so that a busy machine disturbs both sides alike. Extra
-memory is the peak of bytes allocated by torch beyond what was there before the call.
+the median over rounds, and the median of the ratios *within* rounds, so that a busy machine disturbs both sides alike.
+Extra memory is the peak of bytes allocated by torch beyond what was there before the call.
 """
 
 from __future__ import annotations

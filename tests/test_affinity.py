@@ -109,7 +109,27 @@ def test_factors_multiply_as_the_whole_does(name, square):
 
 def test_classes_labels_groups_and_trees_have_factors():
     having = {name for name in BY_NAME if bound(name, True).factors() is not None}
-    assert {"SameLabel", "SameSample", "MultiLabel", "TimeKernel", "Hierarchy", "product", "sum"} <= having
+    assert {"SameLabel", "SameSample", "MultiLabel", "Hierarchy", "product", "sum"} <= having
+
+
+@pytest.mark.parametrize("square", [True, False])
+def test_small_groups_are_a_band(square):
+    n, g = 2000, torch.Generator().manual_seed(0)
+    times, groups = torch.rand(n, generator=g, dtype=D), torch.randint(0, 300, (n,), generator=g)
+    other = None if square else torch.rand(700, generator=g, dtype=D)
+    other_groups = None if square else torch.randint(0, 300, (700,), generator=g)
+    affinity = TimeKernel(times, other, group=groups, candidate_group=other_groups, width_seconds=0.5, kernel="linear")
+    (band,) = affinity.factors()
+    whole = affinity.dense()
+    x = torch.randn(whole.shape[1], 3, generator=g, dtype=D)
+    torch.testing.assert_close(band.times(x), whole @ x)
+    torch.testing.assert_close(band.transpose().times(torch.ones(n, 1, dtype=D))[:, 0], whole.sum(0))
+    own = torch.arange(n) % whole.shape[1]
+    torch.testing.assert_close(band.at(torch.arange(n), own), whole[torch.arange(n), own])
+    whole[torch.arange(n), own] = 0
+    sums, valid = affinity.row_sums(own)
+    torch.testing.assert_close(sums, whole.sum(1))
+    assert torch.equal(valid, (whole > 0).any(1))
 
 
 def test_a_singleton_is_not_valid_however_sums_round():

@@ -67,8 +67,8 @@ def test_max_margin_with_margin_one_is_cross_entropy_and_grows_with_it():
     torch.testing.assert_close(max_margin(x, w, y, margin=1), cross_entropy(x @ w.T, y))
     losses = [float(max_margin(x, w, y, margin=m)) for m in (1, 2, 4)]
     assert losses == sorted(losses)
-    # One row: θ = 60°, margin 2 and so k = 1: ψ = -cos 120° - 2 = -1.5, against the other class's logit of 0.
-    x, w = torch.tensor([[1.0, 0.0]], dtype=D), torch.tensor([[0.5, 3**0.5 / 2], [0.0, 1.0]], dtype=D)
+    # One row at θ = 120°, margin 2 and so k = 1: ψ = -cos 240° - 2 = -1.5, against the other class's logit of 0.
+    x, w = torch.tensor([[1.0, 0.0]], dtype=D), torch.tensor([[-0.5, 3**0.5 / 2], [0.0, 1.0]], dtype=D)
     expected = math.log(1 + math.exp(1.5))
     assert float(max_margin(x, w, torch.tensor([0]), margin=2)) == pytest.approx(expected)
 

@@ -142,7 +142,9 @@ class BandFactor:
         return counts[anchors]
 
 
-def bands_of(rows: Tensor, columns: Tensor, at_once: int = 256) -> tuple[Tensor, Tensor, list[tuple[slice, slice]]]:
+def bands_of(
+    rows: Tensor, columns: Tensor, at_once: int = 256, widest: int = 1024
+) -> tuple[Tensor, Tensor, list[tuple[slice, slice]]]:
     """Orders of anchors and candidates by group, and the blocks where their groups meet."""
     ordered_rows, row_order = rows.sort(stable=True)
     ordered_columns, column_order = columns.sort(stable=True)
@@ -151,7 +153,8 @@ def bands_of(rows: Tensor, columns: Tensor, at_once: int = 256) -> tuple[Tensor,
     low = torch.searchsorted(ordered_columns, ordered_rows[starts])
     high = torch.searchsorted(ordered_columns, ordered_rows[ends - 1], right=True)
     edges = torch.stack([starts, ends, low, high], 1).tolist()
-    return row_order, column_order, [(slice(a, b), slice(c, d)) for a, b, c, d in edges if d > c]
+    pieces = [(a, b, c, min(c + widest, d)) for a, b, low, d in edges for c in range(low, d, widest)]
+    return row_order, column_order, [(slice(a, b), slice(c, d)) for a, b, c, d in pieces]
 
 
 Factor = ClassFactor | LowRankFactor | BandFactor
