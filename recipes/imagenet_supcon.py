@@ -147,8 +147,8 @@ def main(config: Config) -> None:
     network, objective = model, mmcon.Objective(affinity=affinity, temperature=config.temperature)
     if config.objective == "cross-entropy":
         network, objective = Classifier(encoder, len(train.classes)), CrossEntropy()
-    rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
-    optimizer = create_optimizer([network, objective], config.optimizer, **rates)
+    rate, decay = config.learning_rate, config.weight_decay
+    optimizer = create_optimizer([network, objective], config.optimizer, learning_rate=rate, weight_decay=decay)
     steps = config.epochs * len(loader)
     schedule = create_schedule(optimizer, "cosine", steps=steps, warmup_steps=round(config.warmup_share * steps))
     trained = run.prepare(network, optimizer, schedule, objective=objective)
@@ -203,14 +203,14 @@ def make_sampler(config: Config, train: Source) -> BatchSampler:
             got=train.describe().partition("\n")[0],
             fix="use one sub-folder a class, or --objective simclr",
         )
-    if config.objective == "supcon" and config.views < 2 and config.sampler == "uniform":
-        if config.batch_size < 2 * len(train.classes):
-            raise ConfigError(
-                "--batch-size",
-                expected=f"two samples a class: {2 * len(train.classes)} or more for {len(train.classes)} classes",
-                got=f"{config.batch_size}, and one view a sample",
-                fix="raise --batch-size, give --views 2, or use --sampler class-aware",
-            )
+    lone = config.objective == "supcon" and config.views < 2 and config.sampler == "uniform"
+    if lone and config.batch_size < 2 * len(train.classes):
+        raise ConfigError(
+            "--batch-size",
+            expected=f"two samples a class: {2 * len(train.classes)} or more for {len(train.classes)} classes",
+            got=f"{config.batch_size}, and one view a sample",
+            fix="raise --batch-size, give --views 2, or use --sampler class-aware",
+        )
     return create("sampler", f"sampler/{config.sampler}", labels=labels, batch_size=config.batch_size, seed=config.seed)
 
 
