@@ -18,6 +18,7 @@ SHORT = torch.tensor([4_000, 3_000, 1_500])
 
 
 def test_gain_is_that_of_vol(x):
+    x = x / 10  # Vol cuts at full scale
     ours = operations.amplify(x, torch.tensor([-6.0, 0.0, 3.0]))
     for row, db in enumerate((-6.0, 0.0, 3.0)):
         torch.testing.assert_close(ours[row], torchaudio.transforms.Vol(db, "db")(x[row]), atol=1e-6, rtol=1e-5)

@@ -128,10 +128,10 @@ def clar(*, window_seconds: float = 1.0, rate_hz: int = 16_000, p: float = 0.5, 
 
 # Park et al. 2019, table 1.
 POLICIES = {
-    "LB": dict(warp=80, bands=27, band_masks=1, frames=100, frame_masks=1, most_share=1.0),
-    "LD": dict(warp=80, bands=27, band_masks=2, frames=100, frame_masks=2, most_share=1.0),
-    "SM": dict(warp=40, bands=15, band_masks=2, frames=70, frame_masks=2, most_share=0.2),
-    "SS": dict(warp=40, bands=27, band_masks=2, frames=70, frame_masks=2, most_share=0.2),
+    "LB": {"warp": 80, "bands": 27, "band_masks": 1, "frames": 100, "frame_masks": 1, "most_share": 1.0},
+    "LD": {"warp": 80, "bands": 27, "band_masks": 2, "frames": 100, "frame_masks": 2, "most_share": 1.0},
+    "SM": {"warp": 40, "bands": 15, "band_masks": 2, "frames": 70, "frame_masks": 2, "most_share": 0.2},
+    "SS": {"warp": 40, "bands": 27, "band_masks": 2, "frames": 70, "frame_masks": 2, "most_share": 0.2},
 }
 
 

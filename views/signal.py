@@ -35,14 +35,13 @@ def column(values: Tensor, like: Tensor) -> Tensor:
 
 
 def from_db(level_db: Tensor, per_decade: float = 20.0) -> Tensor:
-    """The factor that a level in dB stands for, float64 on the CPU, the same bits in any batch; 10 a decade of power."""
+    """The factor that a level in dB stands for, float64, the same bits in any batch; powers have 10 dB a decade."""
     return exp((level_db.to("cpu", torch.float64) * (math.log(10) / per_decade)).clamp(-700, 700))
 
 
 def energy(signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c 1"]:
-    """Sums of squares, in blocks of 256, then over the blocks: the same bits in any batch."""
-    padded = torch.nn.functional.pad(signal, (0, -signal.shape[-1] % 256))
-    return padded.square().unflatten(-1, (-1, 256)).sum(-1).sum(-1, keepdim=True)
+    """Sums of squares, row by row: the same bits in any batch."""
+    return torch.stack([row.square().sum(-1, keepdim=True) for row in signal])
 
 
 def amplify(signal: Float[Tensor, "b c t"], gain_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:

@@ -296,7 +296,7 @@ class Background(ViewGenerator):
 @final
 @register_view("audio/shift", modality="audio")
 class Shift(ViewGenerator):
-    """The sound moved in time, up to so many seconds either way; what leaves one end enters at the other, or is lost."""
+    """The sound moved in time, up to so many seconds either way; what leaves enters at the other end, or is lost."""
 
     modality: ClassVar[str] = "audio"
 

@@ -2,13 +2,13 @@
 
     contract = SoundContract(rate_hz=16_000, channels=1)
     sound = Sound("interview.flac", contract=contract)
-    sound.facts                                   # {"length": 81_920, "rate_hz": 16_000}: samples at the contract's rate
+    sound.facts                                   # {"length": 81_920, "rate_hz": 16_000}: at the contract's rate
     sound.decode(start=16_000, length=32_000)     # 1 32000: two seconds from the second second on
 
 What a file may be, and what becomes of it:
 
-- *rate and channels*: as the contract says; resampled with a windowed sinc, mixed down by the mean. Nothing is implicit:
-  the contract is an argument, and every handle of a source has the same one;
+- *rate and channels*: as the contract says; resampled with a windowed sinc, mixed down by the mean. Nothing is
+  implicit: the contract is an argument, and every handle of a source has the same one;
 - *8, 16, 24, 32 bits, floats*: float32, full scale at ±1;
 - *video files*: their first audio stream;
 - *silence*: a recording like any other;
