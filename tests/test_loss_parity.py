@@ -117,7 +117,8 @@ def test_memory_grows_linearly(kind):
             loss.backward()
         return count.largest
 
-    # A tile of 512 × 512 in float32 is 1 MiB, twice that in float64, and the largest thing there is; n × n would be 4 and 16 MiB.
+    # A tile of 512 × 512 in float32 is 1 MiB, twice that in float64, and the largest thing there is;
+    # n × n would be 4 and 16 MiB.
     assert largest(1024) <= 2 * 2**20
     assert largest(2048) <= 2 * 2**20
 

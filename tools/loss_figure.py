@@ -8,12 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "mmcon"
-
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmcon.affinity import SameLabel
@@ -57,7 +53,9 @@ def main() -> None:
     z, labels = rows()
     temperatures = torch.logspace(-1.7, 0, 25).tolist()
     found = [diagnose(z, None, SameLabel(labels), temperature=t) for t in temperatures]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    matplotlib.rcParams["svg.hashsalt"] = "mmcon"
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for form, colour in (("out", "#1b6ca8"), ("in", "#c8553d")):
         left.plot(temperatures, [getattr(d, f"effective_positives_{form}") for d in found], color=colour, label=form)
         similarity, pull = pull_on_positives(z, labels, form, 0.1)
@@ -70,7 +68,7 @@ def main() -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(OUTPUT, metadata={"Date": None})
+    figure.savefig(OUTPUT, format="svg", metadata={"Date": None})
     for t, d in zip(temperatures, found, strict=True):
         print(f"{t:.3f}  out {d.effective_positives_out:5.1f}  in {d.effective_positives_in:5.1f}")
 
