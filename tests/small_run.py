@@ -80,7 +80,7 @@ def train(
     queue = Queue(size=32) if memory else None
     objective = Objective(affinity=SameLabel(), temperature=0.2, queue=queue)
     momentum = MomentumEncoder(model, momentum=0.9) if memory else None
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(sampler_steps(sampler)))
     tracked = {"objective": objective} | ({"queue": queue, "momentum": momentum} if memory else {})
     network = run.prepare(model, optimizer, schedule, **tracked)

@@ -36,7 +36,6 @@ def uninterrupted(tmp_path_factory):
 def test_a_run_learns_and_leaves_its_folder(uninterrupted):
     trace, folder = uninterrupted
     assert [line["step"] for line in trace] == list(range(1, STEPS + 1))
-    assert sum(t["loss"] for t in trace[-3:]) < sum(t["loss"] for t in trace[:3])
     lines = Journal(folder / "metrics.jsonl").lines()
     assert [line["step"] for line in lines] == [line["step"] for line in trace]
     assert [line["loss"] for line in lines] == [line["loss"] for line in trace]
@@ -46,12 +45,20 @@ def test_a_run_learns_and_leaves_its_folder(uninterrupted):
     assert yaml.safe_load((folder / "config.yaml").read_text()) == {}
 
 
+@pytest.mark.slow
+def test_the_loss_falls(tmp_path):
+    trace = train(tmp_path, epochs=6)  # without a queue, whose growing number of candidates raises the loss
+    assert sum(t["loss"] for t in trace[-6:]) < 0.96 * sum(t["loss"] for t in trace[:6])
+
+
 def test_every_epoch_sees_other_samples_and_other_pixels(uninterrupted):
     trace, _ = uninterrupted
     assert len({line["samples"] for line in trace}) == len({line["pixels"] for line in trace}) == STEPS
 
 
-@pytest.mark.parametrize("at", range(1, STEPS + 1))
+@pytest.mark.parametrize(
+    "at", [5, 11, *(pytest.param(at, marks=pytest.mark.slow) for at in range(1, 13) if at not in (5, 11))]
+)
 def test_a_crash_at_any_step_changes_nothing(uninterrupted, tmp_path, at):
     """Weights, losses, samples and pixels continue bit by bit from the last checkpoint, every four steps here."""
     trace, _ = uninterrupted
@@ -250,9 +257,7 @@ def test_two_processes_train_as_one(tmp_path):
     """Same samples, same losses: the group normalisation of this network looks at one row, as batch norm does not."""
     alone, together = tmp_path / "one.json", tmp_path / "two.json"
     one = program(tmp_path / "one", "--trace", alone, "--no-dropout")
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
-    launcher = (*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--multi_cpu")
-    launcher = tuple(word for word in launcher if word != "--multi_cpu")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     two = program(tmp_path / "two", "--trace", together, "--no-dropout", launch=launcher)
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
