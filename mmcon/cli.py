@@ -89,12 +89,12 @@ def _views(options: argparse.Namespace) -> None:
     if options.name:
         print(mmcon.describe_view(options.name))
         return
-    listed = [*entries("view", options.modality), *entries("sampler", options.modality)]
-    if not listed:
-        known = sorted({e.modality for kind in ("view", "sampler") for e in entries(kind)})
+    known = sorted({entry.modality for entry in (*entries("view"), *entries("sampler"))})
+    if options.modality and options.modality not in known:
         raise UnknownNameError(
-            "mmcon views", expected="a modality", got=repr(options.modality), fix=nearest(options.modality or "", known)
+            "mmcon views", expected="a modality", got=repr(options.modality), fix=nearest(options.modality, known)
         )
+    listed = [*entries("view", options.modality), *entries("sampler", options.modality)]
     width = max(len(entry.name) for entry in listed)
     for entry in listed:
         print(f"{entry.name:{width}}  {entry.summary}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,8 +45,17 @@ def from_mapping(kind: type[C], values: Mapping[str, Any], *, where: str = "conf
             raise ConfigError(
                 f"config {where}", expected=f"keys of {kind.__name__}", got=repr(name), fix=nearest(name, list(fields))
             )
-    plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return kind(**plain)
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _as_hinted(value, hints[name]) for name, value in values.items()})
+
+
+def _as_hinted(value: Any, hint: Any) -> Any:
+    """What YAML cannot write as itself: a tuple comes as a list, a path as text."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
+        return Path(value)
+    return value
 
 
 def to_yaml(config: Any) -> str:
