@@ -83,10 +83,9 @@ def test_a_sheet_is_drawn_recorded_and_replayed(mmcon, tmp_path, photo):
 
 
 def test_recipes_are_listed_and_copied(mmcon, tmp_path):
-    assert (
-        "imagenet_supcon  Supervised contrastive learning"
-        in " ".join(mmcon("recipe", "list")[1].split(" ")).replace("imagenet_supcon" + " " * 10, "imagenet_supcon ")
-        or "imagenet_supcon" in mmcon("recipe", "list")[1]
+    assert any(
+        line.startswith("imagenet_supcon ") and "Supervised contrastive learning" in line
+        for line in mmcon("recipe", "list")[1].splitlines()
     )
     status, out, _ = mmcon("recipe", "copy", "imagenet_supcon", "--to", tmp_path / "mine")
     copied = tmp_path / "mine" / "imagenet_supcon.py"
@@ -109,10 +108,9 @@ def test_the_doctor_examines_data(tmp_path):
     whole = (tmp_path / "dog" / "3.png").read_bytes()
     (tmp_path / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "cat" / "1.png").write_bytes(whole[: len(whole) // 2])
-    told = "\n".join(map(str, doctor.data(str(tmp_path), everything=True)))
-    assert "2 of" in told
-    assert "3.png" in told
-    assert "1.png" in told
+    (finding,) = doctor.data(str(tmp_path), everything=True)  # a fifth of the files is too much to go on
+    assert finding.level == "bad"
+    assert "1.png" in str(finding)
 
 
 def test_the_doctor_names_a_folder_that_is_not_there(tmp_path):
