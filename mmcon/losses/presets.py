@@ -69,9 +69,7 @@ def dcl(*, temperature: Temperature = 0.1, samples: Column = "sample") -> Preset
 
 def clip(*, temperature: Temperature, first: str = "image", second: str = "text", samples: Column = "sample") -> Preset:
     """CLIP: each of two modalities finds its partner among all of the other, both ways. Radford et al. 2021."""
-    from mmcon.training.objective import Block
-
-    blocks = [Block(first, second, weight=0.5), Block(second, first, weight=0.5)]
+    blocks = [_block(first, second, weight=0.5), _block(second, first, weight=0.5)]
     return {"affinity": SameSample(samples), "temperature": temperature, "blocks": blocks}
 
 
@@ -79,9 +77,7 @@ def clip_one_way(
     *, temperature: Temperature, anchors: str = "image", candidates: str = "text", samples: Column = "sample"
 ) -> Preset:
     """One direction of CLIP."""
-    from mmcon.training.objective import Block
-
-    return {"affinity": SameSample(samples), "temperature": temperature, "blocks": [Block(anchors, candidates)]}
+    return {"affinity": SameSample(samples), "temperature": temperature, "blocks": [_block(anchors, candidates)]}
 
 
 def multiple_negatives(
@@ -96,10 +92,8 @@ def multiple_negatives(
 
     Rows of hard negatives carry a sample id of their own, so that they are nobody's positive.
     """
-    from mmcon.training.objective import Block
-
     candidates = positives if hard_negatives is None else (positives, hard_negatives)
-    return {"affinity": SameSample(samples), "temperature": temperature, "blocks": [Block(anchors, candidates)]}
+    return {"affinity": SameSample(samples), "temperature": temperature, "blocks": [_block(anchors, candidates)]}
 
 
 def moco(*, temperature: Temperature = 0.07, samples: Column = "sample", queue: Any = None) -> Preset:
@@ -136,13 +130,11 @@ def cwcl(
     samples: Column = "sample",
 ) -> Preset:
     """CWCL: graded by a frozen encoder's similarity in one direction, plain CLIP back. Srinivasa et al. 2023."""
-    from mmcon.training.objective import Block
-
-    there = Block(graded, other, weight=0.5, affinity=SideFeatures(features, kernel="half"))
+    there = _block(graded, other, weight=0.5, affinity=SideFeatures(features, kernel="half"))
     return {
         "affinity": SameSample(samples),
         "temperature": temperature,
-        "blocks": [there, Block(other, graded, weight=0.5)],
+        "blocks": [there, _block(other, graded, weight=0.5)],
     }
 
 
@@ -188,6 +180,11 @@ def hard_negatives(
 def debiased(*, temperature: Temperature = 0.5, class_prior: float = 0.1, samples: Column = "sample") -> Preset:
     """Debiased contrastive loss: expects positives among the negatives. Chuang et al. 2020, eq. 8."""
     return hard_negatives(temperature=temperature, concentration=0.0, class_prior=class_prior, samples=samples)
+
+
+def _block(anchors: str, candidates: str | tuple[str, ...], **more: Any) -> dict[str, Any]:
+    """What `Block` is made of; its class stands a floor above."""
+    return {"anchors": anchors, "candidates": candidates, **more}
 
 
 PRESETS: dict[str, Callable[..., Preset]] = {

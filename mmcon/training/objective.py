@@ -100,7 +100,7 @@ class Objective(nn.Module):
     Args:
         affinity: who is meant to be alike: an affinity with column names, a function of two tables, or these by space.
         temperature: a number, a parameter, a module that returns a tensor (`LearnableTemperature`), or these by space.
-        blocks: which modalities are contrasted; None: every ordered pair in every space, each with weight 1.
+        blocks: which modalities are contrasted, each a `Block` or its fields; None: every ordered pair in every space, each with weight 1.
         union: with `blocks=None`, one block a space, a single softmax over all modalities.
         queue: candidates beyond the batch (`Queue`, `Bank`).
         reduction: `valid`, `all` or `sum`, in each block.
@@ -121,7 +121,7 @@ class Objective(nn.Module):
         *,
         affinity: Any,
         temperature: Any,
-        blocks: Sequence[Block] | None = None,
+        blocks: Sequence[Block | Mapping[str, Any]] | None = None,
         union: bool = False,
         queue: MoreCandidates | None = None,
         reduction: str = "valid",
@@ -133,7 +133,7 @@ class Objective(nn.Module):
         check_choice("Objective", "no_positives", no_positives, ("exclude", "error"))
         if blocks is not None and (union or not blocks):
             raise ConfigError("Objective", expected="blocks, or union over the default ones", got=f"union={union}")
-        self.blocks = None if blocks is None else tuple(blocks)
+        self.blocks = None if blocks is None else tuple(b if isinstance(b, Block) else Block(**b) for b in blocks)
         self.union, self.queue = union, queue
         self.reduction, self.no_positives = reduction, no_positives
         self.settings = Settings(**settings)
