@@ -1,4 +1,4 @@
-# pyright: reportArgumentType=false, reportReturnType=false — constants of compilation are passed as plain numbers
+# pyright: reportArgumentType=false, reportReturnType=false
 """The kernels of `triton`, imported only where they run.
 
 The number of column blocks is a constant of compilation: another batch size compiles once more. A bound known only at

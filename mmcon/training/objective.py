@@ -100,7 +100,8 @@ class Objective(nn.Module):
     Args:
         affinity: who is meant to be alike: an affinity with column names, a function of two tables, or these by space.
         temperature: a number, a parameter, a module that returns a tensor (`LearnableTemperature`), or these by space.
-        blocks: which modalities are contrasted, each a `Block` or its fields; None: every ordered pair in every space, each with weight 1.
+        blocks: which modalities are contrasted, each a `Block` or its fields; None: every ordered pair in
+            every space, each with weight 1.
         union: with `blocks=None`, one block a space, a single softmax over all modalities.
         queue: candidates beyond the batch (`Queue`, `Bank`).
         reduction: `valid`, `all` or `sum`, in each block.
