@@ -305,7 +305,7 @@ class TokenView(ViewGenerator):
     ragged: ClassVar[bool] = True
     decodes: ClassVar[bool] = True
 
-    def __init__(self, tokenizer: str = "words", max_tokens: int = 64, vocabulary: int = 32768) -> None:
+    def __init__(self, tokenizer: str = "words", max_tokens: int = 64, vocabulary: int = 8192) -> None:
         if max_tokens < 2 or vocabulary < 2:
             got = f"max_tokens={max_tokens}, vocabulary={vocabulary}"
             raise InputError("text/tokens", expected="both 2 or more", got=got)

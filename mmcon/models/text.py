@@ -47,7 +47,7 @@ class EmbeddingBag(nn.Module):
         dropout: of tokens' embeddings and of the hidden layer while training, which makes two views of one text.
     """
 
-    def __init__(self, vocabulary: int = 32768, feature_dim: int = 256, dropout: float = 0.1) -> None:
+    def __init__(self, vocabulary: int = 8192, feature_dim: int = 256, dropout: float = 0.1) -> None:
         super().__init__()
         self.feature_dim = feature_dim
         self.embedding = nn.Embedding(vocabulary, feature_dim, padding_idx=0)
