@@ -48,21 +48,32 @@ def gaussian_blur(x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius
     weights = gaussian_weights(sigma, radius).to(torch.float32)
     weights = torch.where(weights > 1e-7, weights, 0.0)
     reach = int((weights > 0).any(0).nonzero().max())
-    columns = weights.to(x.device, non_blocking=True)[:, :, None, None, None]
-    for axis in (-2, -1):
-        x = _blur_axis(x, columns, reach, axis)
-    return x
-
-
-def _blur_axis(x: Tensor, weights: Tensor, reach: int, axis: int) -> Tensor:
     if not reach:
         return x
-    size = x.shape[axis]
+    # Channel by channel, so that the passes over one plane stay in the cache.
+    b, c, h, w = x.shape
+    planes = x.reshape(b * c, h, w)
+    columns = weights.to(x.device, non_blocking=True).repeat_interleave(c, dim=0)[:, :, None, None]
+    out = torch.empty_like(planes)
+    few = max(1, PLANES // (h * w)) if x.device.type == "cpu" else len(planes)
+    for start in range(0, len(planes), few):
+        some = slice(start, start + few)
+        out[some] = _blur_axis(_blur_axis(planes[some], columns[some], reach, -2), columns[some], reach, -1)
+    return out.view(b, c, h, w)
+
+
+# Numbers that are blurred together on a CPU.
+PLANES = 1 << 16
+
+
+def _blur_axis(planes: Tensor, weights: Tensor, reach: int, axis: int) -> Tensor:
+    size = planes.shape[axis]
     side = (0, 0, reach, reach) if axis == -2 else (reach, reach, 0, 0)
-    wide = F.pad(x, side, mode="reflect")
+    wide = F.pad(planes[:, None], side, mode="reflect")[:, 0]
     total = wide.narrow(axis, reach, size) * weights[:, 0]
+    both = torch.empty_like(total)
     for tap in range(1, reach + 1):
-        both = wide.narrow(axis, reach - tap, size) + wide.narrow(axis, reach + tap, size)
+        torch.add(wide.narrow(axis, reach - tap, size), wide.narrow(axis, reach + tap, size), out=both)
         total.addcmul_(both, weights[:, tap])
     return total
 

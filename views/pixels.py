@@ -100,6 +100,8 @@ def on_rows(
         parameters: `b …` each, of which it gets the rows.
     """
     positions = rows.nonzero().view(-1)
+    if not len(positions):
+        return batch
     out = batch.clone(memory_format=torch.contiguous_format)
     for some in chunks(batch, positions):
         there = some.to(batch.device, non_blocking=True)

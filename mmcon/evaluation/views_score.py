@@ -1,0 +1,147 @@
+"""How far a view generator spreads a sample: what views keep, against what tells samples and classes apart.
+
+A good generator makes views that share the sample's meaning and little else. In the features of an encoder, as mean
+squared distances between unit rows, this asks for
+
+    within a sample  <  within a class  <  between classes,
+
+with views as far apart as the first inequality allows. Beside the distances stands the InfoNCE bound on the information
+that two views share about which sample they come from (van den Oord et al. 2018): log n − loss, at most log n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.random import keys
+from mmcon.view import ViewGenerator, stack
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What `spread_of` and `score_view` measure; distances are mean squared, between unit features (0 to 4).
+
+    Attributes:
+        within_sample: between two views of one sample.
+        within_class: between views of two samples of a class; None without labels.
+        between_classes: between views of two samples of different classes (or of two samples, without labels).
+        bound_nats: the InfoNCE bound between the two views, in nats.
+        ceiling_nats: log n, the most that the bound can be with so many samples.
+        recognised: the fraction of views whose nearest other view is of the same sample.
+    """
+
+    within_sample: float
+    within_class: float | None
+    between_classes: float
+    bound_nats: float
+    ceiling_nats: float
+    recognised: float
+
+    def table(self) -> str:
+        """The figures as Markdown."""
+        rows = [
+            ("distance of two views of a sample", f"{self.within_sample:.3f}"),
+            ("of two samples of a class", "–" if self.within_class is None else f"{self.within_class:.3f}"),
+            ("of two classes", f"{self.between_classes:.3f}"),
+            ("InfoNCE bound", f"{self.bound_nats:.2f} of at most {self.ceiling_nats:.2f} nats"),
+            ("views recognised", f"{self.recognised:.3f}"),
+        ]
+        return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def spread_of(
+    features: Float[Tensor, "n v d"], labels: Int[Tensor, "n"] | None = None, *, temperature: float = 0.1
+) -> Spread:
+    """Measure the spread of views in features.
+
+    Args:
+        features: of n samples in v views, from any encoder; brought to unit length.
+        labels: classes of the samples.
+        temperature: of the InfoNCE bound; the bound holds at any, and is tighter at some.
+    """
+    n, v, _ = features.shape
+    if n < 2 or v < 2:
+        raise InputError("spread_of", expected="at least two samples in two views", got=f"{n} samples, {v} views")
+    unit = F.normalize(features.to(torch.float64), dim=-1)
+    first, second = unit[:, 0], unit[:, 1]
+    distances = 2 - 2 * first @ second.T
+    own = torch.eye(n, dtype=torch.bool, device=features.device)
+    alike = own if labels is None else labels[:, None] == labels[None]
+    within_class = distances[alike & ~own]
+    logits = first @ second.T / temperature
+    target = torch.arange(n, device=features.device)
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    apart = distances[~alike]
+    return Spread(
+        within_sample=float(distances.diagonal().mean()),
+        within_class=float(within_class.mean()) if labels is not None and len(within_class) else None,
+        between_classes=float(apart.mean()) if len(apart) else math.nan,
+        bound_nats=math.log(n) - float(loss),
+        ceiling_nats=math.log(n),
+        recognised=float((distances.argmin(1) == target).double().mean()),
+    )
+
+
+@torch.no_grad()
+def score_view(
+    view: ViewGenerator,
+    samples: Any,
+    *,
+    ids: Tensor,
+    labels: Tensor | None = None,
+    encoder: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    temperature: float = 0.1,
+) -> Spread:
+    """Measure how far a generator spreads samples.
+
+    >>> print(score_view(create_view("image/simclr", size=28), images, ids=ids, labels=labels, encoder=model).table())
+
+    Args:
+        view: the generator or chain.
+        samples: what it takes.
+        ids: the samples' stable identities.
+        labels: their classes.
+        encoder: views to features `b d`; by default the views themselves, flattened and centred.
+        seed: of the draws.
+        temperature: of the InfoNCE bound.
+    """
+    views = [stack(view(samples, keys(seed=seed, sample=ids, view=number))) for number in (0, 1)]
+    if encoder is not None:
+        features = torch.stack([encoder(one) for one in views], dim=1)
+    else:
+        flat = torch.stack([one.flatten(1) for one in views], dim=1)
+        features = flat - flat.mean((0, 1))
+    return spread_of(features, labels, temperature=temperature)
+
+
+def spread_picture(spreads: dict[str, Spread]) -> Any:
+    """A matplotlib figure: the distances of each generator, by name, one line each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1 + 0.5 * len(spreads)), layout="constrained")
+    axes = figure.subplots()
+    for row, (name, spread) in enumerate(spreads.items()):
+        marks = {
+            "a sample's views": (spread.within_sample, "C0", "o"),
+            "a class's samples": (spread.within_class, "C1", "s"),
+            "classes": (spread.between_classes, "C2", "D"),
+        }
+        for label, (value, colour, marker) in marks.items():
+            if value is not None:
+                axes.plot(value, row, marker, color=colour, label=label if row == 0 else None)
+        axes.annotate(f"{spread.bound_nats:.1f} nats", (1.01, row), xycoords=("axes fraction", "data"), va="center")
+        axes.axhline(row, color="0.9", zorder=0)
+    axes.set_yticks(range(len(spreads)), list(spreads))
+    axes.set_xlabel("mean squared distance of unit features")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure

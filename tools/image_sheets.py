@@ -1,0 +1,95 @@
+"""Draw the contact sheets of docs/views-image.md: eight views of one photo by every image view generator.
+
+    uv run python tools/image_sheets.py
+
+The photo is flower.jpg of scikit-learn's sample images (by vultilion on Flickr, CC BY 2.0); the last of each row,
+a partner for mixing, is china.jpg (by danielbuechele, CC BY 2.0).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmcon.media import ImageHandle
+from mmcon.random import keys
+from mmcon.registry import create_view
+from mmcon.view import Chain, ViewGenerator, stack
+from views.corruptions import CORRUPTIONS
+from views.geometry import Resize
+
+FIGURES = Path(__file__).parent.parent / "docs" / "figures"
+SIDE, COUNT = 96, 8
+SETTINGS: list[tuple[str, dict]] = [
+    ("image/plain", {"size": SIDE}),
+    ("image/crop-flip", {"size": SIDE}),
+    ("image/simclr", {"size": SIDE, "blur": True}),
+    ("image/simclr-supcon", {"size": SIDE, "warp": 1.0}),
+    ("image/supcon-autoaugment", {"size": SIDE}),
+    ("image/autoaugment", {"policy": "imagenet"}),
+    ("image/autoaugment", {"policy": "cifar10"}),
+    ("image/randaugment", {"variant": "torchvision"}),
+    ("image/randaugment", {"variant": "tf"}),
+    ("image/randaugment", {"variant": "timm"}),
+    ("image/stacked-randaugment-talk", {"size": SIDE}),
+    ("image/stacked-randaugment-supcon", {"size": SIDE}),
+    ("image/stacked-randaugment-infomin", {"size": SIDE}),
+    ("image/swav", {"size": SIDE, "crop": "local"}),
+    ("image/dino", {"size": SIDE, "crop": "global-2"}),
+    ("image/cmc", {"size": SIDE, "part": "luminance"}),
+    ("image/colour-jitter", {"p": 1.0}),
+    ("image/blur", {"p": 1.0}),
+    ("image/warp", {"p": 1.0}),
+    ("image/mixup", {}),
+    ("image/cutmix", {}),
+]
+
+
+def photos() -> list[ImageHandle]:
+    import sklearn.datasets
+
+    folder = Path(sklearn.datasets.__file__).parent / "images"
+    return [ImageHandle(folder / "flower.jpg")] * (COUNT - 1) + [ImageHandle(folder / "china.jpg")]
+
+
+def sheet(views: Tensor) -> Image.Image:
+    """Views side by side; a single channel is stretched to its own range."""
+    if views.shape[1] == 1:
+        low, high = views.amin(), views.amax()
+        views = ((views - low) / (high - low)).expand(-1, 3, -1, -1)
+    strip = torch.cat(list(torch.nn.functional.pad(views, (1, 1, 1, 1), value=1.0)), dim=2)
+    return Image.fromarray((strip.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def whole(view: ViewGenerator) -> ViewGenerator:
+    """A generator that keeps sizes, behind one that brings photos to the sheet's."""
+    return view if view.ragged else Chain(("resize", Resize(size=SIDE)), ("view", view))
+
+
+def file_name(name: str, options: dict) -> str:
+    extra = [str(v) for k, v in options.items() if k in ("policy", "variant")]
+    return "-".join([name.replace("/", "-"), *extra]) + ".webp"
+
+
+def main() -> None:
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    table = keys(seed=0, sample=range(COUNT))
+    for name, options in SETTINGS:
+        views = stack(whole(create_view(name, **options))(photos(), table))
+        sheet(views).save(FIGURES / file_name(name, options), quality=80)
+    photo = photos()[:1]
+    rows = []
+    for effect in sorted(CORRUPTIONS):
+        chains = [whole(create_view("image/corruption", effect=effect, severity=s)) for s in (1, 2, 3, 4, 5)]
+        rows.append(sheet(torch.cat([chain(photo, table[:1]) for chain in chains])))
+    together = Image.new("RGB", (rows[0].width * 2, rows[0].height * 10), "white")
+    for i, row in enumerate(rows):
+        together.paste(row, (rows[0].width * (i // 10), rows[0].height * (i % 10)))
+    together.save(FIGURES / "image-corruptions.webp", quality=80)
+
+
+if __name__ == "__main__":
+    main()
