@@ -331,7 +331,7 @@ def scaled_size(height: int, width: int, shorter_side: int | None) -> tuple[int,
     return max(1, round(height * shorter_side / width)), shorter_side
 
 
-def scaled(frames: UInt8[Tensor, "t c h w"], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
+def scaled(frames: UInt8[Tensor, "t c h w"], shorter_side: int | None) -> UInt8[Tensor, "t c h2 w2"]:
     """Frames scaled down to a shorter side (bilinear, antialiased)."""
     size = scaled_size(frames.shape[-2], frames.shape[-1], shorter_side)
     if size == tuple(frames.shape[-2:]):

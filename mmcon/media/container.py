@@ -196,7 +196,7 @@ class _Opened:
 
         self.container: Any = None
         try:
-            self.container = av.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else str(self.file))
+            self.container = av.open(self._source())
         except (FFmpegError, OSError, ValueError) as error:
             raise self._error(error) from error
         if not self.container.streams.video:
@@ -228,6 +228,9 @@ class _Opened:
         except (FFmpegError, OSError) as error:
             raise self._error(error) from error
 
+    def _source(self) -> Any:
+        return io.BytesIO(self.file) if isinstance(self.file, bytes) else str(self.file)
+
     def rate(self) -> float:
         """The mean rate that the file states, or 0."""
         return float(self.stream.average_rate or self.stream.guessed_rate or 0)
@@ -238,11 +241,13 @@ class _Opened:
             return float(self.stream.duration * self.stream.time_base)
         if self.container.duration and len(self.container.streams) == 1:
             return self.container.duration / 1e6
+        import av
         from av.error import FFmpegError
 
         try:
-            self.container.seek(0)
-            stamps = [p.pts for p in self.container.demux(self.stream) if p.size]
+            # Opened anew: the first packets are read already, and a bare stream cannot be wound back.
+            with av.open(self._source()) as again:
+                stamps = [p.pts for p in again.demux(again.streams.video[0]) if p.size]
         except FFmpegError as error:
             raise self._error(error) from error
         self.count = self.count or len(stamps)

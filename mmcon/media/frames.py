@@ -116,7 +116,7 @@ def _milliseconds(image: Any, number: int) -> float:
     """How long a frame is shown; it is known once the frame is loaded."""
     image.seek(number)
     image.load()
-    return image.info.get("duration", 0) or 100.0
+    return float(image.info.get("duration", 0) or 100)
 
 
 def frame_files(folder: str | Path) -> list[Path]:

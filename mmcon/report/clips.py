@@ -13,6 +13,7 @@ from mmcon.affinity import TimeKernel
 from mmcon.affinity.base import Affinity
 from mmcon.batch import Index
 from mmcon.errors import InputError
+from mmcon.evaluation.features import Features
 from mmcon.media.clip import Clip, open_clip
 from mmcon.report.contact_sheet import as_picture
 
@@ -84,6 +85,55 @@ def write_sheet(
         figure.savefig(output, dpi=110)
     except (OSError, ValueError) as error:
         raise InputError("sheet of clips", expected="a .png, .jpg, .pdf or .svg to write", got=str(error)) from error
+
+
+def write_similarity_by_lag(output: Path, features: Mapping[str, Features], *, bins: int = 12) -> None:
+    """Write how the cosine of two moments' features falls with the time between them, a line for each encoder.
+
+    The band is one standard error over clips.
+
+    Args:
+        output: a file whose ending says the format.
+        features: by the line's name, with columns `time` and `group`.
+        bins: of the lag, equally wide, up to the longest.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for name, table in features.items():
+        centres, curves = _by_lag(table, bins)
+        mean, error = curves.nanmean(0), _standard_error(curves)
+        axes.plot(centres, mean, label=name)
+        axes.fill_between(centres, mean - error, mean + error, alpha=0.2)
+    axes.set(xlabel="time between two moments, as a share of the clip", ylabel="cosine of their features")
+    axes.legend()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+
+
+def _by_lag(features: Features, bins: int) -> tuple[Tensor, Tensor]:
+    """Centres of the bins, and for each clip the mean cosine in each bin, `clips bins`."""
+    curves = []
+    for group in features.index["group"].unique():
+        rows = features.index["group"] == group
+        time, unit = features.index["time"][rows].double(), features.unit()[rows].double()
+        a, b = torch.triu_indices(len(time), len(time), 1)
+        lag = (time[b] - time[a]).abs()
+        place = (lag / lag.max() * bins).long().clamp(max=bins - 1)
+        sums = torch.zeros(2, bins, dtype=torch.float64)
+        sums[0].index_add_(0, place, (unit[a] * unit[b]).sum(1))
+        sums[1].index_add_(0, place, torch.ones_like(lag))
+        curves.append(sums[0] / sums[1])
+    return (torch.arange(bins) + 0.5) / bins, torch.stack(curves)
+
+
+def _standard_error(curves: Tensor) -> Tensor:
+    if len(curves) < 2:
+        return torch.zeros_like(curves[0])
+    there = ~curves.isnan()
+    spread = (curves - curves.nanmean(0)).square().nansum(0) / (there.sum(0) - 1).clamp(min=1)
+    return (spread / there.sum(0).clamp(min=1)).sqrt()
 
 
 def _strips(figure: Any, views: Tensor, captions: Sequence[str], start: Tensor, end: Tensor) -> None:
