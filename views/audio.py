@@ -49,6 +49,20 @@ def speech(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 6
         bands: mel bands.
         strength: scales the ranges of tempo, pitch, noise and masks.
     """
+    waveform = speech_waveform(window_seconds=window_seconds, rate_hz=rate_hz, strength=strength)
+    return Chain(
+        *waveform.parts(),
+        ("log-mel", LogMel(rate_hz=rate_hz, bands=bands)),
+        ("standardize", Standardize()),
+        ("fader", Fader(gain=(-0.5 * strength, 0.5 * strength))),
+        ("mask", SpecAugment(bands=round(12 * strength), frames=round(20 * strength), most_share=0.2, fill=0.0)),
+        name="audio/speech",
+    )
+
+
+@register_view("audio/speech-waveform", modality="audio")
+def speech_waveform(*, window_seconds: float = 2.0, rate_hz: int = 16_000, strength: float = 1.0) -> Chain:
+    """The part of audio/speech before the log-mel, for encoders that take waveforms."""
     s = strength
     frame = 1 << round(rate_hz * 0.064).bit_length() - 1
     return Chain(
@@ -58,11 +72,7 @@ def speech(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 6
         ("shift", Shift(max_seconds=0.1 * s, wrap=False, rate_hz=rate_hz)),
         ("gain", Gain(gain_db=(-6.0 * s, 6.0 * s))),
         ("noise", Noise(snr_db=(10.0 / max(s, 0.1), 40.0), slope_db=(-6.0, 0.0), p=0.5)),
-        ("log-mel", LogMel(rate_hz=rate_hz, bands=bands)),
-        ("standardize", Standardize()),
-        ("fader", Fader(gain=(-0.5 * s, 0.5 * s))),
-        ("mask", SpecAugment(bands=round(12 * s), frames=round(20 * s), most_share=0.2, fill=0.0)),
-        name="audio/speech",
+        name="audio/speech-waveform",
     )
 
 

@@ -72,10 +72,12 @@ def coloured(noise: Float[Tensor, "b c t"], slope_db: Float[Tensor, " b"]) -> Fl
     t, tilts = noise.shape[-1], slope_db.tolist()
     octaves = torch.arange(t // 2 + 1, device=noise.device, dtype=torch.float32).clamp(min=1).log2()
     octaves = octaves - octaves[-1]
-    # Row by row: how a vectorised power rounds depends on where in memory a row begins.
-    rows = zip(torch.fft.rfft(noise), tilts, strict=True)
-    tilted = [torch.view_as_real(row) * (10.0 ** (tilt / 20 * octaves))[:, None] for row, tilt in rows]
-    return torch.fft.irfft(torch.view_as_complex(torch.stack(tilted)), n=t)
+    # Row by row: how long transforms and powers round depends on how many rows there are.
+    tilted = []
+    for row, tilt in zip(noise, tilts, strict=True):
+        spectrum = torch.view_as_real(torch.fft.rfft(row)) * (10.0 ** (tilt / 20 * octaves))[:, None]
+        tilted.append(torch.fft.irfft(torch.view_as_complex(spectrum), n=t))
+    return torch.stack(tilted)
 
 
 def add_noise(

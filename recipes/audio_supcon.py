@@ -1,0 +1,276 @@
+"""Contrastive learning of sound: supervised, self-supervised, and across languages.
+
+    uv run accelerate launch recipes/audio_supcon.py                                   # bundled speech, two CPU cores
+    uv run accelerate launch recipes/audio_supcon.py --objective simclr                # without labels
+    uv run accelerate launch recipes/audio_supcon.py --data path/to/recordings --rate-hz 16000
+
+Objectives: `supcon`, sounds of one class are alike; `simclr`, views of one recording are; `cola`, two windows of one
+recording are, with COLA's view (Saeed et al. 2020; the similarity is the
+cosine here, bilinear there); `cross-lingual`, the same prompt is alike across languages with a
+weight of its own, and within a language fully.
+
+Figures are read from features of held-out prompts: retrieval of the same prompt in another language, a linear probe of
+the voice (which is the language here: each has one speaker), and the same for a random encoder and for statistics of
+the log-mel spectrogram.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import mmcon
+from mmcon.affinity import SameLabel, SameSample
+from mmcon.batch import ViewBatch
+from mmcon.data.loading import ViewLoader, one_pass
+from mmcon.data.samplers import UniformSampler
+from mmcon.data.sounds import open_source
+from mmcon.data.sources import Source, Subset
+from mmcon.errors import ConfigError, MmconError
+from mmcon.evaluation.features import Features, extract
+from mmcon.evaluation.probe import linear_probe
+from mmcon.evaluation.retrieval import knn, retrieve
+from mmcon.models.audio import create_audio_encoder
+from mmcon.training.config import parse
+from mmcon.training.optim import create_optimizer, create_schedule
+from mmcon.training.run import Run, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train, on what, and for how long."""
+
+    data: str = "samples/speech"
+    """bundled speech, a folder (one sub-folder a class), a manifest (.csv, .jsonl, .parquet), or a data set's name"""
+    output_dir: Path | None = None
+    """the run folder; by default a new one under runs/"""
+    objective: Literal["supcon", "simclr", "cola", "cross-lingual"] = "cross-lingual"
+    cross_weight: float = 0.7
+    """cross-lingual: the weight of the same prompt in another language, beside 1 for the same recording"""
+    encoder: str = "mmcon/log-mel-conv"
+    """mmcon/log-mel-conv, or a transformers model by name or folder (then views stay waveforms)"""
+    pretrained: bool = False
+    """load published weights of a transformers model"""
+    view: str = "audio/speech"
+    """a view generator by name; `mmcon views` lists them"""
+    views: int = 2
+    rate_hz: int = 8_000
+    """what every file is resampled to; the bundled speech has 8,000 Hz"""
+    window_seconds: float = 1.6
+    strength: float = 1.0
+    """of the views' ranges"""
+    batch_size: int = 96
+    epochs: int = 60
+    max_steps: int | None = None
+    """stop after so many steps; the schedule stays that of --epochs"""
+    temperature: float = 0.1
+    projection_dim: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    seed: int = 0
+    resume: bool = False
+    """go on from the newest good checkpoint in the output folder, or start"""
+    force: bool = False
+    workers: int = 0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    cpu: bool = False
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    tiny: bool = False
+    """a run of seconds that goes through everything"""
+
+
+def main(config: Config) -> None:
+    """Train, then evaluate."""
+    if config.tiny:
+        config = replace(config, epochs=1, max_steps=min(config.max_steps or 4, 4), log_every=1, batch_size=16)
+    run = Run(
+        config.output_dir or unused_folder(Path("runs") / f"audio_{config.objective}", config.resume),
+        config=config,
+        seed=config.seed,
+        settings=Settings(
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            on_nonfinite=config.on_nonfinite,
+            force=config.force,
+        ),
+        resume=config.resume,
+        mixed_precision=config.mixed_precision,
+        cpu=config.cpu,
+    )
+
+    # Data.
+    train, test = (open_source(config.data, split, rate_hz=config.rate_hz) for split in ("train", "test"))
+    if config.tiny:
+        train, test = Subset(train, range(0, len(train), 4)), Subset(test, range(0, len(test), 2))
+    run.print(f"train {train.describe()}\ntest  {test.describe()}")
+    batch_size = min(config.batch_size, len(train))
+    loader = ViewLoader(
+        train,
+        {"audio": [make_view(config)] * config.views},
+        UniformSampler(train.ids, batch_size=batch_size, seed=config.seed),
+        seed=config.seed,
+        workers=config.workers,
+        device=run.device,
+        process=run.process,
+        processes=run.processes,
+    )
+
+    # Model.
+    encoder = create_audio_encoder(config.encoder, pretrained=config.pretrained)
+    model = mmcon.ContrastiveModel({"audio": encoder}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
+    untrained = copy.deepcopy(model)
+    objective = make_objective(config, train)
+    optimizer = create_optimizer(
+        [model, objective], "adamw", learning_rate=config.learning_rate, weight_decay=config.weight_decay
+    )
+    steps = config.epochs * len(loader)
+    schedule = create_schedule(optimizer, "cosine", steps=steps, warmup_steps=round(0.1 * steps))
+    trained = run.prepare(model, optimizer, schedule, objective=objective)
+
+    for batch in run.batches(loader):
+        embeddings = trained(batch)
+        loss = objective(embeddings, batch)
+        run.step(loss)
+
+    # Features once, then every figure from them.
+    if not run.is_main:
+        run.close()
+        return
+    model.save_pretrained(run.folder / "model")
+    plain = {"audio": [evaluation_view(config)]}
+    spectrograms = {
+        "audio": [mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.rate_hz)]
+    }
+    subjects: dict[str, tuple[Any, Any]] = {
+        "trained encoder": (model, plain),
+        "random encoder": (untrained.to(run.device), plain),
+        "log-mel statistics": (statistics, spectrograms),
+    }
+    figures = {}
+    for name, (encode, view) in subjects.items():
+        dumps = [extract(encode, one_pass(part, view, device=run.device)) for part in (train, test)]
+        dumps[1].save(run.folder / "features" / f"{name.replace(' ', '_')}-test.safetensors")
+        figures[name] = judge(*dumps)
+    run.print(table(figures, len(test)))
+    run.finish(
+        figures["trained encoder"] | {name.replace(" ", "_"): f for name, f in figures.items() if "trained" not in name}
+    )
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def make_view(config: Config) -> mmcon.ViewGenerator:
+    """The view by name, with those of the recipe's settings that it takes."""
+    from mmcon.registry import lookup
+
+    name = "audio/cola" if config.objective == "cola" and config.view == "audio/speech" else config.view
+    if name == "audio/cola" and config.rate_hz != 16_000:
+        raise ConfigError("audio/cola", expected="--rate-hz 16000, as published", got=str(config.rate_hz))
+    if config.encoder != "mmcon/log-mel-conv" and name == "audio/speech":
+        name = "audio/speech-waveform"
+    settings = {"window_seconds": config.window_seconds, "rate_hz": config.rate_hz, "strength": config.strength}
+    taken = lookup("view", name).options
+    return mmcon.create_view(name, **{key: value for key, value in settings.items() if key in taken})
+
+
+def evaluation_view(config: Config) -> mmcon.ViewGenerator:
+    """The middle of the recording, as the encoder takes it."""
+    if config.encoder != "mmcon/log-mel-conv":
+        options: dict[str, Any] = {"window_seconds": config.window_seconds, "rate_hz": config.rate_hz}
+        return mmcon.create_view("audio/crop", position="centre", **options)
+    if config.objective == "cola":
+        return make_view(config)
+    return mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.rate_hz)
+
+
+def make_objective(config: Config, train: Source) -> mmcon.Objective:
+    """Who is meant to be alike, and how strongly."""
+    if config.objective in ("simclr", "cola"):
+        return mmcon.Objective(affinity=SameSample(), temperature=config.temperature)
+    needed = ("prompt", "language") if config.objective == "cross-lingual" else ("label",)
+    missing = [name for name in needed if name not in train.columns]
+    if missing:
+        raise ConfigError(
+            f"--objective {config.objective}",
+            expected=f"columns {needed} in the data",
+            got=f"columns {sorted(train.columns)}",
+            fix="add them to the manifest, use one sub-folder a class with supcon, or --objective simclr",
+        )
+    if config.objective == "supcon":
+        return mmcon.Objective(affinity=SameLabel(), temperature=config.temperature)
+    # w for the same prompt, and (1 − w) more where the language is the same too.
+    same_prompt = SameLabel("prompt")
+    affinity = same_prompt * config.cross_weight + same_prompt * SameLabel("language") * (1 - config.cross_weight)
+    return mmcon.Objective(affinity=affinity, temperature=config.temperature)
+
+
+def statistics(batch: ViewBatch) -> Tensor:
+    """Mean and standard deviation of each mel band over the real frames."""
+    part = batch.views["audio"][0]
+    x, length = part["log_mel"].mean(1), part["length"]
+    real = (torch.arange(x.shape[-1]) < length[:, None].cpu())[:, None].to(x)
+    mean = (x * real).sum(-1) / real.sum(-1)
+    return torch.cat([mean, ((x - mean[..., None]).square() * real).sum(-1).div(real.sum(-1)).sqrt()], 1)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def judge(train: Features, test: Features) -> dict[str, Any]:
+    """Retrieval across languages and the voice's probe, where the data have prompts; else probe and k-NN of classes."""
+    figures: dict[str, Any] = {}
+    if "prompt" in test.index and "language" in test.index:
+        voice = [Features(f.values, f.index.with_columns(label=f.index["language"])) for f in (train, test)]
+        probe = linear_probe(voice[0], voice[1])
+        found = retrieve(test, test, relevance=across_languages, same="language")
+        figures["voice_probe"] = probe.top1
+        figures["recall"] = {f"at_{k}": value for k, value in found.recall.items()}
+        figures["recall_chance"] = {f"at_{k}": value for k, value in found.chance.items()}
+        figures["mean_average_precision"] = found.mean_average_precision
+    shared = "label" in test.index and bool(torch.isin(test.index["label"], train.index["label"]).all())
+    if shared and "prompt" not in test.index:
+        figures["linear_probe"] = linear_probe(train, test).top1
+        figures["knn"] = knn(train, test, k=min(20, len(train))).top1
+    return figures
+
+
+def across_languages(queries: Any, candidates: Any) -> Tensor:
+    """The same prompt in another language is relevant."""
+    same = queries["prompt"][:, None] == candidates["prompt"]
+    return (same & (queries["language"][:, None] != candidates["language"])).double()
+
+
+def table(figures: dict[str, dict[str, Any]], n: int) -> str:
+    """The figures for a person to read."""
+    lines = [f"on {n} held-out recordings"]
+    for name, of in figures.items():
+        shown = [f"{key} {value:.3f}" for key, value in of.items() if isinstance(value, float)]
+        if "recall" in of:
+            shown.append("recall at 1, 5, 10: " + " ".join(f"{value:.3f}" for value in of["recall"].values()))
+            shown.append("(chance " + " ".join(f"{value:.3f}" for value in of["recall_chance"].values()) + ")")
+        lines.append(f"  {name:<20} " + "  ".join(shown))
+    return "\n".join(lines)
+
+
+def unused_folder(folder: Path, resume: bool) -> Path:
+    """A run folder that no run has used, unless one is to be resumed."""
+    if resume or not folder.exists():
+        return folder
+    return next(f for i in range(2, 10_000) if not (f := folder.with_name(f"{folder.name}-{i}")).exists())
+
+
+if __name__ == "__main__":
+    try:
+        main(parse(Config, description=__doc__))
+    except MmconError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
