@@ -214,6 +214,13 @@ def test_signals_are_noted_and_handlers_put_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_second_signal_ends_the_process_at_once(python):
+    twice = "os.kill(os.getpid(), 15); os.kill(os.getpid(), 15); print('still here')"
+    code = f"import os\nfrom mmcon.training.signals import Signals\nwith Signals():\n    {twice}"
+    run = python(code)
+    assert (run.returncode, run.stdout) == (128 + 15, ""), run.stderr
+
+
 # --- real processes ---
 
 
@@ -264,7 +271,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert "2 process(es)" in two.stdout
     losses = [[line["loss"] for line in json.loads(path.read_text())] for path in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-10)
-    # And what two processes saved, one goes on with.
+    # What is saved has the names that one process uses, so that either can go on with it.
     weights = [load(tmp_path / name / "checkpoints" / f"step-{STEPS:09d}")["model"] for name in ("one", "two")]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-9, atol=1e-12)
