@@ -83,7 +83,7 @@ def test_corrupt_files_are_named(data):
 
 
 def test_missing_files_floats_and_regions_outside_are_refused(tmp_path):
-    with pytest.raises(DataError, match="nowhere.png"):
+    with pytest.raises(DataError, match=r"nowhere\.png"):
         ImageHandle(tmp_path / "nowhere.png").facts  # noqa: B018 (reading it is what raises)
     with pytest.raises(DataError, match="turn floats"):
         ImageHandle(np.zeros((4, 4, 3))).decode()

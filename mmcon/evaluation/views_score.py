@@ -130,7 +130,7 @@ def spread_picture(spreads: dict[str, Spread]) -> Any:
 
     figure = Figure(figsize=(7, 1 + 0.5 * len(spreads)), layout="constrained")
     axes = figure.subplots()
-    for row, (name, spread) in enumerate(spreads.items()):
+    for row, spread in enumerate(spreads.values()):
         marks = {
             "a sample's views": (spread.within_sample, "C0", "o"),
             "a class's samples": (spread.within_class, "C1", "s"),
