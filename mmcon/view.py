@@ -26,7 +26,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 
 # On a CPU a chain takes about this many numbers through all its batched parts at a time.
-IN_CACHE = 1 << 18
+IN_CACHE = 1 << 21
 
 Scope = Literal["sample", "clip", "batch", "partner", "stateful"]
 SCOPES: tuple[Scope, ...] = ("sample", "clip", "batch", "partner", "stateful")
