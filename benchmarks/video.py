@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import av
@@ -29,7 +29,7 @@ from views.video import PerClip
 FRAMES, SIDE = 16, 112
 
 
-def best(contestants: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
+def best(contestants: Mapping[str, Callable[..., object]], *, rounds: int) -> dict[str, float]:
     """Seconds of each contestant, the least of some rounds."""
     found = dict.fromkeys(contestants, float("inf"))
     for _ in range(rounds):

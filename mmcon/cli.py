@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 import mmcon
-from mmcon.errors import InputError, MissingDependencyError, MmconError, UnknownNameError, nearest
+from mmcon.errors import InputError, MmconError, UnknownNameError, nearest
 
 # Who opens a sample of a modality and draws its views on a sheet: modules with `open_sample` and `write_sheet`.
 SHEETS = {"image": "mmcon.report.contact_sheet", "audio": "mmcon.report.sounds", "video": "mmcon.report.clips"}
@@ -118,7 +118,10 @@ def _show(options: argparse.Namespace) -> None:
     count = record["views"]
     drawn = make_views(view, [sample] * count, params)
     captions = [_caption(describe_row(params, row)) for row in range(count)]
-    sheet.write_sheet(options.output, sample, drawn, captions, f"{record['view']} of {Path(record['input']).name}")
+    # Where a clip's views lie in time is drawn, so its sheet needs the draws themselves.
+    more = {"params": params} if modality == "video" else {}
+    title = f"{record['view']} of {Path(record['input']).name}"
+    sheet.write_sheet(options.output, sample, drawn, captions, title, **more)
     print(f"{count} views: {options.output}")
     if not options.replay:
         beside = options.params or options.output.with_suffix(".json")
@@ -182,10 +185,11 @@ def _modality_of(name: str) -> str:
 
 def _sheet_for(modality: str) -> Any:
     """The module that shows views of a modality."""
-    there = {m: module for m, module in SHEETS.items() if importlib.util.find_spec(module)}
-    if modality not in there:
-        raise MissingDependencyError("mmcon show", expected=f"a modality among {sorted(there)}", got=repr(modality))
-    return importlib.import_module(there[modality])
+    known = {name: importlib.import_module(home) for name, home in SHEETS.items() if importlib.util.find_spec(home)}
+    able = {name: module for name, module in known.items() if hasattr(module, "write_sheet")}
+    if modality not in able:
+        raise InputError("mmcon show", expected=f"a view of {', '.join(sorted(able))}", got=f"a view of {modality}")
+    return able[modality]
 
 
 def _caption(drawn: dict[str, Any], path: str = "") -> str:

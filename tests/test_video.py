@@ -259,10 +259,14 @@ def test_similarity_by_lag_is_that_of_the_pairs(tmp_path: Path):
     from mmcon.report.clips import _by_lag, write_similarity_by_lag
 
     circle = features_of(lambda t, g: torch.stack([torch.sin(t), torch.cos(t)], 1), clips=3)
-    centres, curves = _by_lag(circle, 19)
-    # Nineteen lags of a tenth of a second fall into nineteen bins, one each; the cosine of a lag is its cosine.
-    assert torch.allclose(curves, torch.cos(torch.arange(1, 20) * 0.1).double().expand(3, 19), atol=1e-5)
-    assert len(centres) == 19
+    centres, curves = _by_lag(circle, 2)
+    # Of twenty moments a tenth of a second apart, 20 − k pairs have the lag k, whose cosine is cos(k / 10).
+    expected = [
+        sum((20 - k) * math.cos(k / 10) for k in lags) / sum(20 - k for k in lags)
+        for lags in (range(1, 10), range(10, 20))
+    ]
+    assert torch.allclose(curves, torch.tensor(expected, dtype=torch.float64).expand(3, 2), atol=1e-5)
+    assert centres.tolist() == [0.25, 0.75]
     write_similarity_by_lag(tmp_path / "lag.png", {"circle": circle})
     assert (tmp_path / "lag.png").stat().st_size > 5_000
 

@@ -247,7 +247,8 @@ class _Opened:
         try:
             # Opened anew: the first packets are read already, and a bare stream cannot be wound back.
             with av.open(self._source()) as again:
-                stamps = [p.pts for p in again.demux(again.streams.video[0]) if p.size]
+                packets: Any = again.demux(again.streams.video[0])  # type: ignore[union-attr]
+                stamps = [packet.pts for packet in packets if packet.size]
         except FFmpegError as error:
             raise self._error(error) from error
         self.count = self.count or len(stamps)

@@ -70,8 +70,9 @@ def write_sheet(
     rows = len(views)
     figure = Figure(figsize=(13, 1.2 + 1.15 * rows), layout="constrained")
     figure.suptitle(title)
-    strips, right = figure.subfigures(1, 2, width_ratios=(3, 2))
-    _strips(strips, views[order], [captions[i] for i in order.tolist()], start[order], end[order])
+    sides: Any = figure.subfigures(1, 2, width_ratios=(3, 2))
+    strips, right = sides
+    _strips(strips, views[order], [captions[int(i)] for i in order], start[order], end[order])
     line, heat = right.subplots(2, 1, height_ratios=(1, 2))
     for row, i in enumerate(order.tolist()):
         line.barh(row, max(float(end[i] - start[i]), duration / 200), left=float(start[i]), height=0.8)
