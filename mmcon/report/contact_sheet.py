@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.media.image import ImageHandle
+from mmcon.view import Params
 
 
 def open_sample(path: Path) -> ImageHandle:
@@ -23,7 +24,15 @@ def open_sample(path: Path) -> ImageHandle:
     return handle
 
 
-def write_sheet(output: Path, sample: ImageHandle, views: Tensor, captions: Sequence[str], title: str) -> None:
+def write_sheet(
+    output: Path,
+    sample: ImageHandle,
+    views: Tensor,
+    captions: Sequence[str],
+    title: str,
+    *,
+    params: Params | None = None,
+) -> None:
     """Write the picture.
 
     Args:
@@ -32,6 +41,7 @@ def write_sheet(output: Path, sample: ImageHandle, views: Tensor, captions: Sequ
         views: `b c h w`, uint8 or floats in [0, 1].
         captions: what was drawn for each view, lines of text.
         title: stands above.
+        params: what was drawn, for sheets that draw it; here the captions say all.
     """
     from matplotlib.figure import Figure
 

@@ -1,0 +1,1 @@
+"""The objective, the optimizers, and the run that drives them."""
