@@ -50,7 +50,7 @@ def write_sheet(
     columns = min(3, len(pictures))
     rows = -(-len(pictures) // columns)
     lines = max(text.count("\n") + 1 for text in texts)
-    figure = Figure(figsize=(3.4 * columns, rows * (3.0 + 0.115 * lines) + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.4 * columns, rows * (3.5 + 0.125 * lines) + 0.5), layout="constrained")
     figure.suptitle(title)
     for place, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         axes = figure.add_subplot(rows, columns, place + 1)
