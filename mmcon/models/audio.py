@@ -161,7 +161,7 @@ class TransformersAudio(nn.Module):
 
 
 def _uses_mask(config: Any) -> bool:
-    """wav2vec2's first models (group norm) were trained without masks, and are to be used without."""
+    """wav2vec 2.0's first models (group norm) were trained without masks, and are used so: padding moves them a little."""
     return getattr(config, "feat_extract_norm", "layer") == "layer"
 
 

@@ -1,0 +1,109 @@
+"""Drawn audio views for a person: spectrograms as one picture, and the sounds as wav files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcon.data.sources import Source
+from mmcon.errors import InputError
+from mmcon.random import keys
+from mmcon.view import ViewGenerator, as_chain, meta_of, stack
+
+
+def write_sound_views(
+    view: ViewGenerator,
+    source: Source,
+    folder: str | Path,
+    *,
+    rows: Sequence[int] = (0, 1, 2),
+    views: int = 3,
+    seed: int = 0,
+) -> list[Path]:
+    """Draw views of some rows and write `views.png`, and a wav file for each view that is still a waveform.
+
+    Of a chain that crosses to spectrograms, the wav files hold what stood before the crossing.
+
+    Args:
+        view: what draws.
+        source: rows of sounds.
+        folder: where the files go.
+        rows: positions in the source, one a row of the picture.
+        views: how many of each, one a column.
+        seed: of the draws.
+
+    Returns:
+        The files that were written, the picture first.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rate_hz, waveforms, final = 0, [], []
+    for number in range(views):
+        samples = source.open(list(rows))
+        rate_hz = int(meta_of(samples, "audio").get("rate_hz", torch.tensor([16_000]))[0])
+        table = keys(seed=seed, sample=source.ids[list(rows)], view=number, step=0)
+        waveform, out = _stages(view, samples, table)
+        waveforms.append(waveform)
+        final.append(out)
+    files = [_picture(folder / "views.png", [_spectrogram(part, rate_hz) for part in final], rows)]
+    for number, part in enumerate(waveforms):
+        for row, (signal, length) in zip(rows, zip(part["signal"], part["length"], strict=True), strict=True):
+            name = re.sub(r"[^\w.-]+", "_", f"row{row}_view{number}.wav")
+            files.append(_wav(folder / name, signal[:, : int(length)], rate_hz))
+    return files
+
+
+def _stages(view: ViewGenerator, samples: Any, table: Any) -> tuple[Mapping[str, Tensor], Any]:
+    """The last waveform of a chain, and what comes out of it."""
+    chain, meta = as_chain(view), meta_of(samples, "audio")
+    params = chain.draw(table, meta)
+    waveform: Any = None
+    batch: Any = samples
+    for name, part in chain.parts():
+        batch = current = stack(part.apply(batch, params[name]))
+        if isinstance(current, Tensor):
+            current = {"signal": current, "length": torch.full((len(current),), current.shape[-1])}
+        if "signal" in current:
+            waveform = current
+    if waveform is None:
+        raise InputError(
+            "write_sound_views", expected="a view of waveforms", got=repr(view), fix="begin with audio/crop"
+        )
+    return waveform, batch
+
+
+def _spectrogram(part: Any, rate_hz: int) -> Tensor:
+    """A log spectrogram `b f t`, of a waveform or as it is."""
+    if isinstance(part, Mapping) and "log_mel" in part:
+        return part["log_mel"].mean(1)
+    signal = (part["signal"] if isinstance(part, Mapping) else part).mean(1)
+    n = 1 << (rate_hz // 40).bit_length()
+    spectrum = torch.stft(signal, n, n // 4, window=torch.hann_window(n), return_complex=True, pad_mode="constant")
+    return spectrum.abs().clamp(min=1e-4).log()
+
+
+def _picture(file: Path, columns: list[Tensor], rows: Sequence[int]) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 * len(columns), 1.6 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for column, part in enumerate(columns):
+        for row, image in enumerate(part):
+            axes[row, column].imshow(image.numpy(), origin="lower", aspect="auto", cmap="magma")
+            axes[row, column].set(xticks=[], yticks=[])
+            axes[row, column].set_title(f"row {rows[row]}, view {column}", fontsize=7)
+    figure.savefig(file, dpi=110)
+    return file
+
+
+def _wav(file: Path, signal: Tensor, rate_hz: int) -> Path:
+    import soundfile
+
+    peak = float(signal.abs().max()) if signal.numel() else 0.0
+    soundfile.write(file, (signal / max(1.0, peak)).T.numpy(), rate_hz)
+    return file
