@@ -161,7 +161,7 @@ class TransformersAudio(nn.Module):
 
 
 def _uses_mask(config: Any) -> bool:
-    """wav2vec 2.0's first models (group norm) were trained without masks, and are used so: padding moves them a little."""
+    """wav2vec 2.0's first models (group norm) were trained without masks, and are used so; padding moves them."""
     return getattr(config, "feat_extract_norm", "layer") == "layer"
 
 
