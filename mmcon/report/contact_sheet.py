@@ -60,7 +60,7 @@ def write_sheet(
         axes.set_xlabel(text, fontsize=6, loc="left", family="monospace")
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        figure.savefig(output, dpi=130)
+        figure.savefig(output, dpi=130, bbox_inches="tight", pad_inches=0.1)
     except (OSError, ValueError) as error:
         raise InputError("contact sheet", expected="a .png, .jpg, .pdf or .svg to write", got=str(error)) from error
 
