@@ -271,6 +271,6 @@ def unused_folder(folder: Path, resume: bool) -> Path:
 
 if __name__ == "__main__":
     try:
-        main(parse(Config, description=__doc__))
+        main(parse(Config, description=__doc__ or ""))
     except MmconError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None

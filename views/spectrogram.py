@@ -37,7 +37,7 @@ def spectrogram_parts(batch: Any) -> tuple[Tensor, Tensor]:
         raise InputError(
             "spectrogram views",
             expected='{"log_mel": b c f t, "length": b}',
-            got=sorted(batch) and str(sorted(batch)) if isinstance(batch, Mapping) else type(batch).__name__,
+            got=str(sorted(batch)) if isinstance(batch, Mapping) else type(batch).__name__,
             fix="put audio/log-mel before them in the chain",
         )
     return batch["log_mel"], batch["length"]

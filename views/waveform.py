@@ -340,8 +340,8 @@ class Fade(ViewGenerator):
     def apply(self, batch: Any, params: Params) -> Any:
         """Multiply by the ramps."""
         signal, length = parts_of(batch)
-        ramps = [to((length.cpu() * params[name].cpu()).long(), signal) for name in ("fade_in", "fade_out")]
-        return like(batch, operations.fade(signal, *ramps, length, self.shape))
+        rising, falling = (to((length.cpu() * params[name].cpu()).long(), signal) for name in ("fade_in", "fade_out"))
+        return like(batch, operations.fade(signal, rising, falling, length, self.shape))
 
 
 @final
