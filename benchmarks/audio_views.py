@@ -1,6 +1,6 @@
 """Audio views against torch-audiomentations and audiomentations: one thread, 16 clips of 2 s at 16 kHz.
 
-    OMP_NUM_THREADS=1 uv run --no-sync --with torch-audiomentations --with audiomentations python benchmarks/audio_views.py
+    OMP_NUM_THREADS=1 uv run --with torch-audiomentations --with audiomentations python benchmarks/audio_views.py
 
 All chains run in one process on the same signals; each figure is the least of several runs in turn. What a peer has not
 got is left out of both sides of its comparison and said so: torch-audiomentations has no time stretch and no mask of

@@ -14,32 +14,35 @@ from mmcon.view import FunctionView, Identity
 pytestmark = pytest.mark.usefixtures("own_registry")
 
 
+class Noise(mmcon.ViewGenerator):
+    """Add noise."""
+
+    modality = "image"
+
+    def __init__(self, *, std=0.1):
+        self.std = std
+
+    def draw(self, keys, meta):
+        return {"noise": keys.normal("noise", std=self.std)}
+
+    def apply(self, batch, params):
+        return batch + params["noise"].to(batch.dtype).view(-1, 1, 1, 1)
+
+
+def dim(x, generator):
+    """Dim it."""
+    return x * torch.rand((), generator=generator)
+
+
 def test_a_class_a_factory_and_a_function_can_be_registered():
-    @mmcon.register_view("test/class", modality="image")
-    class Noise(mmcon.ViewGenerator):
-        """Add noise."""
-
-        modality = "image"
-
-        def __init__(self, *, std=0.1):
-            self.std = std
-
-        def draw(self, keys, meta):
-            return {"noise": keys.normal("noise", std=self.std)}
-
-        def apply(self, batch, params):
-            return batch + params["noise"].to(batch.dtype).view(-1, 1, 1, 1)
+    mmcon.register_view("test/class", modality="image")(Noise)
 
     @mmcon.register_view("test/factory", modality="image")
     def twice(std=0.3):
         """Add noise twice."""
         return mmcon.view.Chain(Noise(std=std), Noise(std=std))
 
-    @mmcon.register_view("test/function", modality="image")
-    def dim(x, generator):
-        """Dim it."""
-        return x * torch.rand((), generator=generator)
-
+    mmcon.register_view("test/function", modality="image")(dim)
     samples = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     for name in ("test/class", "test/factory", "test/function"):
         view = mmcon.create_view(name)

@@ -56,25 +56,20 @@ def change_tempo_and_pitch(
     Pitch moves by synthesising frames of another length than were analysed, over which the same bins are other
     frequencies; bins above the new Nyquist frequency drop out.
     """
-    hop, (b, c, t) = frame // 4, signal.shape
+    hop, t = frame // 4, signal.shape[-1]
     window = torch.hann_window(frame, device=signal.device)
-    flat = silence_padding(signal, length).reshape(b * c, t)
-    frames = torch.nn.functional.pad(flat, (frame // 2, frame + hop)).unfold(-1, frame, hop)
-    spectrum = torch.fft.rfft(frames * window)
+    padded = torch.nn.functional.pad(silence_padding(signal, length), (frame // 2, frame + hop))
     sizes = synthesis_frame(semitones, frame)
     tempo = tempo.to("cpu", torch.float64)
     out = torch.zeros_like(signal)
-    new = new_length(length.cpu(), tempo, t)
-    for size in sizes.unique().tolist():
-        # Rows whose frames have one length go together: all of them for a change of tempo alone.
-        rows = torch.nonzero(sizes == size)[:, 0]
+    # Rows one by one: transforms and complex products of many rows may round otherwise than of one.
+    for row, (size, own_tempo) in enumerate(zip(sizes.tolist(), tempo.tolist(), strict=True)):
+        spectrum = torch.fft.rfft(padded[row].unfold(-1, frame, hop) * window)
         count = (t + size) // (size // 4) + 1
-        per_frame = tempo[rows] * size / frame
-        positions = (torch.arange(count) * per_frame[:, None]).clamp(max=spectrum.shape[1])
-        flat_rows = (rows[:, None] * c + torch.arange(c)).flatten().to(signal.device)
-        moved = advance_phases(spectrum[flat_rows], positions.repeat_interleave(c, 0).to(signal.device))
-        out[rows.to(signal.device)] = _overlap_add(moved, size, t, size / frame).view(len(rows), c, t)
-    return silence_padding(out, new.to(length.device))
+        positions = (torch.arange(count, dtype=torch.float64) * (own_tempo * size / frame)).clamp(max=spectrum.shape[1])
+        moved = advance_phases(spectrum, positions.expand(len(spectrum), -1).to(signal.device))
+        out[row] = _overlap_add(moved, size, t, size / frame)
+    return silence_padding(out, new_length(length.cpu(), tempo, t).to(length.device))
 
 
 def new_length(length: Int[Tensor, " b"], tempo: Float[Tensor, " b"], t: int) -> Int[Tensor, " b"]:

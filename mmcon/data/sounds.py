@@ -168,8 +168,9 @@ def sound_table(
         out = held_out(stable_ids(by), test_share)
         keep = (out if split in HELD_OUT else ~out).nonzero()[:, 0].tolist()
     contract = SoundContract(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
-    has_labels = label_column is not None and label_column in records[0]
-    labels, classes = _classes([str(r[label_column]) for r in records]) if has_labels else (None, ())
+    labels, classes = None, ()
+    if label_column is not None and label_column in records[0]:
+        labels, classes = _classes([str(r[label_column]) for r in records])
     return SoundSource(
         [Sound(_cell(records[i][audio_column], table.parent), contract=contract, id=names[i]) for i in keep],
         {c: [str(records[i][c]) for i in keep] for c in columns if c in records[0]},

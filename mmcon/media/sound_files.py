@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,8 +91,9 @@ def _soundfile(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
 
 def _av(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
     import av
+    from av.error import FFmpegError
 
-    def container() -> av.container.InputContainer:
+    def container() -> Any:
         return av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
 
     with container() as opened:
@@ -127,7 +129,7 @@ def _av(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
                         position += block.shape[1]
                     if position >= start + length:
                         break
-        except (av.FFmpegError, EOFError) as error:
+        except (FFmpegError, EOFError) as error:
             raise DataError(f"sound {name!r}", expected="decodable samples", got=str(error)) from error
         return torch.from_numpy(span[:, :end].copy())
 
