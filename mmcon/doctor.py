@@ -48,9 +48,9 @@ def environment() -> Iterator[Finding]:
         yield _tried(f"decoding {name}", decode)
     yield _torchcodec()
     yield from _plugins()
-    yield _space("disk", Path.cwd(), wanted_gib=5)
+    yield _space("disk", Path.cwd(), wanted_gib=5.0)
     if Path("/dev/shm").is_dir():
-        yield _space("shared memory (worker processes pass batches through it)", Path("/dev/shm"), wanted_gib=1)
+        yield _space("shared memory (worker processes pass batches through it)", Path("/dev/shm"), wanted_gib=1.0)
     yield _gpu()
     yield _gloo()
 
