@@ -361,7 +361,9 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """End the trackers and the process group."""
+        """End the trackers and the process group, after every process has come this far."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.free_memory()
         self.accelerator.end_training()
 
 
