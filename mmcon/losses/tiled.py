@@ -20,6 +20,7 @@ from mmcon.affinity import Affinity
 from mmcon.errors import InputError
 from mmcon.losses import triangle
 from mmcon.losses.problem import WHERE, Problem, Rows, refuse_double_backward
+from mmcon.losses.products import inner, times, transposed_times
 from mmcon.losses.reweighting import HardNegatives, log_debiased
 
 TILE = 512
@@ -232,8 +233,8 @@ class _Backward:
             total = total + self.gradient(sides[1]).T
         rows, columns = sides[0].rows, sides[0].columns
         if self.problem.similarity is None:
-            self.anchors[rows] += total @ self.problem.candidates[columns]
-            self.candidates[columns] += total.T @ self.problem.anchors[rows]
+            self.anchors[rows] += times(total, self.problem.candidates[columns])
+            self.candidates[columns] += transposed_times(total, self.problem.anchors[rows])
         else:
             self._through_similarity(rows, columns, total)
 
@@ -348,7 +349,7 @@ class _Backward:
 
 def _visit(problem: Problem, tile: int) -> Iterator[list[Side]]:
     """All pairs, block by block; of a dot product of rows with themselves only the upper triangle, from both sides."""
-    similarity = problem.similarity or (lambda anchors, candidates: anchors @ candidates.T)
+    similarity = problem.similarity or inner
     triangle_only = problem.square and problem.similarity is None
     inverse = 1 / problem.temperature
     for rows in _blocks(len(problem.anchors), tile):

@@ -9,7 +9,7 @@ directions of a pair share one exponential:
 
     G_ij + G_ji = e^{s_ij} (u_i + u_j) - (v_i W_ij + v_j W_ji)         u = g R e^{-lse},  v = g / Σ_j W_ij
 
-Only embeddings, lse and row sums are kept; a tile lives in a buffer that is used again. That asks for e^{s} itself to
+Only embeddings, lse and row sums are kept. That asks for e^{s} itself to
 be finite, so it is for |s| below about 80 in float32 (unit rows: temperatures above .0125); `tiled` has the rest.
 Weights with factors (class labels, multi-labels, time within groups) never become tiles: their part costs O(n).
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mmcon.affinity import Affinity, Factor, factor_sums
 from mmcon.losses.problem import Problem, Rows, refuse_double_backward
+from mmcon.losses.products import inner, times, transposed_times
 
 TILE = 512
 
@@ -95,23 +96,22 @@ class _Triangle(torch.autograd.Function):
 
 
 class _Tiles:
-    """Similarities of the upper triangle, tile after tile, in one buffer."""
+    """Similarities of the upper triangle, tile after tile, and room for one more tile."""
 
     def __init__(self, z: Tensor, inverse: Tensor, tile: int) -> None:
         self.z, self.scaled, self.tile = z, z * inverse, tile
-        self.buffers = [z.new_empty(min(tile, max(len(z), 1)) ** 2) for _ in range(2)]
+        self.room = z.new_empty(min(tile, max(len(z), 1)) ** 2)
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
         n = len(self.z)
         blocks = [slice(start, min(start + self.tile, n)) for start in range(0, n, self.tile)]
         for i, rows in enumerate(blocks):
             for columns in blocks[i:]:
-                s = self.buffer(0, rows, columns)
-                yield rows, columns, torch.mm(self.scaled[rows], self.z[columns].T, out=s)
+                yield rows, columns, inner(self.scaled[rows], self.z[columns])
 
-    def buffer(self, which: int, rows: slice, columns: slice) -> Tensor:
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        return self.buffers[which][: shape[0] * shape[1]].view(shape)
+    def spare(self, tile: Tensor) -> Tensor:
+        """Memory of a tile's shape, used again each time."""
+        return self.room[: tile.numel()].view(tile.shape)
 
 
 def _row_sums(tiles: _Tiles) -> Tensor:
@@ -141,7 +141,7 @@ def _forward_by_tiles(tiles: _Tiles, affinity: Affinity) -> tuple[Tensor, Tensor
             sides.append((columns, 0, sides[0][2]))
         else:
             sides.append((columns, 0, affinity.tile(columns, rows).T))
-        product = tiles.buffer(1, rows, columns)
+        product = tiles.spare(s)
         for i, (_, _, weights) in enumerate(sides):
             if i == 0 or not symmetric:
                 torch.mul(s, weights, out=product)
@@ -164,7 +164,7 @@ def _backward(tiles: _Tiles, u: Tensor, v: Tensor, affinity: Affinity | None) ->
     pull = torch.zeros_like(z)
     symmetric = affinity is not None and affinity.symmetric
     for rows, columns, s in tiles:
-        both = tiles.buffer(1, rows, columns)
+        both = tiles.spare(s)
         s.exp_().mul_(torch.add(u[rows, None], u[columns], out=both))
         if affinity is not None:
             weights = affinity.tile(rows, columns)
@@ -177,8 +177,8 @@ def _backward(tiles: _Tiles, u: Tensor, v: Tensor, affinity: Affinity | None) ->
         if rows == columns:
             s.fill_diagonal_(0)
         else:
-            pull[columns].addmm_(s.T, z[rows])
-        pull[rows].addmm_(s, z[columns])
+            pull[columns] += transposed_times(s, z[rows])
+        pull[rows] += times(s, z[columns])
     return pull
 
 
