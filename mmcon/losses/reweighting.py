@@ -17,11 +17,11 @@ class HardNegatives:
 
     With `m` negatives of an anchor, the sum over negatives in its denominator becomes
 
-        N = m Σ e^{(1 + concentration) s} / Σ e^{concentration s}        (Robinson et al. 2021, eq. 4)
-        N ← max((N - class_prior · m · e^{s⁺}) / (1 - class_prior),  m e^{-1 / temperature})   (Chuang et al. 2020, eq.
-        8)
+        N = m Σ e^{(1 + concentration) s} / Σ e^{concentration s}                   (Robinson et al. 2021, eq. 4)
+        N ← max((N - class_prior · m · e^{s⁺}) / (1 - class_prior), m e^{-1/T})    (Chuang et al. 2020, eq. 8)
 
-    the second only where `class_prior` is above 0; then the denominator is that of one positive (`denominator="one"`).
+    with T the temperature, and the second only where `class_prior` is above 0; then the denominator is that of one
+    positive (`denominator="one"`).
 
     Args:
         concentration: β >= 0; 0 weighs negatives alike.

@@ -2,14 +2,10 @@
 
 Kept between the passes are the embeddings and a few numbers a row (`_Stats`): log-sum-exps and sums of weights. Every
 knob of the loss is served. `triangle` takes over where it is quicker still.
-
-Where anchors are the candidates, the similarity of a pair is computed once and seen from both of its *sides*. A side is
-a block of rows, a block of columns, and what the pair's weights are in that direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,8 +16,9 @@ from mmcon.affinity import Affinity
 from mmcon.errors import InputError
 from mmcon.losses import triangle
 from mmcon.losses.problem import WHERE, Problem, Rows, refuse_double_backward
-from mmcon.losses.products import inner, times, transposed_times
+from mmcon.losses.products import times, transposed_times
 from mmcon.losses.reweighting import HardNegatives, log_debiased
+from mmcon.losses.sides import Side, visit
 
 TILE = 512
 EMPTY = float("-inf")
@@ -64,28 +61,6 @@ def _refuse_hidden_parameters(problem: Problem) -> None:
             got="a function that closes over tensors with gradients",
             fix="make it a torch.nn.Module, or use backend='dense'",
         )
-
-
-class Side(NamedTuple):
-    """A block of pairs from the anchors' point of view, all `r c`.
-
-    Attributes:
-        rows, columns: which anchors and candidates.
-        s: similarities over temperature.
-        weights: W, 0 for self.
-        positive, negative: which pairs are.
-        log_v: logarithm of the negative weights, or None for 0.
-        others: all pairs but self.
-    """
-
-    rows: slice
-    columns: slice
-    s: Tensor
-    weights: Tensor
-    positive: Tensor
-    negative: Tensor
-    log_v: Tensor | None
-    others: Tensor
 
 
 @dataclass
@@ -149,7 +124,7 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, tile: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         stats = _Stats.of(problem)
-        for sides in _visit(problem, tile):
+        for sides in visit(problem, tile):
             for side in sides:
                 stats.take(problem, side)
         solved = _solve(problem, stats, tile)
@@ -161,7 +136,7 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("tiled")
         back = _Backward(ctx.problem, ctx.stats, ctx.solved, gradients[0], ctx.learnable)
-        for sides in _visit(ctx.problem, ctx.tile):
+        for sides in visit(ctx.problem, ctx.tile):
             back.take(sides)
         return None, None, *back.results()
 
@@ -188,7 +163,7 @@ def _solve(problem: Problem, stats: _Stats, tile: int) -> _Solved:
 
 def _second_pass(problem: Problem, stats: _Stats, log_negatives: Tensor, tile: int) -> None:
     """Denominators of single positives are known only when the negatives' sum is."""
-    for sides in _visit(problem, tile):
+    for sides in visit(problem, tile):
         for side in sides:
             excess, _, felt, _ = _excess(problem, side, stats.negatives[side.rows], log_negatives[side.rows])
             stats.weighted[side.rows] += (side.weights * excess).sum(1)
@@ -345,39 +320,6 @@ class _Backward:
         at_temperature = self.at_temperature - self.at_inverse * inverse * inverse
         # Where anchors are the candidates, both inputs are one tensor, and its gradient goes in once.
         return self.anchors, None if problem.square else self.candidates, at_temperature, *self.extra
-
-
-def _visit(problem: Problem, tile: int) -> Iterator[list[Side]]:
-    """All pairs, block by block; of a dot product of rows with themselves only the upper triangle, from both sides."""
-    similarity = problem.similarity or inner
-    triangle_only = problem.square and problem.similarity is None
-    inverse = 1 / problem.temperature
-    for rows in _blocks(len(problem.anchors), tile):
-        for columns in _blocks(len(problem.candidates), tile):
-            if triangle_only and columns.start < rows.start:
-                continue
-            s = similarity(problem.anchors[rows], problem.candidates[columns]) * inverse
-            sides = [_side(problem, rows, columns, s)]
-            if triangle_only and columns.start > rows.start:
-                sides.append(_side(problem, columns, rows, s.T))
-            yield sides
-
-
-def _side(problem: Problem, rows: slice, columns: slice, s: Tensor) -> Side:
-    own = problem.self_index[rows, None]
-    others = own != torch.arange(columns.start, columns.stop, device=s.device)
-    weights = problem.affinity.tile(rows, columns).detach().to(s.dtype) * others
-    positive = weights > 0
-    negative = others if problem.all_are_negatives else others & ~positive
-    log_v = None
-    if isinstance(problem.negatives, Affinity):
-        v = problem.negatives.tile(rows, columns).detach().to(s.dtype)
-        negative, log_v = negative & (v > 0), v.log()
-    return Side(rows, columns, s, weights, positive, negative, log_v, others)
-
-
-def _blocks(n: int, tile: int) -> list[slice]:
-    return [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
 
 
 def _far(problem: Problem, side: Side) -> Tensor:

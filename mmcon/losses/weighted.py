@@ -178,11 +178,10 @@ def _refuse_lonely(valid: Tensor) -> None:
 class SupConLoss(torch.nn.Module):
     """Supervised contrastive loss, with the call of SupContrast's `SupConLoss`.
 
-    What differs from that code, each on purpose: features are scaled to unit length here (`normalize=False` takes them
-        as
-    given: similarity is then a dot product, and the safe range of temperature shrinks with the square of their norm);
-    anchors without positives leave the mean (`reduction="all"` counts them as 0); the loss is not multiplied by
-    temperature / base temperature.
+    What differs from that code, each on purpose: features are scaled to unit length here (`normalize=False` takes
+    them as given: similarity is then a dot product, and the safe range of temperature shrinks with the square of
+    their norm); anchors without positives leave the mean (`reduction="all"` counts them as 0); the loss is not
+    multiplied by temperature / base temperature.
 
     Args:
         temperature: divides similarities.
