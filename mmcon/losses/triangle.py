@@ -89,25 +89,26 @@ class _Triangle(torch.autograd.Function):
         pull = _backward(tiles, u, v, None if ctx.factors else ctx.affinity)
         if ctx.factors:
             transposed = tuple(factor.transpose() for factor in ctx.factors)
-            pull -= v[:, None] * pulled[0] + _without_self(transposed, v[:, None] * z)
+            pull.addcmul_(v[:, None], pulled[0], value=-1).sub_(_without_self(transposed, v[:, None] * z))
         # Σ_ij G_ij ⟨z_i, z_j⟩, each pair having been counted from both ends.
         at_inverse = (z * pull).sum() / 2
-        return pull * inverse, -at_inverse * inverse * inverse, None, None, None
+        return pull.mul_(inverse), -at_inverse * inverse * inverse, None, None, None
 
 
 class _Tiles:
     """Similarities of the upper triangle, tile after tile, and room for one more tile."""
 
     def __init__(self, z: Tensor, inverse: Tensor, tile: int) -> None:
-        self.z, self.scaled, self.tile = z, z * inverse, tile
+        self.z, self.inverse, self.tile = z, inverse, tile
         self.room = z.new_empty(min(tile, max(len(z), 1)) ** 2)
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
         n = len(self.z)
         blocks = [slice(start, min(start + self.tile, n)) for start in range(0, n, self.tile)]
         for i, rows in enumerate(blocks):
+            scaled = self.z[rows] * self.inverse
             for columns in blocks[i:]:
-                yield rows, columns, inner(self.scaled[rows], self.z[columns])
+                yield rows, columns, inner(scaled, self.z[columns])
 
     def spare(self, tile: Tensor) -> Tensor:
         """Memory of a tile's shape, used again each time."""
@@ -185,7 +186,7 @@ def _backward(tiles: _Tiles, u: Tensor, v: Tensor, affinity: Affinity | None) ->
 def _without_self(factors: tuple[Factor, ...], z: Tensor) -> Tensor:
     """`W z` with the diagonal of W left out."""
     own = torch.arange(len(z), device=z.device)
-    pulled = torch.zeros_like(z)
-    for factor in factors:
-        pulled += factor.times(z) - factor.at(own, own).to(z.dtype)[:, None] * z
-    return pulled
+    first, *rest = (
+        factor.times(z).addcmul_(factor.at(own, own).to(z.dtype)[:, None], z, value=-1) for factor in factors
+    )
+    return sum(rest, first)
