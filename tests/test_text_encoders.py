@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -145,7 +144,6 @@ def test_the_export_has_the_layout(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is None, reason="needs sentence-transformers")
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.filterwarnings("default")
 def test_sentence_transformers_loads_the_export_and_agrees(folder, tmp_path, pooling):

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from mmcon.random import keys
 
-# Rows that are sorted at once: large enough to vectorise, small enough for a cache and a modest memory.
-_ROWS_AT_ONCE = 1 << 20
+# Rows that one key numbers at a time: part of what is drawn, so never to be changed.
+_ROWS_PER_KEY = 1 << 20
+# Rows of whole permutations that are sorted at once: large enough to vectorise, small enough for a modest memory.
+_ROWS_AT_ONCE = 1 << 18
 
 
 class Streams:
@@ -35,11 +37,12 @@ class Streams:
         self.piece, self.seed = piece, seed
         self.classes, of_row, self.sizes = classes_of(labels)
         bits = 63 - max(len(self.classes) - 1, 1).bit_length()
-        for at in range(0, len(labels), _ROWS_AT_ONCE):
-            part = of_row[at : at + _ROWS_AT_ONCE]
+        for at in range(0, len(labels), _ROWS_PER_KEY):
+            part = of_row[at : at + _ROWS_PER_KEY]
             words = keys(seed=seed, epoch=at).child("sampler").bits("members", len(part))[0]
             part.copy_(_ranked(part, words, bits))
-        self.members = torch.argsort(of_row)
+        # NumPy's sort, which needs half the memory of torch's: this is where a sampler's memory peaks.
+        self.members = torch.from_numpy(of_row.numpy().argsort(kind="stable"))
         self.starts = torch.cumsum(self.sizes, 0) - self.sizes
         self.reshuffled = (self.sizes >= 3 * (piece - 1)) & (self.sizes >= piece) | (self.sizes % piece == 0)
 
