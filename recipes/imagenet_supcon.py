@@ -3,6 +3,8 @@
     uv run accelerate launch recipes/imagenet_supcon.py                          # bundled images, two CPU cores
     uv run accelerate launch recipes/imagenet_supcon.py --data path/to/photos    # a folder a class, or train/ and val/
     uv run accelerate launch recipes/imagenet_supcon.py --objective simclr
+    uv run accelerate launch recipes/imagenet_supcon.py --preset resnet50-autoaugment --data path/to/imagenet
+    uv run accelerate launch recipes/imagenet_supcon.py --preset resnet50-autoaugment --dry-run     # what will it need?
 
 Stage one trains an encoder contrastively in a small projection space; stage two drops the projection head and trains a
 linear classifier on the frozen features, which are computed once. The same figures for a random encoder of the same
@@ -15,27 +17,31 @@ Learning of Visual Representations".
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
-from mmcon.batch import ViewBatch
-from mmcon.data.loading import ViewLoader, one_pass
-from mmcon.data.samplers import BatchSampler
-from mmcon.data.sources import Source, Subset, TensorSource, create_source
-from mmcon.errors import ConfigError, MmconError
-from mmcon.evaluation.features import Features, extract
-from mmcon.evaluation.probe import linear_probe
-from mmcon.evaluation.retrieval import knn
+from mmcon.candidates.queue import Queue
+from mmcon.data.batching import sampler_for
+from mmcon.data.loading import ViewLoader
+from mmcon.data.sources import Subset, channels_of, create_source
+from mmcon.errors import MmconError
+from mmcon.evaluation.linear_stage import LinearStage
+from mmcon.evaluation.online_probe import OnlineProbe
+from mmcon.evaluation.stage_two import features_of, judge, pixels, published_stage, results, table
 from mmcon.models.encoders import create_encoder
-from mmcon.registry import create, lookup
+from mmcon.models.momentum import MomentumEncoder
+from mmcon.registry import lookup
+from mmcon.training import dry_run
+from mmcon.training.baseline import Classifier, CrossEntropy
 from mmcon.training.config import parse
-from mmcon.training.optim import create_optimizer, create_schedule
+from mmcon.training.large_batch import cached
+from mmcon.training.optim import create_optimizer, create_schedule, weight_average
 from mmcon.training.run import QUARANTINE, Run, Settings, unused_folder
 
 
@@ -55,7 +61,9 @@ class Config:
     max_unreadable: float = 0.1
     """the share of unreadable images that is left out (and named in quarantine.jsonl) rather than refused"""
     encoder: str = "mmcon/resnet-tiny"
-    """an encoder by name: mmcon/resnet-tiny, resnet50, timm/…"""
+    """an encoder by name: mmcon/resnet-tiny, resnet50, timm/…, owner/model of a hub, or a local folder"""
+    pretrained: bool = False
+    """start from the encoder's published weights"""
     view: str = "image/simclr"
     """a view generator by name; `mmcon views` lists them"""
     views: int = 2
@@ -64,19 +72,50 @@ class Config:
     """side of the views in pixels; by default 28 for bundled images and 224 for folders"""
     crop_area: float | None = None
     """the smallest share of an image that a crop keeps; by default .5 up to 64 pixels and .08 above"""
-    sampler: Literal["uniform", "class-aware"] = "uniform"
+    strength: float | None = None
+    """of the colour jitter; by default .5 up to 64 pixels and 1 above"""
+    sampler: Literal["uniform", "class-aware", "balanced", "tempered"] = "uniform"
+    """class-aware: classes as often as they are; for long tails balanced (alike) or tempered (by √n)"""
+    class_weight_power: float = 0.0
+    """classes weigh n^-power in the losses of classifiers (cross-entropy, the second stage)"""
     epochs: int = 30
     max_steps: int | None = None
     """stop after so many steps; the schedule stays that of --epochs"""
     batch_size: int = 128
     """samples in a step, over all processes"""
+    chunk_size: int | None = None
+    """rows that fit in memory at once: larger batches are embedded in chunks, by gradient caching"""
     temperature: float = 0.1
+    loss_scale: Literal["none", "temperature"] = "none"
+    """what multiplies the loss; SupCon's published settings: temperature"""
     projection_dim: int = 128
+    projection_head: Literal["linear", "mlp"] = "mlp"
+    unit_features: bool = False
+    """bring features to length one before the projection head"""
+    queue_size: int = 0
+    """rows of earlier steps that serve as candidates, embedded by a momentum encoder"""
+    momentum: float = 0.999
+    """of the momentum encoder"""
+    ema_decay: float | None = None
+    """keep an exponential moving average of the weights, and evaluate it too"""
     optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
     learning_rate: float = 4e-3
+    """the peak, for this batch size"""
     weight_decay: float = 1e-4
+    decay_norm_and_bias: bool = False
+    """also decay (and under LARS, adapt) norms and biases"""
+    schedule: Literal["cosine", "step", "polynomial", "constant"] = "cosine"
     warmup_share: float = 0.1
     """share of the steps in which the learning rate rises"""
+    warmup_epochs: float | None = None
+    """the same in epochs"""
+    online_probe: bool = False
+    """log how well a linear probe classifies during stage one; the encoder gets no gradient of it"""
+    linear_stage: Literal["probe", "published"] = "probe"
+    """published: besides the probe, train a classifier on views of its own, as --linear.… say"""
+    linear_view: str = "image/crop-flip"
+    linear_batch_size: int = 256
+    linear: LinearStage = field(default_factory=LinearStage)
     seed: int = 0
     resume: bool = False
     """go on from the newest good checkpoint in the output folder, or start"""
@@ -93,12 +132,17 @@ class Config:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     tiny: bool = False
     """a run of seconds that goes through everything"""
+    dry_run: bool = False
+    """build everything, make one step at a small batch, and tell what memory and hours the run needs"""
 
 
 def main(config: Config) -> None:
     """Train, then evaluate."""
     if config.tiny:
         config = replace(config, epochs=1, max_steps=min(config.max_steps or 8, 8), log_every=1)
+    asked = config
+    if config.dry_run:
+        config = replace(config, batch_size=dry_run.SMALL_BATCH, max_steps=1, output_dir=Path(tempfile.mkdtemp()))
     run = Run(
         config.output_dir or unused_folder(Path("runs") / f"imagenet_{config.objective}", resume=config.resume),
         config=config,
@@ -126,11 +170,18 @@ def main(config: Config) -> None:
         train, test = Subset(train, range(0, len(train), 10)), Subset(test, range(0, len(test), 10))
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     size = config.image_size or (28 if config.data.startswith("samples/") else 224)
-    view = make_view(config, size)
+    view = make_view(config, size, config.view)
     loader = ViewLoader(
         train,
         {"image": [view] * config.views},
-        make_sampler(config, train),
+        sampler_for(
+            train,
+            config.sampler,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            objective=config.objective,
+            views=config.views,
+        ),
         seed=config.seed,
         workers=config.workers,
         device=run.device,
@@ -139,25 +190,53 @@ def main(config: Config) -> None:
     )
 
     # Model: an encoder, and a projection head that the second stage drops.
-    encoder = create_encoder(config.encoder, image_size=size, in_channels=channels(train))
-    model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
+    # Published weights know colour, and a dry run counts with it; a grey channel is repeated for them.
+    channels = 3 if config.pretrained or config.dry_run else channels_of(train)
+    encoder = create_encoder(config.encoder, pretrained=config.pretrained, image_size=size, in_channels=channels)
+    head = {"dim": config.projection_dim, "head": config.projection_head, "unit_features": config.unit_features}
+    model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(**head)})
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     untrained = copy.deepcopy(model)
     affinity = SameLabel() if config.objective == "supcon" else SameSample()
-    network, objective = model, mmcon.Objective(affinity=affinity, temperature=config.temperature)
+    queue = Queue(size=config.queue_size) if config.queue_size else None
+    knobs = {"temperature": config.temperature, "scale": config.loss_scale, "queue": queue}
+    network, objective = model, mmcon.Objective(affinity=affinity, **knobs)
     if config.objective == "cross-entropy":
-        network, objective = Classifier(encoder, len(train.classes)), CrossEntropy()
-    rate, decay = config.learning_rate, config.weight_decay
-    optimizer = create_optimizer([network, objective], config.optimizer, learning_rate=rate, weight_decay=decay)
+        network = Classifier(encoder, len(train.classes))
+        objective = CrossEntropy(train, power=config.class_weight_power)
+    decay = {"weight_decay": config.weight_decay, "decay_norm_and_bias": config.decay_norm_and_bias}
+    optimizer = create_optimizer([network, objective], config.optimizer, learning_rate=config.learning_rate, **decay)
     steps = config.epochs * len(loader)
-    schedule = create_schedule(optimizer, "cosine", steps=steps, warmup_steps=round(config.warmup_share * steps))
-    trained = run.prepare(network, optimizer, schedule, objective=objective)
+    warmup = config.warmup_share * steps if config.warmup_epochs is None else config.warmup_epochs * len(loader)
+    schedule = create_schedule(optimizer, config.schedule, steps=steps, warmup_steps=round(warmup))
+    momentum = MomentumEncoder(model, momentum=config.momentum) if queue else None
+    average = weight_average(model, decay=config.ema_decay) if config.ema_decay else None
+    probe = OnlineProbe(encoder, classes=len(train.classes)) if config.online_probe else None
+    beside = {"queue": queue, "momentum": momentum, "average": average, "probe": probe}
+    beside = {name: part for name, part in beside.items() if part is not None}
+    trained = run.prepare(network, optimizer, schedule, objective=objective, **beside)
 
     # Stage one.
     for batch in run.batches(loader):
-        embeddings = trained(batch)
-        loss = objective(embeddings, batch)
+        if config.chunk_size:
+            loss = cached(trained, objective, batch, chunk_size=config.chunk_size)
+        else:
+            embeddings = trained(batch)
+            loss = objective(embeddings, batch)
         run.step(loss)
+        if queue and momentum:
+            momentum.update(trained)
+            queue.push(momentum(batch), batch)
+        if average:
+            average.update_parameters(model)
+        if probe:
+            run.note(**probe.update(batch.index["image"]["label"]))
+
+    if config.dry_run:
+        run.print(dry_run.report(asked, network, optimizer, batch, train, beside=beside.values()))
+        return run.close()
+    if probe:
+        probe.close()
 
     # Stage two: features once, then every figure from them.
     if run.is_main:
@@ -169,132 +248,39 @@ def main(config: Config) -> None:
         "random encoder": (untrained.to(run.device), plain),
         "raw pixels": (pixels, small),
     }
-    features = {name: dump(run, name, encode, views, train, test) for name, (encode, views) in encoders.items()}
+    if average:
+        encoders["averaged encoder"] = (average.module, plain)
+    features = features_of(run, encoders, train, test)
+    more = {}
+    if config.linear_stage == "published":
+        more["linear_stage"] = published_stage(
+            run, model, train, test,
+            views={"image": [make_view(config, size, config.linear_view)]}, test_views=plain,
+            batch_size=config.linear_batch_size, stage=config.linear, weight_power=config.class_weight_power,
+        )  # fmt: skip
+        run.print(f"linear classifier, trained as published: {more['linear_stage']}")
     if run.is_main:
         figures = {name: judge(*pair) for name, pair in features.items()}
         run.print(table(figures, len(test)))
-        run.finish(results(figures))
+        run.finish(results(figures, test.classes) | more)
     else:
         run.close()
 
 
-# --- the parts, each by name -----------------------------------------------------------------------------------------
-
-
-def make_view(config: Config, size: int) -> mmcon.ViewGenerator:
+def make_view(config: Config, size: int, name: str) -> mmcon.ViewGenerator:
     """The view by name, with those of the recipe's settings that it takes."""
     small = size <= 64
     settings: dict[str, Any] = {
         "size": size,
         "area": (config.crop_area or (0.5 if small else 0.08), 1.0),
-        "strength": 0.5 if small else 1.0,
+        "strength": config.strength or (0.5 if small else 1.0),
     }
-    taken = lookup("view", config.view).options
-    return mmcon.create_view(config.view, **{name: value for name, value in settings.items() if name in taken})
-
-
-def make_sampler(config: Config, train: Source) -> BatchSampler:
-    """Whole global batches; with the class-aware sampler at least two classes and two samples of each."""
-    labels = train.labels if train.labels is not None else torch.zeros(len(train), dtype=torch.int64)
-    if config.objective != "simclr" and (train.labels is None or len(train.labels.unique()) < 2):
-        raise ConfigError(
-            f"--objective {config.objective}",
-            expected="labels of at least two classes",
-            got=train.describe().partition("\n")[0],
-            fix="use one sub-folder a class, or --objective simclr",
-        )
-    lone = config.objective == "supcon" and config.views < 2 and config.sampler == "uniform"
-    if lone and config.batch_size < 2 * len(train.classes):
-        raise ConfigError(
-            "--batch-size",
-            expected=f"two samples a class: {2 * len(train.classes)} or more for {len(train.classes)} classes",
-            got=f"{config.batch_size}, and one view a sample",
-            fix="raise --batch-size, give --views 2, or use --sampler class-aware",
-        )
-    return create("sampler", f"sampler/{config.sampler}", labels=labels, batch_size=config.batch_size, seed=config.seed)
-
-
-class Classifier(nn.Module):
-    """The baseline's network: the same encoder under a linear classifier."""
-
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.layer = nn.Linear(encoder.feature_dim, classes)  # pyright: ignore[reportArgumentType]
-
-    def forward(self, batch: ViewBatch) -> Tensor:
-        """Scores of the classes, `n classes`."""
-        return self.layer(self.encoder(torch.cat(batch.views["image"])))
-
-
-class CrossEntropy(nn.Module):
-    """The baseline's loss, the mean over rows."""
-
-    def forward(self, scores: Tensor, batch: ViewBatch) -> Tensor:
-        """From scores `n classes` to a scalar."""
-        return nn.functional.cross_entropy(scores, batch.index["image"]["label"])
-
-
-def channels(source: Source) -> int:
-    """Channels of images in memory; files are decoded to colour."""
-    inner = source.source if isinstance(source, Subset) else source
-    return inner.values.shape[1] if isinstance(inner, TensorSource) else 3
-
-
-def pixels(batch: ViewBatch) -> Tensor:
-    """The images themselves as features."""
-    return batch.views["image"][0].flatten(1)
-
-
-# --- stage two -------------------------------------------------------------------------------------------------------
-
-
-def dump(run: Run, name: str, encode: Any, views: Any, train: Source, test: Source) -> tuple[Features, Features]:
-    """Features of both parts, each row computed once, by as many processes as there are."""
-
-    def of(part: str, source: Source) -> Features:
-        rows = one_pass(source, views, device=run.device, process=run.process, processes=run.processes)
-        files = [run.folder / "features" / f"{name}, {part}, {p}.safetensors" for p in range(run.processes)]
-        extract(encode, rows).save(files[run.process])
-        run.accelerator.wait_for_everyone()
-        return Features.cat([Features.load(file) for file in files])
-
-    return of("train", train), of("test", test)
-
-
-def judge(train: Features, test: Features) -> dict[str, Any]:
-    """The linear probe and the nearest neighbours."""
-    return {"linear_probe": linear_probe(train, test), "knn": knn(train, test, k=min(200, len(train)))}
-
-
-def table(figures: dict[str, dict[str, Any]], n: int) -> str:
-    """The figures for a person to read."""
-    lines = [f"top-1 [95 % interval over images] / top-5 on {n} held-out images"]
-    for name, of in figures.items():
-        probe, near = of["linear_probe"], of["knn"]
-        lines.append(f"  {name:<16} linear probe {probe.interval()} / {probe.top5:.3f}")
-        lines.append(f"  {'':<16} k-NN         {near.interval()} / {near.top5:.3f}")
-    return "\n".join(lines)
-
-
-def results(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What results.json holds."""
-    trained = figures["trained encoder"]
-    baselines = {
-        name.replace(" ", "_"): {"linear_probe_top1": of["linear_probe"].top1, "knn_top1": of["knn"].top1}
-        for name, of in figures.items()
-        if of is not trained
-    }
-    interval = trained["linear_probe"].interval()
-    return {
-        **{name: {"top1": c.top1, "top5": c.top5} for name, c in trained.items()},
-        "linear_probe_top1_interval": [interval.low, interval.high],
-        **baselines,
-    }
+    taken = lookup("view", name).options
+    return mmcon.create_view(name, **{option: value for option, value in settings.items() if option in taken})
 
 
 if __name__ == "__main__":
     try:
-        main(parse(Config, description=__doc__ or ""))
+        main(parse(Config, description=__doc__ or "", recipe=__file__))
     except MmconError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None

@@ -257,6 +257,12 @@ def class_weights(counts: Int[Tensor, " classes"], *, power: float = 1.0) -> Flo
     return weights * counts.sum() / (weights * counts).sum()
 
 
+def channels_of(source: Source) -> int:
+    """Channels of images in memory; files are decoded to colour."""
+    inner = source.source if isinstance(source, Subset) else source
+    return inner.values.shape[1] if isinstance(inner, TensorSource) else 3
+
+
 def _whole_labels(name: str, labels: Tensor) -> Tensor:
     if labels.is_floating_point() or labels.is_complex() or labels.dim() != 1 or bool((labels < 0).any()):
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" + (

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmcon.batch import ViewBatch
+from mmcon.candidates.gather import mean_over_processes
 from mmcon.errors import ConfigError, DataError, InputError
 from mmcon.evaluation.features import evaluating
 from mmcon.training.optim import create_optimizer, create_schedule
@@ -121,9 +122,13 @@ def train_classifier(
     classes: int,
     stage: LinearStage,
     modality: str = "image",
+    class_weights: Float[Tensor, " classes"] | None = None,
     device: torch.device | str | None = None,
 ) -> LinearClassifier:
     """Train a linear classifier on views over a frozen encoder.
+
+    In several processes each gives the loader of its own part, and all must start from one random state; gradients are
+    averaged. Batch norms that are updated see their own process's rows.
 
     Args:
         model: a ContrastiveModel or an encoder; it stays as it is.
@@ -131,6 +136,7 @@ def train_classifier(
         classes: how many there are.
         stage: how to train.
         modality: whose views.
+        class_weights: of the loss, such as `mmcon.data.sources.class_weights` gives for long tails.
         device: where to train; by default where the model is.
     """
     if not isinstance(loader, Sized) or not len(loader):
@@ -154,14 +160,17 @@ def train_classifier(
         warmup_steps=round(stage.warmup_epochs * len(loader)),
         **(decay if stage.schedule == "exponential" else {}),
     )
+    weight = None if class_weights is None else class_weights.to(device)
     for _ in range(stage.epochs):
         for batch in loader:
             batch = batch.to(device)
+            labels = _labels(batch, modality, classes)
             loss = functional.cross_entropy(
-                classifier(batch), _labels(batch, modality, classes), label_smoothing=stage.label_smoothing
+                classifier(batch), labels, weight=weight, label_smoothing=stage.label_smoothing
             )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            _average_gradients(classifier.linear)
             optimizer.step()
             schedule.step()
     return classifier.eval()
@@ -171,7 +180,7 @@ def accuracy(classifier: LinearClassifier, loader: Iterable[ViewBatch]) -> dict[
     """Top-1 and top-5 of a classifier, as fractions; top-5 is left out where there are five classes or fewer."""
     device = classifier.linear.weight.device
     classes = classifier.linear.out_features
-    right, count = torch.zeros(2), 0
+    right, count = torch.zeros(2, dtype=torch.float64), 0
     with evaluating(classifier), torch.inference_mode():
         for batch in loader:
             batch = batch.to(device)
@@ -193,6 +202,12 @@ def _set_batch_norm(encoder: nn.Module, stage: LinearStage) -> None:
             if isinstance(part, _NORMS):
                 part.train()
                 part.momentum = stage.batch_norm_momentum
+
+
+def _average_gradients(layer: nn.Linear) -> None:
+    parameters = [p for p in layer.parameters() if p.grad is not None]
+    for parameter, mean in zip(parameters, mean_over_processes([p.grad for p in parameters]), strict=True):  # type: ignore[misc]
+        parameter.grad = mean
 
 
 def _labels(batch: ViewBatch, modality: str, classes: int) -> Tensor:

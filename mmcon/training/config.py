@@ -13,6 +13,7 @@ import tyro
 import yaml
 
 from mmcon.errors import ConfigError, nearest
+from mmcon.training.presets import preset_file, presets_of
 
 C = TypeVar("C")
 
@@ -23,15 +24,33 @@ SAFE_CHANGES = frozenset(
 )  # fmt: skip
 
 
-def parse(kind: type[C], *, description: str = "", args: Sequence[str] | None = None) -> C:
-    """Read a configuration: defaults, then `--config file.yaml`, then the other flags.
+def parse(
+    kind: type[C], *, description: str = "", args: Sequence[str] | None = None, recipe: str | Path | None = None
+) -> C:
+    """Read a configuration: defaults, then `--preset NAME`, then `--config file.yaml`, then the other flags.
+
+    Args:
+        kind: a dataclass.
+        description: what the help begins with.
+        args: the words of the command line; by default the program's own.
+        recipe: the file of the recipe whose presets `--preset` names.
 
     Raises:
-        ConfigError: the file is missing, or holds a key that the configuration does not have.
+        ConfigError: a file is missing, or holds a key that the configuration does not have.
     """
     words = list(sys.argv[1:] if args is None else args)
-    path = _take_option(words, "--config")
-    default = from_mapping(kind, _read(Path(path)), where=path) if path else None
+    preset, path = _take_option(words, "--preset") if recipe else None, _take_option(words, "--config")
+    files = ([str(preset_file(recipe, preset))] if recipe and preset else []) + ([path] if path else [])
+    values: dict[str, Any] = {}
+    for file in files:
+        for name, value in _read(Path(file)).items():
+            before = values.get(name)
+            both = isinstance(before, Mapping) and isinstance(value, Mapping)
+            values[name] = {**before, **value} if both else value  # type: ignore[dict-item]
+    default = from_mapping(kind, values, where=" + ".join(files)) if files else None
+    if recipe:
+        named = ", ".join(presets_of(recipe))
+        description += f"\n\n--config FILE.yaml reads settings from a file; --preset NAME published ones: {named}."
     chosen = tyro.cli(kind, description=description, args=words, default=default)
     assert chosen is not None
     return chosen
@@ -50,7 +69,9 @@ def from_mapping(kind: type[C], values: Mapping[str, Any], *, where: str = "conf
 
 
 def _as_hinted(value: Any, hint: Any) -> Any:
-    """What YAML cannot write as itself: a tuple comes as a list, a path as text."""
+    """What YAML cannot write as itself: a tuple comes as a list, a path as text, a dataclass as a mapping."""
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_mapping(hint, value, where=hint.__name__)
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
