@@ -24,11 +24,11 @@ TILE = 512
 EMPTY = float("-inf")
 
 
-def tiled_rows(problem: Problem, tile: int = TILE) -> Rows:
+def tiled_rows(problem: Problem, tile: int | None = None) -> Rows:
     """The loss of every anchor and which are valid, as `dense_rows`, by tiles of `tile × tile` pairs."""
     if triangle.fits(problem):
-        return triangle.triangle_rows(problem, tile)
-    return general_rows(problem, tile)
+        return triangle.triangle_rows(problem, tile or triangle.TILE)
+    return general_rows(problem, tile or TILE)
 
 
 def general_rows(problem: Problem, tile: int = TILE) -> Rows:
