@@ -30,7 +30,7 @@ from mmcon.candidates.queue import Queue
 from mmcon.data.batching import sampler_for
 from mmcon.data.loading import ViewLoader
 from mmcon.data.sources import Subset, channels_of, create_source
-from mmcon.errors import MmconError
+from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.linear_stage import LinearStage
 from mmcon.evaluation.online_probe import OnlineProbe
 from mmcon.evaluation.stage_two import features_of, judge, pixels, published_stage, results, table
@@ -138,6 +138,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Train, then evaluate."""
+    if config.objective == "cross-entropy" and (config.queue_size or config.chunk_size):
+        raise ConfigError("--queue-size and --chunk-size", expected="a contrastive objective", got="cross-entropy")
     if config.tiny:
         config = replace(config, epochs=1, max_steps=min(config.max_steps or 8, 8), log_every=1)
     asked = config

@@ -47,7 +47,7 @@ class Memory:
     gradients: int
     optimizer: int
     copies: int
-    activations_per_row: float
+    activations_per_row: int | float
     rows: int
 
     @staticmethod
@@ -55,7 +55,7 @@ class Memory:
         network: nn.Module,
         optimizer: Optimizer,
         *,
-        activations_per_row: float,
+        activations_per_row: int | float,
         rows: int,
         copies: Iterable[Any] = (),
     ) -> Memory:
@@ -171,10 +171,10 @@ class Cost:
     samples: int
     views: int
     epochs: int
-    operations: float
+    operations: int | float
     passes: int = PASSES
     device: str = "A100, bfloat16"
-    peak: float = 312e12
+    peak: int | float = 312e12
     share: float = 0.2
 
     @property
