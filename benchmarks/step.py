@@ -1,0 +1,170 @@
+"""What a run adds to a training step: Run's step beside the same step written by hand, in turns, on the same batches.
+
+    uv run python benchmarks/step.py                  # a few minutes on two cores; on a GPU with --device cuda
+    uv run python benchmarks/step.py --steps 400 --batch-size 256
+
+Both sides train a copy of the reference recipe's encoder with the same loss and optimizer. The run's side is timed from
+asking for a batch, which is ready in memory, to the return of `run.step`: guard, clip, schedule, log, progress and the
+seeding of dropout are in it. Then the time of the views beside the step, and of a checkpoint every hundred steps.
+Ratios are within pairs of neighbouring steps, whose order alternates; intervals are bootstrapped over pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mmcon
+from mmcon.affinity import SameLabel
+from mmcon.batch import ViewBatch
+from mmcon.data.loading import ViewLoader
+from mmcon.data.samplers import UniformSampler
+from mmcon.data.sources import create_source
+from mmcon.evaluation.statistics import Interval, bootstrap
+from mmcon.losses import weighted_supcon
+from mmcon.models.encoders import create_encoder
+from mmcon.training.run import Run, Settings
+
+TEMPERATURE = 0.1
+CLOCK: Callable[[], float] = time.perf_counter
+
+
+class Ready:
+    """A loader whose batches are in memory already."""
+
+    def __init__(self, loader: ViewLoader, batches: list[ViewBatch], steps: int) -> None:
+        self.loader, self.batches, self.steps = loader, batches, steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[ViewBatch]:
+        return (self.batches[i % len(self.batches)] for i in range(self.steps))
+
+
+def parts_for(model: nn.Module, device: torch.device, steps: int) -> tuple[nn.Module, Any, Any]:
+    """A copy of the model, its optimizer and its schedule."""
+    own = copy.deepcopy(model).to(device)
+    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-3)
+    return own, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def by_hand(model: nn.Module, optimizer: Any, schedule: Any) -> Callable[[ViewBatch], None]:
+    """A step in plain PyTorch."""
+
+    def step(batch: ViewBatch) -> None:
+        z = model(batch)["shared"]["image"]
+        loss = weighted_supcon(z, None, SameLabel(batch.index["image"]["label"]), temperature=TEMPERATURE)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of some work, the device's queue emptied before and after."""
+    wait(device)
+    start = CLOCK()
+    work()
+    wait(device)
+    return CLOCK() - start
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def loader_of(batch_size: int, device: torch.device, workers: int) -> ViewLoader:
+    source = create_source("samples/fashion", split="train")
+    assert source.labels is not None
+    view = mmcon.create_view("image/simclr", size=28, area=(0.5, 1.0), strength=0.5)
+    sampler = UniformSampler(source.labels, batch_size=batch_size, seed=0)
+    return ViewLoader(source, {"image": [view, view]}, sampler, seed=0, workers=workers, device=device)
+
+
+def compare(
+    run: Run, loader: ViewLoader, batches: list[ViewBatch], model: nn.Module, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Seconds of every step by hand and of every step of the run."""
+    plain = by_hand(*parts_for(model, run.device, steps))
+    own, optimizer, schedule = parts_for(model, run.device, steps)
+    objective = mmcon.Objective(affinity=SameLabel(), temperature=TEMPERATURE)
+    network = run.prepare(own, optimizer, schedule, objective=objective)
+    stream = run.batches(Ready(loader, batches, steps))  # pyright: ignore[reportArgumentType]
+
+    def ours() -> None:
+        batch = next(stream)
+        run.step(objective(network(batch), batch))
+
+    spent = torch.zeros(2, steps, dtype=torch.float64)
+    for step in range(steps):
+        pair = [(0, lambda step=step: plain(batches[step % len(batches)])), (1, ours)]
+        for side, work in reversed(pair) if step % 2 else pair:
+            spent[side, step] = timed(work, run.device)
+    next(stream, None)
+    return spent[0], spent[1]
+
+
+def ratio(ours: Tensor, theirs: Tensor) -> Interval:
+    """The mean of a trimmed set of ratios within pairs: the outer fifths, where something else ran, are left out."""
+    ratios = (ours / theirs).sort().values
+    cut = len(ratios) // 5
+    return bootstrap(ratios[cut : len(ratios) - cut])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--encoder", default="mmcon/resnet-tiny")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time: on one core of a busy machine")
+    options = parser.parse_args()
+    if options.cpu_time:
+        global CLOCK
+        CLOCK = time.process_time
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(epochs=1, log_every=10, checkpoint_every=10 * options.steps)
+        run = Run(Path(folder) / "run", settings=settings, cpu=options.device == "cpu")
+        report(run, options)
+        run.close()
+
+
+def report(run: Run, options: argparse.Namespace) -> None:
+    """Measure and print the tables."""
+    loader = loader_of(options.batch_size, run.device, options.workers)
+    stream = iter(loader)
+    first = [next(stream) for _ in range(8)]
+    encoder = create_encoder(options.encoder, image_size=28, in_channels=1)
+    model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=128)})
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    theirs, ours = (side[10:] for side in compare(run, loader, first, model, options.steps))
+    views = torch.tensor([timed(lambda: next(stream), run.device) for _ in range(20)], dtype=torch.float64).median()
+    saving = torch.tensor([timed(run.save, run.device) for _ in range(5)], dtype=torch.float64).median()
+    step = ours.median()
+    print(f"\n{options.encoder}, batch {options.batch_size} × 2 views, {run.threads} threads on {run.device}\n")
+    print("| | ms | share |\n|---|---|---|")
+    print(f"| a step by hand | {theirs.median() * 1e3:.1f} | |")
+    print(f"| a step of Run | {step * 1e3:.1f} | {ratio(ours, theirs)} of the step by hand, in pairs |")
+    source = "in the training process" if not options.workers else f"waited for, {options.workers} workers"
+    print(f"| its views, {source} | {views * 1e3:.1f} | {views / (views + step):.3f} of step and views |")
+    print(f"| a checkpoint | {saving * 1e3:.1f} | {saving / (100 * (step + views)):.4f} of a hundred steps |")
+
+
+if __name__ == "__main__":
+    main()
