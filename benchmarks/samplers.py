@@ -1,8 +1,8 @@
 """Time and memory to plan an epoch: the class-aware sampler beside two libraries' own.
 
-    OMP_NUM_THREADS=1 uv run --with sentence-transformers python benchmarks/samplers.py [ROWS]
+    OMP_NUM_THREADS=1 uv run python benchmarks/samplers.py [ROWS]
 
-Each runs in a process of its own; memory is the peak of the process less its peak after imports and labels.
+Each runs in a process of its own; `resident_mib` is what it holds after imports and labels, `peak_mib` its most ever.
 """
 
 from __future__ import annotations
@@ -11,53 +11,55 @@ import json
 import subprocess
 import sys
 
-COMMON = """
-import resource, sys, time, torch
+COMMON = r"""
+import pathlib, re, sys, time, torch
 torch.set_num_threads(1)
 rows, classes = int(sys.argv[1]), int(sys.argv[2])
 labels = torch.arange(rows) * 7919 % classes
-mib = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+def mib(what):  # of Linux; ru_maxrss would include the process that started this one
+    return int(re.search(what + r":\s*(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
 """
 OURS = """
 from mmcon.data.class_batches import ClassAwareSampler
-before, t = mib(), time.perf_counter()
+before, t = mib('VmRSS'), time.perf_counter()
 sampler = ClassAwareSampler(labels, batch_size=256, samples_per_class=4, seed=0)
 built = time.perf_counter()
 positions, _ = sampler.plan(0)
-whole, seen = time.perf_counter(), len(positions)
+whole, seen, peak = time.perf_counter(), len(positions), mib("VmHWM")
+unseen = 1 - len(positions.unique()) / rows
+del sampler, positions, _
 again = ClassAwareSampler(labels, batch_size=256, samples_per_class=4, seed=0)
 t2 = time.perf_counter()
 again.batch(again.steps_per_epoch * 3 + again.steps_per_epoch // 2)
 middle = time.perf_counter() - t2
-unseen = 1 - len(positions.unique()) / rows
 """
 PML = """
 from pytorch_metric_learning.samplers import MPerClassSampler
 names = labels.tolist()
-before, t = mib(), time.perf_counter()
+before, t = mib('VmRSS'), time.perf_counter()
 sampler = MPerClassSampler(names, m=4, batch_size=256, length_before_new_iter=rows)
 built = time.perf_counter()
 positions = torch.tensor(list(sampler))
-whole, seen, middle = time.perf_counter(), len(positions), float("nan")
+whole, seen, middle, peak = time.perf_counter(), len(positions), None, mib("VmHWM")
 unseen = 1 - len(positions.unique()) / rows
 """
 ST = """
 from datasets import Dataset
 from sentence_transformers.sampler import GroupByLabelBatchSampler
 data = Dataset.from_dict({"label": labels.tolist()})
-before, t = mib(), time.perf_counter()
+before, t = mib('VmRSS'), time.perf_counter()
 generator = torch.Generator().manual_seed(0)
 sampler = GroupByLabelBatchSampler(data, batch_size=256, drop_last=True, valid_label_columns=["label"],
                                    generator=generator)
 built = time.perf_counter()
 positions = torch.tensor([i for batch in sampler for i in batch])
-whole, seen, middle = time.perf_counter(), len(positions), float("nan")
+whole, seen, middle, peak = time.perf_counter(), len(positions), None, mib("VmHWM")
 unseen = 1 - len(positions.unique()) / rows
 """
 REPORT = """
 import json
 print(json.dumps({"build_s": round(built - t, 2), "epoch_s": round(whole - built, 2), "start_in_the_middle_s":
-      round(middle, 2), "mib": round(mib() - before), "rows": seen, "unseen": round(unseen, 3)}))
+      middle and round(middle, 2), "resident_mib": before, "peak_mib": peak, "rows": seen, "unseen": round(unseen, 3)}))
 """
 
 

@@ -43,7 +43,7 @@ from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings, unused_folder
 from mmcon.view import Chain
-from views.text import load_tokenizer
+from views.tokens import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
