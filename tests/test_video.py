@@ -14,7 +14,8 @@ from test_media_clip import EVEN, write
 
 from mmcon.affinity.spans import SpanOverlap
 from mmcon.batch import Index
-from mmcon.data.clips import motion, real_clip, video_folder, video_manifest
+from mmcon.data.clips import video_folder, video_manifest
+from mmcon.data.scenes import motion, real_clip, scenes
 from mmcon.errors import DataError, InputError
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.slowness import (

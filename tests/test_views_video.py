@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcon.errors import InputError
+from mmcon.errors import DataError, InputError
 from mmcon.media.clip import FrameStack
 from mmcon.random import keys
 from mmcon.registry import create_view, list_views
@@ -71,6 +71,36 @@ def test_all_frames_of_a_view_change_alike(image):
     assert all(torch.equal(out[:, 0], out[:, t]) for t in range(1, 5))
     alone = torch.stack([image(still[:, 0], keys(seed=3, sample=torch.arange(6)))], 1)
     assert torch.equal(out[:, :1], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_large_frames_are_cropped_as_pictures_are(dtype: torch.dtype):
+    """Frames above the size of gathering go through one resampling a clip: the same as picture by picture."""
+    noise = torch.randint(0, 256, (2, 3, 3, 90, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    batch = noise if dtype == torch.uint8 else noise.float() / 255
+    table = keys(seed=5, sample=torch.arange(2))
+    for image in (RandomResizedCrop(size=(70, 80)), RandomResizedCrop(size=(70, 80), interpolation="bicubic")):
+        view = PerClip(image)
+        params = view.draw(table, meta_of(batch, "video"))
+        out = view.apply(batch, params)
+        each = torch.stack([image.apply(batch[:, t], params) for t in range(3)], 1)
+        assert out.dtype == torch.float32
+        assert torch.allclose(out, each, atol=1e-6)
+    with pytest.raises(DataError, match=r"\[0, 1\]"):
+        PerClip(RandomResizedCrop(size=80))(torch.full((1, 2, 3, 90, 90), 2.0), keys(sample=[1]))
+
+
+def test_cvrl_solarizes_second_clips_alone():
+    view = as_chain(create_view("video/cvrl", frames=2, size=12))
+    meta = {**meta_of(same_sized(), "video")}
+    first, second = (
+        torch.cat(
+            [view.draw(keys(seed=s, sample=torch.arange(3), view=v), meta)["solarize"]["apply"] for s in range(200)]
+        )
+        for v in (0, 1)
+    )
+    assert not bool(first.any())
+    assert float(second.double().mean()) == pytest.approx(0.2, abs=0.05)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -173,7 +203,7 @@ def test_settings_that_make_no_sense_are_refused():
     for options in ({"frames": 0}, {"rate_hz": 0}, {"speed": (2.0, 1.0)}, {"stride": -1}):
         with pytest.raises(InputError, match="above 0"):
             create_view("video/random-clip", **options)
-    with pytest.raises(InputError, match="wrap the parts"):
+    with pytest.raises(InputError, match="wraps the parts"):
         PerClip(as_chain(Flip()))
     with pytest.raises(InputError, match="clips `b t c h w`"):
         PerClip(Flip()).apply(torch.zeros(2, 3, 4, 4), {"flip": torch.tensor([True, False])})

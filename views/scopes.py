@@ -1,4 +1,4 @@
-"""One draw for several: all frames of a clip, or all views of a sample."""
+"""One draw for several: all frames of a clip, all views of a sample, or some views only."""
 
 from __future__ import annotations
 
@@ -8,52 +8,78 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.random import Keys
+from mmcon.random import FIELDS, Keys
 from mmcon.view import Chain, Meta, Params, Scope, ViewGenerator
+from views.geometry import SMALL, RandomResizedCrop, Resize, resize_picture
+from views.pixels import check_picture
 
 
 @final
 class PerClip(ViewGenerator):
     """An image generator on clips, one draw for all frames of a view, so that time stays consistent.
 
-    Takes clips `b t c h w`, or a sequence of clips `t c h w` of differing sizes and lengths.
+    Takes clips `b t c h w`, or a sequence of clips `t c h w`, or handles, of differing sizes and lengths.
 
-    >>> consistent = PerClip(mmcon.create_view("image/colour-jitter"))
+    >>> flip = PerClip(mmcon.create_view("image/flip"))
+    >>> clips = flip(clips, mmcon.keys(seed=0, epoch=0, sample=ids))
 
     Args:
-        generator: a single image generator; `per_clip` wraps a chain part by part.
+        image: a single image generator; `per_clip` wraps a chain part by part.
+        name: by default the image generator's.
     """
 
     modality: ClassVar[str] = "video"
     scope: ClassVar[Scope] = "clip"
 
-    def __init__(self, generator: ViewGenerator) -> None:
-        self.generator, self.name = generator, generator.name
+    def __init__(self, image: ViewGenerator, *, name: str = "") -> None:
+        if isinstance(image, Chain) or image.scope not in ("sample", "batch"):
+            raise InputError(
+                "PerClip",
+                expected="one generator of images whose scope is 'sample' or 'batch'",
+                got=f"{image!r} of scope {image.scope!r}",
+                fix="views.scopes.per_clip wraps the parts of a chain one by one",
+            )
+        self.image, self.name = image, name or image.name
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
-        """As the image generator's."""
-        return self.generator.ragged
+        """As the image generator."""
+        return self.image.ragged
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """One row a clip."""
-        return self.generator.draw(keys, meta)
-
-    def leaves(self, meta: Meta, params: Params) -> Meta:
-        """Sizes as the image generator leaves them."""
-        return self.generator.leaves(meta, params)
+        """One row a clip, as for an image."""
+        return self.image.draw(keys.for_batch() if self.image.scope == "batch" else keys, meta)
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Give every frame its clip's parameters."""
         if isinstance(batch, Tensor):
-            if batch.dim() != 5:
-                raise InputError(self.name, expected="clips `b t c h w`", got=f"shape {tuple(batch.shape)}")
+            _check_clips(batch, self.name)
+        if isinstance(batch, Tensor) and not self.ragged:
             b, t = batch.shape[:2]
-            frames = self.generator.apply(batch.flatten(0, 1), _repeat(params, slice(None), t))
-            return frames.view(b, t, *frames.shape[1:])
-        clips = [c if isinstance(c, Tensor) else c.decode() for c in batch]
-        views = [self.generator.apply(c, _repeat(params, slice(i, i + 1), len(c))) for i, c in enumerate(clips)]
+            frames = self.image.apply(batch.flatten(0, 1), _repeat(params, slice(None), t))
+            return frames.unflatten(0, (b, t))
+        clips = [clip if isinstance(clip, Tensor) else clip.decode() for clip in batch]
+        views = [self._apply_to(clip, params, i) for i, clip in enumerate(clips)]
         return torch.stack(views) if len({v.shape for v in views}) == 1 else views
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """Sizes as the image generator leaves them; the number of frames stays."""
+        return self.image.leaves(meta, params)
+
+    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
+        """As the image generator."""
+        return self.image.columns(meta, params)
+
+    def _apply_to(self, clip: Tensor, params: Params, row: int) -> Tensor:
+        image = self.image
+        if isinstance(image, RandomResizedCrop | Resize) and _is_large(clip, image.size):
+            check_picture(clip, self.name)
+            top, left, height, width = (int(params[name][row]) for name in ("top", "left", "height", "width"))
+            part = clip[..., top : top + height, left : left + width]
+            # All frames share the part, so they are resampled as the channels of one picture, in a single call.
+            small = resize_picture(part.flatten(0, 1), image.size, image.interpolation).unflatten(0, clip.shape[:2])
+            return small.float().div_(255) if small.dtype == torch.uint8 else small
+        return image.apply(clip, _repeat(params, slice(row, row + 1), len(clip)))
 
 
 def per_clip(generator: ViewGenerator) -> ViewGenerator:
@@ -61,6 +87,37 @@ def per_clip(generator: ViewGenerator) -> ViewGenerator:
     if isinstance(generator, Chain):
         return Chain(*((name, PerClip(part)) for name, part in generator.parts()), name=generator.name)
     return PerClip(generator)
+
+
+@final
+class OnSecondViews(ViewGenerator):
+    """A generator that draws whether to `apply` itself, kept to every second view of a sample: 1, 3, and so on.
+
+    Args:
+        generator: one whose parameters hold `apply`, `b` bool, such as image/solarize.
+    """
+
+    def __init__(self, generator: ViewGenerator) -> None:
+        self.generator, self.name = generator, generator.name
+
+    @property
+    def modality(self) -> str:  # type: ignore[override]
+        """As the generator's."""
+        return self.generator.modality
+
+    @property
+    def scope(self) -> Scope:  # type: ignore[override]
+        """As the generator's."""
+        return self.generator.scope
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw as the generator does, then say no in first views."""
+        params = self.generator.draw(keys, meta)
+        return {**params, "apply": params["apply"] & (keys.fields[:, FIELDS.index("view")] % 2 == 1)}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """As the generator applies them."""
+        return self.generator.apply(batch, params)
 
 
 @final
@@ -98,6 +155,16 @@ class SharedByViews(ViewGenerator):
     def apply(self, batch: Any, params: Params) -> Any:
         """As the generator applies them."""
         return self.generator.apply(batch, params)
+
+
+def _is_large(clip: Tensor, size: tuple[int, int]) -> bool:
+    """Whether frames go through torch's own resampling, as pictures of their size do; small ones are gathered."""
+    return max(clip.shape[-1] * clip.shape[-2], size[0] * size[1]) > SMALL
+
+
+def _check_clips(batch: Tensor, where: str) -> None:
+    if batch.dim() != 5:
+        raise InputError(where, expected="clips `b t c h w`", got=f"shape {tuple(batch.shape)}")
 
 
 def _repeat(params: Any, rows: slice, times: int) -> Any:

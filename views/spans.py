@@ -1,23 +1,16 @@
 """Where in a clip a view looks: spans of time, drawn from the header before anything is decoded.
 
-Every sampler here is one generator, `ClipSampler`, with another rule for its moments. It draws in seconds, from the
-clip's duration and rate, and `apply` decodes just those moments. Beside the frames it fills the index table: `time`
-(centre of the span), `time_start`, `time_end` (seconds of the clip's clock) and `group` (the clip), which is all that a
-graded affinity of time needs.
-
-Rules that place several views of one sample together (CVRL, TCLR) draw what they share from the key without the view's
-number, so that views need not know of each other.
+Every sampler here is one generator, `ClipSampler`, with another rule for its moments (`views.moments`). It draws in
+seconds, from the clip's duration and rate, and `apply` decodes just those moments. Beside the frames it fills the index
+table: `time` (centre of the span), `time_start`, `time_end` (seconds of the clip's clock) and `group` (the clip), which
+is all that a graded affinity of time needs.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float64, Int
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
@@ -25,202 +18,12 @@ from mmcon.media import FrameStack
 from mmcon.random import FIELDS, Keys
 from mmcon.registry import register_view
 from mmcon.view import Meta, Params, ViewGenerator
+from views.moments import Anywhere, Frames, Gap, Grid, Headers, Moments, Pace, Segments, SparseAndDense
 
 # Frames that come as a bare tensor have no clock; their times are counted in frames.
 BARE_FRAMES_PER_SECOND = 1.0
 LOOP_TOLERANCE_SECONDS = 1e-4
 Short = Literal["hold", "loop", "error"]
-
-
-@dataclass(frozen=True)
-class Headers:
-    """What the rules draw from, one row a clip.
-
-    Attributes:
-        begin: where the usable span begins, seconds.
-        end: where it ends.
-        frames_per_second: the clip's rate.
-        view: the number of the view, int64.
-    """
-
-    begin: Float64[Tensor, "b"]
-    end: Float64[Tensor, "b"]
-    frames_per_second: Float64[Tensor, "b"]
-    view: Int[Tensor, "b"]
-
-
-class Drawn(NamedTuple):
-    """What a rule draws.
-
-    Attributes:
-        times: the moments of each view, `b t` seconds.
-        step: for how long one of its frames stands, `b` seconds.
-        overlap: the share of its span that its partner covers too, `b`, where views are drawn in pairs.
-    """
-
-    times: Float64[Tensor, "b t"]
-    step: Float64[Tensor, "b"]
-    overlap: Float64[Tensor, "b"] | None = None
-
-
-class Moments(ABC):
-    """A rule that turns keys and headers into the moments of a view."""
-
-    @abstractmethod
-    def draw(self, keys: Keys, headers: Headers) -> Drawn:
-        """Draw the moments of each view."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How many frames, and how far apart.
-
-    Attributes:
-        frames: in a view.
-        stride: steps from frame to frame.
-        rate_hz: steps a second; None: the clip's own rate, so that a step is a frame, as published settings count.
-        speed: bounds of a factor on the step, drawn log-evenly: (1, 1) leaves time as it is.
-    """
-
-    frames: int
-    stride: int | float = 1
-    rate_hz: int | float | None = None
-    speed: tuple[int | float, int | float] = (1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        rate_fits = self.rate_hz is None or self.rate_hz > 0
-        if self.frames < 1 or self.stride <= 0 or not rate_fits or not 0 < self.speed[0] <= self.speed[1]:
-            raise InputError("video", expected="frames >= 1, and stride, rate_hz and speed above 0", got=str(self))
-
-    def step(self, keys: Keys, headers: Headers) -> Float64[Tensor, "b"]:
-        """Seconds from frame to frame."""
-        rate = headers.frames_per_second if self.rate_hz is None else torch.full_like(headers.begin, self.rate_hz)
-        step = self.stride / rate
-        return step if self.speed == (1.0, 1.0) else step * keys.log_uniform("speed", *self.speed)
-
-
-def room_for(step: Tensor, frames: int, headers: Headers) -> Float64[Tensor, "b"]:
-    """How much later than the beginning a view of so many frames may start, in seconds."""
-    return (headers.end - headers.begin - frames * step).clamp(min=0)
-
-
-def evenly(begin: Tensor, step: Tensor, frames: int) -> Float64[Tensor, "b t"]:
-    """Moments at even steps."""
-    return begin[:, None] + torch.arange(frames, dtype=torch.float64) * step[:, None]
-
-
-@dataclass(frozen=True)
-class Anywhere(Moments):
-    """Consecutive moments from an evenly drawn start."""
-
-    pace: Pace
-
-    def draw(self, keys: Keys, headers: Headers) -> Drawn:
-        """Draw an evenly placed start."""
-        step = self.pace.step(keys, headers)
-        start = headers.begin + keys.uniform("start") * room_for(step, self.pace.frames, headers)
-        return Drawn(evenly(start, step, self.pace.frames), step)
-
-
-@dataclass(frozen=True)
-class Grid(Moments):
-    """View v of `views` at an even place from the beginning to the end; one view: the centre. Nothing is drawn."""
-
-    pace: Pace
-    views: int = 1
-
-    def draw(self, keys: Keys, headers: Headers) -> Drawn:
-        """Draw nothing: the place follows from the view."""
-        step = self.pace.step(keys, headers)
-        place = (headers.view % self.views) / (self.views - 1) if self.views > 1 else 0.5
-        start = headers.begin + place * room_for(step, self.pace.frames, headers)
-        return Drawn(evenly(start, step, self.pace.frames), step)
-
-
-@dataclass(frozen=True)
-class Segments(Moments):
-    """The whole clip in equal segments, and one moment drawn in each (Wang et al. 2016, TSN)."""
-
-    frames: int
-
-    def draw(self, keys: Keys, headers: Headers) -> Drawn:
-        """Draw a moment in each segment."""
-        length = (headers.end - headers.begin) / self.frames
-        within = torch.arange(self.frames, dtype=torch.float64) + keys.uniform("within", shape=(self.frames,))
-        return Drawn(headers.begin[:, None] + within * length[:, None], length)
-
-
-@dataclass(frozen=True)
-class Gap(Moments):
-    """Views in pairs (0 and 1, 2 and 3, …) whose starts lie a drawn gap apart.
-
-    Attributes:
-        pace: of each view.
-        density: of the gap k up to K, the longest that fits: `falling` is 1 − k/K (CVRL), `even` is flat.
-        longest_seconds: bounds K further (ρBYOL).
-    """
-
-    pace: Pace
-    density: Literal["falling", "even"]
-    longest_seconds: int | float = math.inf
-
-    def draw(self, keys: Keys, headers: Headers) -> Drawn:
-        """Draw the gap, the first start and which view comes first."""
-        shared = across(keys, 2)
-        step = self.pace.step(keys, headers)
-        room = room_for(step, self.pace.frames, headers)
-        u = shared.uniform("gap")
-        share = 1 - torch.sqrt(1 - u) if self.density == "falling" else u
-        gap = share * room.clamp(max=self.longest_seconds)
-        first = headers.begin + shared.uniform("start") * (room - gap)
-        later = shared.bernoulli("order", 0.5) == (headers.view % 2 == 0)
-        shared_seconds = (self.pace.frames * step - gap).clamp(min=0)
-        times = evenly(first + torch.where(later, gap, 0.0), step, self.pace.frames)
-        return Drawn(times, step, shared_seconds / (self.pace.frames * step))
-
-
-@dataclass(frozen=True)
-class SparseAndDense(Moments):
-    """View 0 covers a span in long steps; views 1 to `dense` share that span out (Dave et al. 2022, TCLR)."""
-
-    frames: int
-    skip: int
-    rate_hz: int | float | None
-    dense: int = 4
-
-    def draw(self, keys: Keys, headers: Headers) -> Drawn:
-        """Draw the span's start."""
-        shared = across(keys, 1 + self.dense)
-        number = headers.view % (1 + self.dense)
-        long = Pace(self.frames, self.skip, self.rate_hz).step(keys, headers)
-        start = headers.begin + shared.uniform("start") * room_for(long, self.frames, headers)
-        step = torch.where(number == 0, long, long / self.skip)
-        start = start + (number - 1).clamp(min=0) * (long * self.frames / self.dense)
-        return Drawn(evenly(start, step, self.frames), step)
-
-
-@dataclass(frozen=True)
-class Frames(Moments):
-    """View v is frame v of a window of `views` frames that all views share."""
-
-    pace: Pace
-    views: int
-
-    def draw(self, keys: Keys, headers: Headers) -> Drawn:
-        """Draw the window's start."""
-        step = self.pace.step(across(keys, self.views), headers)
-        start = headers.begin + across(keys, self.views).uniform("start") * room_for(step, self.views, headers)
-        return Drawn((start + (headers.view % self.views) * step)[:, None], step)
-
-
-def across(keys: Keys, together: int) -> Keys:
-    """Keys that views drawn together share: the view's number is that of their group."""
-    fields = keys.fields.clone()
-    fields[:, FIELDS.index("view")] //= together
-    shared = Keys(fields, dropped=keys.dropped, step=keys.step)
-    for name in keys.path:
-        shared = shared.child(name)
-    return shared.child("together")
 
 
 @final

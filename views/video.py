@@ -14,76 +14,14 @@ from torch import Tensor
 from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
-from mmcon.view import Chain, Meta, Params, ViewGenerator, take_rows
+from mmcon.view import Chain, Meta, Params, ViewGenerator
 from views import spans
-from views.colour import ColourJitter, Grayscale
+from views.colour import ColourJitter, Grayscale, Solarize
 from views.filters import Blur
 from views.geometry import Flip, RandomResizedCrop, Resize
 from views.image import jitter_of
+from views.scopes import OnSecondViews, PerClip
 from views.spans import Short
-
-
-@final
-class PerClip(ViewGenerator):
-    """A generator of images for clips: drawn once a clip and applied alike to all of its frames.
-
-    >>> flip = PerClip(mmcon.create_view("image/flip"))
-    >>> clips = flip(clips, mmcon.keys(seed=0, epoch=0, sample=ids))        # `b t c h w`
-
-    Args:
-        image: the generator of images.
-    """
-
-    modality: ClassVar[str] = "video"
-    scope: ClassVar[Any] = "clip"
-
-    def __init__(self, image: ViewGenerator, *, name: str = "") -> None:
-        if isinstance(image, Chain) or image.scope not in ("sample", "batch"):
-            raise InputError(
-                "PerClip",
-                expected="one generator of images whose scope is 'sample' or 'batch'",
-                got=f"{image!r} of scope {image.scope!r}",
-                fix="wrap the parts of a chain one by one",
-            )
-        self.image, self.name = image, name or image.name
-
-    @property
-    def ragged(self) -> bool:  # type: ignore[override]
-        """As the generator of images."""
-        return self.image.ragged
-
-    def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw for each clip as for an image."""
-        return self.image.draw(keys.for_batch() if self.image.scope == "batch" else keys, meta)
-
-    def apply(self, batch: Any, params: Params) -> Any:
-        """Apply to all frames, each clip's with its own parameters."""
-        if isinstance(batch, Tensor) and not self.ragged:
-            _check_clips(batch, self.name)
-            b, t = batch.shape[:2]
-            frames = self.image.apply(batch.flatten(0, 1), _for_frames(params, t))
-            return frames.unflatten(0, (b, t))
-        return torch.stack([self._clip(clip, take_rows(params, slice(i, i + 1))) for i, clip in enumerate(batch)])
-
-    def leaves(self, meta: Meta, params: Params) -> Meta:
-        """As the generator of images; the number of frames stays."""
-        return self.image.leaves(meta, params)
-
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """As the generator of images."""
-        return self.image.columns(meta, params)
-
-    def _clip(self, clip: Any, params: Params) -> Tensor:
-        frames = clip if isinstance(clip, Tensor) else clip.decode()
-        return self.image.apply(frames, _for_frames(params, len(frames)))
-
-
-def _for_frames(params: Params, frames: int) -> Params:
-    """Each clip's parameters once a frame."""
-    return {
-        name: node.repeat_interleave(frames, 0) if isinstance(node, Tensor) else _for_frames(node, frames)
-        for name, node in params.items()
-    }
 
 
 def _check_clips(batch: Tensor, where: str) -> None:
@@ -249,8 +187,8 @@ def graded(
 def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | float = 2) -> Chain:
     """CVRL (Qian et al. 2021): two clips with falling density of their gap, each changed alike in all its frames.
 
-    Crop of area .3 to 1 and aspect .5 to 2, flip, SimCLR's jitter at strength 1, gray .2, blur. The published second
-    clip is also solarised with probability .2; that is left out here.
+    Crop of area .3 to 1 and aspect .5 to 2, flip, SimCLR's jitter at strength 1, gray .2, blur; the second clip is also
+    solarized with probability .2.
 
     Args:
         size: side of the square that leaves, or (height, width).
@@ -258,7 +196,7 @@ def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | f
         stride: frames of the video from one to the next.
     """
     sampler = spans.cvrl_clip(frames=frames, stride=stride)
-    return _pictures(
+    pictures = _pictures(
         sampler,
         size,
         area=(0.3, 1.0),
@@ -268,6 +206,7 @@ def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | f
         blur=True,
         name="video/cvrl",
     )
+    return Chain(*pictures.parts(), ("solarize", PerClip(OnSecondViews(Solarize()))), name="video/cvrl")
 
 
 @register_view("video/tclr", modality="video")

@@ -1,7 +1,7 @@
-"""Clips as a source: folders of videos, manifests, and the bundled ones.
+"""Clips as a source: folders of videos and manifests (bundled ones are in `mmcon.data.scenes`).
 
 Headers are read once, when the source is made: files without a readable picture are left out there, counted and named,
-and a span can be drawn later without touching a file. `windows` cuts long videos into rows of their own.
+and a span can be drawn later without touching a file.
 """
 
 from __future__ import annotations
@@ -11,81 +11,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
-from mmcon.data import samples
+from mmcon.data import scenes  # noqa: F401  (the bundled clips register themselves)
+from mmcon.data.clip_source import GIGABYTE, ClipSource
 from mmcon.data.folders import read_quarantine, report_failures
-from mmcon.data.sources import HELD_OUT, Source, held_out
-from mmcon.errors import DataError, InputError
+from mmcon.data.sources import HELD_OUT, held_out
+from mmcon.errors import DataError
 from mmcon.media.clip import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, CachedClip, Clip, Decoder, FrameCache, Span, open_clip
 from mmcon.media.frames import frame_files, natural_key
 from mmcon.random import keys, stable_ids
 from mmcon.registry import register_source
-
-GIGABYTE = 1 << 30
-
-
-@final
-class ClipSource(Source):
-    """Clips whose headers are read, as rows.
-
-    Args:
-        clips: the handles.
-        options: as for Source; ids come from the clips' names, and from their spans where several rows are of one clip.
-    """
-
-    def __init__(self, clips: Sequence[Clip], **options: Any) -> None:
-        self.clips = list(clips)
-        rows = [f"{c.name}@{c.span[0]:.3f}" if isinstance(c, Span) else c.name for c in self.clips]
-        facts: dict[str, Tensor] = {}
-        if self.clips:
-            facts = {name: torch.tensor([c.facts[name] for c in self.clips], dtype=_kind(name)) for name in _FACTS}
-        super().__init__(ids=stable_ids(rows), modality="video", facts=facts, **options)
-
-    def open(self, rows: Tensor | Sequence[int]) -> list[Clip]:
-        """The handles of the rows."""
-        positions: list[int] = torch.as_tensor(rows).tolist()
-        return [self.clips[row] for row in positions]
-
-    def windows(self, seconds: int | float, *, step: int | float | None = None) -> ClipSource:
-        """Cut every clip into windows, each a row; a clip shorter than one stays whole.
-
-        Times stay those of the whole clip and `group` says which clip a row is from, so affinities of time reach across
-        windows, and a split by clip stays one.
-
-        Args:
-            seconds: the length of a window.
-            step: from one start to the next; by default the length.
-        """
-        step = step or seconds
-        if seconds <= 0 or step <= 0:
-            raise InputError("windows", expected="seconds and step above 0", got=f"{seconds} and {step}")
-        parts, origin = [], []
-        for row, clip in enumerate(self.clips):
-            begin, end = clip.span
-            count = max(1, int((end - begin - seconds) / step + 1e-6) + 1)
-            for i in range(count):
-                start = begin + i * step
-                parts.append(Span(clip, start, min(start + seconds, end)))
-                origin.append(row)
-        rows = torch.tensor(origin)
-        return ClipSource(
-            parts,
-            classes=self.classes,
-            columns={name: column[rows] for name, column in self.columns.items()},
-            name=f"{self.name}, windows of {seconds} s",
-            notes=self.notes,
-        )
-
-
-_FACTS = ("start_seconds", "duration_seconds", "frames_per_second", "frames", "height", "width", "group")
-
-
-def _kind(fact: str) -> torch.dtype:
-    return torch.int64 if fact in ("frames", "height", "width", "group") else torch.float64
 
 
 @register_source("folder/videos", modality="video")
@@ -191,47 +129,6 @@ def video_manifest(
         decoder=decoder,
         cache_gigabytes=cache_gigabytes,
     )
-
-
-@register_source("samples/motion", modality="video")
-def motion(
-    split: Literal["train", "test"] = "train",
-    label: Literal["class", "motion"] = "class",
-    cache_gigabytes: int | float = 1,
-) -> ClipSource:
-    """Bundled clips, declared synthetic: Fashion-MNIST images in eight motions, 64×64, two seconds each.
-
-    Args:
-        split: "train" or "test"; no image is in both.
-        label: what `label` is: the class of clothing, or the motion. The other stands beside it.
-        cache_gigabytes: keep decoded frames, up to so much in each process.
-    """
-    rows = samples.rows("motion", split)
-    card = samples.card("motion")
-    cache = FrameCache(int(cache_gigabytes * GIGABYTE)) if cache_gigabytes else None
-    kinds = {"class": "label", "motion": "motion_label"}
-    other = "motion" if label == "class" else "class"
-    return ClipSource(
-        [open_clip(row["video"], name=f"motion/{row['id']}", cache=cache) for row in rows],
-        labels=torch.tensor([row[kinds[label]] for row in rows]),
-        classes=card["classes" if label == "class" else "motions"],
-        columns={other: torch.tensor([row[kinds[other]] for row in rows])},
-        name=f"samples/motion ({split})",
-        notes=["synthetic: photographs of clothing moved by a computer"],
-    )
-
-
-@register_source("samples/clip", modality="video")
-def real_clip(split: str = "train", window_seconds: int | float = 0) -> ClipSource:
-    """The bundled real clip: five seconds of the film Big Buck Bunny. One clip cannot be split: every split is it.
-
-    Args:
-        split: any name.
-        window_seconds: cut it into windows of this length; 0: whole.
-    """
-    (file,) = sorted(samples.path("clip").glob("*.mp4"))
-    whole = ClipSource([open_clip(file, name=file.name, cache=FrameCache(GIGABYTE))], name="samples/clip")
-    return whole.windows(window_seconds) if window_seconds else whole
 
 
 # --- from rows to clips ----------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 Slow feature analysis (Wiskott and Sejnowski 2002) calls a feature slow when it changes little from moment to moment for
 the variance that it has. Everything here reads features with the columns `time` (seconds) and `group` (the clip), and
-gives a figure for every clip, since moments of one clip are not independent: intervals and tests go over clips.
+gives a figure for every clip, since moments of one clip are not independent: intervals and tests go over clips. Where
+a clip is cut into windows, rows of their own with another `sample` each, moments are compared within a window, and the
+clip counts by the mean over its windows.
 """
 
 from __future__ import annotations
@@ -116,33 +118,36 @@ def clips_of(features: Features) -> Int[Tensor, " g"]:
 # --- clip by clip ----------------------------------------------------------------------------------------------------
 
 
-def _rows_of(features: Features, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and times of a clip, in the order of time, float64."""
-    rows = (features.index["group"] == group).nonzero()[:, 0]
-    time, order = features.index["time"][rows].double().sort(stable=True)
-    return features.values[rows][order].double(), time
+def _windows(features: Features) -> list[tuple[int, Tensor, Tensor]]:
+    """Of each window, which clip it is of, its features, and its times, in the order of time, float64."""
+    index, group = features.index, features.index["group"]
+    window = index.get("sample", group)
+    found = []
+    for clip, part in torch.stack([group, window], 1).unique(dim=0).tolist():
+        rows = ((group == clip) & (window == part)).nonzero()[:, 0]
+        time, order = index["time"][rows].double().sort(stable=True)
+        found.append((clip, features.values[rows][order].double(), time))
+    return found
 
 
 def _by_clip(features: Features, figure: Callable[[Tensor, Tensor], float], *, least: int) -> Tensor:
-    found = []
-    for group in clips_of(features):
-        x, time = _rows_of(features, group)
+    found: dict[int, list[float]] = {}
+    for clip, x, time in _windows(features):
         if len(x) < least:
             raise InputError(
                 "evaluation in time",
                 expected=f"at least {least} moments of every clip",
-                got=f"{len(x)} of clip {int(group)}",
+                got=f"{len(x)} of clip {clip}",
                 fix="draw more views a clip, such as video/grid-clip with views=24",
             )
-        found.append(figure(x, time))
-    return torch.tensor(found, dtype=torch.float64)
+        found.setdefault(clip, []).append(figure(x, time))
+    return torch.tensor([sum(of) / len(of) for of in found.values()], dtype=torch.float64)
 
 
 def _changes(features: Features) -> tuple[Tensor, Tensor]:
     """dx/dt between neighbouring moments, and all features; both float64."""
     changes = []
-    for group in clips_of(features):
-        x, time = _rows_of(features, group)
+    for _, x, time in _windows(features):
         lag = time.diff()
         apart = lag > 0
         changes.append(x.diff(dim=0)[apart] / lag[apart, None])
@@ -173,8 +178,7 @@ def _ridge(train: Features, of_difference: Callable[[Tensor], Tensor], *, signed
     mean, scale = _scale(train)
     width = train.values.shape[1] + (0 if signed else 1)
     gram, moment, count = torch.zeros(width, width).double(), torch.zeros(width).double(), 0
-    for group in clips_of(train):
-        x, time = _rows_of(train, group)
+    for _, x, time in _windows(train):
         d, t = of_difference(_differences((x - mean) / scale)), _differences(time)
         if not signed:
             d, t = torch.cat([d, torch.ones(len(d), 1, dtype=d.dtype)], 1), t.abs()

@@ -1,0 +1,73 @@
+"""Every figure of one encoder in time, clip by clip, with intervals over clips; and the table of several encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmcon.evaluation.features import Features
+from mmcon.evaluation.probe import linear_probe
+from mmcon.evaluation.slowness import (
+    clips_of,
+    lag_correlation,
+    lag_error,
+    order_accuracy,
+    retrieval_seconds,
+    slowness_spectrum,
+)
+from mmcon.evaluation.statistics import bootstrap
+
+NAMES = {
+    "lag_correlation": "distance follows time (Spearman)",
+    "retrieval_seconds": "nearest neighbour off by, seconds",
+    "order_accuracy": "order of two moments, share right",
+    "lag_error_seconds": "lag of two moments off by, seconds",
+    "class_probe_top1": "class, top-1",
+}
+
+
+def judge_in_time(train: Features, test: Features, *, seed: int) -> dict[str, Any]:
+    """Every figure of one encoder: the mean over clips, its 95 % interval where there are two or more, and by clip.
+
+    Rows of one `sample` (a window of a clip, or the clip) are compared with one another; a clip counts by the mean over
+    its windows.
+
+    Args:
+        train: moments on which linear readings are fitted.
+        test: moments of clips that were held out.
+        seed: of the bootstrap.
+    """
+    by_clip = {
+        "lag_correlation": lag_correlation(test),
+        "retrieval_seconds": retrieval_seconds(test),
+        "order_accuracy": order_accuracy(train, test),
+        "lag_error_seconds": lag_error(train, test),
+    }
+    figures: dict[str, Any] = {"by_clip": {name: values.tolist() for name, values in by_clip.items()}}
+    figures["clip_ids"] = clips_of(test).tolist()
+    for name, values in by_clip.items():
+        figures[name] = float(values.mean())
+        if len(values) > 1:
+            interval = bootstrap(values, seed=seed)
+            figures[f"{name}_interval"] = [interval.low, interval.high]
+    figures["slowness_spectrum"] = slowness_spectrum(train)[:16].tolist()
+    if "label" in test.index and len(train.index["label"].unique()) > 1:
+        figures["class_probe_top1"] = linear_probe(train, test).top1
+    return figures
+
+
+def table_in_time(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures of several encoders for a person to read, an encoder a column."""
+    lines = [f"{'':36}" + "".join(f"{name:>24}" for name in figures)]
+    for key, text in NAMES.items():
+        cells = [_cell(of, key) for of in figures.values()]
+        if any(cells):
+            lines.append(f"{text:36}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(figures: Mapping[str, Any], key: str) -> str:
+    if key not in figures:
+        return ""
+    ends = figures.get(f"{key}_interval")
+    return f"{figures[key]:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
