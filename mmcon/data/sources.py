@@ -13,7 +13,9 @@ the same file keeps its id, and so its draws, wherever the folder lies and whate
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -314,9 +316,9 @@ def create_source(
     'T-shirt/top'
 
     Args:
-        data: a registered name; a folder of images, of tar shards or of parquet files; a manifest (.csv, .jsonl,
-            .parquet); tar shards (a path with * or {000..009}); or the name of a data set on a hub. None is the
-            bundled images.
+        data: a registered name; a folder of images, of videos, of sounds, of tar shards or of parquet files; a manifest
+            (.csv, .jsonl, .parquet); tar shards (a path with * or {000..009}); or the name of a data set on a hub. None
+            is the bundled images.
         split: "train", "test" or another that the data have.
         where_taken: further options, passed on if the source that the name turns out to mean takes them.
         options: of the source.
@@ -324,18 +326,20 @@ def create_source(
     Raises:
         UnknownNameError, DataError: there is no such thing, or it cannot be used; the message says what was tried.
     """
-    from mmcon.data import folders, hub, manifests  # noqa: F401  (they build on this module and register themselves)
-
     name = "samples/fashion" if data is None else str(data)
-    registered = name in [entry.name for entry in entries("source")]
-    kind = name if registered else _kind_of(name)
+    kind = kind_of(name)
+    registered = kind == name
     taken = lookup("source", kind).options
     options |= {option: value for option, value in (where_taken or {}).items() if option in taken}
     return create("source", kind, split=split, **options, **({} if registered else {"path": name}))
 
 
-def _kind_of(name: str) -> str:
-    """The registered source that opens what a name or a path means."""
+def kind_of(name: str) -> str:
+    """The registered source that opens what a name or a path means; a registered name is itself."""
+    from mmcon.data import clips, folders, hub, manifests, sounds  # noqa: F401  (they build on this module)
+
+    if name in [entry.name for entry in entries("source")]:
+        return name
     path = Path(name).expanduser()
     if path.suffix == ".tar":  # a pattern of shards need not exist as such
         return "shards"
@@ -360,4 +364,16 @@ def _kind_of_folder(folder: Path) -> str:
         return "shards"
     if any(folder.glob("*.parquet")) or any(folder.glob("*/*.parquet")):
         return "hub"
-    return "folder/images"
+    return _kind_by_suffix(folder)
+
+
+def _kind_by_suffix(folder: Path) -> str:
+    """What most of the first files below a folder are; images where nothing is known."""
+    from mmcon.data.folders import SUFFIXES
+    from mmcon.data.sounds import SUFFIXES as SOUNDS
+    from mmcon.media.clip import VIDEO_SUFFIXES
+
+    kinds = {"folder/images": SUFFIXES, "folder/videos": VIDEO_SUFFIXES, "folder/sounds": SOUNDS}
+    files = islice((f.suffix.lower() for f in folder.rglob("*") if f.suffix and f.is_file()), 500)
+    counts = Counter(kind for suffix in files for kind, known in kinds.items() if suffix in known)
+    return counts.most_common(1)[0][0] if counts else "folder/images"

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.data.hub import pick_split, readable, undecoded
-from mmcon.data.loading import Views, draw_part, finish, parts_of
-from mmcon.data.samplers import Rows
+from mmcon.data.loading import ViewLoader, Views, draw_part, finish, parts_of
+from mmcon.data.samplers import BatchSampler, Rows
 from mmcon.data.sources import Source
 from mmcon.data.tables import choose_columns, opener
 from mmcon.errors import ConfigError, DataError
@@ -86,6 +86,10 @@ class Stream:
         self.open_rows, self.modality, self.classes, self.name = open_rows, modality, tuple(classes), name
         self.handle = handle or opener(modality)
         self.notes = tuple(notes)
+
+    def describe(self) -> str:
+        """What it is, and what was guessed, for a person to read before a run."""
+        return "\n  ".join([f"{self.name}: a stream of {self.modality} rows", *self.notes])
 
     def shuffled(self, *, seed: int, epoch: int, buffer: int, start: int = 0) -> Iterator[StreamRow]:
         """The rows of an epoch in keyed order, from the `start`-th on; reads from the block that holds it."""
@@ -152,8 +156,27 @@ class Stream:
 
 
 @final
-class StreamLoader:
+class StreamOrder(BatchSampler):
+    """Stands where a sampler does; which rows meet is the stream's own order, so that there is no plan ahead."""
+
+    def __init__(self, *, batch_size: int, steps_per_epoch: int, seed: int) -> None:
+        self.batch_size, self.seed, self._steps = batch_size, seed, steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """As many as were asked for."""
+        return self._steps
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Refuse: rows of a stream have no positions."""
+        raise ConfigError("StreamOrder", expected="a source with positions", got="a stream", fix="iterate its loader")
+
+
+@final
+class StreamLoader(ViewLoader):
     """Batches of views from a stream: global batches in keyed order, of which each process takes its part.
+
+    It goes wherever a loader does, `Run.batches` among them; workers and plans of epochs it has none.
 
     Args:
         stream: the rows.
@@ -189,26 +212,15 @@ class StreamLoader:
             )
         if set(views) != {stream.modality}:
             raise ConfigError("StreamLoader", expected=f"views for {stream.modality!r}", got=f"for {sorted(views)}")
-        self.stream, self.parts = stream, parts_of(views)
-        self.batch_size, self.steps_per_epoch, self.seed, self.buffer = batch_size, steps_per_epoch, seed, buffer
+        self.stream, self.parts, self.buffer, self.seed = stream, parts_of(views), buffer, seed
+        self.source = stream  # pyright: ignore[reportAttributeAccessIssue]  (asked for its description alone)
+        self.sampler = StreamOrder(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
+        self.batch_size, self.workers = batch_size, 0
         self.device = torch.device(device)
         self.process, self.processes = process, processes
         self.step = 0
         self.failures: dict[int, str] = {}
         self._batches: Iterator[tuple[int, list[StreamRow]]] | None = None
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return self.steps_per_epoch
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next batch."""
-        return self.step // len(self)
-
-    def state_dict(self) -> dict[str, int]:
-        """The position: the next step."""
-        return {"step": self.step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go to a position."""
