@@ -4,14 +4,15 @@
     uv run accelerate launch recipes/video_graded.py --data path/to/videos      # a folder, or a manifest (.csv, .jsonl)
     uv run accelerate launch recipes/video_graded.py --objective binary         # same video or not, nothing between
 
-Each step draws a few short clips from each of a few videos. `graded` weighs every pair of one video by the time between
+Each step draws a few moments from each of a few videos. `graded` weighs every pair of one video by the time between
 them, in two shared spaces with a wide and a narrow kernel: what moves slowly is read from the one, what moves fast from
 the other. `binary` calls all pairs of one video alike, under the same model and budget. `supervised` adds a weight for
-pairs of one class.
+pairs of one class. Long videos are cut into windows, so that a batch holds moments that are near as well as moments of
+the same video that are far, which `graded` tells apart and `binary` does not.
 
-The figures come from frozen features of videos that were held out whole, with intervals over videos: how well distance
-follows time, how far in time the nearest neighbour is, the order and the lag of two moments read linearly, the class,
-and how slow the features are. A random encoder of the same shape and raw pixels stand beside them.
+The figures come from videos that were held out whole, with intervals over videos: how well distance follows time, how
+far in time the nearest neighbour is, the order and the lag of two moments read linearly, the class, and how slow the
+features are; of frozen features, and of the embeddings in either space. A random encoder and raw pixels stand beside.
 """
 
 from __future__ import annotations
@@ -28,22 +29,12 @@ import mmcon
 from mmcon.affinity import SameLabel, TimeKernel
 from mmcon.affinity.base import Affinity
 from mmcon.batch import ViewBatch
-from mmcon.data.clips import ClipSource
 from mmcon.data.loading import ViewLoader, one_pass
 from mmcon.data.samplers import UniformSampler
 from mmcon.data.sources import Subset, create_source
 from mmcon.errors import MmconError
 from mmcon.evaluation.features import Features, extract
-from mmcon.evaluation.probe import linear_probe
-from mmcon.evaluation.slowness import (
-    clips_of,
-    lag_correlation,
-    lag_error,
-    order_accuracy,
-    retrieval_seconds,
-    slowness_spectrum,
-)
-from mmcon.evaluation.statistics import bootstrap
+from mmcon.evaluation.in_time import judge_in_time, table_in_time
 from mmcon.models.spaces import SharedSpace
 from mmcon.models.video import create_video_encoder
 from mmcon.training.config import parse
@@ -55,21 +46,25 @@ from mmcon.training.run import Run, Settings, unused_folder
 class Config:
     """What to train, on what, and for how long."""
 
-    data: str = "samples/motion"
-    """bundled synthetic clips (samples/motion), a folder of videos, or a manifest (.csv, .tsv, .jsonl)"""
+    data: str = "samples/scenes"
+    """bundled clips (samples/scenes, samples/motion), a folder of videos, or a manifest (.csv, .tsv, .jsonl)"""
     fold: int | None = None
     """hold out every --folds-th video from this one on, for cross-validation of few; by default a quarter, by name"""
     folds: int = 4
+    window_seconds: float = 0.0
+    """cut videos into windows of this length, each a row of its own; 0: a video is a row"""
     output_dir: Path | None = None
     """the run folder; by default a new one under runs/"""
     objective: Literal["graded", "binary", "supervised"] = "graded"
     kernel: Literal["gaussian", "exponential", "linear", "step"] = "gaussian"
     slow_seconds: float | None = None
-    """width of the wide kernel; by default an eighth of the median video"""
+    """width of the wide kernel; by default an eighth of the median row, which is a video or a window"""
     fast_seconds: float | None = None
     """width of the narrow kernel; by default a quarter of the wide one"""
-    final_width: float = 1.0
-    """both widths are multiplied by this by the end of training, evenly in their logarithm"""
+    widths: Literal["fixed", "scheduled", "learned"] = "fixed"
+    """scheduled: times --final-width by the end, evenly in the logarithm; learned: by the loss, within fourfold"""
+    final_width: float = 0.5
+    """for --widths scheduled"""
     class_weight: float = 0.2
     """supervised: the weight of two moments of different videos of one class"""
     encoder: str = "mmcon/frames"
@@ -80,27 +75,27 @@ class Config:
     """how mmcon/frames pools over time"""
     image_size: int = 32
     """side of the views in pixels"""
-    frames: int = 2
+    frames: int = 1
     """frames in a view"""
     rate_hz: float = 12.0
     """frames a second in a view"""
-    views: int = 6
-    """moments of each video in a batch"""
-    crop_area: float = 0.6
+    views: int = 12
+    """moments of each row in a batch"""
+    crop_area: float = 0.95
     """the smallest share of a frame that a crop keeps"""
     strength: float = 0.3
     """of the colour jitter"""
-    batch_size: int = 32
-    """videos in a step, over all processes; at most as many as there are"""
-    epochs: int = 40
+    batch_size: int = 8
+    """rows in a step, over all processes; at most as many as there are"""
+    epochs: int = 16
     max_steps: int | None = None
     """stop after so many steps; the schedule stays that of --epochs"""
     temperature: float = 0.1
     projection_dim: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     eval_views: int = 16
-    """moments of each video at which features are judged"""
+    """moments of each row at which features are judged"""
     cache_gigabytes: float = 1.0
     """keep decoded frames, up to so much in each process"""
     seed: int = 0
@@ -182,8 +177,7 @@ def main(config: Config) -> None:
 
     first = {name: float(width) for name, width in widths.items()}
     for batch in run.batches(loader):
-        for name, width in widths.items():  # the affinity holds these tensors, so a schedule is a change in place
-            width.fill_(first[name] * config.final_width ** (run.global_step / steps))
+        set_widths(config, widths, first, run.global_step / steps)
         embeddings = trained(batch)
         loss = objective(embeddings, batch)
         run.step(loss)
@@ -206,9 +200,12 @@ def main(config: Config) -> None:
         }
         for part, features in zip(("train", "test"), dumps["trained"], strict=True):
             features.save(run.folder / "features" / f"{part}.safetensors")
-        figures = {name: judge(*pair, seed=config.seed) for name, pair in dumps.items()}
-        run.print(table(figures, len(test)))
-        run.finish({**figures, "clips": len(test), "widths_seconds": first})
+        dumps |= {name: [embedded(model, name, part) for part in dumps["trained"]] for name in spaces}
+        figures = {name: judge_in_time(*pair, seed=config.seed) for name, pair in dumps.items()}
+        videos = len(figures["trained"]["clip_ids"])
+        run.print(f"held-out videos: {videos}; 95 % intervals over videos\n{table_in_time(figures)}")
+        last = {name: float(width) for name, width in widths.items()}
+        run.finish({**figures, "clips": videos, "widths_seconds": first, "last_widths_seconds": last})
     else:
         run.close()
 
@@ -217,15 +214,15 @@ def main(config: Config) -> None:
 
 
 def open_videos(config: Config, split: str) -> Any:
-    """The source by what was asked for."""
+    """The source by what was asked for, cut into windows where these are."""
     path = Path(config.data).expanduser()
-    options: dict[str, Any] = {"split": split}
     if config.data.startswith("samples/"):
-        return create_source(config.data, **options)
-    options["cache_gigabytes"] = config.cache_gigabytes
-    if config.fold is not None:
-        options["fold"] = (config.fold, config.folds)
-    return create_source("folder/videos" if path.is_dir() else "manifest/videos", path=path, **options)
+        source: Any = create_source(config.data, split=split)
+    else:
+        fold: dict[str, Any] = {} if config.fold is None else {"fold": (config.fold, config.folds)}
+        kind = "folder/videos" if path.is_dir() else "manifest/videos"
+        source = create_source(kind, split=split, path=path, cache_gigabytes=config.cache_gigabytes, **fold)
+    return source.windows(config.window_seconds) if config.window_seconds else source
 
 
 def make_encoder(config: Config) -> nn.Module:
@@ -237,11 +234,22 @@ def make_encoder(config: Config) -> nn.Module:
     )
 
 
-def make_widths(config: Config, train: ClipSource | Subset, device: torch.device) -> dict[str, Tensor]:
-    """The kernels' widths in seconds, as tensors that a schedule can change."""
+def make_widths(config: Config, train: Any, device: torch.device) -> dict[str, Tensor]:
+    """The kernels' widths in seconds, as tensors that a schedule can change or the loss can teach."""
     slow = config.slow_seconds or float(train.facts["duration_seconds"].median()) / 8
-    fast = config.fast_seconds or slow / 4
-    return {"slow": torch.tensor(slow, device=device), "fast": torch.tensor(fast, device=device)}
+    widths = {"slow": slow, "fast": config.fast_seconds or slow / 4}
+    tensors = {name: torch.tensor(seconds, device=device) for name, seconds in widths.items()}
+    return {n: nn.Parameter(t) for n, t in tensors.items()} if config.widths == "learned" else tensors
+
+
+@torch.no_grad()
+def set_widths(config: Config, widths: dict[str, Tensor], first: dict[str, float], progress: float) -> None:
+    """Widths at a share of the training; the affinities hold these tensors, so a change in place is all it takes."""
+    for name, width in widths.items():
+        if config.widths == "scheduled":
+            width.fill_(first[name] * config.final_width**progress)
+        elif config.widths == "learned":  # a target that narrows to a point is the easiest: hence the bounds
+            width.clamp_(first[name] / 4, first[name] * 4)
 
 
 def make_affinity(config: Config, width: Tensor) -> Affinity:
@@ -261,50 +269,12 @@ def pixels(batch: ViewBatch) -> Tensor:
     return small.unflatten(0, (batch.index["video"].n, -1)).flatten(1)
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def judge(train: Features, test: Features, *, seed: int) -> dict[str, Any]:
-    """Every figure of one encoder, by clip, with the mean and its interval over clips where there are two or more."""
-    by_clip = {
-        "lag_correlation": lag_correlation(test),
-        "retrieval_seconds": retrieval_seconds(test),
-        "order_accuracy": order_accuracy(train, test),
-        "lag_error_seconds": lag_error(train, test),
-    }
-    figures: dict[str, Any] = {"by_clip": {name: values.tolist() for name, values in by_clip.items()}}
-    figures["clip_ids"] = clips_of(test).tolist()
-    for name, values in by_clip.items():
-        figures[name] = float(values.mean())
-        if len(values) > 1:
-            interval = bootstrap(values, seed=seed)
-            figures[f"{name}_interval"] = [interval.low, interval.high]
-    figures["slowness_spectrum"] = slowness_spectrum(train)[:16].tolist()
-    if "label" in test.index and len(train.index["label"].unique()) > 1:
-        figures["class_probe_top1"] = linear_probe(train, test).top1
-    return figures
-
-
-def table(figures: dict[str, dict[str, Any]], clips: int) -> str:
-    """The figures for a person to read."""
-    names = {
-        "lag_correlation": "distance follows time (Spearman)",
-        "retrieval_seconds": "nearest neighbour off by, seconds",
-        "order_accuracy": "order of two moments, share right",
-        "lag_error_seconds": "lag of two moments off by, seconds",
-        "class_probe_top1": "class, top-1",
-    }
-    lines = [f"held-out videos: {clips}; 95 % intervals over videos", f"{'':36}" + "".join(f"{n:>26}" for n in figures)]
-    for key, text in names.items():
-        cells = []
-        for of in figures.values():
-            ends = of.get(f"{key}_interval")
-            cells.append(
-                "" if key not in of else f"{of[key]:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
-            )
-        if any(cells):
-            lines.append(f"{text:36}" + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)
+@torch.no_grad()
+def embedded(model: mmcon.ContrastiveModel, space: str, features: Features) -> Features:
+    """Features through the head of a space."""
+    head: Any = model.heads[space]
+    device = next(head.parameters()).device
+    return Features(head["video"](features.values.to(device)).cpu(), features.index)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""Graded weights against binary positives, under one budget: many synthetic clips, and a few real ones.
+
+    uv run python benchmarks/video_figures.py --output figures scenes
+    uv run python benchmarks/video_figures.py --output figures real --videos path/to/videos
+
+`scenes`: the bundled synthetic clips with nuisance, 160 to train on and 80 held out; three seeds. Intervals are over
+clips, each clip counting by its mean over seeds; the paired permutation test exchanges the objectives within clips.
+
+`real`: a folder of videos, split by video in four folds, so that every video is held out once for each seed. They are
+cut into windows of three seconds; moments are compared within a window, and a video counts by the mean over its windows
+and over seeds.
+
+A run that is there already is not made again, so that the work can be cut up; `summary` reads what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmcon.evaluation.statistics import bootstrap, paired_permutation
+
+FIGURES = ("lag_correlation", "retrieval_seconds", "lag_error_seconds", "order_accuracy")
+ENCODERS = ("trained", "slow", "fast", "random", "raw_pixels")
+FOLDS = 4
+
+
+def recipe() -> Any:
+    """The recipe as a module."""
+    path = Path(__file__).parents[1] / "recipes" / "video_graded.py"
+    spec = importlib.util.spec_from_file_location("video_graded", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["video_graded"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def train(part: str, options: argparse.Namespace) -> None:
+    """All runs of a part, seed by seed, so that the first seed is complete first."""
+    video_graded = recipe()
+    folds = range(FOLDS) if part == "real" else [None]
+    for seed, fold, objective in itertools.product(options.seeds, folds, ("graded", "binary")):
+        folder = options.output / part / f"{objective}-seed{seed}" / ("all" if fold is None else f"fold{fold}")
+        if (folder / "results.json").is_file():
+            continue
+        settings: dict[str, Any] = {"objective": objective, "seed": seed, "output_dir": folder, "cpu": True}
+        if part == "real":
+            settings |= {"data": str(options.videos), "fold": fold, "folds": FOLDS, "window_seconds": 3.0}
+            settings |= {"slow_seconds": 0.6, "fast_seconds": 0.15, "epochs": options.real_epochs, "eval_views": 13}
+        started = time.perf_counter()
+        video_graded.main(video_graded.Config(**settings, resume=folder.exists(), log_every=100))
+        print(f"{folder}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def summary(output: Path) -> None:
+    """Means over clips with intervals, and the paired test, of every part that is there."""
+    for part in ("scenes", "real"):
+        found = {objective: collect(output / part, objective) for objective in ("graded", "binary")}
+        for encoder, figure in itertools.product(ENCODERS, FIGURES):
+            graded, binary = (found[objective][encoder, figure] for objective in ("graded", "binary"))
+            clips = sorted(set(graded) & set(binary))
+            if not clips:
+                continue
+            seeds = min(len(of[clip]) for of in (graded, binary) for clip in clips)
+            ours, theirs = (torch.tensor([sum(of[c][:seeds]) / seeds for c in clips]) for of in (graded, binary))
+            line = f"{part:7} {len(clips):3} clips {seeds} seeds  {encoder:11} {figure:18} graded {bootstrap(ours)}"
+            if encoder not in ("random", "raw_pixels"):
+                test = paired_permutation(ours, theirs)
+                spread = [sum(of[c][s] for c in clips) / len(clips) for of in (graded, binary) for s in range(seeds)]
+                by_seed = " ".join(f"{value:.3f}" for value in spread)
+                line += f"  binary {bootstrap(theirs)}  {test}  by seed {by_seed}"
+            print(line)
+
+
+def collect(folder: Path, objective: str) -> dict[tuple[str, str], dict[int, list[float]]]:
+    """By encoder and figure, the values of every clip, a value a seed."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for file in sorted(folder.glob(f"{objective}-seed*/*/results.json")):
+        results = json.loads(file.read_text())
+        for encoder, figure in itertools.product(ENCODERS, FIGURES):
+            values = results[encoder]["by_clip"][figure]
+            for clip, value in zip(results[encoder]["clip_ids"], values, strict=True):
+                found[encoder, figure][clip].append(value)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("scenes", "real", "summary"))
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--videos", type=Path, help="folder of real videos")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--real-epochs", type=int, default=40)
+    given = parser.parse_args()
+    if given.part == "real" and given.videos is None:
+        parser.error("real needs --videos FOLDER")
+    if given.part != "summary":
+        train(given.part, given)
+    summary(given.output)
