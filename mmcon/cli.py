@@ -244,6 +244,11 @@ def _copy_recipe(options: argparse.Namespace) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(found[name], target)
     print(f"{target}: run it with `accelerate launch {target}`")
+    presets = found[name].parent / "presets" / name
+    if presets.is_dir():
+        beside = target.parent / "presets" / name
+        shutil.copytree(presets, beside, dirs_exist_ok=True)
+        print(f"{beside}: settings for --preset ({', '.join(sorted(f.stem for f in presets.glob('*.yaml')))})")
 
 
 # --- doctor ----------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def environment() -> Iterator[Finding]:
 
 
 def data(name: str, *, everything: bool = False, most: int = 2000) -> Iterator[Finding]:
-    """Check a source: its layout, its classes, and whether its files decode.
+    """Check a source: its layout, its classes and splits, and whether its files decode.
 
     Args:
         name: a folder or the name of a source.
@@ -69,18 +69,51 @@ def data(name: str, *, everything: bool = False, most: int = 2000) -> Iterator[F
         yield Finding("bad", f"data {name}", str(error))
         return
     yield Finding("good", "data", source.describe())
-    if source.labels is not None:
-        counts = torch.bincount(source.labels, minlength=len(source.classes))
-        fewest = int(counts.argmin())
-        told = f"{len(counts)} classes of {int(counts.min())} ({source.classes[fewest]}) to {int(counts.max())} rows"
-        enough = len(counts) >= 2 and int(counts.min()) >= 2
-        yield Finding("good" if enough else "note", "classes", told)
+    yield from _classes(source)
+    yield from _held_out(name, source)
     rows = range(0, len(source), 1 if everything else max(1, len(source) // most))
     for modality, member in source.members.items():
         faults = [fault for row in rows if (fault := _fault(member, row))]
         shown = "".join(f"\n      {fault}" for fault in faults[:10])
         level = "bad" if len(faults) == len(rows) else "note" if faults else "good"
         yield Finding(level, f"{modality} files", f"{len(faults)} of {len(rows)} looked at cannot be read{shown}")
+
+
+# The published sizes of ImageNet-1k's parts, by which an incomplete copy is known.
+_IMAGENET = {"classes": 1000, "train": 1_281_167, "val": 50_000}
+
+
+def _classes(source: Source) -> Iterator[Finding]:
+    """How the labels fall, and whether a copy of ImageNet is whole."""
+    if source.labels is None:
+        return
+    counts = torch.bincount(source.labels, minlength=len(source.classes))
+    fewest = int(counts.argmin())
+    told = f"{len(counts)} classes of {int(counts.min())} ({source.classes[fewest]}) to {int(counts.max())} rows"
+    enough = len(counts) >= 2 and int(counts.min()) >= 2
+    yield Finding("good" if enough else "note", "classes", told)
+    if len(counts) == _IMAGENET["classes"]:
+        whole = len(source) == _IMAGENET["train"]
+        told = f"{len(source):,} rows of 1,000 classes; ImageNet-1k has {_IMAGENET['train']:,}"
+        yield Finding("good" if whole else "note", "ImageNet", told)
+
+
+def _held_out(name: str, train: Source) -> Iterator[Finding]:
+    """Whether there is a part to test on, that shares no row with the training part."""
+    try:
+        test = create_source(name, split="test")
+    except MmconError as error:
+        yield Finding("note", "held-out part", str(error).partition("\n")[0])
+        return
+    shared = int(torch.isin(test.ids, train.ids).sum())
+    level = "bad" if shared else "good"
+    told = f"{len(test):,} rows" + (f", {shared:,} of which are training rows too" if shared else "")
+    lacking = len(set(range(len(train.classes))) - set(test.labels.tolist())) if test.labels is not None else 0
+    if lacking and not shared:
+        level, told = "note", f"{told}, without any of {lacking} of {len(train.classes)} classes"
+    if len(train.classes) == _IMAGENET["classes"] and len(test) != _IMAGENET["val"]:
+        level, told = "bad" if shared else "note", f"{told}; ImageNet-1k's has {_IMAGENET['val']:,}"
+    yield Finding(level, "held-out part", told)
 
 
 def _fault(source: Source, row: int) -> str:
