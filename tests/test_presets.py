@@ -64,6 +64,19 @@ def test_presets_that_are_not_there(recipe, tmp_path):
         read(recipe, "--config", str(file))
 
 
+def test_a_copied_recipe_brings_its_presets(tmp_path, capsys):
+    from mmcon import cli
+
+    assert cli.main(["recipe", "copy", "imagenet_supcon", "--to", str(tmp_path)]) == 0
+    copied = presets_of(tmp_path / "imagenet_supcon.py")
+    assert sorted(copied) == PRESETS
+    assert all(file.is_relative_to(tmp_path) for file in copied.values())
+    assert "resnet50-queue" in capsys.readouterr().out
+    # A recipe that was copied alone finds those that came with the package.
+    (tmp_path / "alone").mkdir()
+    assert sorted(presets_of(tmp_path / "alone" / "imagenet_supcon.py")) == PRESETS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_dry_runs_of_presets(recipe, preset, capfd):

@@ -199,7 +199,7 @@ def test_folders_of_videos_and_sounds_find_their_sources(tmp_path):
         (tmp_path / name / "notes.txt").write_text("x")
     kinds = {name: kind_of(str(tmp_path / name)) for name in ("clips", "sounds", "photos")}
     assert kinds == {"clips": "folder/videos", "sounds": "folder/sounds", "photos": "folder/images"}
-    with pytest.raises(DataError, match="clips|0\\.mp4"):
+    with pytest.raises(DataError, match=r"clips|0\.mp4"):
         create_source(tmp_path / "clips")
 
 
