@@ -132,7 +132,9 @@ def test_a_full_disk_fails_the_checkpoint_and_says_so(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_before_the_optimizer(uninterrupted, tmp_path):
     states = []
-    with pytest.raises(NonFiniteError, match=r"step 5: expected a finite loss(.|\n)*got loss nan(.|\n)*seed=3, step=5"):
+    with pytest.raises(
+        NonFiniteError, match=r"step 6: expected a finite loss(.|\n)*got loss nan(.|\n)*--step 6(.|\n)*seed=3, step=5"
+    ):
         states.append(train(tmp_path, memory=True, at=5, act="nan"))
     assert train(tmp_path, memory=True, resume=True) == uninterrupted[0][4:]
 

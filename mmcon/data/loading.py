@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from mmcon.batch import Index, ViewBatch, tree_map
 from mmcon.data.samplers import BatchSampler, Rows
 from mmcon.data.sources import Source
+from mmcon.data.workers import Noted, death, fatal_item, is_death, iterate
 from mmcon.errors import ConfigError, DataError
 from mmcon.random import Keys, keys
 from mmcon.view import ViewGenerator, check_params, in_scope, meta_of, stack, take_rows
@@ -147,16 +147,6 @@ def finish(drawn: Sequence[Drawn], step: int) -> ViewBatch:
     return ViewBatch(views, {name: Index.cat(t) for name, t in tables.items()}, params, step)
 
 
-class _Steps(Dataset):
-    """One item is one step's work on one process, whichever worker does it."""
-
-    def __init__(self, loader: ViewLoader) -> None:
-        self.loader = loader
-
-    def __getitem__(self, step: int) -> tuple[int, list[Drawn] | ViewBatch]:
-        return step, self.loader.make(step)
-
-
 class _From:
     """Steps without end, from the one that the loader stands at."""
 
@@ -215,6 +205,7 @@ class ViewLoader:
         self.step = 0
         self.failures: dict[int, str] = {}
         self._stream: Iterator[tuple[int, Any]] | None = None
+        self._items: Noted | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -268,16 +259,50 @@ class ViewLoader:
     def _steps(self) -> Iterator[tuple[int, Any]]:
         if self.workers == 0:
             return ((step, self.make(step)) for step in _From(self.step))
-        return iter(
-            DataLoader(
-                _Steps(self),
-                sampler=_From(self.step),  # type: ignore[arg-type]  (an iterable of steps is all that it needs)
-                batch_size=None,
-                num_workers=self.workers,
-                prefetch_factor=self.prefetch,
-                collate_fn=_as_it_is,
-            )
-        )
+        self._items = Noted(self._numbered, self.workers)
+        return iterate(self._items, _From(self.step), workers=self.workers, prefetch=self.prefetch)
+
+    def _numbered(self, step: int) -> tuple[int, list[Drawn] | ViewBatch]:
+        return step, self.make(step)
+
+    def _next(self) -> tuple[int, Any]:
+        """What workers made next; of one that died, the sample at fault is looked for."""
+        assert self._stream is not None
+        try:
+            return next(self._stream)
+        except RuntimeError as error:
+            if self._items is None or not is_death(error):
+                raise
+            steps = self._items.unfinished()
+            raise death([told for step in steps if (told := self._fatal(step))], steps) from error
+
+    def _fatal(self, step: int) -> str:
+        """The sample of a step that ends the process in which its views are made, or nothing."""
+        rows = self.sampler.batch(step).shard(self.process, self.processes)
+
+        def make(number: int) -> None:
+            for part in self.parts:
+                try:
+                    drawn = draw_part(part, self.source.members[part.modality], rows.take([number]), seed=self.seed)
+                    if self.finishes_in_worker:
+                        finish([drawn], step)
+                except DataError:
+                    continue
+
+        number = fatal_item(make, len(rows))
+        if number is None:
+            return ""
+        sample = int(self.source.ids[rows.positions[number]])
+        return f"seed={self.seed}, epoch={rows.epoch}, step={step}, sample={sample}, row {int(rows.positions[number])}"
+
+    def memories(self) -> dict[str, Any]:
+        """What remembers earlier batches and belongs to a checkpoint: stateful views, and a sampler's snapshot."""
+        found: dict[str, Any] = {"sampler": self.sampler} if hasattr(self.sampler, "state_dict") else {}
+        for number, part in enumerate(self.parts):
+            for name, generator in part.generator.parts():
+                if hasattr(generator, "state_dict"):
+                    found[f"{part.modality}/{number}/{name}"] = generator
+        return found
 
     def __iter__(self) -> Iterator[ViewBatch]:
         """The rest of the epoch; the stream of steps goes on across epochs, so that workers never idle at a border."""
@@ -285,18 +310,14 @@ class ViewLoader:
         while self.step < end:
             if self._stream is None:
                 self._stream = self._steps()
-            step, made = next(self._stream)
+            step, made = self._next()
             batch = self._complete(step, made)
             self.step = step + 1
             yield batch
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers get everything but the stream that they are part of."""
-        return {**self.__dict__, "_stream": None}
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+        return {**self.__dict__, "_stream": None, "_items": None}
 
 
 def one_pass(

@@ -70,9 +70,10 @@ class Checkpoints:
         self._retire()
         return place
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that is whole, or None where there is none."""
-        return next((place for place in reversed(self.all()) if not faults(place)), None)
+    def newest(self, *, before: int | None = None) -> Path | None:
+        """The newest checkpoint that is whole (of those before a step, if given), or None where there is none."""
+        places = [place for place in self.all() if before is None or int(place.name.removeprefix("step-")) < before]
+        return next((place for place in reversed(places) if not faults(place)), None)
 
     def all(self) -> list[Path]:
         """Every finished checkpoint, oldest first, whole or torn."""

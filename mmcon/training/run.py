@@ -15,17 +15,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mmcon.batch import ViewBatch
+from mmcon.batch import ViewBatch, tree_map
 from mmcon.data.loading import ViewLoader
 from mmcon.errors import ConfigError, NonFiniteError
 from mmcon.random import keys
@@ -33,39 +33,16 @@ from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.config import as_plain, check_changes
 from mmcon.training.journal import Clock, Journal
 from mmcon.training.progress import Progress
+from mmcon.training.replay import Replay, describe_run
+from mmcon.training.settings import Settings, check_precision, unused_folder, use_all_threads
 from mmcon.training.signals import STOPPED, Signals
+
+__all__ = ["QUARANTINE", "Run", "Settings", "seed_model", "unused_folder"]
 
 #: The file in a run folder that names what could not be read, a line of JSON each.
 QUARANTINE = "quarantine.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a run does besides its steps.
-
-    Attributes:
-        epochs: passes over the data; the schedule is made for them.
-        max_steps: stop after this many steps in all, or None; leaves the schedule as it is.
-        log_every: steps between two lines of the log.
-        checkpoint_every: steps between two checkpoints, or None for one an epoch.
-        keep: how many of the newest checkpoints stay.
-        clip_norm: the norm to which gradients are clipped, or None.
-        on_nonfinite: "stop", or "skip" the step and go on, up to `max_skips` in a row.
-        max_skips: see above.
-        trackers: names of Accelerate's trackers beside the JSONL log.
-        force: resume although settings changed that alter the steps.
-    """
-
-    epochs: int = 1
-    max_steps: int | None = None
-    log_every: int = 10
-    checkpoint_every: int | None = None
-    keep: int = 2
-    clip_norm: float | None = None
-    on_nonfinite: str = "stop"
-    max_skips: int = 10
-    trackers: tuple[str, ...] = ()
-    force: bool = False
+#: The share of time spent waiting for data from which on the run says so.
+SLOW = 0.5
 
 
 class Run:
@@ -99,8 +76,9 @@ class Run:
         cpu: bool = False,
         find_unused_parameters: bool = False,
     ) -> None:
-        _check_precision(mixed_precision, cpu)
-        self.folder = Path(output_dir)
+        check_precision(mixed_precision, cpu)
+        self._replay = Replay.asked()
+        self.folder = Path(self._replay.folder if self._replay else output_dir)
         self.seed = seed
         self.settings = settings or Settings()
         self.accelerator = Accelerator(
@@ -110,13 +88,16 @@ class Run:
             log_with=list(self.settings.trackers) or None,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
-        self.threads = _use_all_threads(int(os.environ.get("LOCAL_WORLD_SIZE") or self.processes))
+        self.threads = use_all_threads(int(os.environ.get("LOCAL_WORLD_SIZE") or self.processes))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep)
         self.journal = Journal(self.folder / "metrics.jsonl")
         self.global_step = 0
         self.skipped = 0
         self._tracked: dict[str, Any] = {}
         self._failures: dict[int, str] = {}
+        self._loader: ViewLoader | None = None
+        self._score: Callable[[], float] | None = None
+        self._closed = False
         self._batch: ViewBatch | None = None
         self._loss = self._norm = torch.tensor(float("nan"))
         self._notes: dict[str, Any] = {}
@@ -154,6 +135,8 @@ class Run:
 
     def _open_folder(self, config: dict[str, Any], resume: bool) -> dict[str, Any] | None:
         """Begin the folder, or read the newest checkpoint in it where one is asked for."""
+        if self._replay:
+            return self._replay.begin(self.checkpoints)
         if not resume and self.checkpoints.all():
             raise ConfigError(
                 "--output-dir",
@@ -213,7 +196,22 @@ class Run:
             "schedule": self._schedule.state_dict() if self._schedule is not None else {},
             "scaler": scaler.state_dict() if scaler is not None else {},
             "tracked": {name: part.state_dict() for name, part in self._tracked.items()},
+            "memories": self._memories(),
         }
+
+    def _memories(self) -> list[dict[str, Any]]:
+        """By process, what its loader remembers of earlier batches."""
+        parts = self._loader.memories() if self._loader is not None else {}
+        own = {name: tree_map(lambda x: x.detach().cpu(), part.state_dict()) for name, part in parts.items()}
+        return gather_object([own]) if parts and self.processes > 1 else [own]
+
+    def _remember(self, loader: ViewLoader, saved: list[dict[str, Any]]) -> None:
+        """Give the loader its memories back; of another number of processes, each takes one of theirs."""
+        parts = loader.memories()
+        if parts and len(saved) != self.processes:
+            self.print(f"resume: memories of {len(saved)} process(es) go on in {self.processes}")
+        for name, part in parts.items():
+            part.load_state_dict(saved[self.process % len(saved)].get(name, {}))
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         self.accelerator.unwrap_model(self._model).load_state_dict(saved["model"])
@@ -228,14 +226,25 @@ class Run:
 
     # --- the loop ---
 
-    def batches(self, loader: ViewLoader) -> Iterator[ViewBatch]:
+    def batches(self, loader: ViewLoader, *, score: Callable[[], float] | None = None) -> Iterator[ViewBatch]:
         """The batches that are still to be trained on, from where the run stands to its last epoch or step.
+
+        Args:
+            loader: makes them; goes to where the run stands.
+            score: a figure of merit, higher being better, asked for at each checkpoint, by which the best one is kept:
+                of a part of the training set, never of the test set.
 
         Raises:
             SystemExit: a signal asked the run to stop; a checkpoint was written, and the status is `STOPPED`.
         """
         loader.load_state_dict({"step": self.global_step})
-        self._failures = loader.failures
+        self._loader, self._failures, self._score = loader, loader.failures, score
+        if self._saved is not None and self._saved.get("memories"):
+            self._remember(loader, self._saved["memories"])
+        if self._replay:
+            yield from self._again(loader, self._replay)
+        if self.is_main:
+            (self.folder / "run.json").write_text(describe_run(loader, self.seed, self.processes))
         last = self.settings.epochs * len(loader)
         if self.settings.max_steps is not None:
             last = min(last, self.settings.max_steps)
@@ -243,11 +252,7 @@ class Run:
         with Signals() as signals, Progress(last, self.global_step, shown=self.is_main) as progress:
             while self.global_step < last:
                 for batch in self._clock.timed(iter(loader)):
-                    step, self._batch = self.global_step, batch
-                    seed_model(self.seed, "step", step, self.process)
-                    yield batch
-                    if self.global_step != step + 1:
-                        raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
+                    yield from self._one(batch)
                     self._record(loader)
                     progress.advance(self.global_step, self._loss)
                     stopping = self._any_process(bool(signals.received))
@@ -260,6 +265,27 @@ class Run:
                     if self.global_step == last:
                         break
 
+    def _one(self, batch: ViewBatch) -> Iterator[ViewBatch]:
+        """Hand out a batch, and see that it became a step."""
+        step, self._batch = self.global_step, batch
+        seed_model(self.seed, "step", step, self.process)
+        yield batch
+        if self.global_step != step + 1:
+            raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
+
+    def _again(self, loader: ViewLoader, replay: Replay) -> Iterator[ViewBatch]:
+        """Steps of this run once more, up to the one that is replayed; nothing of the run folder changes."""
+        replay.place(loader)
+        while True:
+            for batch in loader:
+                if batch.step + 1 == replay.step:
+                    replay.show(loader, batch)
+                yield from self._one(batch)
+                if batch.step + 1 == replay.step:
+                    replay.tell(float(self._loss))
+                    self.close()
+                    sys.exit(0)
+
     def step(self, loss: Tensor) -> None:
         """Backward, finite guard, clip, optimizer, schedule.
 
@@ -270,7 +296,7 @@ class Run:
         self._loss, self._norm = loss.detach(), self._gradient_norm()
         # In fp16 the gradient scaler itself leaves out steps with infinite gradients, and lowers its scale.
         guarded = self.accelerator.scaler is None
-        if guarded and not bool(torch.isfinite(self._norm) & torch.isfinite(self._loss)):
+        if guarded and self._any_process(not bool(torch.isfinite(self._norm) & torch.isfinite(self._loss))):
             self._refuse()
         else:
             self.skipped = 0
@@ -294,13 +320,15 @@ class Run:
             self.print(f"step {self.global_step}: {got}; skipped ({self.skipped} in a row)")
             return
         table = next(iter(self._batch.index.values())) if self._batch else None
-        samples = table["sample"].unique()[:8].tolist() if table is not None else []
+        samples = table["sample"].unique().tolist() if table is not None else []
+        replay = f"mmcon replay {self.folder} --step {self.global_step + 1} --sample {samples[0] if samples else 'ID'}"
         raise NonFiniteError(
-            f"step {self.global_step}",
-            expected="a finite loss and finite gradients",
+            f"step {self.global_step + 1}",
+            expected="a finite loss and finite gradients on every process",
             got=got,
-            fix="lower the learning rate, raise the temperature, clip gradients, or pass --on-nonfinite skip",
-            key=f"seed={self.seed}, step={self.global_step}, sample={samples}…",
+            fix="lower the learning rate, raise the temperature, clip gradients, or pass --on-nonfinite skip;"
+            f" `{replay}` shows what the model saw",
+            key=f"seed={self.seed}, step={self.global_step}, process={self.process}, sample={samples}",
         )
 
     def _any_process(self, here: bool) -> bool:
@@ -315,6 +343,8 @@ class Run:
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint of everything that the next step depends on."""
         state = self._state()
+        if score is None and self._score is not None:
+            score = self._score()
         if self.is_main:
             self.checkpoints.save(self.global_step, state, score=score)
         self.accelerator.wait_for_everyone()
@@ -337,6 +367,10 @@ class Run:
         notes, self._notes = self._notes, {}
         if self.global_step % self.settings.log_every and self.global_step != 1:
             return
+        figures = self._clock.read()
+        if figures["waiting_for_data"] > SLOW and self.global_step > 1:
+            told = f"step {self.global_step}: {figures['waiting_for_data']:.0%} of the time went by waiting for data"
+            self.print(f"{told}; more --workers, or a faster place for the data, would help")
         self.log(
             {
                 "epoch": (self.global_step - 1) // len(loader),
@@ -344,7 +378,7 @@ class Run:
                 "gradient_norm": self._norm,
                 "learning_rate": max(group["lr"] for group in self._optimizer.param_groups),
                 "unreadable_samples": len(loader.failures),
-                **self._clock.read(),
+                **figures,
                 **notes,
             }
         )
@@ -361,18 +395,13 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """End the trackers and the process group, after every process has come this far."""
+        """End the trackers and the process group, after every process has come this far; once is enough."""
+        if self._closed:
+            return
+        self._closed = True
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
         self.accelerator.end_training()
-
-
-def unused_folder(folder: str | Path, *, resume: bool = False) -> Path:
-    """A run folder that no run has used (`name`, `name-2`, …), or the folder itself where a run is to be resumed."""
-    folder = Path(folder)
-    if resume or not folder.exists():
-        return folder
-    return next(f for i in range(2, 1_000_000) if not (f := folder.with_name(f"{folder.name}-{i}")).exists())
 
 
 def seed_model(seed: int, *names: str | int) -> None:
@@ -381,19 +410,3 @@ def seed_model(seed: int, *names: str | int) -> None:
     for name in names:
         table = table.child(str(name))
     torch.manual_seed(int(table.state[0]))
-
-
-def _use_all_threads(local_processes: int) -> int:
-    """Undo the single thread that launchers set: the cores, shared evenly by the processes of this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // max(1, local_processes))
-    torch.set_num_threads(threads)
-    return threads
-
-
-def _check_precision(precision: str, cpu: bool) -> None:
-    known = ("no", "bf16", "fp16")
-    if precision not in known:
-        raise ConfigError("--mixed-precision", expected=f"one of {known}", got=repr(precision))
-    if precision == "fp16" and (cpu or not torch.cuda.is_available()):
-        raise ConfigError("--mixed-precision", expected="a GPU for fp16", got="a CPU", fix="choose bf16 or no")
