@@ -31,6 +31,7 @@ from mmcon.evaluation.statistics import bootstrap, paired_permutation
 
 FIGURES = ("lag_correlation", "retrieval_seconds", "lag_error_seconds", "order_accuracy")
 ENCODERS = ("trained", "slow", "fast", "random", "raw_pixels")
+STATES = ("plain", "disturbed")
 FOLDS = 4
 
 
@@ -57,6 +58,7 @@ def train(part: str, options: argparse.Namespace) -> None:
         settings: dict[str, Any] = {"objective": objective, "seed": seed, "output_dir": folder, "cpu": True}
         if part == "real":
             settings |= {"data": str(options.videos), "fold": fold, "folds": FOLDS, "window_seconds": 3.0}
+            settings |= {"crop_area": 0.6, "views": 6, "batch_size": 16, "cache_gigabytes": 3.0}
             settings |= {"slow_seconds": 0.6, "fast_seconds": 0.15, "epochs": options.real_epochs, "eval_views": 13}
         started = time.perf_counter()
         video_graded.main(video_graded.Config(**settings, resume=folder.exists(), log_every=100))
@@ -67,14 +69,15 @@ def summary(output: Path) -> None:
     """Means over clips with intervals, and the paired test, of every part that is there."""
     for part in ("scenes", "real"):
         found = {objective: collect(output / part, objective) for objective in ("graded", "binary")}
-        for encoder, figure in itertools.product(ENCODERS, FIGURES):
-            graded, binary = (found[objective][encoder, figure] for objective in ("graded", "binary"))
+        for state, encoder, figure in itertools.product(STATES, ENCODERS, FIGURES):
+            graded, binary = (found[objective][state, encoder, figure] for objective in ("graded", "binary"))
             clips = sorted(set(graded) & set(binary))
             if not clips:
                 continue
             seeds = min(len(of[clip]) for of in (graded, binary) for clip in clips)
             ours, theirs = (torch.tensor([sum(of[c][:seeds]) / seeds for c in clips]) for of in (graded, binary))
-            line = f"{part:7} {len(clips):3} clips {seeds} seeds  {encoder:11} {figure:18} graded {bootstrap(ours)}"
+            line = f"{part} {state:9} {len(clips):3} clips {seeds} seeds  {encoder:11} {figure:18}"
+            line += f" graded {bootstrap(ours)}"
             if encoder not in ("random", "raw_pixels"):
                 test = paired_permutation(ours, theirs)
                 spread = [sum(of[c][s] for c in clips) / len(clips) for of in (graded, binary) for s in range(seeds)]
@@ -83,15 +86,15 @@ def summary(output: Path) -> None:
             print(line)
 
 
-def collect(folder: Path, objective: str) -> dict[tuple[str, str], dict[int, list[float]]]:
-    """By encoder and figure, the values of every clip, a value a seed."""
-    found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+def collect(folder: Path, objective: str) -> dict[tuple[str, str, str], dict[int, list[float]]]:
+    """By state of the moments, encoder and figure, the values of every clip, a value a seed."""
+    found: dict[tuple[str, str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for file in sorted(folder.glob(f"{objective}-seed*/*/results.json")):
         results = json.loads(file.read_text())
-        for encoder, figure in itertools.product(ENCODERS, FIGURES):
-            values = results[encoder]["by_clip"][figure]
-            for clip, value in zip(results[encoder]["clip_ids"], values, strict=True):
-                found[encoder, figure][clip].append(value)
+        for state, encoder, figure in itertools.product(STATES, ENCODERS, FIGURES):
+            of = results[state][encoder]
+            for clip, value in zip(of["clip_ids"], of["by_clip"][figure], strict=True):
+                found[state, encoder, figure][clip].append(value)
     return found
 
 

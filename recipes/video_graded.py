@@ -12,7 +12,8 @@ the same video that are far, which `graded` tells apart and `binary` does not.
 
 The figures come from videos that were held out whole, with intervals over videos: how well distance follows time, how
 far in time the nearest neighbour is, the order and the lag of two moments read linearly, the class, and how slow the
-features are; of frozen features, and of the embeddings in either space. A random encoder and raw pixels stand beside.
+features are; of frozen features, and of the embeddings in either space; with moments as they are, and with every moment
+under a crop and colours of its own, as in training. A random encoder and raw pixels stand beside.
 """
 
 from __future__ import annotations
@@ -185,25 +186,23 @@ def main(config: Config) -> None:
     # Features once, then every figure from them.
     if run.is_main:
         model.save_pretrained(run.folder / "model")
-        places = mmcon.create_view(
-            "video/plain",
-            size=config.image_size,
-            frames=config.frames,
-            rate_hz=config.rate_hz,
-            views=config.eval_views,
-        )
-        views = {"video": [places] * config.eval_views}
         encoders = {"trained": model.to(run.device), "random": untrained.to(run.device), "raw_pixels": pixels}
-        dumps = {
-            name: [extract(encode, one_pass(part, views, batch_size=16, device=run.device)) for part in (train, test)]
-            for name, encode in encoders.items()
-        }
-        for part, features in zip(("train", "test"), dumps["trained"], strict=True):
-            features.save(run.folder / "features" / f"{part}.safetensors")
-        dumps |= {name: [embedded(model, name, part) for part in dumps["trained"]] for name in spaces}
-        figures = {name: judge_in_time(*pair, seed=config.seed) for name, pair in dumps.items()}
-        videos = len(figures["trained"]["clip_ids"])
-        run.print(f"held-out videos: {videos}; 95 % intervals over videos\n{table_in_time(figures)}")
+        figures: dict[str, Any] = {}
+        for state, places in make_places(config).items():
+            views = {"video": [places] * config.eval_views}
+            dumps = {
+                name: [
+                    extract(encode, one_pass(part, views, batch_size=16, device=run.device)) for part in (train, test)
+                ]
+                for name, encode in encoders.items()
+            }
+            for part, features in zip(("train", "test"), dumps["trained"], strict=True):
+                features.save(run.folder / "features" / f"{part}-{state}.safetensors")
+            dumps |= {name: [embedded(model, name, part) for part in dumps["trained"]] for name in spaces}
+            figures[state] = {name: judge_in_time(*pair, seed=config.seed) for name, pair in dumps.items()}
+            run.print(f"{state}\n{table_in_time(figures[state])}")
+        videos = len(figures["plain"]["trained"]["clip_ids"])
+        run.print(f"held-out videos: {videos}; 95 % intervals over videos")
         last = {name: float(width) for name, width in widths.items()}
         run.finish({**figures, "clips": videos, "widths_seconds": first, "last_widths_seconds": last})
     else:
@@ -215,13 +214,10 @@ def main(config: Config) -> None:
 
 def open_videos(config: Config, split: str) -> Any:
     """The source by what was asked for, cut into windows where these are."""
-    path = Path(config.data).expanduser()
-    if config.data.startswith("samples/"):
-        source: Any = create_source(config.data, split=split)
-    else:
-        fold: dict[str, Any] = {} if config.fold is None else {"fold": (config.fold, config.folds)}
-        kind = "folder/videos" if path.is_dir() else "manifest/videos"
-        source = create_source(kind, split=split, path=path, cache_gigabytes=config.cache_gigabytes, **fold)
+    options: dict[str, Any] = {"cache_gigabytes": config.cache_gigabytes}
+    if config.fold is not None:
+        options["fold"] = (config.fold, config.folds)
+    source: Any = create_source(config.data, split=split, where_taken=options)
     return source.windows(config.window_seconds) if config.window_seconds else source
 
 
@@ -232,6 +228,16 @@ def make_encoder(config: Config) -> nn.Module:
     return create_video_encoder(
         config.encoder, frame_encoder=config.frame_encoder, pooling=config.pooling, image_size=config.image_size
     )
+
+
+def make_places(config: Config) -> dict[str, mmcon.ViewGenerator]:
+    """Even places of a row: as they are, and each under its own crop and colours, through which time has to be told."""
+    options: dict[str, Any] = {"size": config.image_size, "frames": config.frames, "rate_hz": config.rate_hz}
+    disturbance: dict[str, Any] = {"area": (config.crop_area, 1.0), "strength": config.strength}
+    return {
+        "plain": mmcon.create_view("video/plain", views=config.eval_views, **options),
+        "disturbed": mmcon.create_view("video/graded", places=config.eval_views, **options, **disturbance),
+    }
 
 
 def make_widths(config: Config, train: Any, device: torch.device) -> dict[str, Tensor]:

@@ -156,6 +156,7 @@ def graded(
     area: tuple[int | float, int | float] = (0.5, 1.0),
     strength: int | float = 0.5,
     flip: bool = False,
+    places: int | None = None,
     short: Short = "hold",
 ) -> Chain:
     """A clip from anywhere in its video, lightly cropped and coloured: for affinities that grade by time.
@@ -171,11 +172,12 @@ def graded(
         area: fractions of the picture that crops keep.
         strength: s of SimCLR's colour jitter.
         flip: whether to exchange left and right, once a clip, with probability .5.
+        places: instead of anywhere, at so many even places, a view each: moments under disturbance, for evaluation.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
-    sampler = spans.random_clip(
-        frames=frames, stride=stride, rate_hz=rate_hz, shorter_side=_decoding_side(size, area), short=short
-    )
+    pace: dict[str, Any] = {"frames": frames, "stride": stride, "rate_hz": rate_hz, "short": short}
+    pace["shorter_side"] = _decoding_side(size, area)
+    sampler = spans.random_clip(**pace) if places is None else spans.grid_clip(views=places, **pace)
     crop = RandomResizedCrop(size=size, area=(float(area[0]), float(area[1])))
     parts: list[tuple[str, ViewGenerator]] = [("clip", sampler), ("crop", PerClip(crop))]
     if flip:
