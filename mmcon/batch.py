@@ -51,6 +51,10 @@ class Index(Mapping[str, Tensor]):
                 fix=f"let the source or the view generator supply {name!r}, or do not read it",
             ) from None
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The column, or the default; a mapping's own `get` would wait for a KeyError."""
+        return self._columns.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._columns
 

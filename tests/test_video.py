@@ -15,7 +15,7 @@ from test_media_clip import EVEN, write
 from mmcon.affinity.spans import SpanOverlap
 from mmcon.batch import Index
 from mmcon.data.clips import video_folder, video_manifest
-from mmcon.data.scenes import motion, real_clip, scenes
+from mmcon.data.scenes import motion, real_clip
 from mmcon.errors import DataError, InputError
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.slowness import (
@@ -279,6 +279,7 @@ def test_the_recipe_runs_and_leaves_its_figures(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert {"trained", "random", "raw_pixels"} <= set(results)
-    assert -1 <= results["trained"]["lag_correlation"] <= 1
+    for state in ("plain", "disturbed"):
+        assert {"trained", "random", "raw_pixels"} <= set(results[state])
+        assert -1 <= results[state]["trained"]["lag_correlation"] <= 1
     assert "nearest neighbour" in done.stdout
