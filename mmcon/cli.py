@@ -4,7 +4,8 @@
     mmcon show image/simclr --input photo.jpg --output sheet.png
     mmcon recipe list
     mmcon recipe copy imagenet_supcon
-    mmcon doctor [--data PATH]
+    mmcon replay RUN --step N --sample ID
+    mmcon doctor [--data PATH] [--chaos]
 
 The exit status is 0, 1 where `mmcon doctor` found something that will not work, or 2 for a mistake in the input.
 """
@@ -15,7 +16,9 @@ import argparse
 import importlib
 import importlib.util
 import json
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,9 +76,20 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("--to", type=Path, default=Path(), help="a folder (default: this one)")
     copy.set_defaults(run=_copy_recipe)
 
+    replay = commands.add_parser("replay", help="show what the model saw at a step of a run, and the loss it had")
+    replay.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    replay.add_argument("--step", type=int, required=True, help="as metrics.jsonl counts, from 1")
+    replay.add_argument("--sample", required=True, help="its identity, as errors give it, or the name it is made from")
+    replay.add_argument("--output", type=Path, help="a folder (default: replay-STEP-SAMPLE)")
+    replay.add_argument("--repeat", type=int, default=500, help="steps that may be done again (default: 500)")
+    replay.set_defaults(run=_replay)
+
     doctor = commands.add_parser("doctor", help="check the environment, and data if given")
     doctor.add_argument("--data", help="a folder or the name of a source")
     doctor.add_argument("--all", action="store_true", help="decode every file (default: up to 2,000, evenly chosen)")
+    doctor.add_argument(
+        "--chaos", action="store_true", help="also make faults on purpose, and see what becomes of a run"
+    )
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -118,8 +132,8 @@ def _show(options: argparse.Namespace) -> None:
     count = record["views"]
     drawn = make_views(view, [sample] * count, params)
     captions = [_caption(describe_row(params, row)) for row in range(count)]
-    # Where a clip's views lie in time is drawn, so its sheet needs the draws themselves.
-    more = {"params": params} if modality == "video" else {}
+    # Where a clip's views lie in time is drawn; a sound's are heard as they were before the spectrogram.
+    more = {"video": {"params": params}, "audio": {"params": params, "view": view}}.get(modality, {})
     title = f"{record['view']} of {Path(record['input']).name}"
     sheet.write_sheet(options.output, sample, drawn, captions, title, **more)
     print(f"{count} views: {options.output}")
@@ -251,6 +265,27 @@ def _copy_recipe(options: argparse.Namespace) -> None:
         print(f"{beside}: settings for --preset ({', '.join(sorted(f.stem for f in presets.glob('*.yaml')))})")
 
 
+# --- replay ----------------------------------------------------------------------------------------------------------
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from mmcon.training.replay import Replay, program_of
+
+    words, directory = program_of(options.folder)
+    if options.step < 1:
+        raise InputError("mmcon replay", expected="--step of 1 or more", got=str(options.step))
+    name = f"replay-{options.step}-{options.sample}".replace("/", "_")
+    asked = Replay(
+        folder=str(options.folder.resolve()),
+        step=options.step,
+        sample=options.sample,
+        output=str((options.output or Path(name)).resolve()),
+        repeat=options.repeat,
+    )
+    print("replay: " + shlex.join(words), flush=True)
+    return subprocess.run(words, cwd=directory, env=asked.environment()).returncode
+
+
 # --- doctor ----------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +295,10 @@ def _doctor(options: argparse.Namespace) -> int:
     findings = [*doctor.environment(), *(doctor.data(options.data, everything=options.all) if options.data else ())]
     for finding in findings:
         print(finding)
+    if options.chaos:
+        for finding in doctor.chaos():
+            findings.append(finding)
+            print(finding, flush=True)
     return int(any(finding.level == "bad" for finding in findings))
 
 

@@ -55,6 +55,19 @@ def environment() -> Iterator[Finding]:
     yield _gloo()
 
 
+def chaos() -> Iterator[Finding]:
+    """Make each fault of the suite on this machine, in a folder for the moment, and tell what became of the run."""
+    from mmcon.training.chaos import FAULTS
+
+    for name, fault in FAULTS.items():
+
+        def tried(fault: Callable[[Path], str] = fault) -> str:
+            with tempfile.TemporaryDirectory() as folder:
+                return fault(Path(folder))
+
+        yield _tried(f"fault: {name}", tried)
+
+
 def data(name: str, *, everything: bool = False, most: int = 2000) -> Iterator[Finding]:
     """Check a source: its layout, its classes and splits, and whether its files decode.
 

@@ -43,6 +43,7 @@ from mmcon.training.config import parse
 from mmcon.training.large_batch import cached
 from mmcon.training.optim import create_optimizer, create_schedule, weight_average
 from mmcon.training.run import QUARANTINE, Run, Settings, unused_folder
+from mmcon.training.seeds import over_seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,8 @@ class Config:
     linear_batch_size: int = 256
     linear: LinearStage = field(default_factory=LinearStage)
     seed: int = 0
+    seeds: tuple[int, ...] = ()
+    """several runs, one a seed: all their figures, means and intervals (needs --output-dir)"""
     resume: bool = False
     """go on from the newest good checkpoint in the output folder, or start"""
     force: bool = False
@@ -283,6 +286,6 @@ def make_view(config: Config, size: int, name: str) -> mmcon.ViewGenerator:
 
 if __name__ == "__main__":
     try:
-        main(parse(Config, description=__doc__ or "", recipe=__file__))
+        over_seeds(main, parse(Config, description=__doc__ or "", recipe=__file__))
     except MmconError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
