@@ -27,10 +27,11 @@ from torch import Tensor
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
 from mmcon.batch import ViewBatch
+from mmcon.data.class_batches import ClassAwareSampler
 from mmcon.data.loading import ViewLoader, one_pass
-from mmcon.data.samplers import UniformSampler
+from mmcon.data.samplers import BatchSampler, UniformSampler
 from mmcon.data.sounds import open_source
-from mmcon.data.sources import Source, Subset
+from mmcon.data.sources import Source
 from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.features import Features, extract
 from mmcon.evaluation.probe import linear_probe
@@ -39,6 +40,8 @@ from mmcon.models.audio import create_audio_encoder
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings
+
+OURS = "mmcon/log-mel-conv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +55,16 @@ class Config:
     objective: Literal["supcon", "simclr", "cola", "cross-lingual"] = "cross-lingual"
     cross_weight: float = 0.7
     """cross-lingual: the weight of the same prompt in another language, beside 1 for the same recording"""
-    encoder: str = "mmcon/log-mel-conv"
+    encoder: str = OURS
     """mmcon/log-mel-conv, or a transformers model by name or folder (then views stay waveforms)"""
     pretrained: bool = False
     """load published weights of a transformers model"""
     view: str = "audio/speech"
     """a view generator by name; `mmcon views` lists them"""
     views: int = 2
-    rate_hz: int = 8_000
-    """what every file is resampled to; the bundled speech has 8,000 Hz"""
+    rate_hz: int | None = None
+    """what every file is resampled to; by default 8,000 Hz, as the bundled speech has, and 16,000 Hz for cola and for
+    transformers' models, as published"""
     window_seconds: float = 1.6
     strength: float = 1.0
     """of the views' ranges"""
@@ -85,6 +89,12 @@ class Config:
     tiny: bool = False
     """a run of seconds that goes through everything"""
 
+    @property
+    def hertz(self) -> int:
+        """The rate that was asked for, or the one that view and encoder were published with."""
+        published = self.objective == "cola" or self.encoder != OURS
+        return self.rate_hz or (16_000 if published else 8_000)
+
 
 def main(config: Config) -> None:
     """Train, then evaluate."""
@@ -108,15 +118,12 @@ def main(config: Config) -> None:
     )
 
     # Data.
-    train, test = (open_source(config.data, split, rate_hz=config.rate_hz) for split in ("train", "test"))
-    if config.tiny:
-        train, test = Subset(train, range(0, len(train), 4)), Subset(test, range(0, len(test), 2))
+    train, test = (open_source(config.data, split, rate_hz=config.hertz) for split in ("train", "test"))
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
-    batch_size = min(config.batch_size, len(train))
     loader = ViewLoader(
         train,
         {"audio": [make_view(config)] * config.views},
-        UniformSampler(train.ids, batch_size=batch_size, seed=config.seed),
+        make_sampler(config, train),
         seed=config.seed,
         workers=config.workers,
         device=run.device,
@@ -124,11 +131,11 @@ def main(config: Config) -> None:
         processes=run.processes,
     )
 
-    # Model.
+    # Model, and who is meant to be alike.
+    objective = make_objective(config, train)
     encoder = create_audio_encoder(config.encoder, pretrained=config.pretrained)
     model = mmcon.ContrastiveModel({"audio": encoder}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
     untrained = copy.deepcopy(model)
-    objective = make_objective(config, train)
     optimizer = create_optimizer(
         [model, objective], "adamw", learning_rate=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -148,7 +155,7 @@ def main(config: Config) -> None:
     model.save_pretrained(run.folder / "model")
     plain = {"audio": [evaluation_view(config)]}
     spectrograms = {
-        "audio": [mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.rate_hz)]
+        "audio": [mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.hertz)]
     }
     subjects: dict[str, tuple[Any, Any]] = {
         "trained encoder": (model, plain),
@@ -174,23 +181,23 @@ def make_view(config: Config) -> mmcon.ViewGenerator:
     from mmcon.registry import lookup
 
     name = "audio/cola" if config.objective == "cola" and config.view == "audio/speech" else config.view
-    if name == "audio/cola" and config.rate_hz != 16_000:
-        raise ConfigError("audio/cola", expected="--rate-hz 16000, as published", got=str(config.rate_hz))
-    if config.encoder != "mmcon/log-mel-conv" and name == "audio/speech":
+    if name == "audio/cola" and config.hertz != 16_000:
+        raise ConfigError("audio/cola", expected="--rate-hz 16000, as published", got=str(config.hertz))
+    if config.encoder != OURS and name == "audio/speech":
         name = "audio/speech-waveform"
-    settings = {"window_seconds": config.window_seconds, "rate_hz": config.rate_hz, "strength": config.strength}
+    settings = {"window_seconds": config.window_seconds, "rate_hz": config.hertz, "strength": config.strength}
     taken = lookup("view", name).options
     return mmcon.create_view(name, **{key: value for key, value in settings.items() if key in taken})
 
 
 def evaluation_view(config: Config) -> mmcon.ViewGenerator:
     """The middle of the recording, as the encoder takes it."""
-    if config.encoder != "mmcon/log-mel-conv":
-        options: dict[str, Any] = {"window_seconds": config.window_seconds, "rate_hz": config.rate_hz}
+    if config.encoder != OURS:
+        options: dict[str, Any] = {"window_seconds": config.window_seconds, "rate_hz": config.hertz}
         return mmcon.create_view("audio/crop", position="centre", **options)
     if config.objective == "cola":
         return make_view(config)
-    return mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.rate_hz)
+    return mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.hertz)
 
 
 def make_objective(config: Config, train: Source) -> mmcon.Objective:
@@ -212,6 +219,18 @@ def make_objective(config: Config, train: Source) -> mmcon.Objective:
     same_prompt = SameLabel("prompt")
     affinity = same_prompt * config.cross_weight + same_prompt * SameLabel("language") * (1 - config.cross_weight)
     return mmcon.Objective(affinity=affinity, temperature=config.temperature)
+
+
+def make_sampler(config: Config, train: Source) -> BatchSampler:
+    """Batches at random, or, where classes or prompts are positives, with two recordings or more of each."""
+    size = min(config.batch_size, len(train))
+    column = {"supcon": "label", "cross-lingual": "prompt"}.get(config.objective)
+    if column is None or column not in train.columns:
+        return UniformSampler(train.ids, batch_size=size, seed=config.seed)
+    labels = train.columns[column]
+    classes = min(len(labels.unique()), size // 2)
+    each = size // max(classes, 1)
+    return ClassAwareSampler(labels, batch_size=classes * each, seed=config.seed, samples_per_class=each)
 
 
 def statistics(batch: ViewBatch) -> Tensor:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 
 import mmcon
+from mmcon import cli
 from mmcon.data.loading import ViewLoader
 from mmcon.data.samplers import UniformSampler
 from mmcon.data.sounds import open_source, sound_folder, sound_table, speech
@@ -143,3 +145,27 @@ def test_views_as_a_picture_and_wav_files(tmp_path):
     samples, rate = soundfile.read(files[1])
     assert rate == 8_000
     assert 0 < len(samples) <= 8_000
+
+
+@pytest.mark.parametrize("name", ["audio/speech", "audio/gain"])
+def test_the_command_draws_spectrograms_and_writes_what_can_be_heard(name, tmp_path, capsys):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, np.sin(np.arange(32_000) * 0.3) * 0.3, 16_000)
+    sheet = tmp_path / "sheet.png"
+    assert cli.main(["show", name, "--input", str(path), "--views", "2", "--output", str(sheet)]) == 0
+    assert "2 views" in capsys.readouterr().out
+    with Image.open(sheet) as picture:
+        assert picture.size[0] > 500
+    first, second = (soundfile.read(tmp_path / f"sheet-view{i}.wav") for i in (0, 1))
+    assert first[1] == 16_000
+    assert not np.array_equal(first[0], second[0])
+    np.testing.assert_allclose(soundfile.read(tmp_path / "sheet-recording.wav")[0], soundfile.read(path)[0], atol=1e-4)
+    again = tmp_path / "again.png"
+    assert cli.main(["show", "--replay", str(sheet.with_suffix(".json")), "--output", str(again)]) == 0
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "again-view0.wav")[0], first[0])
+
+
+def test_the_command_names_a_file_that_is_no_sound(tmp_path, capsys):
+    (tmp_path / "no.wav").write_bytes(b"not a sound" * 9)
+    assert cli.main(["show", "audio/speech", "--input", str(tmp_path / "no.wav")]) == 2
+    assert "no.wav" in capsys.readouterr().err

@@ -2,14 +2,15 @@
 
 import pickle
 import struct
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from mmcon.errors import DataError, InputError
-from mmcon.media import Sound, SoundContract
+from mmcon.errors import DataError, InputError, MissingDependencyError
+from mmcon.media import Sound, SoundContract, sound_files
 from mmcon.media.sound import resampler
 from mmcon.view import meta_of
 
@@ -162,3 +163,25 @@ def test_rates_without_a_common_divisor_are_refused(write):
     sound = Sound(torch.zeros(100), source_rate_hz=44_099)
     with pytest.raises(DataError, match=r"44099:16000"):
         sound.decode()
+
+
+def test_decoders_are_tried_in_order(write, monkeypatch):
+    path = write("a.wav", tone(16_000), 16_000)
+    assert Sound(path).header.decoder == ("torchcodec" if sound_files.torchcodec_works() else "soundfile")
+    by_soundfile = Sound(path).decode()
+    monkeypatch.setattr(sound_files, "torchcodec_works", lambda: False)
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    assert Sound(path).header.decoder == "av"
+    torch.testing.assert_close(Sound(path).decode(), by_soundfile, atol=1e-4, rtol=0)
+
+
+def test_a_missing_decoder_is_told_in_a_line_that_names_the_package(write, tmp_path, monkeypatch):
+    path = write("a.wav", tone(16_000), 16_000)
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(200))
+    monkeypatch.setattr(sound_files, "torchcodec_works", lambda: False)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingDependencyError, match=r"film\.mp4[\s\S]*pip install av"):
+        Sound(tmp_path / "film.mp4").decode()
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(MissingDependencyError, match=r"none installed\.\s+Fix: pip install soundfile av"):
+        Sound(path).decode()

@@ -1,8 +1,9 @@
-"""Reading audio files: libsndfile first, FFmpeg through PyAV for what it doesn't know, TorchCodec where that works."""
+"""Reading audio files: TorchCodec where it really decodes, else libsndfile, else FFmpeg through PyAV."""
 
 from __future__ import annotations
 
 import io
+import wave
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -45,21 +46,25 @@ def open_file(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
 
     Raises:
         DataError: no decoder can read it.
-        MissingDependencyError: there is no decoder at all.
+        MissingDependencyError: there is no decoder at all, or the one that might read it is not installed.
     """
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise DataError(f"sound {name!r}", expected="a file", got="none at this path")
-    tried, found = [], 0
-    for decoder in (_soundfile, _av, _torchcodec):
+    tried, missing = [], []
+    for decoder, package in ((_torchcodec, ""), (_soundfile, "soundfile"), (_av, "av")):
         try:
             return decoder(source, name)
         except ModuleNotFoundError:
-            continue
+            missing += [package] if package else []
         except Exception as error:  # each library has its own kinds; what they say goes into the message
-            found += 1
             tried.append(f"{decoder.__name__[1:]}: {str(error) or repr(error)}")
-    if not found:
-        raise MissingDependencyError(f"sound {name!r}", expected="a decoder", got="none", fix="pip install soundfile")
+    if missing:
+        raise MissingDependencyError(
+            f"sound {name!r}",
+            expected="a decoder that reads it",
+            got="; ".join(tried) or "none installed",
+            fix=f"pip install {' '.join(missing)}",
+        )
     raise DataError(
         f"sound {name!r}",
         expected="a sound that can be decoded",
@@ -139,10 +144,10 @@ def _av(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
 @cache
 def torchcodec_works() -> bool:
     """Whether TorchCodec can decode here: its import alone tells nothing, so one second of silence is decoded."""
-    import soundfile
-
     silence = io.BytesIO()
-    soundfile.write(silence, np.zeros(8_000, dtype=np.float32), 8_000, format="WAV")
+    with wave.open(silence, "wb") as file:
+        file.setparams((1, 2, 8_000, 8_000, "NONE", ""))
+        file.writeframes(bytes(16_000))
     try:
         from torchcodec.decoders import AudioDecoder  # pyright: ignore[reportMissingImports]
 

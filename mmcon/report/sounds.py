@@ -1,4 +1,7 @@
-"""Drawn audio views for a person: spectrograms as one picture, and the sounds as wav files beside it."""
+"""Drawn audio views for a person: spectrograms as one picture, and the sounds as wav files beside it.
+
+mmcon show audio/speech --input recording.flac --output views.png
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,71 @@ from torch import Tensor
 
 from mmcon.data.sources import Source
 from mmcon.errors import InputError
+from mmcon.media import Sound, SoundContract
 from mmcon.random import keys
-from mmcon.view import ViewGenerator, as_chain, meta_of, stack
+from mmcon.view import Chain, Params, ViewGenerator, as_chain, meta_of, stack
+
+# What the command decodes to: the rate that audio views have by default.
+SHOWN_RATE_HZ = 16_000
+
+
+def open_sample(path: Path) -> Sound:
+    """Open a recording, or the sound of a video, at 16,000 Hz in one channel.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    sound = Sound(path, contract=SoundContract(rate_hz=SHOWN_RATE_HZ), id=path.name)
+    sound.header  # noqa: B018 (an unreadable file is told before anything is drawn)
+    return sound
+
+
+def write_sheet(
+    output: Path,
+    sample: Sound,
+    views: Any,
+    captions: Sequence[str],
+    title: str,
+    *,
+    view: ViewGenerator,
+    params: Params,
+) -> None:
+    """Write the picture, and beside it a wav file of the recording and of each view.
+
+    Of a chain that crosses to spectrograms, the wav files hold what stood before the crossing.
+
+    Args:
+        output: a file whose ending says the format: .png, .jpg, .pdf or .svg.
+        sample: the recording.
+        views: what came out: waveforms or log-mel spectrograms.
+        captions: what was drawn for each view, lines of text.
+        title: stands above.
+        view: what drew, to hear it before the crossing.
+        params: what was drawn.
+    """
+    from matplotlib.figure import Figure
+
+    waveform, _ = _stages(view, [sample] * len(captions), params)
+    whole = sample.decode()
+    pictures = [_spectrogram(whole[None], SHOWN_RATE_HZ)[0], *_spectrogram(views, SHOWN_RATE_HZ)]
+    texts = ["as it is", *captions]
+    lines = max(text.count("\n") + 1 for text in texts)
+    rows = -(-len(pictures) // 3)
+    figure = Figure(figsize=(10, rows * (2.0 + 0.11 * lines) + 0.4), layout="constrained")
+    figure.suptitle(title)
+    for place, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+        axes = figure.add_subplot(rows, 3, place + 1)
+        axes.imshow(picture.numpy(), origin="lower", aspect="auto", cmap="magma")
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(text, fontsize=6, loc="left", family="monospace")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(output, dpi=130)
+    except (OSError, ValueError) as error:
+        raise InputError("sheet of sounds", expected="a .png, .jpg, .pdf or .svg to write", got=str(error)) from error
+    _wav(output.with_name(f"{output.stem}-recording.wav"), whole, SHOWN_RATE_HZ)
+    for number, (signal, length) in enumerate(zip(waveform["signal"], waveform["length"], strict=True)):
+        _wav(output.with_name(f"{output.stem}-view{number}.wav"), signal[:, : int(length)], SHOWN_RATE_HZ)
 
 
 def write_sound_views(
@@ -47,7 +113,8 @@ def write_sound_views(
         samples = source.open(list(rows))
         rate_hz = int(meta_of(samples, "audio").get("rate_hz", torch.tensor([16_000]))[0])
         table = keys(seed=seed, sample=source.ids[list(rows)], view=number, step=0)
-        waveform, out = _stages(view, samples, table)
+        params = as_chain(view).draw(table, meta_of(samples, "audio"))
+        waveform, out = _stages(as_chain(view), samples, params)
         waveforms.append(waveform)
         final.append(out)
     files = [_picture(folder / "views.png", [_spectrogram(part, rate_hz) for part in final], rows)]
@@ -58,14 +125,13 @@ def write_sound_views(
     return files
 
 
-def _stages(view: ViewGenerator, samples: Any, table: Any) -> tuple[Mapping[str, Tensor], Any]:
-    """The last waveform of a chain, and what comes out of it."""
-    chain, meta = as_chain(view), meta_of(samples, "audio")
-    params = chain.draw(table, meta)
+def _stages(view: ViewGenerator, samples: Sequence[Sound], params: Params) -> tuple[Mapping[str, Tensor], Any]:
+    """The last waveform of a generator, and what comes out of it."""
     waveform: Any = None
     batch: Any = samples
-    for name, part in chain.parts():
-        batch = current = stack(part.apply(batch, params[name]))
+    for name, part in view.parts():
+        drawn = params[name] if isinstance(view, Chain) else params
+        batch = current = stack(part.apply(batch if part.ragged else stack(batch), drawn))
         if isinstance(current, Tensor):
             current = {"signal": current, "length": torch.full((len(current),), current.shape[-1])}
         if "signal" in current:
