@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def test_a_replay_shows_the_views_and_the_very_loss(tmp_path, capfd, monkeypatch
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
     # Too far to repeat: the batch alone is made again, and it is the same.
+    shutil.rmtree(folder / "checkpoints")
     asked = ["replay", str(folder), "--step", "7", "--sample", known[1], "--output", "alone", "--repeat", "0"]
     assert cli.main(asked) == 0
     assert f"was {logged[7]!r}, as metrics.jsonl says" in capfd.readouterr().out
