@@ -17,7 +17,7 @@ from torch import Tensor
 from mmcon.batch import Index, ViewBatch, tree_map
 from mmcon.data.samplers import BatchSampler, Rows
 from mmcon.data.sources import Source
-from mmcon.data.workers import Noted, death, fatal_item, is_death, iterate
+from mmcon.data.workers import DEATHS, Noted, death, fatal_item, is_death, iterate
 from mmcon.errors import ConfigError, DataError
 from mmcon.random import Keys, keys
 from mmcon.view import ViewGenerator, check_params, in_scope, meta_of, stack, take_rows
@@ -270,7 +270,7 @@ class ViewLoader:
         assert self._stream is not None
         try:
             return next(self._stream)
-        except RuntimeError as error:
+        except DEATHS as error:
             if self._items is None or not is_death(error):
                 raise
             steps = self._items.unfinished()

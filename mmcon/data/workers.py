@@ -20,6 +20,9 @@ from mmcon.errors import DataError
 
 IDLE = -1
 
+DEATHS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
+"""What may be raised where a worker has died; `is_death` tells which of them was one."""
+
 
 class Noted(Dataset):
     """Items that note, where every process can read it, which of them each worker is at.
@@ -69,8 +72,14 @@ def iterate(items: Noted, numbers: Iterable[int], *, workers: int, prefetch: int
     return stream
 
 
-def is_death(error: RuntimeError) -> bool:
-    """Whether an error says that a worker process ended."""
+def is_death(error: Exception) -> bool:
+    """Whether an error says that a worker process ended.
+
+    PyTorch notices it, or the training process does, when it asks a dead worker for the tensors that it had announced
+    and finds nobody at the other end of the socket.
+    """
+    if isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        return "in DataLoader worker" not in str(error)
     return "DataLoader worker" in str(error) and ("exited unexpectedly" in str(error) or "killed" in str(error))
 
 
@@ -80,7 +89,7 @@ def fatal_item(make: Callable[[int], Any], count: int) -> int | None:
     try:
         for _ in iterate(items, range(count), workers=1):
             pass
-    except RuntimeError as error:
+    except DEATHS as error:
         if not is_death(error):
             raise
         return next(iter(items.unfinished()), None)
