@@ -32,6 +32,7 @@ from mmcon.data.loading import ViewLoader
 from mmcon.data.sources import Subset, channels_of, create_source
 from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.linear_stage import LinearStage
+from mmcon.evaluation.online_knn import TrainingKnn
 from mmcon.evaluation.online_probe import OnlineProbe
 from mmcon.evaluation.stage_two import features_of, judge, pixels, published_stage, results, table
 from mmcon.models.encoders import create_encoder
@@ -99,6 +100,8 @@ class Config:
     """of the momentum encoder"""
     ema_decay: float | None = None
     """keep an exponential moving average of the weights, and evaluate it too"""
+    sync_batch_norm: bool = False
+    """batch norms look at the rows of all processes"""
     optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
     learning_rate: float = 4e-3
     """the peak, for this batch size"""
@@ -132,6 +135,8 @@ class Config:
     log_every: int = 10
     checkpoint_every: int | None = None
     """steps between two checkpoints; by default one an epoch"""
+    keep_best: bool = False
+    """keep also the checkpoint that is best by k-NN among training images"""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     tiny: bool = False
     """a run of seconds that goes through everything"""
@@ -158,6 +163,7 @@ def main(config: Config) -> None:
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
             on_nonfinite=config.on_nonfinite,
+            sync_batch_norm=config.sync_batch_norm,
             force=config.force,
         ),
         resume=config.resume,
@@ -222,7 +228,8 @@ def main(config: Config) -> None:
     trained = run.prepare(network, optimizer, schedule, objective=objective, **beside)
 
     # Stage one.
-    for batch in run.batches(loader):
+    plain = {"image": [mmcon.create_view("image/plain", size=size)]}
+    for batch in run.batches(loader, score=TrainingKnn(model, train, plain) if config.keep_best else None):
         if config.chunk_size:
             loss = cached(trained, objective, batch, chunk_size=config.chunk_size)
         else:
@@ -246,7 +253,6 @@ def main(config: Config) -> None:
     # Stage two: features once, then every figure from them.
     if run.is_main:
         model.save_pretrained(run.folder / "model")
-    plain = {"image": [mmcon.create_view("image/plain", size=size)]}
     small = {"image": [mmcon.create_view("image/plain", size=min(size, 32))]}
     encoders = {
         "trained encoder": (model, plain),

@@ -34,9 +34,9 @@ class Crash(Exception):
 class Network(nn.Module):
     """28 × 28 pixels to a unit embedding of 8, in float64, with dropout so that the random state counts."""
 
-    def __init__(self):
+    def __init__(self, norm):
         super().__init__()
-        layers = nn.Linear(784, 16), nn.GroupNorm(4, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 8)
+        layers = nn.Linear(784, 16), norm, nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 8)
         self.layers = nn.Sequential(nn.Flatten(), *layers).double()
 
     def forward(self, batch):
@@ -62,6 +62,7 @@ def train(
     at=None,
     act=None,
     config=None,
+    score=None,
     **settings,
 ):
     """Train; after step `at`, before its checkpoint, do `act(run)`. Returns the trace of this process's steps."""
@@ -74,7 +75,8 @@ def train(
     loader = ViewLoader(
         source, {"image": [view, view]}, sampler, seed=3, workers=workers, process=run.process, processes=run.processes
     )
-    model = Network()
+    batch_norm = settings.get("sync_batch_norm", False)
+    model = Network(nn.BatchNorm1d(16) if batch_norm else nn.GroupNorm(4, 16))
     if not dropout:
         model.layers[4].p = 0.0
     queue = Queue(size=32) if memory else None
@@ -85,7 +87,7 @@ def train(
     tracked = {"objective": objective} | ({"queue": queue, "momentum": momentum} if memory else {})
     network = run.prepare(model, optimizer, schedule, **tracked)
     trace = []
-    for batch in run.batches(loader):
+    for batch in run.batches(loader, score=score(model, source, view) if score else None):
         embeddings = network(batch)
         loss = objective(embeddings, batch)
         if act == "nan" and run.global_step == at:
@@ -120,6 +122,7 @@ def main():
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--no-dropout", action="store_true")
+    parser.add_argument("--batch-norm", action="store_true")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--at", type=int)
     parser.add_argument("--signal", type=int)
@@ -134,6 +137,7 @@ def main():
         workers=options.workers,
         memory=options.memory,
         dropout=not options.no_dropout,
+        sync_batch_norm=options.batch_norm,
         at=options.at,
         act=act if options.signal else None,
     )

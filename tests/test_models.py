@@ -1,11 +1,14 @@
 """Encoders by name, shared spaces, and saving: shapes, normalisation, order of rows, and clear refusals."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import CheckpointError, ConfigError, DataError, InputError, UnknownNameError
+from mmcon.models.batch_norm import GlobalBatchNorm, synchronised
 from mmcon.models.encoders import create_encoder, list_encoders
 from mmcon.models.image_encoder import ImageEncoder
 from mmcon.models.spaces import ContrastiveModel, SharedSpace
@@ -298,3 +301,27 @@ def test_gradients_reach_every_parameter(tiny):
     model = ContrastiveModel({"image": tiny}).train()
     model(batch_of(image=[images()]))["shared"]["image"].sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_batch_norms_are_replaced_in_place_under_their_names():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4, momentum=None)))
+    before, parameters = copy.deepcopy(model), list(model.parameters())
+    assert synchronised(model) is model
+    assert [type(part) for part in (model[1], model[2][0])] == [GlobalBatchNorm] * 2
+    assert all(now is was for now, was in zip(model.parameters(), parameters, strict=True))
+    assert list(model.state_dict()) == list(before.state_dict())
+    x = torch.randn(3, 1, 6, 6)
+    torch.testing.assert_close(model(x), before(x))
+    torch.testing.assert_close(model.state_dict(), before.state_dict())
+
+
+def test_a_batch_norm_that_does_more_is_refused():
+    class NormAndActivation(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ConfigError, match="NormAndActivation"):
+        synchronised(nn.Sequential(NormAndActivation(4)))
+
+
+def test_on_a_gpu_batch_norms_become_torchs():
+    assert type(synchronised(nn.Sequential(nn.BatchNorm1d(4)), "cuda")[0]) is nn.SyncBatchNorm

@@ -12,7 +12,9 @@ import torch
 import yaml
 from small_run import EPOCHS, STEPS_PER_EPOCH, Crash, train
 
+import mmcon
 from mmcon.errors import CheckpointError, ConfigError, NonFiniteError
+from mmcon.evaluation.online_knn import TrainingKnn
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.journal import Journal
 from mmcon.training.run import Settings, seed_model
@@ -178,6 +180,39 @@ def test_precision_that_is_not_to_be_had_is_refused(tmp_path):
         Run(tmp_path, mixed_precision="fp16", cpu=True)
 
 
+def test_the_checkpoint_that_is_best_by_knn_of_training_rows_stays(uninterrupted, tmp_path):
+    """The score is asked for at each checkpoint, and changes nothing of the training."""
+    told = []
+
+    def score(model, source, view):
+        knn = TrainingKnn(ByHand(model), source, {"image": [mmcon.create_view("image/plain", size=28)]}, rows=60, k=5)
+
+        def asked():
+            told.append(knn())
+            return [told[-1], 2.0, 1.5, 1.0][len(told) - 1]
+
+        return asked
+
+    trace = train(tmp_path / "run", memory=True, keep=1, checkpoint_every=3, score=score)
+    assert trace == uninterrupted[0]
+    assert len(told) == 4
+    assert all(0.1 < share <= 1 for share in told)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
+    assert [place.name[-2:] for place in checkpoints.all()] == ["06", "12"]
+    assert checkpoints.best().name[-2:] == "06"
+
+
+class ByHand(torch.nn.Module):
+    """The features of the small network, in float32."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def features(self, batch):
+        return self.model(batch)["shared"]["image"].float()
+
+
 def test_a_loop_without_a_step_is_told(tmp_path):
     from mmcon.data.loading import ViewLoader
     from mmcon.data.samplers import UniformSampler
@@ -262,12 +297,13 @@ def test_a_signal_ends_the_step_saves_and_exits(uninterrupted, tmp_path, number)
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    """Same samples, same losses: the group normalisation of this network looks at one row, as batch norm does not."""
+@pytest.mark.parametrize("norm", [[], ["--batch-norm"]], ids=["group norm", "synchronised batch norm"])
+def test_two_processes_train_as_one(tmp_path, norm):
+    """Same samples, same losses, same weights."""
     alone, together = tmp_path / "one.json", tmp_path / "two.json"
-    one = program(tmp_path / "one", "--trace", alone, "--no-dropout")
+    one = program(tmp_path / "one", "--trace", alone, "--no-dropout", *norm)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    two = program(tmp_path / "two", "--trace", together, "--no-dropout", launch=launcher)
+    two = program(tmp_path / "two", "--trace", together, "--no-dropout", *norm, launch=launcher)
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
     assert "2 process(es)" in two.stdout

@@ -95,6 +95,11 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return summed
 
 
+def summed_over_processes(values: Tensor) -> Tensor:
+    """Sums that all processes go on with: each receives the gradients that all of them have for the sum."""
+    return values if process_count() == 1 else _Summed.apply(values)
+
+
 def mean_over_processes(gradients: list[Tensor]) -> list[Tensor]:
     """Averages of gradients, by one message a dtype and device."""
     if process_count() == 1:
@@ -195,6 +200,19 @@ class _GatherRows(torch.autograd.Function):
             dist.all_reduce(summed)
             own.append(summed.split(sizes)[rank])
         return None, *own
+
+
+class _Summed(torch.autograd.Function):
+    """Sum over processes, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return sum_over_processes(values)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return sum_over_processes(gradients[0].contiguous())
 
 
 class _Total(torch.autograd.Function):

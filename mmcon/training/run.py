@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from mmcon.batch import ViewBatch, tree_map
 from mmcon.data.loading import ViewLoader
 from mmcon.errors import ConfigError, NonFiniteError
+from mmcon.models.batch_norm import synchronised
 from mmcon.random import keys
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.config import as_plain, check_changes
@@ -180,6 +181,9 @@ class Run:
         for part in tracked.values():
             if isinstance(part, nn.Module):
                 part.to(self.device)
+        if self.settings.sync_batch_norm:
+            for part in filter(lambda part: isinstance(part, nn.Module), (model, *tracked.values())):
+                synchronised(part, self.device)
         wrapped, self._optimizer = self.accelerator.prepare(model, optimizer)
         self._model, self._schedule, self._tracked = wrapped, schedule, tracked
         if self._saved is not None:
@@ -345,6 +349,7 @@ class Run:
         state = self._state()
         if score is None and self._score is not None:
             score = self._score()
+            self.print(f"checkpoint at step {self.global_step}: score {score:.4f}")
         if self.is_main:
             self.checkpoints.save(self.global_step, state, score=score)
         self.accelerator.wait_for_everyone()

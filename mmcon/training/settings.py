@@ -21,6 +21,7 @@ class Settings:
         log_every: steps between two lines of the log.
         checkpoint_every: steps between two checkpoints, or None for one an epoch.
         keep: how many of the newest checkpoints stay.
+        sync_batch_norm: batch norms look at the rows of all processes (`mmcon.models.batch_norm`).
         clip_norm: the norm to which gradients are clipped, or None.
         on_nonfinite: "stop", or "skip" the step and go on, up to `max_skips` in a row.
         max_skips: see above.
@@ -33,6 +34,7 @@ class Settings:
     log_every: int = 10
     checkpoint_every: int | None = None
     keep: int = 2
+    sync_batch_norm: bool = False
     clip_norm: float | None = None
     on_nonfinite: str = "stop"
     max_skips: int = 10
