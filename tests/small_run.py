@@ -126,6 +126,7 @@ def main():
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--at", type=int)
     parser.add_argument("--signal", type=int)
+    parser.add_argument("--nan", action="store_true", help="the loss of the last process is no number at --at")
     options = parser.parse_args()
 
     def act(run):
@@ -139,7 +140,7 @@ def main():
         dropout=not options.no_dropout,
         sync_batch_norm=options.batch_norm,
         at=options.at,
-        act=act if options.signal else None,
+        act="nan" if options.nan and os.environ.get("RANK") == "1" else act if options.signal else None,
     )
     if not int(os.environ.get("RANK", 0)):
         options.trace.write_text(json.dumps(trace))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from small_run import EPOCHS, STEPS_PER_EPOCH, Crash, train
 
 import mmcon
+from mmcon.data.loading import ViewLoader
 from mmcon.errors import CheckpointError, ConfigError, NonFiniteError
 from mmcon.evaluation.online_knn import TrainingKnn
 from mmcon.training.checkpoint import Checkpoints, load
@@ -139,6 +141,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(uninterrupted, tmp
     ):
         states.append(train(tmp_path, memory=True, at=5, act="nan"))
     assert train(tmp_path, memory=True, resume=True) == uninterrupted[0][4:]
+
+
+def test_waiting_for_slow_data_is_told(tmp_path, monkeypatch, capsys):
+    batches = ViewLoader.__iter__
+
+    def slowly(loader):
+        for batch in batches(loader):
+            time.sleep(0.1)
+            yield batch
+
+    monkeypatch.setattr(ViewLoader, "__iter__", slowly)
+    train(tmp_path / "run", steps=3, max_steps=3)
+    assert "of the time went by waiting for data; more --workers" in capsys.readouterr().out
+    assert all(line["waiting_for_data"] > 0.5 for line in Journal(tmp_path / "run" / "metrics.jsonl").lines()[1:])
 
 
 def test_skipping_leaves_weights_and_schedule_as_they_were(tmp_path):
@@ -294,6 +310,16 @@ def test_a_signal_ends_the_step_saves_and_exits(uninterrupted, tmp_path, number)
     done = program(out, "--trace", traced, "--memory", "--resume")
     assert done.returncode == 0, done.stderr
     assert json.loads(traced.read_text()) == trace[5:]  # not one step was lost
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_process_stops_both_before_the_optimizer(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--tee", "3")
+    stopped = program(tmp_path / "run", "--trace", tmp_path / "t.json", "--at", 3, "--nan", launch=launcher)
+    assert stopped.returncode != 0
+    told = [line for line in (stopped.stdout + stopped.stderr).splitlines() if "NonFiniteError: step 4" in line]
+    assert {line.split(":")[0] for line in told} == {"[default0]", "[default1]"}
+    assert len(Journal(tmp_path / "run" / "metrics.jsonl").lines()) == 3
 
 
 @pytest.mark.slow

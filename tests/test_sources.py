@@ -90,9 +90,13 @@ def test_only_a_train_folder_is_split_too(folder):
     assert "held out" in test.describe()
 
 
-def test_unreadable_images_are_quarantined(folder, tmp_path):
+@pytest.mark.parametrize("content", [b"not an image", b"", None], ids=["corrupt", "empty", "gone"])
+def test_unreadable_images_are_quarantined(folder, tmp_path, content):
     bad = folder / "train" / "pullover" / "bad.png"
-    bad.write_bytes(b"not an image")
+    if content is None:
+        bad.symlink_to(tmp_path / "was.png")
+    else:
+        bad.write_bytes(content)
     quarantine = tmp_path / "run" / "quarantine.jsonl"
     source = image_folder(folder, max_failures=0.05, quarantine=quarantine)
     assert len(source) == 36
