@@ -180,9 +180,9 @@ class Keys:
         return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
     def normal(self, name: str, mean: float = 0.0, std: float = 1.0, *, shape: Sequence[int] = ()) -> Tensor:
-        """Draw normals, `n *shape` float64: the inverse distribution function of one uniform each."""
+        """Draw normals, `n *shape` float64: the inverse distribution function of one uniform each, all finite."""
         half_open = (_shift(self.bits(name, *shape), 11).to(torch.float64) + 0.5) * 2.0**-53
-        return mean + std * normal_quantile(half_open)
+        return mean + std * normal_quantile(half_open.clamp(max=1 - 2.0**-53))
 
     def log_uniform(self, name: str, low: float, high: float, *, shape: Sequence[int] = ()) -> Tensor:
         """Draw numbers whose logarithm is uniform between those of low and high, `n *shape` float64."""

@@ -149,7 +149,7 @@ def lookup(kind: Kind, name: str) -> Entry:
         ) from None
 
 
-def create(kind: Kind, name: str, **options: Any) -> Any:
+def create(kind: Kind, name: str, /, **options: Any) -> Any:
     """Make a registered component; an option that it does not take is refused with the ones that it does."""
     entry = lookup(kind, name)
     taken = entry.options
@@ -165,7 +165,7 @@ def create(kind: Kind, name: str, **options: Any) -> Any:
     return entry.factory(**options)
 
 
-def create_view(name: str, **options: Any) -> ViewGenerator:
+def create_view(name: str, /, **options: Any) -> ViewGenerator:
     """Make a view generator by its registered name.
 
     Raises:

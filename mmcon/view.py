@@ -310,7 +310,8 @@ class FunctionView(ViewGenerator):
     Args:
         function: `f(x, generator)`, which takes its randomness from the torch.Generator; or a third-party callable
             `f(x)` that uses the global random states of torch, NumPy and Python: these are seeded before each call
-            and put back after it. Either gets one sample and returns a tensor.
+            and put back after it. Either gets one sample and returns a tensor, whose
+            size may differ from sample to sample.
         modality: what it takes.
     """
 
@@ -335,7 +336,8 @@ class FunctionView(ViewGenerator):
         """Call the function sample by sample, each with its own seed."""
         samples = batch if isinstance(batch, Tensor) else [s.decode() if hasattr(s, "decode") else s for s in batch]
         out = [self._call(sample, int(seed)) for sample, seed in zip(samples, params["seed"], strict=True)]
-        return stack(out) if isinstance(batch, Tensor) else out
+        alike = len({tuple(sample.shape) for sample in out}) == 1
+        return stack(out) if isinstance(batch, Tensor) and alike else out
 
     def _call(self, sample: Any, seed: int) -> Any:
         if self._takes_generator:

@@ -128,6 +128,14 @@ def test_logarithm_and_exponential_are_accurate():
     assert house.log(torch.ones(1, dtype=torch.float64)).item() == 0
 
 
+def test_the_largest_bits_give_a_finite_normal(monkeypatch):
+    for bits in (-1, 0):  # all bits set, and none
+        monkeypatch.setattr(house.Keys, "bits", lambda self, *_, b=bits: torch.full((4,), b, dtype=torch.int64))
+        drawn = keys(seed=0, sample=torch.arange(4)).normal("z")
+        assert bool(drawn.isfinite().all())
+        assert bool((drawn.abs() > 8).all())
+
+
 def test_normal_quantile_is_scipys():
     p = torch.cat(
         [torch.logspace(-300, -0.31, 20001, dtype=torch.float64), torch.linspace(1e-9, 1, 20001)[:-1].double()]

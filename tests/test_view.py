@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from mmcon.errors import InputError
 from mmcon.random import keys
+from mmcon.registry import create_view
 from mmcon.testing import LawBroken, check_view, unchanged_global_randomness
 from mmcon.view import (
     Chain,
@@ -277,3 +278,24 @@ def test_facts_are_read_from_headers_shapes_or_columns():
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_a_function_may_change_the_size_of_each_sample():
+    def crop(image, generator):
+        return image[:, : int(torch.randint(1, 9, (), generator=generator))]
+
+    view = FunctionView(crop, modality="image")
+    table = keys(seed=0, sample=torch.arange(6))
+    images = torch.rand(6, 1, 8, 8)
+    together = view(images, table)
+    assert len({tuple(part.shape) for part in together}) > 1
+    alone = [view(images[i : i + 1], table[i : i + 1])[0] for i in range(6)]
+    for one, whole in zip(alone, together, strict=True):
+        assert torch.equal(one, whole)
+
+
+def test_options_may_be_called_name_or_kind():
+    with pytest.raises(InputError, match="kind"):
+        create_view("image/simclr", kind="colour")
+    with pytest.raises(InputError, match="name"):
+        create_view("image/simclr", **{"name": "colour"})
