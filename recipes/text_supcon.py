@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
-from mmcon.batch import ViewBatch
 from mmcon.data.loading import ViewLoader, one_pass
 from mmcon.data.samplers import BatchSampler
 from mmcon.data.sources import Source, Subset
@@ -34,11 +33,12 @@ from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.features import Features, extract
 from mmcon.evaluation.probe import linear_probe
 from mmcon.evaluation.retrieval import knn, retrieve
-from mmcon.evaluation.texts import clustering_nmi, rank_correlation
+from mmcon.evaluation.texts import bag_of_words, clustering_nmi, rank_correlation, results, table
 from mmcon.models.encoders import create_encoder
 from mmcon.models.export import export_sentence_transformers
 from mmcon.random import keys
 from mmcon.registry import create
+from mmcon.training.baseline import Classifier, CrossEntropy
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings, unused_folder
@@ -135,7 +135,7 @@ def main(config: Config) -> None:
     temperature = config.temperature or (0.05 if config.objective == "simcse" else 0.1)
     affinity = SameLabel() if config.objective == "supcon" else SameSample()
     network, objective = (
-        (Classifier(encoder, len(train.classes)), CrossEntropy())
+        (Classifier(encoder, len(train.classes), modality="text"), CrossEntropy(train, modality="text"))
         if config.objective == "cross-entropy"
         else (model, mmcon.Objective(affinity=affinity, temperature=temperature))
     )
@@ -230,36 +230,7 @@ def few(train: Source, config: Config) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-class Classifier(nn.Module):
-    """The baseline's network: the same encoder under a linear classifier."""
-
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
-        super().__init__()
-        self.model = mmcon.ContrastiveModel({"text": encoder})
-        self.layer = nn.Linear(encoder.feature_dim, classes)  # pyright: ignore[reportArgumentType]
-
-    def forward(self, batch: ViewBatch) -> Tensor:
-        """Scores of the classes, `n classes`."""
-        return self.layer(self.model.features(batch, "text"))
-
-
-class CrossEntropy(nn.Module):
-    """The baseline's loss."""
-
-    def forward(self, scores: Tensor, batch: ViewBatch) -> Tensor:
-        """The mean over rows."""
-        return nn.functional.cross_entropy(scores, batch.index["text"]["label"])
-
-
 # --- stage two -------------------------------------------------------------------------------------------------------
-
-
-def bag_of_words(batch: ViewBatch) -> Tensor:
-    """Counts of hashed words and letter triples: what no training at all gives."""
-    (tokens,) = batch.views["text"]
-    ids = tokens["input_ids"] % 512
-    counts = torch.zeros(len(ids), 512, device=ids.device)
-    return counts.scatter_add_(1, ids, tokens["attention_mask"].float())
 
 
 def judge(config: Config, encode: Any, device: torch.device, train: Source, test: TextSource) -> dict[str, Any]:
@@ -288,35 +259,6 @@ def judge(config: Config, encode: Any, device: torch.device, train: Source, test
         score = (first.labels[a] == first.labels[b]).long() + (fine[a] == fine[b]).long()
         figures["rank_correlation"] = rank_correlation(first, a, b, score)
     return figures
-
-
-def table(figures: dict[str, dict[str, Any]], n: int) -> str:
-    """The figures for a person to read."""
-    lines = [f"figures on {n} held-out texts (± is half of the 95 % interval over texts)"]
-    for name, of in figures.items():
-        parts = []
-        if "linear_probe" in of:
-            interval = of["linear_probe"].interval()
-            half = (interval.high - interval.low) / 2
-            parts.append(f"linear probe {of['linear_probe'].top1:.3f} ± {half:.3f}   k-NN {of['knn'].top1:.3f}")
-            parts.append(f"NMI {of['nmi']:.3f}" if of["nmi"] is not None else "NMI needs scikit-learn")
-        if "recall_at_1" in of:
-            parts.append(f"retrieval {sum(of['recall_at_1'].values()) / len(of['recall_at_1']):.3f}")
-        if "rank_correlation" in of:
-            parts.append(f"rank correlation {of['rank_correlation']:.3f}")
-        lines.append(f"  {name:<18}" + "   ".join(parts))
-    return "\n".join(lines)
-
-
-def results(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What results.json holds: fractions, the baselines beside each."""
-
-    def plain(of: dict[str, Any]) -> dict[str, Any]:
-        return {k: {"top1": v.top1, "top5": v.top5} if hasattr(v, "top1") else v for k, v in of.items()}
-
-    trained, *_ = figures.values()
-    baselines = {name.replace(" ", "_"): plain(of) for name, of in figures.items() if of is not trained}
-    return {**plain(trained), **baselines}
 
 
 if __name__ == "__main__":

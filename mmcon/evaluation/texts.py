@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mmcon.batch import ViewBatch
 from mmcon.errors import InputError
 from mmcon.evaluation.features import Features
 
@@ -47,3 +52,40 @@ def rank_correlation(features: Features, first: Int[Tensor, " p"], second: Int[T
         )
     rows = features.unit()
     return float(spearmanr((rows[first] * rows[second]).sum(1).numpy(), scores.numpy())[0])  # pyright: ignore
+
+
+def bag_of_words(batch: ViewBatch) -> Tensor:
+    """Counts of hashed words and letter triples: what no training at all gives."""
+    (tokens,) = batch.views["text"]
+    ids = tokens["input_ids"] % 512
+    counts = torch.zeros(len(ids), 512, device=ids.device)
+    return counts.scatter_add_(1, ids, tokens["attention_mask"].float())
+
+
+def table(figures: Mapping[str, Mapping[str, Any]], n: int) -> str:
+    """The figures for a person to read."""
+    lines = [f"figures on {n} held-out texts (± is half of the 95 % interval over texts)"]
+    for name, of in figures.items():
+        parts = []
+        if "linear_probe" in of:
+            interval = of["linear_probe"].interval()
+            half = (interval.high - interval.low) / 2
+            parts.append(f"linear probe {of['linear_probe'].top1:.3f} ± {half:.3f}   k-NN {of['knn'].top1:.3f}")
+            parts.append(f"NMI {of['nmi']:.3f}" if of["nmi"] is not None else "NMI needs scikit-learn")
+        if "recall_at_1" in of:
+            parts.append(f"retrieval {sum(of['recall_at_1'].values()) / len(of['recall_at_1']):.3f}")
+        if "rank_correlation" in of:
+            parts.append(f"rank correlation {of['rank_correlation']:.3f}")
+        lines.append(f"  {name:<18}" + "   ".join(parts))
+    return "\n".join(lines)
+
+
+def results(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What results.json holds: fractions, the baselines beside each."""
+
+    def plain(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: {"top1": v.top1, "top5": v.top5} if hasattr(v, "top1") else v for k, v in of.items()}
+
+    trained, *_ = figures.values()
+    baselines = {name.replace(" ", "_"): plain(of) for name, of in figures.items() if of is not trained}
+    return {**plain(trained), **baselines}
