@@ -84,3 +84,35 @@ class ColourChannels(ViewGenerator):
         part = self.PARTS[self.part]
         count = part.stop - part.start
         return {**meta, "channels": torch.full_like(meta["channels"], count)} if "channels" in meta else meta
+
+
+@register_view("image/edges", modality="image")
+@final
+class Edges(ViewGenerator):
+    """The strength of edges as a picture of one channel: the length of Sobel's gradient of the luminance.
+
+    A view without colour, brightness or texture at large; nothing is drawn. Values are the slope from one pixel
+    to the next.
+    """
+
+    modality: ClassVar[str] = "image"
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw nothing."""
+        return {}
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b 1 h w"]:
+        """Filter, with the border repeated."""
+        x = to_float(batch, self.name or "image/edges")
+        if x.shape[1] == 3:
+            x = linear_channels(x, _YCBCR)[:, :1]
+        elif x.shape[1] != 1:
+            raise InputError("image/edges", expected="RGB or grey pictures", got=f"{x.shape[1]} channels")
+        across = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+        kernels = torch.stack([across, across.T])[:, None]
+        padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+        return torch.nn.functional.conv2d(padded, kernels).square().sum(1, keepdim=True).sqrt()
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """One channel."""
+        return {**meta, "channels": torch.ones_like(meta["channels"])} if "channels" in meta else meta

@@ -14,7 +14,7 @@ import views.mixing  # noqa: F401 (registers)
 from mmcon.errors import InputError
 from mmcon.registry import register_view
 from mmcon.view import Chain, ViewGenerator
-from views.channels import ColourChannels
+from views.channels import ColourChannels, Edges
 from views.colour import ColourJitter, Grayscale, Solarize
 from views.filters import Blur
 from views.geometry import Flip, Interpolation, RandomResizedCrop, Resize
@@ -292,7 +292,7 @@ def multi_crop(recipe: Literal["swav", "dino"], **options: Any) -> tuple[ViewGen
 @register_view("image/cmc", modality="image")
 def cmc(
     *,
-    part: Literal["luminance", "chroma", "both"] = "both",
+    part: Literal["luminance", "chroma", "edges", "both"] = "both",
     space: Literal["lab", "ycbcr", "ydbdr"] = "lab",
     size: Size = 224,
     area: tuple[float, float] = (0.2, 1.0),
@@ -300,13 +300,14 @@ def cmc(
 ) -> Chain:
     """CMC's channel views: crop, flip, then the luminance (1 channel) or the chroma (2 channels) of a colour space.
 
-    Both parts of a sample see the same crop: their draws leave the view out of the key. In the YDbDr space of the
-    second version, RandAugment follows the crop with the operations that leave colours alone.
+    An edge map (1 channel) may stand beside them: CMC takes any number of views of one scene. All parts of a sample see
+    the same crop: their draws leave the view out of the key. In the YDbDr space of the second version, RandAugment
+    follows the crop with the operations that leave colours alone.
 
     >>> views = [mmcon.create_view("image/cmc", part=p) for p in ("luminance", "chroma")]
 
     Args:
-        part: "luminance", "chroma", or "both" (3 channels).
+        part: "luminance", "chroma", "edges", or "both" of the first two (3 channels).
         space: "lab", "ycbcr" or "ydbdr".
         size: side of the square that leaves, or (height, width).
         area: fractions of the picture's area that crops have.
@@ -319,7 +320,8 @@ def cmc(
     if safe_randaugment or (safe_randaugment is None and space == "ydbdr"):
         parts.append(("randaugment", RandAugment(variant="colour-safe")))
     shared = [(name, SharedByViews(generator)) for name, generator in parts]
-    return Chain(*shared, ("channels", ColourChannels(space=space, part=part)), name="image/cmc")
+    channels = Edges() if part == "edges" else ColourChannels(space=space, part=part)
+    return Chain(*shared, ("channels", channels), name="image/cmc")
 
 
 def _one_of(where: str, option: str, value: str, known: Any) -> None:

@@ -53,12 +53,12 @@ def manifest(
         root: the folder that paths are relative to; by default that of the table.
     """
     file = Path(path).expanduser()
-    rows = _read_table(file)
+    rows = read_table(file)
     names = list(rows)
     where = f"manifest {str(path)!r}"
     columns = choose_columns(where, names, modality, media=media_column, label=label_column, id=id_column)
     media, count = rows[columns.media], len(rows[columns.media])
-    ids = _row_names(media, rows.get(columns.id) if columns.id else None)
+    ids = row_names(media, rows.get(columns.id) if columns.id else None)
     labels = None
     if columns.label:
         labels, classes = encode_labels(where, rows[columns.label], classes)
@@ -84,7 +84,8 @@ def manifest(
     )
 
 
-def _read_table(file: Path) -> dict[str, list[Any]]:
+def read_table(file: Path) -> dict[str, list[Any]]:
+    """The columns of a table by name (csv, tsv, jsonl, parquet)."""
     if not file.is_file():
         raise DataError("manifest", expected="a table", got=f"{str(file)!r}, which is not a file", fix="check the path")
     if file.suffix == ".parquet":
@@ -106,7 +107,8 @@ def _number(cell: Any) -> Any:
     return int(cell) if isinstance(cell, str) and re.fullmatch(r"-?(0|[1-9]\d{0,17})", cell) else cell
 
 
-def _row_names(media: list[Any], ids: list[Any] | None) -> list[str]:
+def row_names(media: list[Any], ids: list[Any] | None) -> list[str]:
+    """What rows are called: by their ids, else by their paths, else by their numbers."""
     if ids is not None:
         return [str(i) for i in ids]
     return [str(cell) if isinstance(cell, str) else f"row {i}" for i, cell in enumerate(media)]

@@ -155,6 +155,12 @@ class Subset(Source):
             name=name or f"{len(self.rows)} rows of {source.name}",
         )
 
+    @property
+    def members(self) -> dict[str, Source]:
+        """The same rows of every member."""
+        members = self.source.members
+        return {self.modality: self} if len(members) == 1 else {m: Subset(s, self.rows) for m, s in members.items()}
+
     def open(self, rows: Tensor | Sequence[int]) -> Any:
         """Open the rows in the source that they come from."""
         return self.source.open(self.rows[torch.as_tensor(rows)])
@@ -179,6 +185,14 @@ class JoinedSource(Source):
             raise DataError("JoinedSource", expected="one source for each modality", got=got)
         ids = list(dict.fromkeys(i for member in members for i in member.ids.tolist()))
         self._aligned = {m.modality: _Aligned(m, ids) for m in members}
+        apart = [m.name for m in members[1:] if not set(m.ids.tolist()) & set(members[0].ids.tolist())]
+        if len(apart) == len(members) - 1 and apart:
+            raise DataError(
+                "JoinedSource",
+                expected=f"ids that {members[0].name!r} shares with another source",
+                got=f"none in {apart}",
+                fix="call a sample by the same id in every source; rows meet by it",
+            )
         # Only columns that every row has can stand in one table; each member keeps its own beside.
         columns: dict[str, Tensor] = {}
         for aligned in self._aligned.values():
@@ -190,13 +204,31 @@ class JoinedSource(Source):
             classes=next((m.classes for m in members if m.labels is not None), ()),
             columns=columns,
             name=name or " + ".join(m.name for m in members),
-            notes=[f"{m.modality}: {len(m):,} of {len(ids):,} samples" for m in members],
+            notes=[f"{m.modality}: {len(m):,} of {len(ids):,} samples, {m.name}" for m in members],
         )
 
     @property
     def members(self) -> dict[str, Source]:
         """The sources by modality, each with a row for every sample of the whole."""
         return dict(self._aligned)
+
+    def add_column(self, name: str, samples: Int[Tensor, " m"], values: Tensor) -> None:
+        """Give every member a column, such as features of a frozen encoder of one side, for affinities between sides.
+
+        Args:
+            name: what the column is called.
+            samples: ids, every sample of the whole among them.
+            values: `m ...`, what each has.
+        """
+        at = {sample: row for row, sample in enumerate(samples.tolist())}
+        lacking = [sample for sample in self.ids.tolist() if sample not in at]
+        if lacking:
+            got = f"{len(lacking)} without, such as {lacking[0]}"
+            raise DataError(self.name, expected=f"a value of {name!r} for every sample", got=got)
+        column = values[torch.tensor([at[sample] for sample in self.ids.tolist()])]
+        self.columns[name] = column
+        for member in self._aligned.values():
+            member.columns[name] = column
 
     def open(self, rows: Tensor | Sequence[int]) -> Any:
         """Refuse: a row of several modalities is opened in its members."""
@@ -230,6 +262,15 @@ class _Aligned(Source):
 
 
 # --- what is done to any source --------------------------------------------------------------------------------------
+
+
+def meetings(source: Source) -> dict[tuple[str, str], int]:
+    """How many samples have both modalities, by ordered pair."""
+    rows = torch.arange(len(source))
+    there = {name: member.present(rows) for name, member in source.members.items()}
+    whole = torch.ones(len(rows), dtype=torch.bool)
+    have = {name: whole if present is None else present for name, present in there.items()}
+    return {(a, c): int((have[a] & have[c]).sum()) for a in have for c in have}
 
 
 def held_out(ids: Int[Tensor, " n"], share: float) -> Tensor:

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmcon.batch import Index, ViewBatch
+from mmcon.data.loading import Views, one_pass
+from mmcon.data.sources import JoinedSource, Source, TensorSource
 from mmcon.errors import DataError, InputError, NonFiniteError
 
 
@@ -133,6 +135,43 @@ def extract(
         raise InputError("extract", expected="at least one batch", got="an empty loader")
     # Cloned outside inference mode, so that a probe may take gradients through them.
     return Features(torch.cat(values).clone(), Index.cat(tables), dict(about or {}))
+
+
+def precomputed(model: nn.Module, source: Source, views: Views, **options: Any) -> Source:
+    """What frozen encoders say of every sample, once, as a source: features take the place of media.
+
+    Train `model.on_features()` on it, with `mmcon.view.Identity()` as the view of each modality.
+
+    Args:
+        model: with a method `features`.
+        source: one modality, or several joined.
+        views: by modality, one generator that draws nothing.
+        options: of `one_pass`, such as `device`.
+
+    Raises:
+        InputError: a modality has several views; which one would be drawn is lost.
+    """
+    several = [modality for modality, generators in views.items() if len(generators) != 1]
+    if several:
+        raise InputError("precomputed", expected="one view a modality", got=f"several of {several}")
+    members = []
+    for modality, generators in views.items():
+        member = source.members[modality]
+        found = extract(model, one_pass(member, {modality: generators}, **options), modality=modality)
+        columns = {name: c for name, c in found.index.items() if name in member.columns and name != "label"}
+        labels = found.index.get("label")
+        known: dict[str, Any] = {} if labels is None else {"labels": labels, "classes": member.classes}
+        members.append(
+            TensorSource(
+                found.values,
+                modality=modality,
+                ids=found.index["sample"],
+                columns=columns,
+                name=f"features of {member.name}",
+                **known,
+            )
+        )
+    return members[0] if len(members) == 1 else JoinedSource(*members)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ Where a default temperature stands, it is the one of the paper.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -78,6 +78,20 @@ def clip_one_way(
 ) -> Preset:
     """One direction of CLIP."""
     return {"affinity": SameSample(samples), "temperature": temperature, "blocks": [_block(anchors, candidates)]}
+
+
+def cmc(
+    *, temperature: Temperature = 0.07, views: Sequence[str] = ("image:0", "image:1"), core: str | None = None
+) -> Preset:
+    """CMC: every view finds its partner among all samples of each other view. Tian et al. 2020, eqs. 5 to 7.
+
+    Args:
+        temperature: .07 in the paper.
+        views: modalities, or views of one, such as "image:0".
+        core: only pairs with this view (the paper's core view); None: all pairs (its full graph).
+    """
+    pairs = [(a, c) for a in views for c in views if a != c and core in (None, a, c)]
+    return {"affinity": SameSample(), "temperature": temperature, "blocks": [_block(a, c) for a, c in pairs]}
 
 
 def multiple_negatives(
@@ -198,6 +212,7 @@ PRESETS: dict[str, Callable[..., Preset]] = {
         dcl,
         clip,
         clip_one_way,
+        cmc,
         multiple_negatives,
         moco,
         multi_label,

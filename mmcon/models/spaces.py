@@ -22,7 +22,7 @@ from torch.nn import functional
 from mmcon.batch import ViewBatch, rows_of
 from mmcon.errors import ConfigError, InputError
 from mmcon.models import saving
-from mmcon.models.encoders import create_encoder
+from mmcon.models.encoders import GivenFeatures, create_encoder
 
 Embeddings = dict[str, dict[str, Tensor]]
 
@@ -112,6 +112,26 @@ class ContrastiveModel(nn.Module):
         chosen = self.towers if space.modalities is None else space.modalities
         towers = [tower for modality in chosen for tower in self.towers[modality]]
         return nn.ModuleDict({t: ProjectionHead(_width(self.encoders[t]), space) for t in towers})
+
+    def modalities_by_space(self) -> dict[str, list[str]]:
+        """By space, the modalities that have a head there."""
+        return {
+            name: [modality for modality, towers in self.towers.items() if towers[0] in heads]  # type: ignore[operator]
+            for name, heads in self.heads.items()
+        }
+
+    def on_features(self) -> ContrastiveModel:
+        """The same heads over features that were computed before: where towers are frozen they need run only once.
+
+        The heads are shared with this model, so that what they learn is learned here.
+        """
+        given = {
+            modality: [GivenFeatures(_width(self.encoders[tower])) for tower in towers]
+            for modality, towers in self.towers.items()
+        }
+        model = ContrastiveModel({m: e if len(e) > 1 else e[0] for m, e in given.items()}, self.spaces)
+        model.heads = self.heads
+        return model
 
     def forward(self, batch: ViewBatch) -> Embeddings:
         """Embeddings by space and modality, unit rows `n d` in the order of the batch's index.

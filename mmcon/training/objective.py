@@ -1,7 +1,7 @@
 """The objective of training: spaces × blocks of modalities × affinities × candidates -> one loss, in any processes.
 
-A *block* is an ordered pair of modalities in a space: anchors of one against candidates of the other, with a softmax
-and a count of valid anchors of its own. The loss is the weighted sum of blocks,
+A *block* is an ordered pair of modalities (or of single views of them) in a space: anchors of one against candidates of
+the other, with a softmax and a count of valid anchors of its own. The loss is the weighted sum of blocks,
 
     L = Σ_blocks weight · (1 / valid anchors of all processes) Σ_anchors ℓ_i .
 
@@ -11,9 +11,8 @@ the gradient that one process with the whole batch would have; `mmcon.candidates
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -22,38 +21,15 @@ from torch import Tensor, nn
 from mmcon.affinity import Affinity, as_affinity, as_number, check_choice
 from mmcon.batch import Index, ViewBatch
 from mmcon.candidates import gather
+from mmcon.data.sources import meetings
 from mmcon.errors import ConfigError, InputError
 from mmcon.losses.reweighting import HardNegatives
 from mmcon.losses.weighted import Settings, row_losses
+from mmcon.training.blocks import Block, BlockReport, Report, check_blocks, check_meetings, plan, with_views
 
-Modalities = str | tuple[str, ...]
+__all__ = ["Block", "BlockReport", "MoreCandidates", "Objective", "Report"]
+
 Embeddings = Mapping[str, Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Anchors of one modality against candidates of another, in a space.
-
-    Attributes:
-        anchors: a modality; several share one block as a tuple.
-        candidates: a modality; a tuple: one softmax over the union of theirs; None: the anchors' own.
-        space: where they meet; None: in every space that has them.
-        weight: multiplies the block's loss.
-        affinity: in place of the objective's.
-        temperature: in place of the objective's.
-    """
-
-    anchors: Modalities
-    candidates: Modalities | None = None
-    space: str | None = None
-    weight: float = 1.0
-    affinity: Any = None
-    temperature: Any = None
-
-    @property
-    def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Modalities of anchors and of candidates."""
-        return _names(self.anchors), _names(self.anchors if self.candidates is None else self.candidates)
 
 
 @runtime_checkable
@@ -63,32 +39,6 @@ class MoreCandidates(Protocol):
     def rows(self, space: str, modality: str) -> tuple[Tensor, Index] | None:
         """Embeddings `c d` and their table, or None while there are none."""
         ...
-
-
-class BlockReport(NamedTuple):
-    """What a block contributed, over all processes; tensors, so that nothing waits for the device.
-
-    Attributes:
-        loss: its mean before the weight.
-        anchors: how many there were.
-        valid: how many had a positive.
-    """
-
-    loss: Tensor
-    anchors: Tensor
-    valid: Tensor
-
-
-class Report(dict[str, BlockReport]):
-    """The last step by block, `space/anchors>candidates`."""
-
-    def metrics(self) -> dict[str, float]:
-        """Numbers to log: each block's loss and share of valid anchors, and how many blocks were empty."""
-        logged = {}
-        for name, block in self.items():
-            logged[f"loss/{name}"] = float(block.loss)
-            logged[f"valid_anchors/{name}"] = float(block.valid / block.anchors.clamp_min(1))
-        return {**logged, "empty_blocks": float(sum(int(block.valid) == 0 for block in self.values()))}
 
 
 class Objective(nn.Module):
@@ -160,32 +110,34 @@ class Objective(nn.Module):
                 row's own is left out.
         """
         tables = _tables(embeddings, batch)
-        named = _named(embeddings, tables)
-        local_tables = {name: tables[name[1]] for name in named}
-        rows = gather.gather(named, local_tables)
-        others = rows if candidates is None else gather.gather(_named(candidates, tables), local_tables)
+        named, named_tables = with_views(_named(embeddings, tables), tables, self.blocks)
+        rows = gather.gather(named, named_tables)
+        others = rows
+        if candidates is not None:
+            others = gather.gather(*with_views(_named(candidates, tables), tables, self.blocks))
         step = _Step(named, rows, others, candidates is None, _shared_temperatures(self.temperatures))
-        blocks = {_label(space, block): (space, block) for space, block in self._plan(rows.embeddings)}
+        planned = plan(self.blocks, self.union, rows.embeddings)
+        blocks = {block.label(space): (space, block) for space, block in planned}
         return self._combine(
             {label: self._block(step, space, block) for label, (space, block) in blocks.items()}, blocks
         )
 
-    # ------------------------------------------------------------------------------------------ a step
+    def check(self, spaces: Mapping[str, Iterable[str]], source: Any = None) -> None:
+        """Refuse, before the first step, blocks that a model or its data can never fill.
 
-    def _plan(self, names: Mapping[tuple[str, str], Tensor]) -> list[tuple[str, Block]]:
-        """Which blocks the rows at hand call for; all processes come to the same list."""
-        spaces: dict[str, list[str]] = {}
-        for space, modality in names:
-            spaces.setdefault(space, []).append(modality)
-        if self.blocks is not None:
-            everywhere = sorted(set(spaces) | {block.space for block in self.blocks if block.space is not None})
-            return [(s, b) for b in self.blocks for s in everywhere if b.space in (s, None)]
-        if self.union:
-            return [(space, Block(tuple(sorted(modalities)))) for space, modalities in sorted(spaces.items())]
-        pairs = [
-            (s, a, c) for s, modalities in sorted(spaces.items()) for a, c in product(sorted(modalities), repeat=2)
-        ]
-        return [(space, Block(a, c)) for space, a, c in pairs]
+        Args:
+            spaces: by space, the modalities that have a head there (`ContrastiveModel.modalities_by_space`).
+            source: the training data, or None.
+
+        Raises:
+            ConfigError: a block names an unknown space or modality, or pairs by sample what no sample has both of.
+        """
+        check_blocks(self.blocks, spaces)
+        if source is not None:
+            pairs = [(b, self._affinity(b.space or sorted(spaces)[0], b)) for b in self.blocks or ()]
+            check_meetings(pairs, meetings(source), source.name)
+
+    # ------------------------------------------------------------------------------------------ a step
 
     def _block(self, step: _Step, space: str, block: Block) -> Tensor | None:
         """Sum of losses, number of anchors and of valid ones in this process, `3`; None where a side is missing."""
@@ -313,17 +265,8 @@ class _Step(NamedTuple):
         return pool, table, torch.cat(positions)
 
 
-def _names(side: Modalities) -> tuple[str, ...]:
-    return (side,) if isinstance(side, str) else tuple(side)
-
-
 def _present(names: Mapping[tuple[str, str], Tensor], space: str, side: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(space, modality) for modality in side if (space, modality) in names]
-
-
-def _label(space: str, block: Block) -> str:
-    anchors, candidates = ("+".join(side) for side in block.sides)
-    return f"{space}/{anchors}" if anchors == candidates else f"{space}/{anchors}>{candidates}"
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:

@@ -95,6 +95,7 @@ class Run:
         self.global_step = 0
         self.skipped = 0
         self._tracked: dict[str, Any] = {}
+        self._spaces: dict[str, list[str]] | None = None
         self._failures: dict[int, str] = {}
         self._loader: ViewLoader | None = None
         self._score: Callable[[], float] | None = None
@@ -184,11 +185,20 @@ class Run:
         if self.settings.sync_batch_norm:
             for part in filter(lambda part: isinstance(part, nn.Module), (model, *tracked.values())):
                 synchronised(part, self.device)
+        self._tracked = tracked
+        self._spaces = model.modalities_by_space() if hasattr(model, "modalities_by_space") else None  # type: ignore[operator]
+        self._check_blocks()
         wrapped, self._optimizer = self.accelerator.prepare(model, optimizer)
-        self._model, self._schedule, self._tracked = wrapped, schedule, tracked
+        self._model, self._schedule = wrapped, schedule
         if self._saved is not None:
             self._restore(self._saved)
         return wrapped
+
+    def _check_blocks(self, source: Any = None) -> None:
+        """Whether the objective's blocks can be filled by the model, and by the data once they are known."""
+        objective = self._tracked.get("objective")
+        if self._spaces is not None and hasattr(objective, "check"):
+            objective.check(self._spaces, source)  # type: ignore[union-attr]
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -241,6 +251,7 @@ class Run:
         Raises:
             SystemExit: a signal asked the run to stop; a checkpoint was written, and the status is `STOPPED`.
         """
+        self._check_blocks(loader.source)
         loader.load_state_dict({"step": self.global_step})
         self._loader, self._failures, self._score = loader, loader.failures, score
         if self._saved is not None and self._saved.get("memories"):
