@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
 import torch
+from torch import Tensor
 
 from mmcon.media.several import Several
 from mmcon.random import Keys
@@ -25,7 +26,6 @@ class Instance(ViewGenerator):
     """
 
     ragged: ClassVar[bool] = True
-    decodes: ClassVar[bool] = True
 
     def __init__(self, *, draws: bool = True) -> None:
         self.draws = draws
@@ -45,8 +45,10 @@ class Instance(ViewGenerator):
             told[name] = several.gather(1, params["instance"][:, None])[:, 0]
         return told
 
-    def apply(self, batch: Sequence[Any], params: Params) -> list[Any]:
-        """The handle of the drawn instance; other handles pass through."""
+    def apply(self, batch: Sequence[Any] | Tensor, params: Params) -> Any:
+        """The handle of the drawn instance; other handles, and stacked tensors, pass through."""
+        if isinstance(batch, Tensor):
+            return batch
         return [
             sample.instances[number] if isinstance(sample, Several) else sample
             for sample, number in zip(batch, params["instance"].tolist(), strict=True)

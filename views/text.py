@@ -14,12 +14,12 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-import views.tokens  # noqa: F401 (registers)
 from mmcon.errors import InputError
 from mmcon.media.text import Text, as_texts
 from mmcon.random import Keys, keys
 from mmcon.registry import register_view
-from mmcon.view import Meta, Params, ViewGenerator
+from mmcon.view import Chain, Meta, Params, ViewGenerator
+from views.tokens import TokenView
 
 # dice(name, n): n uniforms of a text, under a name.
 Dice = Callable[[str, int], list[float]]
@@ -287,3 +287,31 @@ class Typos(_OfStrings):
                 i += 1
             i += 1
         return "".join(out)
+
+
+# --- whole chains ----------------------------------------------------------------------------------------------------
+
+
+@register_view("text/words", modality="text")
+def words(*, word_delete: float = 0.1, tokenizer: str = "words", max_tokens: int = 32) -> Chain:
+    """Any version of the text, some of its words left out, as tokens: a plain view for training.
+
+    Args:
+        word_delete: the share of words left out.
+        tokenizer: as for text/tokens.
+        max_tokens: as for text/tokens.
+    """
+    tokens = TokenView(tokenizer, max_tokens)
+    parts = ("version", AnyColumn()), ("word-delete", WordDelete(share=word_delete)), ("tokens", tokens)
+    return Chain(*parts, name="text/words")
+
+
+@register_view("text/plain", modality="text")
+def plain(*, tokenizer: str = "words", max_tokens: int = 32) -> Chain:
+    """The first version of the text as tokens: nothing drawn, for evaluation.
+
+    Args:
+        tokenizer: as for text/tokens.
+        max_tokens: as for text/tokens.
+    """
+    return Chain(("tokens", TokenView(tokenizer, max_tokens)), name="text/plain")

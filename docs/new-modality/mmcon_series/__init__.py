@@ -1,0 +1,119 @@
+"""Multichannel time series for mmcon: a source, three views and an encoder; samples are float tensors `channels time`.
+
+An installed package names this module in the entry-point group `mmcon.views`; importing it registers what it decorates.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+import mmcon
+from mmcon.data.sources import TensorSource
+from mmcon.view import Chain
+
+CHANNELS, LENGTH, CLASSES = 3, 192, 6
+
+
+@mmcon.register_source("series/oscillators", modality="series")
+def oscillators(split: str = "train", per_class: int = 100) -> TensorSource:
+    """Three coupled, damped oscillators at random phases, in noise: made by a formula, not measured.
+
+    A class is a pair of frequencies; classes share their slower one in threes.
+
+    Args:
+        split: "train" or "test".
+        per_class: samples of each class.
+    """
+    labels = torch.arange(CLASSES).repeat_interleave(per_class)
+    ids = torch.arange(len(labels)) + (0 if split == "train" else 1 << 32)
+    draws = mmcon.keys(seed=0, sample=ids).child("oscillators")
+    phase = 2 * math.pi * draws.uniform("phase", shape=(CHANNELS, 2)).float()
+    t = torch.arange(LENGTH) / LENGTH
+    frequency = torch.stack([4 + 3 * (labels // 3), 11 + 5 * (labels % 3)], 1).float()
+    waves = torch.sin(2 * math.pi * frequency[:, None, :, None] * t + phase[..., None])
+    damping = torch.exp(-2 * draws.uniform("damping", shape=(CHANNELS, 1)).float() * t)
+    noise = draws.normal("noise", shape=(CHANNELS, LENGTH)).float()
+    return TensorSource(
+        waves.sum(2) * damping + 0.7 * noise,
+        modality="series",
+        ids=ids,
+        labels=labels,
+        name=f"series/oscillators ({split})",
+    )
+
+
+@mmcon.register_view("series/crop", modality="series")
+class Crop(mmcon.ViewGenerator):
+    """A window at a random place: a class, for what draws and applies a batch at once.
+
+    Args:
+        length: of the window, in samples.
+        centre: the middle, nothing drawn.
+    """
+
+    modality = "series"
+
+    def __init__(self, *, length: int = 128, centre: bool = False) -> None:
+        self.length, self.centre = length, centre
+
+    def draw(self, keys, meta):
+        """Draw where the window begins, as a share of the room that there is."""
+        place = keys.uniform("place")
+        return {"place": torch.full_like(place, 0.5) if self.centre else place}
+
+    def apply(self, batch: Tensor, params) -> Tensor:
+        """Cut it out, `b c t`."""
+        start = (params["place"] * (batch.shape[-1] - self.length + 1)).long().to(batch.device)
+        columns = start[:, None] + torch.arange(self.length, device=batch.device)
+        return batch.gather(2, columns[:, None].expand(-1, batch.shape[1], -1))
+
+
+@mmcon.register_view("series/gain", modality="series")
+def gain(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each channel louder or softer by up to 6 dB: a plain function of one sample and a generator."""
+    decibels = 12 * torch.rand(x.shape[0], 1, generator=generator) - 6
+    return x * 10 ** (decibels / 20)
+
+
+@mmcon.register_view("series/window", modality="series")
+def window(*, length: int = 128) -> Chain:
+    """Gain, then a window: a factory, for chains.
+
+    Args:
+        length: of the window, in samples.
+    """
+    return Chain(mmcon.create_view("series/gain"), mmcon.create_view("series/crop", length=length))
+
+
+@mmcon.register_view("series/plain", modality="series")
+def plain(*, length: int = 128) -> Crop:
+    """The middle, nothing drawn: the view of evaluation.
+
+    Args:
+        length: of the window, in samples.
+    """
+    return Crop(length=length, centre=True)
+
+
+@mmcon.register_encoder("series/conv", modality="series")
+class Conv(nn.Module):
+    """Three convolutions over time, then the mean and the maximum.
+
+    Args:
+        channels: of the series.
+        width: of the first layer.
+    """
+
+    def __init__(self, channels: int = CHANNELS, width: int = 32) -> None:
+        super().__init__()
+        self.feature_dim = 4 * width
+        layers = []
+        for inner, outer in ((channels, width), (width, 2 * width), (2 * width, 2 * width)):
+            layers += [nn.Conv1d(inner, outer, 7, stride=2, padding=3, bias=False), nn.BatchNorm1d(outer), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """From `n c t` to features `n d`."""
+        x = self.layers(views)
+        return torch.cat([x.mean(2), x.amax(2)], 1)
