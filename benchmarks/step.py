@@ -2,6 +2,7 @@
 
     uv run python benchmarks/step.py                  # a few minutes on two cores; on a GPU with --device cuda
     uv run python benchmarks/step.py --steps 400 --batch-size 256
+    uv run python benchmarks/step.py --spaces         # pictures and texts in two spaces, CLIP's loss in each
 
 Both sides train a copy of the reference recipe's encoder with the same loss and optimizer. The run's side is timed from
 asking for a batch, which is ready in memory, to the return of `run.step`: guard, clip, schedule, log, progress and the
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +28,11 @@ import mmcon
 from mmcon.affinity import SameLabel
 from mmcon.batch import ViewBatch
 from mmcon.data.loading import ViewLoader
+from mmcon.data.pairs import bundled_pairs
 from mmcon.data.samplers import UniformSampler
 from mmcon.data.sources import create_source
 from mmcon.evaluation.statistics import Interval, bootstrap
-from mmcon.losses import weighted_supcon
+from mmcon.losses import presets, weighted_supcon
 from mmcon.models.encoders import create_encoder
 from mmcon.training.run import Run, Settings
 
@@ -74,6 +77,26 @@ def by_hand(model: nn.Module, optimizer: Any, schedule: Any) -> Callable[[ViewBa
     return step
 
 
+def by_hand_in_spaces(model: nn.Module, optimizer: Any, schedule: Any) -> Callable[[ViewBatch], None]:
+    """A step of CLIP in two spaces in plain PyTorch, with the same towers and heads."""
+    encoders, heads = (getattr(model, name) for name in ("encoders", "heads"))
+
+    def step(batch: ViewBatch) -> None:
+        features = {name: encoders[name](batch.views[name][0]) for name in ("image", "text")}
+        loss = torch.zeros((), device=features["image"].device)
+        for head in heads.values():
+            first, second = (head[name](features[name]) for name in ("image", "text"))
+            logits, target = first @ second.T / TEMPERATURE, torch.arange(len(first), device=first.device)
+            loss = loss + 0.5 * nn.functional.cross_entropy(logits, target)
+            loss = loss + 0.5 * nn.functional.cross_entropy(logits.T, target)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
 def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds of some work, the device's queue emptied before and after."""
     wait(device)
@@ -96,13 +119,21 @@ def loader_of(batch_size: int, device: torch.device, workers: int) -> ViewLoader
     return ViewLoader(source, {"image": [view, view]}, sampler, seed=0, workers=workers, device=device)
 
 
+def loader_of_pairs(batch_size: int, device: torch.device, workers: int) -> ViewLoader:
+    source = bundled_pairs().train
+    views = {"image": [mmcon.create_view("image/simclr", size=28)], "text": [mmcon.create_view("text/words")]}
+    sampler = UniformSampler(source.ids, batch_size=batch_size, seed=0)
+    return ViewLoader(source, views, sampler, seed=0, workers=workers, device=device)
+
+
 def compare(
-    run: Run, loader: ViewLoader, batches: list[ViewBatch], model: nn.Module, steps: int
+    run: Run, loader: ViewLoader, batches: list[ViewBatch], model: nn.Module, steps: int, spaces: bool
 ) -> tuple[Tensor, Tensor]:
     """Seconds of every step by hand and of every step of the run."""
-    plain = by_hand(*parts_for(model, run.device, steps))
+    plain = (by_hand_in_spaces if spaces else by_hand)(*parts_for(model, run.device, steps))
     own, optimizer, schedule = parts_for(model, run.device, steps)
-    objective = mmcon.Objective(affinity=SameLabel(), temperature=TEMPERATURE)
+    settings = presets.clip(temperature=TEMPERATURE) if spaces else presets.supcon_out(temperature=TEMPERATURE)
+    objective = mmcon.Objective(**settings)
     network = run.prepare(own, optimizer, schedule, objective=objective)
     stream = run.batches(Ready(loader, batches, steps))  # pyright: ignore[reportArgumentType]
 
@@ -132,6 +163,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--encoder", default="mmcon/resnet-tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--spaces", action="store_true", help="two modalities in two spaces")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--cpu-time", action="store_true", help="count processor time: on one core of a busy machine")
     options = parser.parse_args()
@@ -147,17 +179,22 @@ def main() -> None:
 
 def report(run: Run, options: argparse.Namespace) -> None:
     """Measure and print the tables."""
-    loader = loader_of(options.batch_size, run.device, options.workers)
-    stream = iter(loader)
+    make = loader_of_pairs if options.spaces else loader_of
+    loader = make(options.batch_size, run.device, options.workers)
+    stream = itertools.chain.from_iterable(itertools.repeat(loader))
     first = [next(stream) for _ in range(8)]
-    encoder = create_encoder(options.encoder, image_size=28, in_channels=1)
-    model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=128)})
+    encoders = {"image": create_encoder(options.encoder, image_size=28, in_channels=3 if options.spaces else 1)}
+    if options.spaces:
+        encoders["text"] = create_encoder("text/embedding-bag", modality="text", dropout=0.0)
+    names = ("first", "second") if options.spaces else ("shared",)
+    model = mmcon.ContrastiveModel(encoders, {name: mmcon.SharedSpace(dim=128) for name in names})
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    theirs, ours = (side[10:] for side in compare(run, loader, first, model, options.steps))
+    theirs, ours = (side[10:] for side in compare(run, loader, first, model, options.steps, options.spaces))
     views = torch.tensor([timed(lambda: next(stream), run.device) for _ in range(20)], dtype=torch.float64).median()
     saving = torch.tensor([timed(run.save, run.device) for _ in range(5)], dtype=torch.float64).median()
     step = ours.median()
-    print(f"\n{options.encoder}, batch {options.batch_size} × 2 views, {run.threads} threads on {run.device}\n")
+    rows = "pictures and texts in two spaces" if options.spaces else "× 2 views"
+    print(f"\n{options.encoder}, batch {options.batch_size} {rows}, {run.threads} threads on {run.device}\n")
     print("| | ms | share |\n|---|---|---|")
     print(f"| a step by hand | {theirs.median() * 1e3:.1f} | |")
     print(f"| a step of Run | {step * 1e3:.1f} | {ratio(ours, theirs)} of the step by hand, in pairs |")

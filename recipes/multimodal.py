@@ -5,8 +5,8 @@ r"""Contrastive learning of any number of modalities in one space, some missing 
     uv run accelerate launch recipes/multimodal.py --data series=series/oscillators --objective same-label \
         --view series=series/window --encoder series=series/conv                     # docs/new-modality.md
 
-The bundled samples are emoji: a drawing, names in six languages, and the name as a synthesiser speaks it in up to four
-(two thirds have a recording, some several). By default pictures never meet sounds in training; both meet names, and the
+The bundled samples are emoji: a drawing, the English name and keywords, and the name as a synthesiser speaks it in up to
+four languages (two thirds have a recording, some several). By default pictures never meet sounds in training; both meet names, and the
 recipe tells how well a picture finds its sound through them.
 
 A modality is what its source, view and encoder say it is; nothing here knows them by name but the defaults.
@@ -44,7 +44,7 @@ from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings, unused_folder
 from mmcon.view import Chain
 
-BUNDLED = "image=samples/emoji", "text=samples/emoji-names", "audio=samples/emoji-spoken"
+BUNDLED = "image=samples/emoji", "text=samples/emoji-texts", "audio=samples/emoji-spoken"
 ENCODERS = {"image": "mmcon/resnet-tiny", "text": "text/embedding-bag", "audio": "mmcon/log-mel-conv"}
 VIEWS = {"image": "image/simclr", "text": "text/words", "audio": "audio/speech"}
 
@@ -201,8 +201,14 @@ def open_sources(sources: dict[str, str], split: str) -> JoinedSource:
 
 def named(config: Config, name: str) -> mmcon.ViewGenerator:
     """A view generator with those of the recipe's settings that it takes."""
-    settings = {"size": config.image_size, "rate_hz": config.rate_hz, "window_seconds": config.window_seconds}
-    settings |= {"max_tokens": config.max_tokens} | ({"area": (0.6, 1.0)} if name.startswith("image/") else {})
+    settings: dict[str, Any] = {
+        "size": config.image_size,
+        "rate_hz": config.rate_hz,
+        "window_seconds": config.window_seconds,
+    }
+    settings |= {"max_tokens": config.max_tokens}
+    if name.startswith("image/"):  # what names a picture is its colour and outline: little may be changed
+        settings |= {"area": (0.6, 1.0), "strength": 0.3, "grayscale": 0.0}
     taken = lookup("view", name).options
     return mmcon.create_view(name, **{key: value for key, value in settings.items() if key in taken})
 

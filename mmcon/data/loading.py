@@ -67,13 +67,16 @@ class Drawn:
     failures: dict[int, str] = field(default_factory=dict)
 
 
-def draw_part(part: Part, source: Source, rows: Rows, *, seed: int) -> Drawn:
+def draw_part(part: Part, source: Source, rows: Rows, *, seed: int) -> Drawn | None:
     """The ragged stage of a part for some rows of a source: draw everything, decode, and stack.
 
-    The rows of the result are view-major. Samples that raise DataError are left out and reported.
+    The rows of the result are view-major. Samples that raise DataError are left out and reported. None where no row has
+    the modality.
     """
     present = source.present(rows.positions)
     rows = rows if present is None else rows.take(present)
+    if not len(rows):
+        return None
     repeats = len(part.views)
     positions = rows.positions.repeat(repeats)
     samples = source.open(positions)
@@ -234,7 +237,8 @@ class ViewLoader:
     def make(self, step: int) -> list[Drawn] | ViewBatch:
         """This process's work for a step, as far as a worker takes it."""
         rows = self.sampler.batch(step).shard(self.process, self.processes)
-        drawn = [draw_part(p, self.source.members[p.modality], rows, seed=self.seed) for p in self.parts]
+        made = [draw_part(p, self.source.members[p.modality], rows, seed=self.seed) for p in self.parts]
+        drawn = [one for one in made if one is not None]
         return finish(drawn, step) if self.finishes_in_worker and not self._fails(drawn) else drawn
 
     @staticmethod
@@ -284,7 +288,7 @@ class ViewLoader:
             for part in self.parts:
                 try:
                     drawn = draw_part(part, self.source.members[part.modality], rows.take([number]), seed=self.seed)
-                    if self.finishes_in_worker:
+                    if drawn is not None and self.finishes_in_worker:
                         finish([drawn], step)
                 except DataError:
                     continue

@@ -19,6 +19,7 @@ from mmcon.data.tables import choose_columns, encode_labels, opener
 from mmcon.data.texts import TextSource
 from mmcon.errors import DataError
 from mmcon.random import stable_ids
+from mmcon.registry import register_source
 
 NONE = "none"
 
@@ -38,6 +39,7 @@ class Pairs:
     text: str
 
 
+@register_source("samples/emoji-texts", modality="text")
 def emoji_texts(split: Literal["train", "test"] = "train") -> TextSource:
     """The English name of each emoji, and its keywords as a second version; labelled by subgroup (96)."""
     rows = samples.rows("emoji", split, ["id", "name_en", "keywords_en"])
