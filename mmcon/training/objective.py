@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmcon.affinity import Affinity, as_affinity, as_number, check_choice
 from mmcon.batch import Index, ViewBatch
 from mmcon.candidates import gather
-from mmcon.data.sources import meetings
+from mmcon.data.sources import Source, meetings
 from mmcon.errors import ConfigError, InputError
 from mmcon.losses.reweighting import HardNegatives
 from mmcon.losses.weighted import Settings, row_losses
@@ -127,13 +127,13 @@ class Objective(nn.Module):
 
         Args:
             spaces: by space, the modalities that have a head there (`ContrastiveModel.modalities_by_space`).
-            source: the training data, or None.
+            source: the training data, or None; of a stream, no rows are known ahead.
 
         Raises:
             ConfigError: a block names an unknown space or modality, or pairs by sample what no sample has both of.
         """
         check_blocks(self.blocks, spaces)
-        if source is not None:
+        if isinstance(source, Source):
             pairs = [(b, self._affinity(b.space or sorted(spaces)[0], b)) for b in self.blocks or ()]
             check_meetings(pairs, meetings(source), source.name)
 
