@@ -5,9 +5,9 @@ r"""Contrastive learning of any number of modalities in one space, some missing 
     uv run accelerate launch recipes/multimodal.py --data series=series/oscillators --objective same-label \
         --view series=series/window --encoder series=series/conv                     # docs/new-modality.md
 
-The bundled samples are emoji: a drawing, the English name and keywords, and the name as a synthesiser speaks it in up to
-four languages (two thirds have a recording, some several). By default pictures never meet sounds in training; both meet names, and the
-recipe tells how well a picture finds its sound through them.
+The bundled samples are emoji: a drawing, the English name and keywords, and the name as a synthesiser speaks it in up
+to four languages (two thirds have a recording, some several). By default pictures never meet sounds in training; both
+meet names, and the recipe tells how well a picture finds its sound through them.
 
 A modality is what its source, view and encoder say it is; nothing here knows them by name but the defaults.
 After Girdhar et al. 2023 (ImageBind: modalities that never met are bound through a third).
