@@ -5,6 +5,7 @@
     mmcon recipe list
     mmcon recipe copy imagenet_supcon
     mmcon replay RUN --step N --sample ID
+    mmcon plan --encoder resnet50 --batch-size 65536 --gpus 1024
     mmcon doctor [--data PATH] [--chaos]
 
 The exit status is 0, 1 where `mmcon doctor` found something that will not work, or 2 for a mistake in the input.
@@ -83,6 +84,24 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--output", type=Path, help="a folder (default: replay-STEP-SAMPLE)")
     replay.add_argument("--repeat", type=int, default=500, help="steps that may be done again (default: 500)")
     replay.set_defaults(run=_replay)
+
+    plan = commands.add_parser("plan", help="the memory, traffic and time of a step on so many GPUs, by arithmetic")
+    plan.add_argument("--encoder", default="resnet50", help="of images, by name (default: resnet50)")
+    plan.add_argument("--image-size", type=int, default=224)
+    plan.add_argument("--batch-size", type=int, required=True, help="samples over all GPUs")
+    plan.add_argument("--views", type=int, default=2)
+    plan.add_argument("--gpus", type=int, default=1, dest="processes")
+    plan.add_argument("--gpus-per-node", type=int, default=8, dest="per_node")
+    plan.add_argument("--device", default="H100", help="A100, H100 or H200 (default: H100)")
+    plan.add_argument("--network-gb-per-second", type=float, default=50.0, help="between nodes, for each GPU")
+    plan.add_argument("--engine", choices=("ddp", "fsdp2"), default="ddp")
+    plan.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
+    plan.add_argument("--optimizer", default="lars", help="sgd, lars or adamw (default: lars)")
+    plan.add_argument("--embedding-dim", type=int, default=128)
+    plan.add_argument("--chunk-rows", type=int, help="rows embedded at once, by gradient caching")
+    plan.add_argument("--queue-rows", type=int, default=0)
+    plan.add_argument("--momentum-encoder", action="store_true")
+    plan.set_defaults(run=_plan)
 
     doctor = commands.add_parser("doctor", help="check the environment, and data if given")
     doctor.add_argument("--data", help="a folder or the name of a source")
@@ -284,6 +303,16 @@ def _replay(options: argparse.Namespace) -> int:
     )
     print("replay: " + shlex.join(words), flush=True)
     return subprocess.run(words, cwd=directory, env=asked.environment()).returncode
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from mmcon.training.plan import Plan
+
+    settings = {name: value for name, value in vars(options).items() if name != "run"}
+    print(Plan.measure(settings.pop("encoder"), **settings).describe())
 
 
 # --- doctor ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,245 @@
+"""How long training takes until a linear probe reaches an accuracy, on all of Fashion-MNIST.
+
+    apt-get install dataset-fashion-mnist
+    uv run python benchmarks/time_to_accuracy.py                         # two cores, about three quarters of an hour
+    uv run python benchmarks/time_to_accuracy.py --device cuda --target 0.94 --encoder resnet18 --mixed-precision bf16
+    uv run python benchmarks/time_to_accuracy.py --board supcon simclr   # some rows only
+
+Every row trains the same encoder from the same initial weights. A row first searches its learning rate: three, each
+half or twice the next around the row's own default, trained for one epoch on 55,000 images and compared by a probe on
+the 5,000 that were held out. Then it trains on all 60,000 with a schedule of one epoch, of two, of three, …, each from
+the beginning, until the probe on the 10,000 test images reaches the target: the shortest whole schedule that suffices.
+The time is that of this run's training alone, views included; the probe is the same for all and its time is told.
+
+`supcon` is the reference recipe's settings through Run; `in`, `simclr` and `cross-entropy` are the recipe with another
+objective; `supcontrast` is SupContrast's published procedure in plain PyTorch (`supcontrast_procedure.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import supcontrast_procedure
+import torch
+from torch import Tensor, nn
+
+import mmcon
+from mmcon.affinity import SameLabel, SameSample
+from mmcon.batch import Index
+from mmcon.data.loading import ViewLoader
+from mmcon.data.samplers import UniformSampler
+from mmcon.data.sources import TensorSource
+from mmcon.evaluation.features import Features
+from mmcon.evaluation.probe import linear_probe
+from mmcon.models.encoders import create_encoder
+from mmcon.random import keys
+from mmcon.training.baseline import Classifier, CrossEntropy
+from mmcon.training.optim import create_optimizer, create_schedule
+from mmcon.training.run import Run, Settings
+
+FOLDER = Path("/usr/share/datasets/fashion-mnist")
+HELD_OUT = 5_000 / 60_000
+DEFAULTS = {"supcontrast": supcontrast_procedure.LEARNING_RATE, "cross-entropy": 4e-3}
+RECIPE_RATE = 4e-3
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images `n h w` uint8 and labels `n`."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def take(self, rows: Tensor) -> Images:
+        """The images at positions, or under a mask."""
+        return Images(self.pixels[rows], self.labels[rows])
+
+
+def read(part: str) -> Images:
+    """A part of Fashion-MNIST, as Debian installs it."""
+    with gzip.open(FOLDER / f"{part}-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(), np.uint8, offset=8)
+    with gzip.open(FOLDER / f"{part}-images-idx3-ubyte.gz") as file:
+        pixels = np.frombuffer(file.read(), np.uint8, offset=16)
+    return Images(torch.tensor(pixels).view(len(labels), 28, 28), torch.tensor(labels).long())
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def by_recipe(
+    encoder: nn.Module, data: Images, options: argparse.Namespace, row: str, *, epochs: int, learning_rate: float
+) -> float:
+    """Train the encoder in place as the reference recipe does, and return the seconds."""
+    source = TensorSource(data.pixels[:, None], labels=data.labels)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(
+            Path(folder) / "run",
+            seed=options.seed,
+            settings=Settings(epochs=epochs),
+            mixed_precision=options.mixed_precision,
+            cpu=options.device == "cpu",
+        )
+        view = mmcon.create_view("image/simclr", size=28, area=(0.5, 1.0), strength=0.5)
+        sampler = UniformSampler(data.labels, batch_size=options.batch_size, seed=options.seed)
+        loader = ViewLoader(
+            source, {"image": [view] * 2}, sampler, seed=options.seed, workers=options.workers, device=run.device
+        )
+        network: nn.Module = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=128)})
+        affinity = SameSample() if row == "simclr" else SameLabel()
+        objective: nn.Module = mmcon.Objective(affinity=affinity, temperature=0.1, form="in" if row == "in" else "out")
+        if row == "cross-entropy":
+            network, objective = Classifier(encoder, 10), CrossEntropy(source)
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        optimizer = create_optimizer([network, objective], "adamw", learning_rate=learning_rate, weight_decay=1e-4)
+        steps = epochs * len(loader)
+        schedule = create_schedule(optimizer, "cosine", steps=steps, warmup_steps=round(0.1 * steps))
+        trained = run.prepare(network, optimizer, schedule, objective=objective)
+        began = time.perf_counter()
+        for batch in run.batches(loader):
+            run.step(objective(trained(batch), batch))
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        run.close()
+    return seconds
+
+
+def train(
+    row: str, data: Images, options: argparse.Namespace, *, epochs: int, learning_rate: float
+) -> tuple[nn.Module, float]:
+    """A trained encoder and the seconds that it took."""
+    device = torch.device(options.device)
+    torch.manual_seed(options.seed)
+    encoder = create_encoder(options.encoder, image_size=28, in_channels=1).to(device)
+    how: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate}
+    if row == "supcontrast":
+        seconds = supcontrast_procedure.train(
+            encoder, data.pixels, data.labels, seed=options.seed, device=device, **how
+        )
+    else:
+        seconds = by_recipe(encoder, data, options, row, **how)
+    return encoder, seconds
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def features(encoder: nn.Module, data: Images, device: torch.device) -> Features:
+    """Frozen features of the images as they are."""
+    encoder.eval()
+    with torch.no_grad():
+        parts = [encoder(x[:, None].to(device) / 255.0).float() for x in data.pixels.split(1000)]
+    return Features(torch.cat(parts), Index({"label": data.labels}))
+
+
+def probe(encoder: nn.Module, train: Images, test: Images, device: torch.device) -> float:
+    """Top-1 of a linear probe; one strength for all rows."""
+    return linear_probe(features(encoder, train, device), features(encoder, test, device), l2=1e-4).top1
+
+
+def search(row: str, data: Images, options: argparse.Namespace) -> tuple[float, list[str]]:
+    """The best of three learning rates after one epoch, and what each reached."""
+    out = keys(sample=torch.arange(len(data.labels))).uniform("held out") < HELD_OUT
+    kept, held = data.take(~out), data.take(out)
+    default = DEFAULTS.get(row, RECIPE_RATE)
+    reached = {}
+    for rate in (default / 2, default, default * 2):
+        encoder, _ = train(row, kept, options, epochs=1, learning_rate=rate)
+        reached[rate] = probe(encoder, kept, held, torch.device(options.device))
+        print(f"{row}: learning rate {rate:g}: {reached[rate]:.4f} on held-out training images", flush=True)
+    return max(reached, key=lambda rate: reached[rate]), [f"{rate:g} {top1:.3f}" for rate, top1 in reached.items()]
+
+
+def race(row: str, data: Images, test: Images, options: argparse.Namespace) -> dict[str, Any]:
+    """The shortest schedule of a row that reaches the target."""
+    rate, searched = (options.rate, []) if options.rate else search(row, data, options)
+    device = torch.device(options.device)
+    reached: list[float] = []
+    for epochs in range(1, options.most_epochs + 1):
+        encoder, seconds = train(row, data, options, epochs=epochs, learning_rate=rate)
+        began = time.perf_counter()
+        reached.append(probe(encoder, data, test, device))
+        judging = time.perf_counter() - began
+        print(
+            f"{row}: {epochs} epoch(s), learning rate {rate:g}: {reached[-1]:.4f} after {seconds:.1f} s"
+            f" and {judging:.1f} s of probe",
+            flush=True,
+        )
+        if reached[-1] >= options.target:
+            break
+    return {
+        "row": row,
+        "rate": rate,
+        "searched": searched,
+        "epochs": epochs,
+        "seconds": seconds,
+        "probe": judging,
+        "top1": reached[-1],
+        "there": reached[-1] >= options.target,
+        "best": max(reached),
+    }
+
+
+def table(found: list[dict[str, Any]], target: float) -> str:
+    """Rows beside the first."""
+    first = found[0]
+    lines = [
+        f"| until a probe of {target:.3f} | learning rate | epochs | seconds | times {first['row']} | top-1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        if one["there"]:
+            ratio = f"{one['seconds'] / first['seconds']:.2f}" if first["there"] else "?"
+            lines.append(
+                f"| {one['row']} | {one['rate']:g} | {one['epochs']} | {one['seconds']:.0f} | {ratio}"
+                f" | {one['top1']:.4f} |"
+            )
+        else:
+            lines.append(
+                f"| {one['row']} | {one['rate']:g} | not in {one['epochs']} | {one['seconds']:.0f} and on | "
+                f"| {one['best']:.4f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    rows = ("supcon", "supcontrast", "in", "simclr", "cross-entropy")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--board", nargs="+", choices=rows, default=rows, help="rows, the first being what others are divided by"
+    )
+    parser.add_argument("--target", type=float, default=0.9, help="top-1 of the probe on the test images")
+    parser.add_argument("--most-epochs", type=int, default=6)
+    parser.add_argument("--rate", type=float, help="a learning rate instead of the search")
+    parser.add_argument("--encoder", default="mmcon/resnet-tiny")
+    parser.add_argument("--batch-size", type=int, default=128, help="of the recipe")
+    parser.add_argument("--workers", type=int, default=0, help="of the recipe")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="of the recipe")
+    parser.add_argument("--images", type=int, help="train on so many images only, to try the script")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if not FOLDER.is_dir():
+        raise SystemExit(f"{FOLDER} is missing: apt-get install dataset-fashion-mnist")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    data, test = read("train"), read("t10k")
+    if options.images:
+        data = data.take(torch.arange(options.images))
+    found = [race(row, data, test, options) for row in options.board]
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
+    print(f"\n{where}, {torch.get_num_threads()} thread(s), {len(data.labels):,} images, seed {options.seed}\n")
+    print(table(found, options.target))
+
+
+if __name__ == "__main__":
+    main()
