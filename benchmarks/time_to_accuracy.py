@@ -64,11 +64,11 @@ class Images:
         return Images(self.pixels[rows], self.labels[rows])
 
 
-def read(part: str) -> Images:
+def read(folder: Path, part: str) -> Images:
     """A part of Fashion-MNIST, as Debian installs it."""
-    with gzip.open(FOLDER / f"{part}-labels-idx1-ubyte.gz") as file:
+    with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
         labels = np.frombuffer(file.read(), np.uint8, offset=8)
-    with gzip.open(FOLDER / f"{part}-images-idx3-ubyte.gz") as file:
+    with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read(), np.uint8, offset=16)
     return Images(torch.tensor(pixels).view(len(labels), 28, 28), torch.tensor(labels).long())
 
@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument(
         "--board", nargs="+", choices=rows, default=rows, help="rows, the first being what others are divided by"
     )
+    parser.add_argument("--data", type=Path, default=FOLDER, help="the folder of the data set's idx.gz files")
     parser.add_argument("--target", type=float, default=0.9, help="top-1 of the probe on the test images")
     parser.add_argument("--most-epochs", type=int, default=6)
     parser.add_argument("--rate", type=float, help="a learning rate instead of the search")
@@ -229,10 +230,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="train on so many images only, to try the script")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if not FOLDER.is_dir():
-        raise SystemExit(f"{FOLDER} is missing: apt-get install dataset-fashion-mnist")
+    if not options.data.is_dir():
+        raise SystemExit(f"{options.data} is missing: apt-get install dataset-fashion-mnist, or give --data FOLDER")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    data, test = read("train"), read("t10k")
+    data, test = read(options.data, "train"), read(options.data, "t10k")
     if options.images:
         data = data.take(torch.arange(options.images))
     found = [race(row, data, test, options) for row in options.board]

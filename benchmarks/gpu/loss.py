@@ -1,6 +1,6 @@
 """The loss on a GPU: time against the floor of its matrix products, and how far it grows.
 
-Functions for a script that has a GPU for a while; `table` prints what docs/benchmarks.md leaves to be measured.
+uv run python benchmarks/gpu/loss.py
 """
 
 from __future__ import annotations
@@ -60,3 +60,13 @@ def table(sizes: tuple[int, ...] = (4096, 16384, 65536, 262144, 1048576), d: int
         ms, memory = milliseconds(n, d, "triton", rounds=3 if n > 100_000 else 20)
         floor = None if rate is None else 4 * n * n * d / rate * 1e3
         print(f"| {n} | {ms:.2f} | {'?' if floor is None else f'{ms / floor:.2f}'} | {memory:.0f} |")
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        raise SystemExit("this benchmark needs a GPU")
+    table()
+
+
+if __name__ == "__main__":
+    main()
