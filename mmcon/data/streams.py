@@ -277,7 +277,8 @@ class StreamLoader(ViewLoader):
         edges = [n * p // self.processes for p in (self.process, self.process + 1)]
         window = Window(held[slice(*edges)], self.stream)
         rows = Rows(torch.arange(len(window)), torch.zeros(len(window), dtype=torch.int64), epoch, self.step)
-        drawn = [draw_part(part, window, rows, seed=self.seed) for part in self.parts]
+        made = (draw_part(part, window, rows, seed=self.seed) for part in self.parts)
+        drawn = [one for one in made if one is not None]
         for one in drawn:
             self.failures |= one.failures
         return finish(drawn, self.step).to(self.device, non_blocking=True)
