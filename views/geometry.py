@@ -18,7 +18,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.view import Meta, Params, ViewGenerator
-from views.pixels import check_picture, check_stacked, chunks, names_of
+from views.pixels import check_picture, check_stacked, chunks, names_of, on_rows
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
@@ -260,11 +260,7 @@ class Flip(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Num[Tensor, "b c h w"]:
         """Exchange left and right where drawn; the type stays."""
         check_stacked(batch, self.name or "image/flip")
-        out = batch.clone(memory_format=torch.contiguous_format)
-        for some in chunks(batch, params["flip"].nonzero().view(-1)):
-            there = some.to(batch.device, non_blocking=True)
-            out.index_copy_(0, there, batch.index_select(0, there).flip(-1))
-        return out
+        return on_rows(batch, params["flip"], lambda some: some.flip(-1))
 
 
 # --- resampling ------------------------------------------------------------------------------------------------------
@@ -350,7 +346,10 @@ def resize_picture(picture: Num[Tensor, "c h w"], size: tuple[int, int], interpo
         # torch's byte kernel is more than twice as fast on channels that lie together.
         together = picture[None].contiguous(memory_format=torch.channels_last)
         return F.interpolate(together, size, mode=interpolation, antialias=True)[0]
-    return F.interpolate(picture[None], size, mode=interpolation, antialias=True)[0].clamp_(0, 1)
+    # Where neither side shrinks the triangle is not widened: the plain kernel is the same, and more than twice as fast.
+    shrinks = picture.shape[-2] > size[0] or picture.shape[-1] > size[1]
+    smooth = shrinks or interpolation != "bilinear"
+    return F.interpolate(picture[None], size, mode=interpolation, antialias=smooth)[0].clamp_(0, 1)
 
 
 def _resample_stacked(batch: Tensor, box: Params, size: tuple[int, int], interpolation: str) -> Tensor:

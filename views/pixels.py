@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
@@ -88,9 +88,7 @@ def chunks(batch: Tensor, rows: Tensor | None = None) -> Iterator[Tensor]:
     yield from positions.split(few)
 
 
-def on_rows(
-    batch: Float[Tensor, "b c h w"], rows: Tensor, function: Any, *parameters: Tensor
-) -> Float[Tensor, "b c h w"]:
+def on_rows(batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *parameters: Tensor) -> Num[Tensor, "b c h w"]:
     """The batch with a function applied to some of its pictures.
 
     Args:
@@ -99,13 +97,21 @@ def on_rows(
         function: `f(pictures, *parameters) -> pictures`; it may work in place.
         parameters: `b …` each, of which it gets the rows.
     """
-    positions = rows.nonzero().view(-1)
-    if not len(positions):
+    if not bool(rows.any()):
         return batch
-    out = batch.clone(memory_format=torch.contiguous_format)
-    for some in chunks(batch, positions):
-        there = some.to(batch.device, non_blocking=True)
-        out.index_copy_(0, there, function(batch.index_select(0, there), *(p[some] for p in parameters)))
+    out = torch.empty_like(batch, memory_format=torch.contiguous_format)
+    # One pass through the batch: a second over a copy of it costs more than the function itself.
+    for some in chunks(batch):
+        few = slice(int(some[0]), int(some[-1]) + 1)
+        chosen, part = rows[few].nonzero().view(-1), batch[few]
+        if len(chosen) == len(part):
+            out[few] = function(part.clone(), *(p[few] for p in parameters))
+            continue
+        out[few] = part
+        if len(chosen):
+            there = chosen.to(batch.device, non_blocking=True)
+            changed = function(part.index_select(0, there), *(p[few][chosen] for p in parameters))
+            out[few].index_copy_(0, there, changed)
     return out
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -54,13 +56,19 @@ class PerClip(ViewGenerator):
         """Give every frame its clip's parameters."""
         if isinstance(batch, Tensor):
             _check_clips(batch, self.name)
-        if isinstance(batch, Tensor) and not self.ragged:
-            b, t = batch.shape[:2]
-            frames = self.image.apply(batch.flatten(0, 1), _repeat(params, slice(None), t))
-            return frames.unflatten(0, (b, t))
+            return self._apply_alike(batch, params, slice(None))
         clips = [clip if isinstance(clip, Tensor) else clip.decode() for clip in batch]
-        views = [self._apply_to(clip, params, i) for i, clip in enumerate(clips)]
-        return torch.stack(views) if len({v.shape for v in views}) == 1 else views
+        alike: dict[Any, list[int]] = {}
+        for row, clip in enumerate(clips):
+            alike.setdefault((clip.shape, clip.dtype), []).append(row)
+        if len(alike) == 1:
+            return self._apply_alike(clips, params, slice(None))
+        views: list[Any] = [None] * len(clips)
+        for rows in alike.values():
+            made = self._apply_alike([clips[row] for row in rows], params, torch.tensor(rows))
+            for row, view in zip(rows, made, strict=True):
+                views[row] = view
+        return torch.stack(views) if len({view.shape for view in views}) == 1 else views
 
     def leaves(self, meta: Meta, params: Params) -> Meta:
         """Sizes as the image generator leaves them; the number of frames stays."""
@@ -70,16 +78,29 @@ class PerClip(ViewGenerator):
         """As the image generator."""
         return self.image.columns(meta, params)
 
-    def _apply_to(self, clip: Tensor, params: Params, row: int) -> Tensor:
-        image = self.image
-        if isinstance(image, RandomResizedCrop | Resize) and _is_large(clip, image.size):
-            check_picture(clip, self.name)
-            top, left, height, width = (int(params[name][row]) for name in ("top", "left", "height", "width"))
-            part = clip[..., top : top + height, left : left + width]
-            # All frames share the part, so they are resampled as the channels of one picture, in a single call.
-            small = resize_picture(part.flatten(0, 1), image.size, image.interpolation).unflatten(0, clip.shape[:2])
-            return small.float().div_(255) if small.dtype == torch.uint8 else small
-        return image.apply(clip, _repeat(params, slice(row, row + 1), len(clip)))
+    def _apply_alike(self, clips: Tensor | Sequence[Tensor], params: Params, rows: slice | Tensor) -> Tensor:
+        """Clips of one shape, stacked or not; `rows` are theirs of the parameters."""
+        image, frames = self.image, len(clips[0])
+        if isinstance(image, RandomResizedCrop | Resize) and _is_large(clips[0], image.size):
+            return _resample_clips(clips, _rows(params, rows), image, self.name)
+        stacked = clips if isinstance(clips, Tensor) else torch.stack(list(clips))
+        pictures = image.apply(stacked.flatten(0, 1), _repeat(params, rows, frames))
+        return pictures.unflatten(0, (len(stacked), frames))
+
+
+def _resample_clips(
+    clips: Tensor | Sequence[Tensor], box: Params, image: RandomResizedCrop | Resize, name: str
+) -> Float[Tensor, "b t c h w"]:
+    """All frames of a clip share the part, so they are resampled as the channels of one picture, in a single call."""
+    boxes = torch.stack([box[side] for side in ("top", "left", "height", "width")], dim=1).tolist()
+    out = torch.empty(len(clips), *clips[0].shape[:2], *image.size)
+    for row, (clip, (top, left, height, width)) in enumerate(zip(clips, boxes, strict=True)):
+        check_picture(clip, name)
+        part = clip[..., top : top + height, left : left + width].flatten(0, 1)
+        out[row] = resize_picture(part, image.size, image.interpolation).unflatten(0, clip.shape[:2])
+        if clip.dtype == torch.uint8:
+            out[row] /= 255
+    return out
 
 
 def per_clip(generator: ViewGenerator) -> ViewGenerator:
@@ -167,7 +188,11 @@ def _check_clips(batch: Tensor, where: str) -> None:
         raise InputError(where, expected="clips `b t c h w`", got=f"shape {tuple(batch.shape)}")
 
 
-def _repeat(params: Any, rows: slice, times: int) -> Any:
+def _rows(params: Any, rows: slice | Tensor) -> Any:
+    return params[rows] if isinstance(params, Tensor) else {name: _rows(part, rows) for name, part in params.items()}
+
+
+def _repeat(params: Any, rows: slice | Tensor, times: int) -> Any:
     if isinstance(params, Tensor):
         return params[rows].repeat_interleave(times, dim=0)
     return {name: _repeat(branch, rows, times) for name, branch in params.items()}
