@@ -19,6 +19,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import math
 import sys
 import time
 from collections import defaultdict
@@ -58,11 +59,17 @@ def train(part: str, options: argparse.Namespace) -> None:
         settings: dict[str, Any] = {"objective": objective, "seed": seed, "output_dir": folder, "cpu": True}
         if part == "real":
             settings |= {"data": str(options.videos), "fold": fold, "folds": FOLDS, "window_seconds": 3.0}
-            settings |= {"crop_area": 0.6, "views": 6, "batch_size": 16, "cache_gigabytes": 3.0}
-            settings |= {"slow_seconds": 0.6, "fast_seconds": 0.15, "epochs": options.real_epochs, "eval_views": 13}
+            settings |= {"slow_seconds": 1.0, "fast_seconds": 0.25, "framing": 0.3, "crop_area": 0.9, "eval_views": 13}
+            settings["epochs"] = epochs_of(video_graded, settings, options.real_steps)
         started = time.perf_counter()
         video_graded.main(video_graded.Config(**settings, resume=folder.exists(), log_every=100))
         print(f"{folder}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def epochs_of(video_graded: Any, settings: dict[str, Any], steps: int) -> int:
+    """Epochs that make so many steps: folds of few videos and of many get one budget."""
+    config = video_graded.Config(**settings)
+    return math.ceil(steps / (len(video_graded.open_videos(config, "train")) // config.batch_size))
 
 
 def summary(output: Path) -> None:
@@ -104,7 +111,7 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--videos", type=Path, help="folder of real videos")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--real-epochs", type=int, default=40)
+    parser.add_argument("--real-steps", type=int, default=200)
     given = parser.parse_args()
     if given.part == "real" and given.videos is None:
         parser.error("real needs --videos FOLDER")

@@ -56,11 +56,13 @@ class ViewGenerator(ABC):
             memory that lives in the training process.
         ragged: whether it takes samples of differing sizes, undecoded ones among them (then `apply` gets a sequence
             of samples, or a stacked tensor where sizes agree), rather than only a stacked batch.
+        keeps_meaning: whether what a sample shows is still true of its view; False of one that runs time backwards.
     """
 
     modality: ClassVar[str] = "any"
     scope: ClassVar[Scope] = "sample"
     ragged: ClassVar[bool] = False
+    keeps_meaning: ClassVar[bool] = True
     #: The name under which the registry made it; the class's name otherwise.
     name: str = ""
 
@@ -182,6 +184,11 @@ class Chain(ViewGenerator):
     def ragged(self) -> bool:  # type: ignore[override]
         """Whether the first part takes undecoded samples."""
         return self._first_batched > 0
+
+    @property
+    def keeps_meaning(self) -> bool:  # type: ignore[override]
+        """Whether all parts do."""
+        return all(part.keeps_meaning for _, part in self._parts)
 
     def parts(self) -> tuple[tuple[str, ViewGenerator], ...]:
         """The parts in order, by name; a chain inside a chain is laid flat."""

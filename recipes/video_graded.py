@@ -86,6 +86,8 @@ class Config:
     """the smallest share of a frame that a crop keeps"""
     strength: float = 0.3
     """of the colour jitter"""
+    framing: float = 1.0
+    """below 1: each time another part of the picture, at least this share of it, alike for all moments of a row"""
     batch_size: int = 8
     """rows in a step, over all processes; at most as many as there are"""
     epochs: int = 16
@@ -129,6 +131,7 @@ def main(config: Config) -> None:
         rate_hz=config.rate_hz,
         area=(config.crop_area, 1.0),
         strength=config.strength,
+        framing=(config.framing, 1.0) if config.framing < 1 else None,
     )
     sampler = UniformSampler(torch.arange(len(train)), batch_size=batch_size, seed=config.seed)
     steps = config.epochs * sampler.steps_per_epoch

@@ -12,7 +12,7 @@ from mmcon.media.clip import FrameStack
 from mmcon.random import keys
 from mmcon.registry import create_view, list_views
 from mmcon.testing import check_view
-from mmcon.view import as_chain, meta_of
+from mmcon.view import Chain, as_chain, meta_of
 from views.colour import ColourJitter, Grayscale
 from views.filters import Blur
 from views.geometry import Flip, RandomResizedCrop
@@ -176,10 +176,23 @@ def test_a_rate_in_hertz_means_the_same_seconds_in_every_clip():
         assert torch.allclose(starts(view, 5, 0, rate=rate).diff(dim=1), torch.full((5, 3), 0.2, dtype=torch.float64))
 
 
-def test_speed_changes_the_step_within_its_bounds():
-    step = starts(create_view("video/random-clip", frames=3, stride=1, speed=(0.5, 2.0)), 500, 0).diff(dim=1)[:, 0]
-    assert 0.05 <= float(step.min()) < 0.06
-    assert 0.17 < float(step.max()) <= 0.2
+def test_speed_changes_the_step_within_its_bounds_and_is_told():
+    for view in (create_view("video/random-clip", frames=3, stride=1, speed=(0.5, 2.0)), create_view("video/speed")):
+        meta = meta_of(same_sized(), "video")
+        step = starts(view, 500, 0).diff(dim=1)[:, 0] / view.moments.pace.stride
+        assert 0.05 <= float(step.min()) < 0.06
+        assert 0.17 < float(step.max()) <= 0.2
+        params = view.draw(keys(sample=torch.arange(3)), meta)
+        speed = view.columns(meta, params)["speed"]
+        assert torch.allclose(params["step"], 0.1 * view.moments.pace.stride * speed)
+        assert view.keeps_meaning is False
+    assert "speed" not in view.columns(meta, create_view("video/random-clip").draw(keys(sample=torch.arange(3)), meta))
+
+
+def test_views_say_whether_they_keep_the_meaning():
+    assert create_view("video/random-clip").keeps_meaning
+    assert create_view("video/cvrl").keeps_meaning
+    assert not Chain(create_view("video/random-clip", frames=4), Reverse()).keeps_meaning
 
 
 @pytest.mark.parametrize("short", ["hold", "loop"])

@@ -43,15 +43,22 @@ class Drawn(NamedTuple):
         times: the moments of each view, `b t` seconds.
         step: for how long one of its frames stands, `b` seconds.
         overlap: the share of its span that its partner covers too, `b`, where views are drawn in pairs.
+        speed: by how much faster than it was taken a view runs, `b`, where that is drawn.
     """
 
     times: Float64[Tensor, "b t"]
     step: Float64[Tensor, "b"]
     overlap: Float64[Tensor, "b"] | None = None
+    speed: Float64[Tensor, "b"] | None = None
 
 
 class Moments(ABC):
     """A rule that turns keys and headers into the moments of a view."""
+
+    @property
+    def keeps_pace(self) -> bool:
+        """Whether a view runs as fast as what it shows."""
+        return True
 
     @abstractmethod
     def draw(self, keys: Keys, headers: Headers) -> Drawn:
@@ -82,8 +89,16 @@ class Pace:
     def step(self, keys: Keys, headers: Headers) -> Float64[Tensor, "b"]:
         """Seconds from frame to frame."""
         rate = headers.frames_per_second if self.rate_hz is None else torch.full_like(headers.begin, self.rate_hz)
-        step = self.stride / rate
-        return step if self.speed == (1.0, 1.0) else step * keys.log_uniform("speed", *self.speed)
+        return self.stride / rate * self.factor(keys)
+
+    @property
+    def even(self) -> bool:
+        """Whether no speed is drawn."""
+        return self.speed == (1.0, 1.0)
+
+    def factor(self, keys: Keys) -> Float64[Tensor, "b"]:
+        """The drawn speed; 1 where none is."""
+        return torch.ones(len(keys), dtype=torch.float64) if self.even else keys.log_uniform("speed", *self.speed)
 
 
 def room_for(step: Tensor, frames: int, headers: Headers) -> Float64[Tensor, "b"]:
@@ -102,11 +117,17 @@ class Anywhere(Moments):
 
     pace: Pace
 
+    @property
+    def keeps_pace(self) -> bool:
+        """Whether no speed is drawn."""
+        return self.pace.even
+
     def draw(self, keys: Keys, headers: Headers) -> Drawn:
         """Draw an evenly placed start."""
         step = self.pace.step(keys, headers)
         start = headers.begin + keys.uniform("start") * room_for(step, self.pace.frames, headers)
-        return Drawn(evenly(start, step, self.pace.frames), step)
+        speed = None if self.pace.even else self.pace.factor(keys)
+        return Drawn(evenly(start, step, self.pace.frames), step, speed=speed)
 
 
 @dataclass(frozen=True)

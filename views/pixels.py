@@ -103,15 +103,13 @@ def on_rows(batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *paramet
     # One pass through the batch: a second over a copy of it costs more than the function itself.
     for some in chunks(batch):
         few = slice(int(some[0]), int(some[-1]) + 1)
-        chosen, part = rows[few].nonzero().view(-1), batch[few]
+        chosen, part = rows[few].nonzero().view(-1), out[few].copy_(batch[few])
         if len(chosen) == len(part):
-            out[few] = function(part.clone(), *(p[few] for p in parameters))
-            continue
-        out[few] = part
-        if len(chosen):
+            part.copy_(function(part, *(p[few] for p in parameters)))
+        elif len(chosen):
             there = chosen.to(batch.device, non_blocking=True)
             changed = function(part.index_select(0, there), *(p[few][chosen] for p in parameters))
-            out[few].index_copy_(0, there, changed)
+            part.index_copy_(0, there, changed)
     return out
 
 

@@ -81,7 +81,7 @@ class PerClip(ViewGenerator):
     def _apply_alike(self, clips: Tensor | Sequence[Tensor], params: Params, rows: slice | Tensor) -> Tensor:
         """Clips of one shape, stacked or not; `rows` are theirs of the parameters."""
         image, frames = self.image, len(clips[0])
-        if isinstance(image, RandomResizedCrop | Resize) and _is_large(clips[0], image.size):
+        if isinstance(image, RandomResizedCrop | Resize | CropWithin) and _is_large(clips[0], image.size):
             return _resample_clips(clips, _rows(params, rows), image, self.name)
         stacked = clips if isinstance(clips, Tensor) else torch.stack(list(clips))
         pictures = image.apply(stacked.flatten(0, 1), _repeat(params, rows, frames))
@@ -89,7 +89,7 @@ class PerClip(ViewGenerator):
 
 
 def _resample_clips(
-    clips: Tensor | Sequence[Tensor], box: Params, image: RandomResizedCrop | Resize, name: str
+    clips: Tensor | Sequence[Tensor], box: Params, image: RandomResizedCrop | Resize | CropWithin, name: str
 ) -> Float[Tensor, "b t c h w"]:
     """All frames of a clip share the part, so they are resampled as the channels of one picture, in a single call."""
     boxes = torch.stack([box[side] for side in ("top", "left", "height", "width")], dim=1).tolist()
@@ -164,10 +164,7 @@ class SharedByViews(ViewGenerator):
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw from keys without the view."""
-        shared = Keys(keys.fields, step=keys.step).drop("view", *keys.dropped)
-        for name in keys.path:
-            shared = shared.child(name)
-        return self.generator.draw(shared, meta)
+        return self.generator.draw(_without_view(keys), meta)
 
     def leaves(self, meta: Meta, params: Params) -> Meta:
         """As the generator leaves them."""
@@ -176,6 +173,48 @@ class SharedByViews(ViewGenerator):
     def apply(self, batch: Any, params: Params) -> Any:
         """As the generator applies them."""
         return self.generator.apply(batch, params)
+
+
+@final
+class CropWithin(ViewGenerator):
+    """A crop inside a part of the picture that all views of a sample share, made in one resampling.
+
+    The shared part is another picture of the same video in each epoch, in which time runs as it did; the crop within is
+    what views of the sample differ by.
+
+    Args:
+        shared: draws the part; of its options only `area` and `aspect` count.
+        crop: draws within it.
+    """
+
+    modality: ClassVar[str] = "image"
+    ragged: ClassVar[bool] = True
+
+    def __init__(self, shared: RandomResizedCrop, crop: RandomResizedCrop) -> None:
+        self.shared, self.crop, self.name = shared, crop, crop.name
+        self.size, self.interpolation = crop.size, crop.interpolation
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw top, left, height and width, `b` int64 each, in pixels of the picture."""
+        part = self.shared.draw(_without_view(keys).child("shared"), meta)
+        within = self.crop.draw(keys, {**meta, "height": part["height"], "width": part["width"]})
+        return {**within, "top": part["top"] + within["top"], "left": part["left"] + within["left"]}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Cut and resample."""
+        return self.crop.apply(batch, params)
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """Every picture has the one size."""
+        return self.crop.leaves(meta, params)
+
+
+def _without_view(keys: Keys) -> Keys:
+    """Keys that all views of a sample share."""
+    shared = Keys(keys.fields, step=keys.step).drop("view", *keys.dropped)
+    for name in keys.path:
+        shared = shared.child(name)
+    return shared
 
 
 def _is_large(clip: Tensor, size: tuple[int, int]) -> bool:

@@ -46,10 +46,15 @@ class ClipSampler(ViewGenerator):
         if short not in ("hold", "loop", "error"):
             raise InputError(name, expected="short='hold', 'loop' or 'error'", got=repr(short))
 
+    @property
+    def keeps_meaning(self) -> bool:  # type: ignore[override]
+        """Not where a speed is drawn: a walk becomes a run."""
+        return self.moments.keeps_pace
+
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw `times` (`b t` seconds); beside them stand the span, the frame's duration and the clip's identity."""
         headers = self._headers(keys, meta)
-        times, step, overlap = self.moments.draw(keys, headers)
+        times, step, overlap, speed = self.moments.draw(keys, headers)
         last = headers.end - 0.5 / headers.frames_per_second
         over = times[:, -1] > headers.end
         if self.short == "error" and bool(over.any()):
@@ -76,7 +81,7 @@ class ClipSampler(ViewGenerator):
             "rate": headers.frames_per_second,
             "group": meta["group"].to(torch.int64) if "group" in meta else keys.fields[:, FIELDS.index("sample")],
         }
-        return drawn if overlap is None else {**drawn, "overlap": overlap}
+        return drawn | {n: x for n, x in {"overlap": overlap, "speed": speed}.items() if x is not None}
 
     def apply(self, batch: Any, params: Params) -> list[Tensor]:
         """Decode each clip's moments: `t c h w` uint8, each clip at its own size."""
@@ -101,10 +106,10 @@ class ClipSampler(ViewGenerator):
         return left
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """`time`, `time_start` and `time_end` in seconds, `group`, and `overlap` where views come in pairs."""
+        """`time`, `time_start`, `time_end` (seconds), `group`; `overlap` of views in pairs; `speed` where drawn."""
         start, end = params["start"], params["end"]
         columns = {"time": (start + end) / 2, "time_start": start, "time_end": end, "group": params["group"]}
-        return columns | ({"overlap": params["overlap"]} if "overlap" in params else {})
+        return columns | {name: params[name] for name in ("overlap", "speed") if name in params}
 
     def _headers(self, keys: Keys, meta: Meta) -> Headers:
         if "duration_seconds" in meta:
@@ -159,13 +164,38 @@ def random_clip(
         frames: in the view.
         stride: steps from frame to frame.
         rate_hz: steps a second; None: the clip's own rate.
-        speed: bounds of a drawn factor on the step. It changes how fast things move, so it keeps the meaning only where
-            pace has none.
+        speed: bounds of a drawn factor on the step; see video/speed.
         shorter_side: decode at this size.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     rule = Anywhere(Pace(frames, stride, rate_hz, speed))
     return ClipSampler(rule, shorter_side=shorter_side, short=short, name="video/random-clip")
+
+
+@register_view("video/speed", modality="video")
+def speed_clip(
+    *,
+    frames: int = 16,
+    stride: int | float = 2,
+    rate_hz: int | float | None = None,
+    speed: tuple[int | float, int | float] = (0.5, 2.0),
+    shorter_side: int | None = None,
+    short: Short = "hold",
+) -> ClipSampler:
+    """A clip from anywhere, run slower or faster by a drawn factor. It does not keep the meaning: a walk becomes a run.
+
+    The index table gets a column `speed`, so that the pace can be a label (Wang et al. 2020, pace prediction).
+
+    Args:
+        frames: in the view.
+        stride: steps from frame to frame.
+        rate_hz: steps a second; None: the clip's own rate.
+        speed: bounds of the factor, drawn log-evenly: 2 leaps over every other moment.
+        shorter_side: decode at this size.
+        short: `hold`, `loop` or `error` where the clip is shorter than the view.
+    """
+    rule = Anywhere(Pace(frames, stride, rate_hz, speed))
+    return ClipSampler(rule, shorter_side=shorter_side, short=short, name="video/speed")
 
 
 @register_view("video/dense-clip", modality="video")

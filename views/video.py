@@ -20,7 +20,7 @@ from views.colour import ColourJitter, Grayscale, Solarize
 from views.filters import Blur
 from views.geometry import Flip, RandomResizedCrop, Resize
 from views.image import jitter_of
-from views.scopes import OnSecondViews, PerClip
+from views.scopes import CropWithin, OnSecondViews, PerClip, SharedByViews
 from views.spans import Short
 
 
@@ -156,13 +156,15 @@ def graded(
     area: tuple[int | float, int | float] = (0.5, 1.0),
     strength: int | float = 0.5,
     flip: bool = False,
+    framing: tuple[int | float, int | float] | None = None,
     places: int | None = None,
     short: Short = "hold",
 ) -> Chain:
     """A clip from anywhere in its video, lightly cropped and coloured: for affinities that grade by time.
 
     Strong crops and flips are one more way for two moments to differ, which time has to outshine; so crops keep half
-    of the picture or more, and flips are off.
+    of the picture or more, and flips are off. A `framing` changes the picture without that: all views of a sample have
+    the same, so that one video gives many, in each of which time runs as it did.
 
     Args:
         size: side of the square that leaves, or (height, width).
@@ -172,14 +174,23 @@ def graded(
         area: fractions of the picture that crops keep.
         strength: s of SimCLR's colour jitter.
         flip: whether to exchange left and right, once a clip, with probability .5.
+        framing: fractions of the picture that a first crop keeps which all views of a sample share, as they do a flip;
+            `area` is then of that crop.
         places: instead of anywhere, at so many even places, a view each: moments under disturbance, for evaluation.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     pace: dict[str, Any] = {"frames": frames, "stride": stride, "rate_hz": rate_hz, "short": short}
-    pace["shorter_side"] = _decoding_side(size, area)
+    pace["shorter_side"] = _decoding_side(
+        size, area if framing is None else (area[0] * framing[0], area[1] * framing[1])
+    )
     sampler = spans.random_clip(**pace) if places is None else spans.grid_clip(views=places, **pace)
     crop = RandomResizedCrop(size=size, area=(float(area[0]), float(area[1])))
-    parts: list[tuple[str, ViewGenerator]] = [("clip", sampler), ("crop", PerClip(crop))]
+    parts: list[tuple[str, ViewGenerator]] = [("clip", sampler)]
+    if framing is None:
+        parts.append(("crop", PerClip(crop)))
+    else:
+        shared = RandomResizedCrop(size=size, area=(float(framing[0]), float(framing[1])), aspect=(1 / 2, 2))
+        parts += [("crop", PerClip(CropWithin(shared, crop))), ("turn", PerClip(SharedByViews(Flip())))]
     if flip:
         parts.append(("flip", PerClip(Flip())))
     return Chain(*parts, ("jitter", PerClip(jitter_of(float(strength)))), name="video/graded")
