@@ -142,6 +142,33 @@ def test_one_frame_is_a_clip(tmp_path: Path):
     assert levels(clip.decode([0.0, 0.05])) == [0, 0]
 
 
+def test_a_file_whose_rate_is_zero_takes_the_one_that_is_given(tmp_path: Path):
+    """One frame, and zeros in place of Matroska's DefaultDuration (23 E3 83): no average rate is left to state."""
+    path = write(tmp_path / "one.mkv", stamps=[0])
+    data = bytearray(path.read_bytes())
+    at = data.index(bytes([0x23, 0xE3, 0x83]))
+    data[at + 4 : at + 4 + (data[at + 3] & 0x7F)] = bytes(data[at + 3] & 0x7F)
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        assert not container.streams.video[0].average_rate
+    for given, rate in ((25, 25), (None, 10)):  # the container still says that it lasts a tenth of a second
+        clip = open_clip(path, frames_per_second=given)
+        assert clip.rate == pytest.approx(rate)
+        assert (clip.header.frames, clip.header.duration_seconds) == (1, pytest.approx(0.1))
+    assert levels(clip.decode([0.0, 0.05])) == [0, 0]
+
+
+def test_a_file_of_which_no_rate_is_known_is_refused(even: Path, monkeypatch: pytest.MonkeyPatch):
+    from mmcon.media import container
+
+    for name in ("rate", "guess"):
+        monkeypatch.setattr(container._Opened, name, lambda self: 0.0)
+    monkeypatch.setattr(container, "_rate_of", lambda stamps: 0.0)
+    monkeypatch.setattr(container._Opened, "duration", lambda self, start, rate: 0.0)
+    with pytest.raises(DataError, match=r"frames_per_second=25"):
+        open_clip(even)
+
+
 def test_a_file_without_timestamps_is_counted_at_its_rate(tmp_path: Path):
     write(tmp_path / "timed.mp4", stamps=EVEN)
     raw = tmp_path / "raw.h264"

@@ -63,14 +63,18 @@ class VideoFile(Clip):
             self.quarter_turns = round(head[0].rotation / 90) % 4
             sideways = self.quarter_turns % 2 == 1
             height, width = (head[0].width, head[0].height) if sideways else (head[0].height, head[0].width)
-            rate = opened.rate() or frames_per_second or _rate_of(stamps if self.timed else [])
+            rate = (
+                opened.rate() or float(frames_per_second or 0) or (_rate_of(stamps) if self.timed else opened.guess())
+            )
             duration = opened.duration(self.start, rate)
+            counted = len(head) if len(head) < LOOK_AHEAD_FRAMES else 0
+            rate = rate or (counted / duration if duration else 0)
         if not rate:
             raise DataError(
                 name, expected="a frame rate", got="none in the file", fix="open_clip(path, frames_per_second=25)"
             )
         self.rate = rate
-        count = opened.count or max(1, round(duration * rate))
+        count = counted or opened.count or max(1, round(duration * rate))
         super().__init__(
             name, ClipHeader(max(duration, 1 / rate), count / max(duration, 1 / rate), count, height, width)
         )
@@ -233,7 +237,11 @@ class _Opened:
 
     def rate(self) -> float:
         """The mean rate that the file states, or 0."""
-        return float(self.stream.average_rate or self.stream.guessed_rate or 0)
+        return float(self.stream.average_rate or 0)
+
+    def guess(self) -> float:
+        """FFmpeg's guess, or 0: with timestamps it is their finest step, which is no rate."""
+        return float(self.stream.guessed_rate or 0)
 
     def duration(self, start: float, rate: float) -> float:
         """The video's length by its stream, by the container where there is no other stream, or by its packets."""
