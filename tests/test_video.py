@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from test_media_clip import EVEN, write
@@ -15,6 +16,8 @@ from test_media_clip import EVEN, write
 from mmcon.affinity.spans import SpanOverlap
 from mmcon.batch import Index
 from mmcon.data.clips import video_folder, video_manifest
+from mmcon.data.loading import ViewLoader
+from mmcon.data.samplers import UniformSampler
 from mmcon.data.scenes import motion, real_clip
 from mmcon.errors import DataError, InputError
 from mmcon.evaluation.features import Features
@@ -27,6 +30,7 @@ from mmcon.evaluation.slowness import (
     slowness_spectrum,
 )
 from mmcon.models.video import create_video_encoder
+from mmcon.registry import create_view
 
 
 @pytest.fixture
@@ -56,6 +60,29 @@ def test_unreadable_videos_are_counted_and_named(folder: Path, tmp_path: Path):
     assert json.loads(listed.read_text())["file"].endswith("broken.mp4")
     with pytest.raises(DataError, match="1 of 7"):
         video_folder(folder, split="all", max_failures=0.1)
+
+
+def test_a_video_that_breaks_off_is_left_out_when_its_end_is_reached_and_named(folder: Path):
+    cut = folder / "a" / "cut.mp4"
+    with (
+        av.open(str(write(folder.parent / "whole.mp4", stamps=EVEN))) as whole,
+        av.open(str(cut), "w", options={"movflags": "faststart"}) as out,
+    ):
+        stream = out.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * 0.8)])
+    source = video_folder(folder, split="all")  # its header is whole
+    assert len(source) == 7
+    view = create_view("video/plain", size=16, frames=40, stride=1)
+    loader = ViewLoader(source, {"video": [view]}, UniformSampler(torch.arange(7), batch_size=7, seed=0), seed=0)
+    batch = next(iter(loader))
+    assert len(batch.views["video"][0]) == 6
+    (why,) = loader.failures.values()
+    assert "cut.mp4" in why
+    assert "leave it out" in why
 
 
 def test_windows_keep_the_clock_and_the_clip(folder: Path):
@@ -282,4 +309,7 @@ def test_the_recipe_runs_and_leaves_its_figures(tmp_path: Path):
     for state in ("plain", "disturbed"):
         assert {"trained", "random", "raw_pixels"} <= set(results[state])
         assert -1 <= results[state]["trained"]["lag_correlation"] <= 1
+        spectrum = results[state]["slow"]["slowness_spectrum"]
+        assert 0 < spectrum[0] <= spectrum[-1]
     assert "nearest neighbour" in done.stdout
+    assert "slowest three" in done.stdout

@@ -16,6 +16,7 @@ from mmcon.view import Chain, as_chain, meta_of
 from views.colour import ColourJitter, Grayscale
 from views.filters import Blur
 from views.geometry import Flip, RandomResizedCrop
+from views.scopes import CropWithin
 from views.video import PerClip, Reverse, Shuffle
 
 OPTIONS = {
@@ -88,6 +89,43 @@ def test_large_frames_are_cropped_as_pictures_are(dtype: torch.dtype):
         assert torch.allclose(out, each, atol=1e-6)
     with pytest.raises(DataError, match=r"\[0, 1\]"):
         PerClip(RandomResizedCrop(size=80))(torch.full((1, 2, 3, 90, 90), 2.0), keys(sample=[1]))
+
+
+def test_all_views_of_a_sample_share_its_framing():
+    """Crops that keep nine tenths of a framing lie together, whatever the view, and apart from other samples'."""
+    view = as_chain(create_view("video/graded", size=8, frames=1, area=(0.9, 1.0), framing=(0.05, 0.05)))
+    batch = [torch.zeros(9, 3, 600, 600, dtype=torch.uint8)] * 40
+    drawn = [view.draw(keys(seed=1, sample=torch.arange(40), view=v), meta_of(batch, "video")) for v in range(3)]
+    left = torch.stack([d["crop"]["left"] for d in drawn]).double()
+    assert float(left.std(0).max()) < 3
+    assert float(left.std(1).min()) > 5
+    mirrored = torch.stack([d["turn"]["flip"] for d in drawn])
+    assert bool((mirrored == mirrored[:1]).all())
+    assert 0 < int(mirrored[0].sum()) < 40
+    check_view(view, same_sized())
+
+
+def test_crops_stay_within_the_framing_of_their_sample():
+    crop = CropWithin(RandomResizedCrop(area=(0.3, 0.3)), RandomResizedCrop(size=8, area=(0.2, 0.5)))
+    meta = {"height": torch.full((40,), 60), "width": torch.full((40,), 80)}
+    part = crop.shared.draw(keys(sample=torch.arange(40)).drop("view").child("shared"), meta)
+    for number in range(4):
+        box = crop.draw(keys(sample=torch.arange(40), view=number), meta)
+        for start, length in (("top", "height"), ("left", "width")):
+            assert bool((box[start] >= part[start]).all())
+            assert bool((box[start] + box[length] <= part[start] + part[length]).all())
+
+
+def test_clips_of_differing_sizes_are_changed_as_they_are_alone():
+    """Clips of one shape go together; with others in the batch or alone, a clip's view is the same, bit by bit."""
+    batch = [clip.decode([0.0, 0.5]) for clip in (*clips(3), *clips(3))]
+    for size in (12, 80):  # gathered, and resampled clip by clip
+        view = PerClip(RandomResizedCrop(size=size))
+        params = view.draw(keys(sample=torch.arange(6)), meta_of(batch, "video"))
+        out = view.apply(batch, params)
+        for row in range(6):
+            alone = {name: column[row : row + 1] for name, column in params.items()}
+            assert torch.equal(view.apply([batch[row]], alone)[0], out[row])
 
 
 def test_cvrl_solarizes_second_clips_alone():

@@ -189,7 +189,7 @@ def graded(
     if framing is None:
         parts.append(("crop", PerClip(crop)))
     else:
-        shared = RandomResizedCrop(size=size, area=(float(framing[0]), float(framing[1])), aspect=(1 / 2, 2))
+        shared = RandomResizedCrop(size=size, area=(float(framing[0]), float(framing[1])), aspect=(0.5, 2.0))
         parts += [("crop", PerClip(CropWithin(shared, crop))), ("turn", PerClip(SharedByViews(Flip())))]
     if flip:
         parts.append(("flip", PerClip(Flip())))

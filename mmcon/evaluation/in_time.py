@@ -23,11 +23,14 @@ NAMES = {
     "order_accuracy": "order of two moments, share right",
     "lag_error_seconds": "lag of two moments off by, seconds",
     "class_probe_top1": "class, top-1",
+    "slowness_spectrum": "slowest three directions, 1/s²",
 }
 
 
 def judge_in_time(train: Features, test: Features, *, seed: int) -> dict[str, Any]:
     """Every figure of one encoder: the mean over clips, its 95 % interval where there are two or more, and by clip.
+
+    Beside them the slowness spectrum of the training moments, of which there are more than held-out ones.
 
     Rows of one `sample` (a window of a clip, or the clip) are compared with one another; a clip counts by the mean over
     its windows.
@@ -69,5 +72,7 @@ def table_in_time(figures: Mapping[str, Mapping[str, Any]]) -> str:
 def _cell(figures: Mapping[str, Any], key: str) -> str:
     if key not in figures:
         return ""
+    if isinstance(figures[key], list):
+        return " ".join(f"{value:.2g}" for value in figures[key][:3])
     ends = figures.get(f"{key}_interval")
     return f"{figures[key]:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
