@@ -21,6 +21,8 @@ from mmcon.media.clip import SAME_MOMENT_SECONDS, Clip, ClipHeader, Decoder, Fra
 LOOK_AHEAD_FRAMES = 8
 # How many frames too late may come before one that is in time, in a file whose frames are out of order.
 DISORDER_FRAMES = 16
+# The share of a mean interval within which a moment must follow a frame to show it: times are rounded in files.
+ALONE = 0.99
 # How long a last frame may stand; a header that promises more is that of a truncated file.
 HOLD_SECONDS = 0.5
 
@@ -106,14 +108,31 @@ class VideoFile(Clip):
 
     def _shown(self, opened: _Opened, wanted: Sequence[float]) -> list[Any]:
         """The frame that each ascending moment shows."""
-        at = wanted[0] + self.start
-        found = self._last_before(self._timed(opened, opened.frames(seek=at if self.timed else None)), wanted)
+        at = wanted[0] + self.start if self.timed else None
+        found = self._shown_alone(opened, wanted) if self.timed and self.ordered else None
+        if found is None:
+            found = self._last_before(self._timed(opened, opened.frames(seek=at)), wanted)
         if found[0] is None and self.timed:  # the seek went too far, as it may where an index is coarse
             found = self._last_before(self._timed(opened, opened.frames(seek=-math.inf)), wanted)
         missing = [t for t, frame in zip(wanted, found, strict=True) if frame is None]
         if missing:
             self._check_end(missing[0], 0.0)
         return found
+
+    def _shown_alone(self, opened: _Opened, wanted: Sequence[float]) -> list[Any] | None:
+        """The same without decoding frames that are neither shown nor referred to; None where one may be missing.
+
+        A moment shows a frame that comes less than an interval before it; all such are decoded. Where the latest found
+        is older, frames stand longer there than the mean interval, and a later one may not have been decoded.
+        """
+        reach = ALONE / self.rate
+        moments = [t + self.start for t in wanted]
+        frames = opened.frames(seek=moments[0], shown=(moments, reach))
+        found = self._last_before(self._timed(opened, frames), wanted)
+        near = (
+            f is not None and f.time is not None and f.time > t - reach for f, t in zip(found, moments, strict=True)
+        )
+        return found if all(near) else None
 
     def _last_before(self, frames: Iterator[tuple[float, Any]], wanted: Sequence[float]) -> list[Any]:
         shown: list[Any] = [None] * len(wanted)
@@ -219,8 +238,14 @@ class _Opened:
     def __exit__(self, *_: object) -> None:
         self.container.close()
 
-    def frames(self, *, seek: float | None = None) -> Iterator[Any]:
-        """Decode from the keyframe before a moment of the file's clock, or from where the container stands."""
+    def frames(self, *, seek: float | None = None, shown: tuple[Sequence[float], float] | None = None) -> Iterator[Any]:
+        """Decode from the keyframe before a moment of the file's clock, or from where the container stands.
+
+        Args:
+            seek: the moment.
+            shown: ascending moments, and how far before them a frame may begin: of others, only frames to which others
+                refer are decoded, which spares about half of a file with B-frames.
+        """
         from av.error import FFmpegError
 
         try:
@@ -228,7 +253,10 @@ class _Opened:
                 start = self.stream.start_time or 0
                 offset = start if seek == -math.inf else math.floor(seek / self.stream.time_base)
                 self.container.seek(offset, stream=self.stream, backward=True)
-            yield from self.container.decode(self.stream)
+            for packet in self.container.demux(self.stream):
+                needed = shown is None or packet.pts is None or _is_shown(float(packet.pts * packet.time_base), *shown)
+                self.stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+                yield from packet.decode()
         except (FFmpegError, OSError) as error:
             raise self._error(error) from error
 
@@ -267,6 +295,12 @@ class _Opened:
 
     def _error(self, error: Exception) -> DataError:
         return DataError(self.name, expected="a readable video", got=f"{type(error).__name__}: {error}", fix=_LEAVE_OUT)
+
+
+def _is_shown(begin: float, moments: Sequence[float], reach: float) -> bool:
+    """Whether a moment lies within reach of a frame's beginning."""
+    following = bisect.bisect_left(moments, begin)
+    return following < len(moments) and moments[following] < begin + reach
 
 
 def _rate_of(stamps: Sequence[float]) -> float:
