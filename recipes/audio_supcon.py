@@ -5,13 +5,13 @@
     uv run accelerate launch recipes/audio_supcon.py --data path/to/recordings --rate-hz 16000
 
 Objectives: `supcon`, sounds of one class are alike; `simclr`, views of one recording are; `cola`, two windows of one
-recording are, with COLA's view (Saeed et al. 2020; the similarity is the
-cosine here, bilinear there); `cross-lingual`, the same prompt is alike across languages with a
-weight of its own, and within a language fully.
+recording are, with COLA's view (Saeed et al. 2020; the similarity is the cosine here, bilinear there);
+`cross-lingual`, the same prompt is alike across languages with a weight of its own, and within a language fully.
 
-Figures are read from features of held-out prompts: retrieval of the same prompt in another language, a linear probe of
-the voice (which is the language here: each has one speaker), and the same for a random encoder and for statistics of
-the log-mel spectrogram.
+Figures are read from features of held-out recordings. Where the data have prompts in several languages: retrieval of
+the same prompt in another language, and a linear probe and k-NN of the language, which in the bundled speech is no more
+than a voice on a recording chain. Else: a linear probe, k-NN and retrieval of the class. Beside each figure stand those
+of a random encoder and of statistics of the log-mel spectrogram.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mmcon.data.sources import Source
 from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.features import Features, extract
 from mmcon.evaluation.probe import linear_probe
-from mmcon.evaluation.retrieval import knn, retrieve
+from mmcon.evaluation.retrieval import Retrieval, knn, retrieve
 from mmcon.models.audio import create_audio_encoder
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
@@ -162,14 +162,15 @@ def main(config: Config) -> None:
         "random encoder": (untrained.to(run.device), plain),
         "log-mel statistics": (statistics, spectrograms),
     }
-    figures = {}
+    figures, read = {}, 0
     for name, (encode, view) in subjects.items():
         dumps = [extract(encode, one_pass(part, view, device=run.device)) for part in (train, test)]
         dumps[1].save(run.folder / "features" / f"{name.replace(' ', '_')}-test.safetensors")
-        figures[name] = judge(*dumps)
-    run.print(table(figures, len(test)))
+        figures[name], read = judge(*dumps), len(dumps[1])
+    run.print(table(figures, read, unreadable=len(test) - read))
+    others = {name.replace(" ", "_"): f for name, f in figures.items() if "trained" not in name}
     run.finish(
-        figures["trained encoder"] | {name.replace(" ", "_"): f for name, f in figures.items() if "trained" not in name}
+        figures["trained encoder"] | others | {"held_out_recordings": read, "unreadable_recordings": len(test) - read}
     )
 
 
@@ -246,21 +247,32 @@ def statistics(batch: ViewBatch) -> Tensor:
 
 
 def judge(train: Features, test: Features) -> dict[str, Any]:
-    """Retrieval across languages and the voice's probe, where the data have prompts; else probe and k-NN of classes."""
-    figures: dict[str, Any] = {}
+    """Retrieval across languages and the voice, where the data have prompts; else of classes, where there are any."""
     if "prompt" in test.index and "language" in test.index:
         voice = [Features(f.values, f.index.with_columns(label=f.index["language"])) for f in (train, test)]
-        probe = linear_probe(voice[0], voice[1])
         found = retrieve(test, test, relevance=across_languages, same="language")
-        figures["voice_probe"] = probe.top1
-        figures["recall"] = {f"at_{k}": value for k, value in found.recall.items()}
-        figures["recall_chance"] = {f"at_{k}": value for k, value in found.chance.items()}
-        figures["mean_average_precision"] = found.mean_average_precision
-    shared = "label" in test.index and bool(torch.isin(test.index["label"], train.index["label"]).all())
-    if shared and "prompt" not in test.index:
-        figures["linear_probe"] = linear_probe(train, test).top1
-        figures["knn"] = knn(train, test, k=min(20, len(train))).top1
-    return figures
+        return {
+            "voice_probe": linear_probe(*voice).top1,
+            "voice_knn": knn(*voice, k=min(20, len(train))).top1,
+            **retrieved(found),
+        }
+    if "label" not in test.index or not bool(torch.isin(test.index["label"], train.index["label"]).all()):
+        return {}
+    return {
+        "linear_probe": linear_probe(train, test).top1,
+        "knn": knn(train, test, k=min(20, len(train))).top1,
+        # Held-out recordings look for others of their class among those of training.
+        **retrieved(retrieve(test, train, relevance="label")),
+    }
+
+
+def retrieved(found: Retrieval) -> dict[str, Any]:
+    """Recall, what chance would give, and mean average precision."""
+    return {
+        "recall": {f"at_{k}": value for k, value in found.recall.items()},
+        "recall_chance": {f"at_{k}": value for k, value in found.chance.items()},
+        "mean_average_precision": found.mean_average_precision,
+    }
 
 
 def across_languages(queries: Any, candidates: Any) -> Tensor:
@@ -269,9 +281,9 @@ def across_languages(queries: Any, candidates: Any) -> Tensor:
     return (same & (queries["language"][:, None] != candidates["language"])).double()
 
 
-def table(figures: dict[str, dict[str, Any]], n: int) -> str:
+def table(figures: dict[str, dict[str, Any]], n: int, *, unreadable: int) -> str:
     """The figures for a person to read."""
-    lines = [f"on {n} held-out recordings"]
+    lines = [f"on {n} held-out recordings" + (f"; {unreadable} could not be read" if unreadable else "")]
     for name, of in figures.items():
         shown = [f"{key} {value:.3f}" for key, value in of.items() if isinstance(value, float)]
         if "recall" in of:

@@ -82,26 +82,6 @@ def keys(n=4, seed=0):
     return mmcon.keys(seed=seed, sample=list(range(n)), view=1)
 
 
-@pytest.mark.parametrize("name", [name for name in WAVEFORM if name not in ("audio/crop", "audio/log-mel")])
-def test_nothing_is_written_into_padding(name):
-    out = mmcon.create_view(name, **WAVEFORM[name])(signals(), keys())
-    beyond = torch.arange(out["signal"].shape[-1]) >= out["length"][:, None]
-    assert bool(beyond.any())
-    assert float((out["signal"] * beyond[:, None]).abs().max()) == 0.0
-    assert bool(torch.isfinite(out["signal"]).all())
-
-
-@pytest.mark.parametrize("name", ["audio/spec-augment", "audio/resize-crop", "audio/fader", "audio/mixup-memory"])
-def test_frames_of_padding_stay_and_are_never_looked_at(name):
-    batch, other = spectrograms(), spectrograms()
-    beyond = (torch.arange(120) >= batch["length"][:, None])[:, None, None].expand_as(batch["log_mel"])
-    other["log_mel"] = torch.where(beyond, 99.0, other["log_mel"])
-    options = {"warp": 10} if name == "audio/spec-augment" else {}
-    one, two = (mmcon.create_view(name, **options)(b, keys())["log_mel"] for b in (batch, other))
-    torch.testing.assert_close(one[~beyond], two[~beyond], rtol=0, atol=0)
-    torch.testing.assert_close(one[beyond], batch["log_mel"][beyond], rtol=0, atol=0)
-
-
 def test_noise_has_the_ratio_that_was_drawn_and_silence_stays_silent():
     view, batch = mmcon.create_view("audio/noise", snr_db=(3.0, 12.0)), signals()
     params = view.draw(keys(), {})
@@ -170,10 +150,38 @@ def test_an_empty_recording_is_an_error(tmp_path):
         mmcon.create_view("audio/crop")([Sound(tmp_path / "empty.wav")], keys(1))
 
 
-def test_background_is_named_by_the_key_alone(tmp_path):
+@pytest.fixture
+def bank(tmp_path):
+    """Three recordings of 5,000 samples, and a text beside them."""
     for i in range(3):
-        soundfile.write(tmp_path / f"{i}.wav", np.full(5_000, 0.1 * (i + 1), dtype=np.float32), 16_000)
-    check_view(mmcon.create_view("audio/background", recordings=str(tmp_path)), signals())
+        tone = np.sin(np.arange(5_000) * (i + 1) / 9).astype(np.float32) * 0.1
+        soundfile.write(tmp_path / f"{i}.wav", tone, 16_000)
+    (tmp_path / "LICENSE.txt").write_text("public domain")
+    return tmp_path
+
+
+def test_background_is_named_by_the_key_alone(bank):
+    check_view(mmcon.create_view("audio/background", recordings=bank), signals())
+
+
+def test_a_recorded_room_is_convolved(bank):
+    """A response that is a lone click gives the sound back, delayed to where the click is."""
+    click = np.zeros(64, dtype=np.float32)
+    click[3] = 0.5
+    soundfile.write(bank / "click.wav", click, 16_000, subtype="FLOAT")
+    view = mmcon.create_view("audio/reverb", impulses=[bank / "click.wav"])
+    check_view(view, signals())
+    x = signals()["signal"][:1]
+    torch.testing.assert_close(view(x, keys(1))[..., 3:], 0.5 * x[..., :-3], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "option"), [("audio/background", "recordings"), ("audio/reverb", "impulses")])
+def test_a_bank_that_cannot_be_read_is_told_when_the_view_is_made(name, option, bank):
+    (bank / "3.wav").write_bytes(b"not a sound")
+    with pytest.raises(DataError, match=r"3\.wav"):
+        mmcon.create_view(name, **{option: bank})
+    with pytest.raises(DataError, match="none in"):
+        mmcon.create_view(name, **{option: bank / "nowhere"})
 
 
 def test_the_memory_of_byol_a_is_saved_and_goes_on():

@@ -13,19 +13,12 @@ from typing import Literal
 
 from mmcon.registry import register_view
 from mmcon.view import Chain
-from views.spectrogram import Fader, LogMel, MixupMemory, ResizeCrop, SpecAugment, Standardize
-from views.waveform import (
-    ColaNoise,
-    Crop,
-    Fade,
-    Gain,
-    Noise,
-    PitchShift,
-    Polarity,
-    Shift,
-    TimeMask,
-    TimeStretch,
-)
+from views import transmission  # noqa: F401  (its views are registered)
+from views.log_mel import LogMel, Standardize
+from views.loudness import ColaNoise, Fade, Gain, Noise
+from views.spectrogram import Fader, MixupMemory, ResizeCrop, SpecAugment
+from views.timing import PitchShift, Shift, TimeMask, TimeStretch
+from views.waveform import Crop
 
 
 @register_view("audio/plain", modality="audio")
@@ -63,8 +56,7 @@ def speech(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 6
 @register_view("audio/speech-waveform", modality="audio")
 def speech_waveform(*, window_seconds: float = 2.0, rate_hz: int = 16_000, strength: float = 1.0) -> Chain:
     """The part of audio/speech before the log-mel, for encoders that take waveforms."""
-    s = strength
-    frame = 1 << round(rate_hz * 0.064).bit_length() - 1
+    s, frame = strength, vocoder_frame(rate_hz)
     return Chain(
         ("crop", Crop(window_seconds=window_seconds, rate_hz=rate_hz)),
         ("tempo", TimeStretch(tempo=(1 / (1 + 0.25 * s), 1 + 0.25 * s), frame=frame, p=0.5)),
@@ -74,6 +66,11 @@ def speech_waveform(*, window_seconds: float = 2.0, rate_hz: int = 16_000, stren
         ("noise", Noise(snr_db=(10.0 / max(s, 0.1), 40.0), slope_db=(-6.0, 0.0), p=0.5)),
         name="audio/speech-waveform",
     )
+
+
+def vocoder_frame(rate_hz: int) -> int:
+    """The power of two that is 64 ms or the next shorter: 1024 at 16 kHz, 512 at 8 kHz."""
+    return 1 << round(rate_hz * 0.064).bit_length() - 1
 
 
 @register_view("audio/cola", modality="audio")
@@ -127,8 +124,8 @@ def clar(*, window_seconds: float = 1.0, rate_hz: int = 16_000, p: float = 0.5, 
         ("crop", Crop(window_seconds=window_seconds, rate_hz=rate_hz)),
         ("fade", Fade(max_share=0.5, p=p)),
         ("mask", TimeMask(max_share=0.125, p=p)),
-        ("stretch", TimeStretch(tempo=(0.5, 1.5), p=p)),
-        ("pitch", PitchShift(semitones=(-15.0, 15.0), p=p)),
+        ("stretch", TimeStretch(tempo=(0.5, 1.5), frame=vocoder_frame(rate_hz), p=p)),
+        ("pitch", PitchShift(semitones=(-15.0, 15.0), frame=vocoder_frame(rate_hz), p=p)),
         ("roll", Shift(max_seconds=8_000 / rate_hz, rate_hz=rate_hz, p=p)),
         ("noise", Noise(snr_db=(0.0, 19.0), p=p)),
         *crossing,
@@ -149,6 +146,3 @@ POLICIES = {
 def spec_augment_policy(*, policy: Literal["LB", "LD", "SM", "SS"] = "LB", fill: float = 0.0) -> SpecAugment:
     """SpecAugment with the settings of a published policy (for 80 bands): LB, LD, SM or SS."""
     return SpecAugment(**POLICIES[policy], fill=fill)  # pyright: ignore[reportArgumentType]
-
-
-__all__ = ["Polarity", "byol_a", "byol_a_v2", "clar", "cola", "plain", "spec_augment_policy", "speech"]

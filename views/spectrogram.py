@@ -1,159 +1,23 @@
-"""View generators on log-mel spectrograms, and the crossing to them from waveforms.
+"""View generators on log-mel spectrograms: masks, warps, crops, fades and mixing.
 
-A batch is `{"log_mel": b c f t, "length": b}`: mel bands from low to high, frames, and how many frames of each row are
-real. Masks, crops and mixing stay within the real frames; what is padding holds the value of silence.
+Batches are as `views.log_mel` says. Everything stays within the real frames; what is padding stays as it was.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from mmcon.errors import ConfigError, InputError
+from mmcon.errors import ConfigError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.view import Meta, Params, ViewGenerator
 from views import signal as operations
-from views.waveform import Range, parts_of, to
-
-
-@lru_cache(maxsize=32)
-def mel_bank(rate_hz: int, fft: int, bands: int, low_hz: float, high_hz: float) -> Float[Tensor, "bins bands"]:
-    """The triangular filters of torchaudio (HTK's mel scale, no normalisation), made once."""
-    from torchaudio.functional import melscale_fbanks
-
-    return melscale_fbanks(fft // 2 + 1, low_hz, high_hz, bands, rate_hz)
-
-
-def spectrogram_parts(batch: Any) -> tuple[Tensor, Tensor]:
-    """The log-mel `b c f t` and the frames `b` of a batch."""
-    if not isinstance(batch, Mapping) or "log_mel" not in batch:
-        raise InputError(
-            "spectrogram views",
-            expected='{"log_mel": b c f t, "length": b}',
-            got=str(sorted(batch)) if isinstance(batch, Mapping) else type(batch).__name__,
-            fix="put audio/log-mel before them in the chain",
-        )
-    return batch["log_mel"], batch["length"]
-
-
-@final
-@register_view("audio/log-mel", modality="audio")
-class LogMel(ViewGenerator):
-    """Cross from waveform to log-mel spectrogram; nothing is drawn.
-
-    Frames are centred (frame i around sample i · hop), so that `length` samples give `length // hop + 1` frames; the
-    window is Hann's. Powers below `floor` are clipped to it before the natural logarithm.
-
-    Args:
-        rate_hz: the rate of the samples.
-        bands: mel bands.
-        window: samples in a window. By default 25 ms.
-        hop: samples from frame to frame. By default 10 ms.
-        fft: points of the transform; by default the power of two from the window up.
-        low_hz: lower edge of the bands.
-        high_hz: upper edge of the bands; by default half of the rate.
-        floor: powers below it are clipped to it.
-    """
-
-    modality: ClassVar[str] = "audio"
-
-    def __init__(
-        self,
-        *,
-        rate_hz: int = 16_000,
-        bands: int = 64,
-        window: int | None = None,
-        hop: int | None = None,
-        fft: int | None = None,
-        low_hz: float = 60.0,
-        high_hz: float | None = None,
-        floor: float = 1e-5,
-    ) -> None:
-        self.rate_hz, self.bands, self.floor = rate_hz, bands, floor
-        self.window, self.hop = window or rate_hz // 40, hop or rate_hz // 100
-        self.fft = fft or 1 << (self.window - 1).bit_length()
-        self.low_hz, self.high_hz = low_hz, high_hz or rate_hz / 2
-        if not (0 <= self.low_hz < self.high_hz <= rate_hz / 2 and self.window <= self.fft):
-            got = f"{self.low_hz}–{self.high_hz} Hz at {rate_hz} Hz, window {self.window} in fft {self.fft}"
-            raise InputError("audio/log-mel", expected="bands below half of the rate, window <= fft", got=got)
-
-    def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw nothing."""
-        return {}
-
-    def apply(self, batch: Any, params: Params) -> Any:
-        """Transform; frames beyond a row's real part hold the value of silence."""
-        signal, length = parts_of(batch)
-        power = self.power(operations.silence_padding(signal, length))
-        bank = mel_bank(self.rate_hz, self.fft, self.bands, self.low_hz, self.high_hz).to(power)
-        # Row by row: one product over all rows may round otherwise than over a row alone.
-        mel = torch.stack([row @ bank for row in power]).transpose(-1, -2)
-        frames = self._frames(length)
-        log_mel = mel.clamp(min=self.floor).log()
-        real = operations.valid(frames, log_mel.shape[-1])[:, None, None]
-        return {"log_mel": torch.where(real, log_mel, math.log(self.floor)), "length": frames}
-
-    def power(self, signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c frames bins"]:
-        """The power spectrogram."""
-        b, c, t = signal.shape
-        spectrum = torch.stft(
-            signal.reshape(b * c, t),
-            self.fft,
-            self.hop,
-            self.window,
-            torch.hann_window(self.window, device=signal.device),
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )
-        return torch.view_as_real(spectrum).square().sum(-1).transpose(-1, -2).reshape(b, c, -1, self.fft // 2 + 1)
-
-    def _frames(self, length: Tensor) -> Tensor:
-        return (length // self.hop + 1) * (length > 0)
-
-    def leaves(self, meta: Meta, params: Params) -> Meta:
-        """Lengths and widths in frames."""
-        return {**meta, **{name: self._frames(meta[name]) for name in ("length", "width") if name in meta}}
-
-
-@final
-@register_view("audio/standardize", modality="audio")
-class Standardize(ViewGenerator):
-    """Subtract a mean and divide by a standard deviation: given ones, or each sample's own over its real frames."""
-
-    modality: ClassVar[str] = "audio"
-
-    def __init__(self, *, mean: float | None = None, std: float | None = None) -> None:
-        if (mean is None) != (std is None):
-            raise InputError("audio/standardize", expected="mean and std, or neither", got=f"mean={mean}, std={std}")
-        self.mean, self.std = mean, std
-
-    def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw nothing."""
-        return {}
-
-    def apply(self, batch: Any, params: Params) -> Any:
-        """Standardise; padding becomes 0, the mean."""
-        x, length = spectrogram_parts(batch)
-        real = operations.valid(length, x.shape[-1])[:, None, None]
-        if self.mean is not None and self.std is not None:
-            return {**batch, "log_mel": torch.where(real, (x - self.mean) / self.std, 0.0)}
-        count = (length * x.shape[1] * x.shape[2]).clamp(min=1)[:, None, None, None]
-        mean = _total(torch.where(real, x, 0.0)) / count
-        centred = torch.where(real, x - mean, 0.0)
-        return {**batch, "log_mel": centred / (_total(centred.square()) / count).sqrt().clamp(min=1e-5)}
-
-
-def _total(x: Tensor) -> Tensor:
-    """Sums over a sample, row by row first: the same bits in any batch."""
-    return x.sum(-1, keepdim=True).sum(-2, keepdim=True).sum(-3, keepdim=True)
+from views.log_mel import spectrogram_parts, sum_of_rows
+from views.waveform import Range, to
 
 
 @final
@@ -221,7 +85,8 @@ class SpecAugment(ViewGenerator):
         mask = (over_frames[:, None, None] | over_bands[:, None, :, None]) & real
         if self.fill == "mean":
             count = (length * x.shape[1] * x.shape[2]).clamp(min=1)[:, None, None, None]
-            return {**batch, "log_mel": torch.where(mask, _total(x * real) / count, x)}
+            mean = sum_of_rows(torch.where(real, x, 0.0)) / count
+            return {**batch, "log_mel": torch.where(mask, mean, x)}
         return {**batch, "log_mel": x.masked_fill(mask, float(self.fill))}
 
 
@@ -237,20 +102,21 @@ def warp_time(x: Tensor, length: Tensor, anchor: Tensor, by: Tensor, most: int) 
     room = length - 2 * most
     from_ = most + anchor * room.clamp(min=0)
     to_ = from_ + by * (room > 0)
-    at, last = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype), (length - 1).clamp(min=1)[:, None]
+    at, last = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype), (length - 1).clamp(min=0)[:, None]
     f, g = from_[:, None], to_[:, None]
     early = at * f / g.clamp(min=1e-3)
     late = f + (at - g) * (last - f) / (last - g).clamp(min=1e-3)
     source = torch.where((room > 0)[:, None], torch.where(at < g, early, late), at.expand(len(x), -1))
     inside = operations.valid(length, x.shape[-1])
-    source = torch.where(inside, torch.minimum(source.clamp(min=0), last), at)
-    left = source.floor().long().clamp(max=x.shape[-1] - 1)
-    right = (left + 1).clamp(max=x.shape[-1] - 1)
+    source = torch.minimum(source.clamp(min=0), last)
+    left = source.floor().long()
+    right = torch.minimum(left + 1, last)
 
     def frames(i: Tensor) -> Tensor:
         return x.gather(-1, i[:, None, None].expand_as(x))
 
-    return torch.lerp(frames(left), frames(right), (source - left)[:, None, None])
+    warped = torch.lerp(frames(left), frames(right), (source - left)[:, None, None])
+    return torch.where(inside[:, None, None], warped, x)
 
 
 @final
@@ -363,6 +229,7 @@ class MixupMemory(ViewGenerator):
         """Mix, then remember the unmixed batch."""
         x, length = spectrogram_parts(batch)
         out, held = x, self._memory
+        real = operations.valid(length, x.shape[-1])[:, None, None]
         if held is not None:
             if held.shape[1:] != x.shape[1:]:
                 raise ConfigError(
@@ -371,8 +238,10 @@ class MixupMemory(ViewGenerator):
             which = (params["which"].to(held.device) * len(held)).long()
             share = to(params["share"], x)[:, None, None, None].clamp(min=1e-12)
             mixed = torch.logaddexp(x + torch.log1p(-share), held[which].to(x) + share.log())
-            out = torch.where(operations.valid(length, x.shape[-1])[:, None, None], mixed, x)
-        past = x.detach() if held is None else torch.cat([held.to(x), x.detach()])
+            out = torch.where(real, mixed, x)
+        # Beyond a row's real frames the memory holds silence, the logarithm of nothing.
+        unmixed = torch.where(real, x.detach(), -torch.inf)
+        past = unmixed if held is None else torch.cat([held.to(x), unmixed])
         self._memory = past[-self.size :].clone()
         return {**batch, "log_mel": out}
 

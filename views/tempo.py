@@ -2,7 +2,7 @@
 
 Quality: frames of 64 ms (at 16 kHz), a Hann window, four frames overlapping, no phase locking: the textbook vocoder
 (Flanagan and Golden 1966; Dolson 1986), as torchaudio's. Steady tones keep their pitch to a cent; attacks smear over a
-frame. At tempo 1 and pitch 0 the signal comes back to rounding. Pitch is exact to
+frame. At tempo 1 and pitch 0 the signal comes back as it was. Pitch is exact to
 3 cents down to an octave below and to 7 cents up to an octave above (the frame that is synthesised is a multiple of
 four samples long); steady tones lose up to 1.1 dB.
 """
@@ -61,9 +61,11 @@ def change_tempo_and_pitch(
     padded = torch.nn.functional.pad(silence_padding(signal, length), (frame // 2, frame + hop))
     sizes = synthesis_frame(semitones, frame)
     tempo = tempo.to("cpu", torch.float64)
-    out = torch.zeros_like(signal)
+    out = signal.clone()
     # Rows one by one: transforms and complex products of many rows may round otherwise than of one.
     for row, (size, own_tempo) in enumerate(zip(sizes.tolist(), tempo.tolist(), strict=True)):
+        if size == frame and own_tempo == 1:
+            continue
         spectrum = torch.fft.rfft(padded[row].unfold(-1, frame, hop) * window)
         count = (t + size) // (size // 4) + 1
         positions = (torch.arange(count, dtype=torch.float64) * (own_tempo * size / frame)).clamp(max=spectrum.shape[1])

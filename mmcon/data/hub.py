@@ -67,7 +67,7 @@ class TableSource(Source):
     """A table of the datasets library, memory-mapped; media stay undecoded.
 
     Args:
-        table: a `datasets.Dataset` whose media column is not decoded.
+        table: a `datasets.Dataset` whose media column is not decoded; `all_columns` gives it back.
         column: which holds the media.
         names: what rows are called.
         options: as for Source.
@@ -75,6 +75,7 @@ class TableSource(Source):
 
     def __init__(self, table: Any, *, column: str, names: Sequence[str], modality: str, **options: Any) -> None:
         self.table, self.column, self.names = table.select_columns([column]), column, names
+        self.all_columns = table
         self._open_cell = opener(modality)
         super().__init__(ids=stable_ids(names), modality=modality, **options)
 
@@ -96,6 +97,7 @@ def load_table(
     label_column: str | None = None,
     id_column: str | None = None,
     classes: Sequence[str] | None = None,
+    together: str | None = None,
     test_share: float = 0.1,
     **options: Any,
 ) -> TableSource:
@@ -112,6 +114,7 @@ def load_table(
         id_column: unique names of rows; by default split and number, which stay as long as the data do.
         classes: names of the classes in order; by default those that the data declare, or all texts of the training
             split, sorted.
+        together: a column whose equal values stay on one side of a split that is made here, where the data have it.
         test_share: what is held out, by identity, of data that have a training split alone.
         options: for load_dataset, such as data_files, data_dir and cache_dir.
     """
@@ -131,9 +134,11 @@ def load_table(
         labels, classes = encode_labels(where, table[columns.label][:], classes)
     notes = list(columns.notes)
     if by_identity:
-        out = held_out(stable_ids(names), test_share)
+        by = [str(value) for value in table[together][:]] if together in table.column_names else names
+        out = held_out(stable_ids(by), test_share)
         keep = (out if split in HELD_OUT else ~out).nonzero()[:, 0]
-        notes.append(f"split {split!r}: {len(keep):,} of {len(table):,} rows, by identity, {test_share:.0%} held out")
+        said = "identity" if by is names else repr(together)
+        notes.append(f"split {split!r}: {len(keep):,} of {len(table):,} rows, by {said}, {test_share:.0%} held out")
         table, names = table.select(keep.tolist()), [names[i] for i in keep.tolist()]
         labels = None if labels is None else labels[keep]
     return TableSource(

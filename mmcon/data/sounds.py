@@ -3,6 +3,7 @@
     train = create_source("samples/speech", split="train")
     train = sound_folder("recordings/", split="train")               # a sub-folder a class; or train/ and test/
     train = sound_table("calls.csv", split="train", columns=("speaker",))
+    train = sound_dataset("owner/name", split="train")               # of the datasets library
 
 Rate and channels are part of a source's contract (`SoundContract`): whatever the files are, handles give that. A file
 that turns out unreadable is quarantined by the loader when it is met: its rows are left out, counted and named.
@@ -10,8 +11,6 @@ that turns out unreadable is quarantined by the loader when it is met: its rows 
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -20,14 +19,14 @@ import torch
 from torch import Tensor
 
 from mmcon.data import samples
+from mmcon.data.hub import TableSource, load_table
+from mmcon.data.manifests import read_table
 from mmcon.data.sources import HELD_OUT, Source, held_out
 from mmcon.errors import DataError
 from mmcon.media import Sound, SoundContract
+from mmcon.media.sound_files import CONTAINERS, SUFFIXES
 from mmcon.random import stable_ids
 from mmcon.registry import register_source
-
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
-CONTAINERS = (".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".wma")
 
 
 @final
@@ -180,6 +179,69 @@ def sound_table(
     )
 
 
+@final
+class DatasetSounds(Source):
+    """Sounds in a table of the datasets library, memory-mapped and brought to one contract.
+
+    Args:
+        table: the rows.
+        contract: what every sound is brought to.
+        columns: further columns of texts to keep, where the table has them.
+    """
+
+    def __init__(self, table: TableSource, *, contract: SoundContract, columns: Sequence[str]) -> None:
+        self.table, self.contract = table, contract
+        kept = [name for name in columns if name in table.all_columns.column_names]
+        numbered = {name: _classes([str(text) for text in table.all_columns[name][:]]) for name in kept}
+        self.names = {name: list(texts) for name, (_, texts) in numbered.items()}
+        super().__init__(
+            ids=table.ids,
+            modality="audio",
+            labels=table.labels,
+            classes=table.classes,
+            columns={name: numbers for name, (numbers, _) in numbered.items()},
+            name=table.name,
+            notes=table.notes,
+        )
+
+    def open(self, rows: Tensor | Sequence[int]) -> list[Sound]:
+        """The handles of the rows."""
+        return [Sound(sound.source, contract=self.contract, id=sound.id) for sound in self.table.open(rows)]
+
+
+@register_source("hub/sounds", modality="audio")
+def sound_dataset(
+    path: str | Path,
+    split: str = "train",
+    *,
+    columns: Sequence[str] = ("prompt", "language", "speaker"),
+    rate_hz: int = 16_000,
+    channels: int = 1,
+    test_share: float = 0.1,
+    on_non_finite: str = "error",
+    on_short: str = "error",
+    **options: Any,
+) -> DatasetSounds:
+    """Sounds that `datasets.load_dataset` opens: a hub name, or a folder of parquet files.
+
+    Data with a training split alone are split by the column `prompt` where there is one, else by identity.
+
+    Args:
+        path: the name or the folder.
+        split: "train", "test" (also found as validation), or another that the data have.
+        columns: further columns of texts to keep, where the table has them.
+        rate_hz: what every sound is resampled to.
+        channels: 1 mixes down.
+        test_share: how much is held out where the data do not say.
+        on_non_finite: NaN samples are an "error" (the sample is quarantined), or "zero".
+        on_short: so is a sound that breaks off before its header says.
+        options: as for the source "hub": config, revision, media_column, label_column, ….
+    """
+    table = load_table(path, split, modality="audio", together="prompt", test_share=test_share, **options)
+    contract = SoundContract(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
+    return DatasetSounds(table, contract=contract, columns=columns)
+
+
 @register_source("samples/speech", modality="audio")
 def speech(split: str = "train", *, rate_hz: int = 8_000) -> SoundSource:
     """The bundled prompts in English, Spanish and French; classes are prompts, and no prompt is in both splits.
@@ -203,15 +265,19 @@ def open_source(data: str, split: str, *, rate_hz: int, **options: Any) -> Sourc
     """A source by what `--data` says: samples/speech, a folder, a manifest, or a name for the datasets library."""
     if data == "samples/speech":
         return speech(split, rate_hz=rate_hz)
-    if Path(data).expanduser().is_dir():
-        return sound_folder(data, split, rate_hz=rate_hz, **options)
-    if Path(data).suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
+    path = Path(data).expanduser()
+    if path.suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
         return sound_table(data, split, rate_hz=rate_hz, **options)
-    from mmcon.data.sources import create_source
-
-    if rate_hz != 16_000:
-        raise DataError(data, expected="rate_hz 16000 for a named data set", got=str(rate_hz), fix="--rate-hz 16000")
-    return create_source(data, split=split, modality="audio")
+    if path.is_dir() and not any(path.glob("*.parquet")) and not any(path.glob("*/*.parquet")):
+        return sound_folder(data, split, rate_hz=rate_hz, **options)
+    if path.is_dir() or "/" in data:
+        return sound_dataset(data, split, rate_hz=rate_hz, **options)
+    raise DataError(
+        f"sounds {data!r}",
+        expected="samples/speech, a folder, a manifest (.csv, .tsv, .jsonl, .parquet), or owner/name of a data set",
+        got="nothing of this name",
+        fix="check --data",
+    )
 
 
 def _cell(cell: Any, root: Path) -> Path | bytes:
@@ -221,13 +287,5 @@ def _cell(cell: Any, root: Path) -> Path | bytes:
 
 
 def _records(table: Path) -> list[dict[str, Any]]:
-    if not table.is_file():
-        raise DataError("manifest/sounds", expected="a table", got=f"{str(table)!r}, which is no file")
-    if table.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        return parquet.read_table(table).to_pylist()
-    if table.suffix == ".jsonl":
-        return [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
-    with table.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ","))
+    columns = read_table(table)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

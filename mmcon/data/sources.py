@@ -411,8 +411,8 @@ def _kind_of_folder(folder: Path) -> str:
 def _kind_by_suffix(folder: Path) -> str:
     """What most of the first files below a folder are; images where nothing is known."""
     from mmcon.data.folders import SUFFIXES
-    from mmcon.data.sounds import SUFFIXES as SOUNDS
     from mmcon.media.clip import VIDEO_SUFFIXES
+    from mmcon.media.sound_files import SUFFIXES as SOUNDS
 
     kinds = {"folder/images": SUFFIXES, "folder/videos": VIDEO_SUFFIXES, "folder/sounds": SOUNDS}
     files = islice((f.suffix.lower() for f in folder.rglob("*") if f.suffix and f.is_file()), 500)

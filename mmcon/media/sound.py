@@ -21,6 +21,7 @@ What a file may be, and what becomes of it:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -32,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmcon.errors import DataError, InputError
-from mmcon.media.sound_files import Header, open_file
+from mmcon.media.sound_files import CONTAINERS, SUFFIXES, Header, open_file
 
 # torchaudio's resampling kernel has rate·rate/gcd² entries or so; beyond this a pair of rates is refused.
 _LARGEST_KERNEL = 20_000_000
@@ -212,6 +213,23 @@ def resampler(old: int, new: int) -> nn.Module:
     return torchaudio.transforms.Resample(old // g, new // g)
 
 
-def open_sounds(sources: Any, *, contract: SoundContract | None = None) -> list[Sound]:
-    """Handles on many files with one contract."""
-    return [Sound(source, contract=contract) for source in sources]
+def open_sounds(
+    sources: str | Path | Sequence[str | Path | bytes], *, contract: SoundContract | None = None
+) -> list[Sound]:
+    """Handles on all sounds below a folder, or on those that are named, with one contract; every header is read.
+
+    Raises:
+        DataError: there are none, or one cannot be read or holds nothing.
+    """
+    if isinstance(sources, str | Path):
+        endings = SUFFIXES + CONTAINERS
+        files: Sequence[Any] = sorted(f for f in Path(sources).expanduser().rglob("*") if f.suffix.lower() in endings)
+    else:
+        files = sources
+    sounds = [Sound(file, contract=contract) for file in files]
+    if not sounds:
+        raise DataError("sounds", expected="at least one", got=f"none in {str(sources)!r}", fix="check the path")
+    for sound in sounds:
+        if not sound.header.length:
+            raise DataError(f"sound {sound.id!r}", expected="at least one sample", got="none", fix="take the file out")
+    return sounds

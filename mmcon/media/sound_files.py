@@ -16,6 +16,10 @@ from torch import Tensor
 
 from mmcon.errors import DataError, MissingDependencyError
 
+# What names of files end in: sounds, and containers that may hold a video as well.
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
+CONTAINERS = (".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".wma")
+
 # Reads a span at the file's own rate: (start, length) -> `c t`, shorter where the file ends.
 Reader = Callable[[int, int], Tensor]
 # Before the span, FFmpeg's decoders need some packets to get going.
@@ -163,11 +167,17 @@ def _torchcodec(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
 
     decoder = AudioDecoder(source)
     meta = decoder.metadata
-    rate = meta.sample_rate
-    length = round((meta.duration_seconds_from_header or 0.0) * rate)
-    header = Header(length, rate, meta.num_channels or 1, "torchcodec", estimated=True)
+    rate, seconds = meta.sample_rate, meta.duration_seconds_from_header
+    if not rate or not seconds:  # the next decoder may know better
+        raise DataError(f"sound {name!r}", expected="a header with rate and duration", got=f"{rate} Hz, {seconds} s")
+    header = Header(round(seconds * rate), rate, meta.num_channels or 1, "torchcodec", estimated=True)
 
     def read(start: int, length: int) -> Tensor:
-        return decoder.get_samples_played_in_range(start / rate, (start + length) / rate).data[:, :length]
+        if not length:
+            return torch.zeros(header.channels, 0)
+        try:
+            return decoder.get_samples_played_in_range(start / rate, (start + length) / rate).data[:, :length]
+        except RuntimeError as error:
+            raise DataError(f"sound {name!r}", expected="decodable samples", got=str(error)) from error
 
     return header, read

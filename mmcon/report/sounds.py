@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,18 @@ def write_sheet(
 
     waveform, _ = _stages(view, [sample] * len(captions), params)
     whole = sample.decode()
-    pictures = [_spectrogram(whole[None], SHOWN_RATE_HZ)[0], *_spectrogram(views, SHOWN_RATE_HZ)]
+    recording, drawn = _spectrograms(whole[None], SHOWN_RATE_HZ), _spectrograms(views, SHOWN_RATE_HZ)
+    long = whole.shape[-1] / SHOWN_RATE_HZ
+    wide = waveform["signal"].shape[-1] / SHOWN_RATE_HZ
+    pictures = [(recording, 0, long), *((drawn, number, wide) for number in range(len(captions)))]
     texts = ["as it is", *captions]
     lines = max(text.count("\n") + 1 for text in texts)
     rows = -(-len(pictures) // 3)
     figure = Figure(figsize=(10, rows * (2.0 + 0.11 * lines) + 0.4), layout="constrained")
     figure.suptitle(title)
-    for place, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+    for place, ((of, number, seconds), text) in enumerate(zip(pictures, texts, strict=True)):
         axes = figure.add_subplot(rows, 3, place + 1)
-        axes.imshow(picture.numpy(), origin="lower", aspect="auto", cmap="magma")
-        axes.set(xticks=[], yticks=[])
+        _draw(axes, of, number, seconds=seconds)
         axes.set_xlabel(text, fontsize=6, loc="left", family="monospace")
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -117,7 +120,9 @@ def write_sound_views(
         waveform, out = _stages(as_chain(view), samples, params)
         waveforms.append(waveform)
         final.append(out)
-    files = [_picture(folder / "views.png", [_spectrogram(part, rate_hz) for part in final], rows)]
+    widths = [part["signal"].shape[-1] / rate_hz for part in waveforms]
+    columns = [(_spectrograms(part, rate_hz), wide) for part, wide in zip(final, widths, strict=True)]
+    files = [_picture(folder / "views.png", columns, rows)]
     for number, part in enumerate(waveforms):
         for row, (signal, length) in zip(rows, zip(part["signal"], part["length"], strict=True), strict=True):
             name = re.sub(r"[^\w.-]+", "_", f"row{row}_view{number}.wav")
@@ -143,26 +148,50 @@ def _stages(view: ViewGenerator, samples: Sequence[Sound], params: Params) -> tu
     return waveform, batch
 
 
-def _spectrogram(part: Any, rate_hz: int) -> Tensor:
-    """A log spectrogram `b f t`, of a waveform or as it is."""
-    if isinstance(part, Mapping) and "log_mel" in part:
-        return part["log_mel"].mean(1)
-    signal = (part["signal"] if isinstance(part, Mapping) else part).mean(1)
-    n = 1 << (rate_hz // 40).bit_length()
-    spectrum = torch.stft(signal, n, n // 4, window=torch.hann_window(n), return_complex=True, pad_mode="constant")
-    return spectrum.abs().clamp(min=1e-4).log()
+@dataclass(frozen=True)
+class _Spectrograms:
+    """Of a batch: `b f t` in logarithms, not a number where padding is; the top of the axis, and its unit."""
+
+    images: Tensor
+    top: float
+    unit: str
 
 
-def _picture(file: Path, columns: list[Tensor], rows: Sequence[int]) -> Path:
+def _spectrograms(part: Any, rate_hz: int) -> _Spectrograms:
+    """Of waveforms, or log-mels as they are."""
+    part = part if isinstance(part, Mapping) else {"signal": part, "length": torch.full((len(part),), part.shape[-1])}
+    if "log_mel" in part:
+        images, real = part["log_mel"].mean(1), part["length"]
+        top, unit = float(images.shape[-2]), "mel band"
+    else:
+        n = 1 << (rate_hz // 40).bit_length()
+        window, signal = torch.hann_window(n), part["signal"].mean(1)
+        spectrum = torch.stft(signal, n, n // 4, window=window, return_complex=True, pad_mode="constant")
+        images, real = spectrum.abs().clamp(min=1e-4).log(), part["length"] // (n // 4) + 1
+        top, unit = rate_hz / 2_000, "kHz"
+    padding = torch.arange(images.shape[-1]) >= real[:, None]
+    return _Spectrograms(images.masked_fill(padding[:, None], torch.nan), top, unit)
+
+
+def _draw(axes: Any, of: _Spectrograms, row: int, *, seconds: float) -> None:
+    """One spectrogram over its seconds; colours span the real frames, padding is grey."""
+    axes.set_facecolor("0.85")
+    extent = (0.0, max(seconds, 1e-3), 0.0, of.top)
+    axes.imshow(of.images[row].numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
+    axes.tick_params(labelsize=6)
+    axes.set_ylabel(of.unit, fontsize=6)
+    axes.xaxis.set_major_formatter(lambda second, _: f"{second:g} s")
+
+
+def _picture(file: Path, columns: Sequence[tuple[_Spectrograms, float]], rows: Sequence[int]) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(columns), 1.6 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for column, part in enumerate(columns):
-        for row, image in enumerate(part):
-            axes[row, column].imshow(image.numpy(), origin="lower", aspect="auto", cmap="magma")
-            axes[row, column].set(xticks=[], yticks=[])
-            axes[row, column].set_title(f"row {rows[row]}, view {column}", fontsize=7)
+    for column, (of, seconds) in enumerate(columns):
+        for row, number in enumerate(rows):
+            _draw(axes[row, column], of, row, seconds=seconds)
+            axes[row, column].set_title(f"row {number}, view {column}", fontsize=7)
     figure.savefig(file, dpi=110)
     return file
 
