@@ -21,21 +21,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
-from mmcon.batch import ViewBatch
 from mmcon.data.class_batches import ClassAwareSampler
 from mmcon.data.loading import ViewLoader, one_pass
 from mmcon.data.samplers import BatchSampler, UniformSampler
 from mmcon.data.sounds import open_source
 from mmcon.data.sources import Source
 from mmcon.errors import ConfigError, MmconError
-from mmcon.evaluation.features import Features, extract
-from mmcon.evaluation.probe import linear_probe
-from mmcon.evaluation.retrieval import Retrieval, knn, retrieve
+from mmcon.evaluation.features import extract
+from mmcon.evaluation.sounds import judge, log_mel_statistics, table
 from mmcon.models.audio import create_audio_encoder
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
@@ -74,7 +69,7 @@ class Config:
     """stop after so many steps; the schedule stays that of --epochs"""
     temperature: float = 0.1
     projection_dim: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     seed: int = 0
     resume: bool = False
@@ -160,7 +155,7 @@ def main(config: Config) -> None:
     subjects: dict[str, tuple[Any, Any]] = {
         "trained encoder": (model, plain),
         "random encoder": (untrained.to(run.device), plain),
-        "log-mel statistics": (statistics, spectrograms),
+        "log-mel statistics": (log_mel_statistics, spectrograms),
     }
     figures, read = {}, 0
     for name, (encode, view) in subjects.items():
@@ -187,6 +182,8 @@ def make_view(config: Config) -> mmcon.ViewGenerator:
     if config.encoder != OURS and name == "audio/speech":
         name = "audio/speech-waveform"
     settings = {"window_seconds": config.window_seconds, "rate_hz": config.hertz, "strength": config.strength}
+    if name == "audio/cola":
+        return mmcon.create_view(name)
     taken = lookup("view", name).options
     return mmcon.create_view(name, **{key: value for key, value in settings.items() if key in taken})
 
@@ -196,8 +193,9 @@ def evaluation_view(config: Config) -> mmcon.ViewGenerator:
     if config.encoder != OURS:
         options: dict[str, Any] = {"window_seconds": config.window_seconds, "rate_hz": config.hertz}
         return mmcon.create_view("audio/crop", position="centre", **options)
-    if config.objective == "cola":
-        return make_view(config)
+    if config.objective == "cola" and config.view == "audio/speech":
+        options = {"window_seconds": config.window_seconds, "position": "centre", "noise_std": 0.0}
+        return mmcon.create_view("audio/cola", **options)
     return mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.hertz)
 
 
@@ -223,74 +221,19 @@ def make_objective(config: Config, train: Source) -> mmcon.Objective:
 
 
 def make_sampler(config: Config, train: Source) -> BatchSampler:
-    """Batches at random, or, where classes or prompts are positives, with two recordings or more of each."""
+    """Batches at random; or, where classes or prompts are positives, with several recordings of each.
+
+    Of a prompt as many meet as there are languages, so that all translations do.
+    """
     size = min(config.batch_size, len(train))
     column = {"supcon": "label", "cross-lingual": "prompt"}.get(config.objective)
     if column is None or column not in train.columns:
         return UniformSampler(train.ids, batch_size=size, seed=config.seed)
-    labels = train.columns[column]
-    classes = min(len(labels.unique()), size // 2)
-    each = size // max(classes, 1)
+    labels, languages = train.columns[column], train.columns.get("language")
+    least = 2 if languages is None else max(2, len(languages.unique()))
+    classes = min(len(labels.unique()), max(2, size // least))
+    each = max(2, size // classes)
     return ClassAwareSampler(labels, batch_size=classes * each, seed=config.seed, samples_per_class=each)
-
-
-def statistics(batch: ViewBatch) -> Tensor:
-    """Mean and standard deviation of each mel band over the real frames."""
-    part = batch.views["audio"][0]
-    x, length = part["log_mel"].mean(1), part["length"]
-    real = (torch.arange(x.shape[-1]) < length[:, None].cpu())[:, None].to(x)
-    mean = (x * real).sum(-1) / real.sum(-1)
-    return torch.cat([mean, ((x - mean[..., None]).square() * real).sum(-1).div(real.sum(-1)).sqrt()], 1)
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def judge(train: Features, test: Features) -> dict[str, Any]:
-    """Retrieval across languages and the voice, where the data have prompts; else of classes, where there are any."""
-    if "prompt" in test.index and "language" in test.index:
-        voice = [Features(f.values, f.index.with_columns(label=f.index["language"])) for f in (train, test)]
-        found = retrieve(test, test, relevance=across_languages, same="language")
-        return {
-            "voice_probe": linear_probe(*voice).top1,
-            "voice_knn": knn(*voice, k=min(20, len(train))).top1,
-            **retrieved(found),
-        }
-    if "label" not in test.index or not bool(torch.isin(test.index["label"], train.index["label"]).all()):
-        return {}
-    return {
-        "linear_probe": linear_probe(train, test).top1,
-        "knn": knn(train, test, k=min(20, len(train))).top1,
-        # Held-out recordings look for others of their class among those of training.
-        **retrieved(retrieve(test, train, relevance="label")),
-    }
-
-
-def retrieved(found: Retrieval) -> dict[str, Any]:
-    """Recall, what chance would give, and mean average precision."""
-    return {
-        "recall": {f"at_{k}": value for k, value in found.recall.items()},
-        "recall_chance": {f"at_{k}": value for k, value in found.chance.items()},
-        "mean_average_precision": found.mean_average_precision,
-    }
-
-
-def across_languages(queries: Any, candidates: Any) -> Tensor:
-    """The same prompt in another language is relevant."""
-    same = queries["prompt"][:, None] == candidates["prompt"]
-    return (same & (queries["language"][:, None] != candidates["language"])).double()
-
-
-def table(figures: dict[str, dict[str, Any]], n: int, *, unreadable: int) -> str:
-    """The figures for a person to read."""
-    lines = [f"on {n} held-out recordings" + (f"; {unreadable} could not be read" if unreadable else "")]
-    for name, of in figures.items():
-        shown = [f"{key} {value:.3f}" for key, value in of.items() if isinstance(value, float)]
-        if "recall" in of:
-            shown.append("recall at 1, 5, 10: " + " ".join(f"{value:.3f}" for value in of["recall"].values()))
-            shown.append("(chance " + " ".join(f"{value:.3f}" for value in of["recall_chance"].values()) + ")")
-        lines.append(f"  {name:<20} " + "  ".join(shown))
-    return "\n".join(lines)
 
 
 def unused_folder(folder: Path, resume: bool) -> Path:

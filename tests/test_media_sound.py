@@ -3,6 +3,7 @@
 import pickle
 import struct
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,6 +174,49 @@ def test_decoders_are_tried_in_order(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     assert Sound(path).header.decoder == "av"
     torch.testing.assert_close(Sound(path).decode(), by_soundfile, atol=1e-4, rtol=0)
+
+
+class StandInDecoder:
+    """TorchCodec's AudioDecoder as its documentation has it, over soundfile; it needs an FFmpeg that is not here."""
+
+    states_duration = True
+
+    def __init__(self, source):
+        self.samples, self.rate = soundfile.read(source, dtype="float32", always_2d=True)
+        seconds = len(self.samples) / self.rate if self.states_duration else None
+        self.metadata = SimpleNamespace(sample_rate=self.rate, duration_seconds_from_header=seconds, num_channels=1)
+
+    def get_samples_played_in_range(self, start, stop):
+        if self.samples.max() > 0.9:
+            raise RuntimeError("Invalid data found when processing input")
+        data = torch.from_numpy(self.samples.T)[:, round(start * self.rate) : round(stop * self.rate)]
+        return SimpleNamespace(data=data)
+
+
+@pytest.fixture
+def torchcodec(monkeypatch):
+    decoders = SimpleNamespace(AudioDecoder=type("AudioDecoder", (StandInDecoder,), {}))
+    monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace(decoders=decoders))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+    monkeypatch.setattr(sound_files, "torchcodec_works", lambda: True)
+    return decoders.AudioDecoder
+
+
+def test_torchcodec_comes_first_where_it_works(write, torchcodec):
+    sound = Sound(write("a.wav", tone(8_000), 8_000))
+    assert sound.header.decoder == "torchcodec"
+    assert sound.facts == {"length": 20_800, "rate_hz": 16_000}
+    assert sound.decode(20_800, 0).shape == (1, 0)
+    by_torchcodec = sound.decode(1_000, 5_000)
+    torchcodec.states_duration = False  # then the next decoder is asked
+    other = Sound(sound.source)
+    assert other.header.decoder == "soundfile"
+    torch.testing.assert_close(by_torchcodec, other.decode(1_000, 5_000), atol=1e-6, rtol=0)
+
+
+def test_what_torchcodec_cannot_decode_is_named(write, torchcodec):
+    with pytest.raises(DataError, match=r"loud\.wav[\s\S]*Invalid data"):
+        Sound(write("loud.wav", tone(16_000) * 1.9, 16_000)).decode()
 
 
 def test_a_missing_decoder_is_told_in_a_line_that_names_the_package(write, tmp_path, monkeypatch):

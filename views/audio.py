@@ -74,13 +74,23 @@ def vocoder_frame(rate_hz: int) -> int:
 
 
 @register_view("audio/cola", modality="audio")
-def cola(*, noise_std: float = 0.001) -> Chain:
+def cola(
+    *,
+    noise_std: float = 0.001,
+    window_seconds: float = 1.0,
+    position: Literal["random", "start", "centre"] = "random",
+) -> Chain:
     """COLA (Saeed et al. 2020): a second of the L2-normalised clip, noise on the second view, log-mel of 64 bands.
 
     Deviation: frames are centred (101 of them; 98 in the released code). The published similarity is bilinear.
+
+    Args:
+        noise_std: of the noise on every view but the first.
+        window_seconds: the width of a view.
+        position: where the window lies; "centre" with no noise makes a view for evaluation.
     """
     return Chain(
-        ("crop", Crop(window_seconds=1.0, normalize="clip")),
+        ("crop", Crop(window_seconds=window_seconds, position=position, normalize="clip")),
         ("noise", ColaNoise(std=noise_std)),
         ("log-mel", LogMel(bands=64, window=400, hop=160, fft=1024, low_hz=60.0, high_hz=7_800.0, floor=1e-5)),
         name="audio/cola",

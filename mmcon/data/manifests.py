@@ -94,12 +94,22 @@ def read_table(file: Path) -> dict[str, list[Any]]:
         return parquet.read_table(file).to_pydict()
     with file.open(encoding="utf-8", newline="") as lines:
         if file.suffix == ".jsonl":
-            records = [json.loads(line) for line in lines if line.strip()]
+            records = [_record(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
         else:
             records = list(csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))
     if not records:
         raise DataError("manifest", expected="at least one row", got=f"none in {str(file)!r}")
     return {name: [_number(r.get(name)) for r in records] for name in dict.fromkeys(k for r in records for k in r)}
+
+
+def _record(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        record = str(error)
+    if not isinstance(record, dict):
+        raise DataError(f"manifest {file.name!r}, line {number}", expected="an object of JSON", got=str(record)[:80])
+    return record
 
 
 def _number(cell: Any) -> Any:

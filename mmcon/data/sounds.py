@@ -98,9 +98,16 @@ def sound_folder(
     has_splits = own is not None and (root / "train").is_dir()
     base = own if has_splits and own is not None else root
     files = sorted(f for f in base.rglob("*") if f.suffix.lower() in SUFFIXES + CONTAINERS and f.is_file())
+    if not files:
+        raise DataError(
+            "folder/sounds",
+            expected=f"sounds ({', '.join((*SUFFIXES, *CONTAINERS))})",
+            got=f"none below {str(base)!r}",
+            fix="check --data",
+        )
     names = [f.relative_to(base).as_posix() for f in files]
     notes = []
-    if not has_splits and files:
+    if not has_splits:
         out = held_out(stable_ids(names), test_share)
         keep = (out if split in HELD_OUT else ~out).nonzero()[:, 0].tolist()
         notes.append(f"split {split!r}: {len(keep):,} of {len(files):,} files by name, {test_share:.0%} held out")
@@ -167,6 +174,12 @@ def sound_table(
         out = held_out(stable_ids(by), test_share)
         keep = (out if split in HELD_OUT else ~out).nonzero()[:, 0].tolist()
     contract = SoundContract(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
+    if not keep:
+        there = sorted({str(r.get("split")) for r in records})
+        raise DataError(f"manifest {table.name!r}", expected=f"rows of split {split!r}", got=f"splits {there}")
+    for i in keep:
+        if not records[i][audio_column]:
+            raise DataError(f"manifest {table.name!r}, row {i + 1}", expected="a path or bytes", got="an empty cell")
     labels, classes = None, ()
     if label_column is not None and label_column in records[0]:
         labels, classes = _classes([str(r[label_column]) for r in records])

@@ -63,7 +63,7 @@ class LogMelConv(nn.Module):
         )
         self.bands, self.feature_dim = bands, 16 * width
         # A third less time a step on a CPU than with channels first.
-        self.layers.to(memory_format=torch.channels_last)
+        self.layers.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (stubs want a device)
 
     def forward(self, views: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
         """Features of `{"log_mel": n c f t, "length": n}`."""
