@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--debian", type=Path, help="the unpacked packages; by default the bundled speech")
     parser.add_argument("--objectives", nargs="+", default=["cross-lingual", "supcon", "simclr", "cola"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120, help="the budget, in batches of 96 recordings")
+    parser.add_argument("--steps", type=int, default=80, help="the budget, in batches of 96 recordings")
     parser.add_argument("--window-seconds", type=float, help="the width of views; by default the recipe's")
     parser.add_argument("--output", type=Path, default=Path("audio-figures"))
     options = parser.parse_args()

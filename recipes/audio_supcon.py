@@ -157,16 +157,15 @@ def main(config: Config) -> None:
         "random encoder": (untrained.to(run.device), plain),
         "log-mel statistics": (log_mel_statistics, spectrograms),
     }
-    figures, read = {}, 0
+    figures, read, lost = {}, 0, 0
     for name, (encode, view) in subjects.items():
         dumps = [extract(encode, one_pass(part, view, device=run.device)) for part in (train, test)]
         dumps[1].save(run.folder / "features" / f"{name.replace(' ', '_')}-test.safetensors")
         figures[name], read = judge(*dumps), len(dumps[1])
-    run.print(table(figures, read, unreadable=len(test) - read))
+        lost = len(train) + len(test) - len(dumps[0]) - read
+    run.print(table(figures, read, unreadable=lost))
     others = {name.replace(" ", "_"): f for name, f in figures.items() if "trained" not in name}
-    run.finish(
-        figures["trained encoder"] | others | {"held_out_recordings": read, "unreadable_recordings": len(test) - read}
-    )
+    run.finish(figures["trained encoder"] | others | {"held_out_recordings": read, "unreadable_recordings": lost})
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------

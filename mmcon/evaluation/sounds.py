@@ -62,7 +62,7 @@ def across_languages(queries: Index, candidates: Index) -> Tensor:
 
 def table(figures: dict[str, dict[str, Any]], n: int, *, unreadable: int) -> str:
     """The figures for a person to read."""
-    lines = [f"on {n} held-out recordings" + (f"; {unreadable} could not be read" if unreadable else "")]
+    lines = [f"on {n} held-out recordings" + (f"; {unreadable} of all could not be read" if unreadable else "")]
     for name, of in figures.items():
         shown = [f"{key} {value:.3f}" for key, value in of.items() if isinstance(value, float)]
         if "recall" in of:
