@@ -133,6 +133,10 @@ def test_a_header_that_lies_is_an_error_or_filled(write):
         Sound(path).decode()
     # What is there can be read; the rest is zeros where asked for.
     assert Sound(path).decode(0, 20_000).abs().max() > 0.4
+    filled = Sound(path, contract=SoundContract(on_short="zero")).decode()
+    assert filled.shape == (1, 36_800)
+    assert filled[:, :20_000].abs().max() > 0.4
+    assert not filled[:, 20_800:].any()
 
 
 def test_a_wav_that_claims_more_is_as_long_as_its_data(write):

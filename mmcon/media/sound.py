@@ -14,7 +14,8 @@ What a file may be, and what becomes of it:
 - *silence*: a recording like any other;
 - *NaN or infinite samples*: DataError with the sample's name, or zeros where the contract says so;
 - *a header that promises more than there is*: DataError, or zeros at the end where the contract says so. Compressed
-  containers (mp4, webm, …) only estimate their length; up to a tenth of a second less is filled with zeros;
+  containers (mp4, webm, …) and mp3 only estimate their length; up to a tenth of a second less is filled with zeros, and
+  what an mp3 without a Xing header has beyond the estimate is not read;
 - *truncated or corrupt files*: DataError with the sample's name.
 """
 

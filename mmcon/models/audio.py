@@ -140,7 +140,10 @@ class TransformersAudio(nn.Module):
                 got=str(sorted(views)) if isinstance(views, Mapping) else type(views).__name__,
                 fix="leave audio/log-mel out of the view",
             )
-        signal, length = views["signal"].mean(1), views["length"]
+        # Shorter than one window of theirs (25 ms), a sound has no frame; silence after it makes one.
+        signal, shortest = views["signal"].mean(1), self.rate_hz // 40
+        signal = nn.functional.pad(signal, (0, max(0, shortest - signal.shape[1])))
+        length = views["length"].clamp(min=shortest)
         rows = [row[:n].cpu().numpy() for row, n in zip(signal, length.tolist(), strict=True)]
         options: dict[str, Any] = {"sampling_rate": self.rate_hz, "return_tensors": "pt"}
         if self.kind not in ("whisper", "audio-spectrogram-transformer"):
