@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 # Public name -> the module that holds it.
 _HOMES = {
     "ViewGenerator": "mmcon.view",
+    "Chain": "mmcon.view",
+    "Source": "mmcon.data.sources",
+    "TensorSource": "mmcon.data.sources",
     "keys": "mmcon.random",
     "register_view": "mmcon.registry",
     "register_sampler": "mmcon.registry",
@@ -24,17 +27,22 @@ _HOMES = {
     "SupConLoss": "mmcon.losses",
     "weighted_supcon": "mmcon.losses",
     "Objective": "mmcon.training.objective",
+    "Block": "mmcon.training.blocks",
     "ContrastiveModel": "mmcon.models.spaces",
     "SharedSpace": "mmcon.models.spaces",
     "Run": "mmcon.training.run",
 }
 
 __all__ = [
+    "Block",
+    "Chain",
     "ContrastiveModel",
     "Objective",
     "Run",
     "SharedSpace",
+    "Source",
     "SupConLoss",
+    "TensorSource",
     "ViewGenerator",
     "affinity",
     "create_view",
@@ -50,6 +58,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mmcon import affinity
+    from mmcon.data.sources import Source, TensorSource
     from mmcon.losses import SupConLoss, weighted_supcon
     from mmcon.models.spaces import ContrastiveModel, SharedSpace
     from mmcon.random import keys
@@ -62,9 +71,10 @@ if TYPE_CHECKING:
         register_source,
         register_view,
     )
+    from mmcon.training.blocks import Block
     from mmcon.training.objective import Objective
     from mmcon.training.run import Run
-    from mmcon.view import ViewGenerator
+    from mmcon.view import Chain, ViewGenerator
 
 
 def __getattr__(name: str) -> Any:

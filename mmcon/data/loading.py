@@ -7,6 +7,7 @@ it does not matter which worker does it, nor when: a loader's position is one in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -213,6 +214,11 @@ class ViewLoader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self.sampler.steps_per_epoch
+
+    @property
+    def views(self) -> dict[str, int]:
+        """By modality, how many views a batch holds of each sample."""
+        return dict(Counter(part.modality for part in self.parts for _ in part.views))
 
     @property
     def epoch(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import DataError, nearest
+from mmcon.media.text import Text
 
 # Names by which columns are usually called, in the order of preference.
 MEDIA = {
@@ -134,9 +135,18 @@ def opener(modality: str, root: Path | None = None) -> Callable[[Any, str], Any]
     A cell may hold the bytes of a file, a path (relative to `root`), a mapping with `bytes` or `path` as the datasets
     library has it, or (file, offset, size) in an archive.
     """
+    if modality == "text":
+        return _as_text
     if modality not in _OPENERS:
         return _as_it_is
     return partial(_open_cell, modality=modality, root=root)
+
+
+def _as_text(cell: Any, name: str) -> Text:
+    cell = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell
+    if not isinstance(cell, str) or not cell.strip():
+        raise DataError(name, expected="a text that is not empty", got=repr(cell), fix="leave the row out")
+    return Text((cell,), id=name)
 
 
 def _as_it_is(cell: Any, name: str) -> Any:

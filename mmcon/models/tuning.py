@@ -5,7 +5,8 @@
     add_low_rank(encoder, rank=8)                 # LoRA (Hu et al. 2021), through peft: uv pip install "mmcon[lora]"
     merge_low_rank(encoder)                       # before saving: the same encoder, without anything of peft
 
-Frozen batch norms keep their statistics, though the model is in training mode.
+A frozen encoder is in evaluation mode (no dropout) though the model is in training mode, and so are the frozen batch
+norms of a partly frozen one, which keep their statistics.
 """
 
 from __future__ import annotations
@@ -55,13 +56,19 @@ def freeze(encoder: nn.Module, *, but: Sequence[str] = ()) -> nn.Module:
         raise ConfigError("freeze", expected=f"patterns of names such as {names[-1]!r}", got=f"{idle}, which fit none")
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in but))
-    for module in encoder.modules():
-        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
-            module.register_forward_pre_hook(_keep_statistics)
+    if not but:
+        encoder.register_forward_pre_hook(_to_evaluation)
+    _keep_statistics(encoder)
     return encoder
 
 
-def _keep_statistics(module: nn.Module, _: object) -> None:
+def _keep_statistics(encoder: nn.Module) -> None:
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            module.register_forward_pre_hook(_to_evaluation)
+
+
+def _to_evaluation(module: nn.Module, _: object) -> None:
     module.eval()
 
 
@@ -98,7 +105,8 @@ def add_low_rank(
             got=str(sorted(layers)) if layers is not None else type(encoder).__name__,
             fix="freeze(encoder, but=[...]) tunes layers of any kind",
         )
-    freeze(encoder)
+    encoder.requires_grad_(False)
+    _keep_statistics(encoder)
     config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=chosen, bias="none")  # type: ignore[arg-type]
     inject_adapter_in_model(config, encoder)
     return encoder

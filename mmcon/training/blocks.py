@@ -6,6 +6,7 @@ which then share one softmax.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -33,6 +34,7 @@ class Block:
         weight: multiplies the block's loss.
         affinity: in place of the objective's.
         temperature: in place of the objective's.
+        negative_weights: in place of the objective's, to mask or to weigh false negatives of this pair.
     """
 
     anchors: Modalities
@@ -41,6 +43,18 @@ class Block:
     weight: float = 1.0
     affinity: Any = None
     temperature: Any = None
+    negative_weights: Any = None
+
+    def __post_init__(self) -> None:
+        named = {name for side in self.sides for name in side}
+        twice = sorted(name for name in named if ":" in name and name.partition(":")[0] in named)
+        if twice:
+            raise ConfigError(
+                f"block {self.label('*')!r}",
+                expected="a modality as a whole, or single views of it",
+                got=f"{twice} beside {twice[0].partition(':')[0]!r}, so that a row would meet itself",
+                fix='name every view: ("image:0", "image:1")',
+            )
 
     @property
     def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -126,53 +140,73 @@ def view_of(name: str) -> int:
     return int(number)
 
 
-def check_blocks(blocks: Sequence[Block] | None, spaces: Mapping[str, Iterable[str]]) -> None:
-    """Refuse blocks that no model with these spaces can fill.
+def check_blocks(
+    blocks: Sequence[Block] | None, spaces: Mapping[str, Iterable[str]], views: Mapping[str, int] | None = None
+) -> None:
+    """Refuse blocks that no model with these spaces, or no batch with these views, can fill.
 
     Args:
         blocks: a pair table, or None.
         spaces: by space, the modalities that have a head there.
+        views: by modality, how many views batches hold; None: not known yet.
 
     Raises:
-        ConfigError: a block names a space or a modality that is not there.
+        ConfigError: a block names a space, a modality or a view that is not there.
     """
     for block in blocks or ():
         if block.space is not None and block.space not in spaces:
-            raise ConfigError(
-                f"block {block.label(block.space)!r}",
-                expected=f"a space among {sorted(spaces)}",
-                got=repr(block.space),
-                fix=nearest(block.space, sorted(spaces)),
-            )
+            raise _unknown(block, "a space", block.space, spaces)
         there = {m for name, modalities in spaces.items() if block.space in (name, None) for m in modalities}
-        for name in {name for side in block.sides for name in side}:
+        where = f"which have a head in {'any space' if block.space is None else f'space {block.space!r}'}"
+        for name in sorted({name for side in block.sides for name in side}):
             modality = name.partition(":")[0]
-            if ":" in name:
-                view_of(name)
             if modality not in there:
-                where = f"space {block.space!r}" if block.space is not None else "any space"
-                raise ConfigError(
-                    f"block {block.label(block.space or '*')!r}",
-                    expected=f"modalities among {sorted(there)}, which have a head in {where}",
-                    got=repr(modality),
-                    fix=nearest(modality, sorted(there)),
-                )
+                raise _unknown(block, "a modality", modality, there, where)
+            if views is not None and modality not in views:
+                raise _unknown(block, "a modality", modality, views, "which batches have views of")
+            if ":" in name and view_of(name) >= (views or {}).get(modality, math.inf):
+                known = [f"{modality}:{view}" for view in range((views or {})[modality])]
+                raise _unknown(block, "a view", name, known, "which batches hold")
 
 
-def check_meetings(blocks: Sequence[tuple[Block, Any]], together: Mapping[tuple[str, str], int], where: str) -> None:
+def fillable(planned: Iterable[tuple[str, Block]], spaces: Mapping[str, Iterable[str]]) -> list[tuple[str, Block]]:
+    """Of a plan, the blocks that have heads for both sides in the space."""
+    there = {space: set(modalities) for space, modalities in spaces.items()}
+
+    def has(space: str, side: tuple[str, ...]) -> bool:
+        return any(name.partition(":")[0] in there.get(space, ()) for name in side)
+
+    return [(space, block) for space, block in planned if all(has(space, side) for side in block.sides)]
+
+
+def _unknown(block: Block, what: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
+    return ConfigError(
+        f"block {block.label(block.space or '*')!r}",
+        expected=f"{what} among {sorted(known)}" + (f", {where}" if where else ""),
+        got=repr(name),
+        fix=nearest(name, sorted(known)),
+    )
+
+
+def check_meetings(
+    blocks: Sequence[tuple[str, Block, Any]], together: Mapping[tuple[str, str], int], where: str
+) -> None:
     """Refuse pairs that find each other by sample in data where no sample has both.
 
     Args:
-        blocks: blocks of a model, each with its affinity.
+        blocks: each with its label and its affinity.
         together: how many samples of the data have both modalities, by pair.
         where: what the data are called.
+
+    Raises:
+        ConfigError: a block can never have a positive.
     """
-    for block, affinity in blocks:
+    for label, block, affinity in blocks:
         anchors, candidates = ({name.partition(":")[0] for name in side} for side in block.sides)
         counts = [together.get((a, c), 0) for a in anchors for c in candidates]
         if isinstance(affinity, SameSample) and not any(counts):
             raise ConfigError(
-                f"block {block.label(block.space or '*')!r}",
+                f"block {label!r}",
                 expected="samples that have both sides, since positives are rows of one sample",
                 got=f"none in {where}",
                 fix="check that both sources call a sample by the same id, leave the pair out, or use SameLabel",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,20 +25,12 @@ from mmcon.data.sources import Source, meetings
 from mmcon.errors import ConfigError, InputError
 from mmcon.losses.reweighting import HardNegatives
 from mmcon.losses.weighted import Settings, row_losses
-from mmcon.training.blocks import Block, BlockReport, Report, check_blocks, check_meetings, plan, with_views
+from mmcon.training.blocks import Block, BlockReport, Report, check_blocks, check_meetings, fillable, plan, with_views
+from mmcon.training.candidate_rows import MoreCandidates, Step, present
 
 __all__ = ["Block", "BlockReport", "MoreCandidates", "Objective", "Report"]
 
 Embeddings = Mapping[str, Mapping[str, Tensor]]
-
-
-@runtime_checkable
-class MoreCandidates(Protocol):
-    """Rows beyond the batch: a queue or a bank."""
-
-    def rows(self, space: str, modality: str) -> tuple[Tensor, Index] | None:
-        """Embeddings `c d` and their table, or None while there are none."""
-        ...
 
 
 class Objective(nn.Module):
@@ -96,6 +88,7 @@ class Objective(nn.Module):
         self._take_temperatures(temperature)
         self._take_affinities(affinity)
         self._register_learnable()
+        self._names_are_right = False
         self.last = Report()
 
     def forward(
@@ -115,33 +108,49 @@ class Objective(nn.Module):
         others = rows
         if candidates is not None:
             others = gather.gather(*with_views(_named(candidates, tables), tables, self.blocks))
-        step = _Step(named, rows, others, candidates is None, _shared_temperatures(self.temperatures))
+        step = Step(named, rows, others, candidates is None, _shared_temperatures(self.temperatures))
         planned = plan(self.blocks, self.union, rows.embeddings)
         blocks = {block.label(space): (space, block) for space, block in planned}
-        return self._combine(
-            {label: self._block(step, space, block) for label, (space, block) in blocks.items()}, blocks
-        )
+        sums = {label: self._block(step, space, block) for label, (space, block) in blocks.items()}
+        if any(found is not None for found in sums.values()):
+            self._names_are_right = True
+            return self._combine(sums, blocks)
+        return self._nothing(embeddings, list(sums))
 
-    def check(self, spaces: Mapping[str, Iterable[str]], source: Any = None) -> None:
+    def check(
+        self, spaces: Mapping[str, Iterable[str]], source: Any = None, views: Mapping[str, int] | None = None
+    ) -> None:
         """Refuse, before the first step, blocks that a model or its data can never fill.
+
+        From then on a batch in which no block has both its sides is a loss of 0 that is counted: names are right, so
+        that such a batch is chance. Before, it is an error.
 
         Args:
             spaces: by space, the modalities that have a head there (`ContrastiveModel.modalities_by_space`).
             source: the training data, or None; of a stream, no rows are known ahead.
+            views: by modality, how many views batches hold, or None if that is not known yet.
 
         Raises:
-            ConfigError: a block names an unknown space or modality, or pairs by sample what no sample has both of.
+            ConfigError: a block names an unknown space, modality or view, no affinity or temperature is meant for it,
+                or it pairs by sample what no sample has both of.
         """
-        check_blocks(self.blocks, spaces)
-        if isinstance(source, Source):
-            pairs = [(b, self._affinity(b.space or sorted(spaces)[0], b)) for b in self.blocks or ()]
+        check_blocks(self.blocks, spaces, views)
+        planned = fillable(
+            plan(self.blocks, self.union, [(s, m) for s, there in spaces.items() for m in there]), spaces
+        )
+        affinities = [self._affinity(space, block) for space, block in planned]
+        for space, block in planned:
+            self._temperature_name(space, block)
+        if isinstance(source, Source) and self.blocks is not None:
+            pairs = [(block.label(space), block, a) for (space, block), a in zip(planned, affinities, strict=True)]
             check_meetings(pairs, meetings(source), source.name)
+        self._names_are_right = True
 
     # ------------------------------------------------------------------------------------------ a step
 
-    def _block(self, step: _Step, space: str, block: Block) -> Tensor | None:
+    def _block(self, step: Step, space: str, block: Block) -> Tensor | None:
         """Sum of losses, number of anchors and of valid ones in this process, `3`; None where a side is missing."""
-        anchors, candidates = (_present(step.rows.embeddings, space, side) for side in block.sides)
+        anchors, candidates = (present(step.rows.embeddings, space, side) for side in block.sides)
         if not anchors or not candidates:
             return None
         z, table = step.anchors(anchors)
@@ -154,27 +163,23 @@ class Objective(nn.Module):
             affinity.map_parameters(gather.shared),
             temperature=temperature,
             self_index=self_index,
-            settings=self._bound_settings(table, pool_table),
+            settings=self._bound_settings(block, table, pool_table),
         )
         sums = rows.losses.sum()
         return torch.stack([sums, sums.new_tensor(len(z)), rows.valid.sum().to(sums)])
 
-    def _bound_settings(self, table: Index, pool_table: Index | None) -> Settings:
-        negatives = self.settings.negative_weights
-        if not isinstance(negatives, Affinity):
+    def _bound_settings(self, block: Block, table: Index, pool_table: Index | None) -> Settings:
+        negatives = self.settings.negative_weights if block.negative_weights is None else block.negative_weights
+        if isinstance(negatives, HardNegatives):
+            return replace(self.settings, negative_weights=negatives)
+        if negatives is None:
             return self.settings
+        negatives = as_affinity(negatives)
         bound = negatives.bind(table, pool_table).map_parameters(gather.shared)
         return replace(self.settings, negative_weights=bound)
 
     def _combine(self, sums: Mapping[str, Tensor | None], blocks: Mapping[str, tuple[str, Block]]) -> Tensor:
         found = {label: s for label, s in sums.items() if s is not None}
-        if not found:
-            raise InputError(
-                "Objective",
-                expected=f"modalities of the blocks {list(blocks)}",
-                got="none of them on any process",
-                fix="name modalities and spaces as the model's embeddings do",
-            )
         everywhere = gather.sum_over_processes(torch.stack(list(found.values())).detach())
         self.last = Report()
         shares = []
@@ -185,9 +190,25 @@ class Objective(nn.Module):
             divisor = {"valid": valid, "all": anchors, "sum": torch.ones_like(valid)}[self.reduction].clamp_min(1)
             shares.append(blocks[label][1].weight * local[0] / divisor)
             self.last[label] = BlockReport(loss / divisor, anchors, valid)
-        nothing = torch.zeros((), device=everywhere.device)
-        self.last.update({label: BlockReport(nothing, nothing, nothing) for label in sums if label not in found})
+        self.last |= _empty([label for label in sums if label not in found], everywhere.device)
         return gather.total(torch.stack(shares).sum())
+
+    def _nothing(self, embeddings: Embeddings | Tensor, labels: list[str]) -> Tensor:
+        """The loss of a batch in which no block has both its sides: 0, with a gradient of 0."""
+        if not self._names_are_right:
+            raise InputError(
+                "Objective",
+                expected=f"modalities of the blocks {labels}",
+                got="none of them on any process",
+                fix="name modalities and spaces as the model's embeddings do; objective.check(...) compares them, and "
+                "then a batch may lack them all",
+            )
+        rows = (
+            [embeddings] if isinstance(embeddings, Tensor) else [z for of in embeddings.values() for z in of.values()]
+        )
+        nothing = torch.stack([z.sum() for z in rows]).sum() * 0
+        self.last = Report(_empty(labels, nothing.device))
+        return gather.total(nothing)
 
     # -------------------------------------------------------------------------------------- settings
 
@@ -202,7 +223,7 @@ class Objective(nn.Module):
     def _temperature_name(self, space: str, block: Block) -> str:
         if block.temperature is not None:
             return f"block {next(i for i, known in enumerate(self.blocks or ()) if known is block)}"
-        return _chosen("temperature", self.temperatures, space)
+        return _chosen("a temperature", self.temperatures, space)
 
     def _take_affinities(self, affinity: Any) -> None:
         by_space = affinity if isinstance(affinity, Mapping) else {"": affinity}
@@ -211,70 +232,19 @@ class Objective(nn.Module):
     def _affinity(self, space: str, block: Block) -> Affinity:
         if block.affinity is not None:
             return as_affinity(block.affinity)
-        return self._affinities[_chosen("affinity", self._affinities, space)]
+        return self._affinities[_chosen("an affinity", self._affinities, space)]
 
     def _register_learnable(self) -> None:
-        affinities = [*self._affinities.values(), *(as_affinity(b.affinity) for b in self.blocks or () if b.affinity)]
-        if isinstance(self.settings.negative_weights, Affinity):
-            affinities.append(self.settings.negative_weights)
+        blocks = self.blocks or ()
+        given = [self.settings.negative_weights, *(x for b in blocks for x in (b.affinity, b.negative_weights))]
+        known = [as_affinity(x) for x in given if x is not None and not isinstance(x, HardNegatives)]
+        affinities = [*self._affinities.values(), *known]
         learnable = {id(p): p for affinity in affinities for p in affinity.parameters() if isinstance(p, nn.Parameter)}
         self.affinity_parameters = nn.ParameterList(learnable.values())
         self.similarity = self.settings.similarity if isinstance(self.settings.similarity, nn.Module) else None
         if self.similarity is not None:
             for parameter in self.similarity.parameters():
                 parameter.register_hook(lambda gradient: gather.mean_over_processes([gradient])[0])
-
-
-class _Step(NamedTuple):
-    """Rows of one call: this process's, all processes', and those that stand in as candidates."""
-
-    local: dict[tuple[str, str], Tensor]
-    rows: gather.Gathered
-    others: gather.Gathered
-    own: bool
-    temperatures: dict[str, Tensor]
-
-    def anchors(self, names: list[tuple[str, str]]) -> tuple[Tensor, Index]:
-        """This process's rows of the names, under one another."""
-        parts, tables = [], []
-        for name in names:
-            part = self.local[name] if name in self.local else self.rows.embeddings[name][:0]
-            offset = self.rows.offsets[name]
-            parts.append(part)
-            tables.append(self.rows.tables[name].take(slice(offset, offset + len(part))))
-        return _stacked(parts), _table(tables)
-
-    def candidates(
-        self, anchors: list[tuple[str, str]], names: list[tuple[str, str]], queue: MoreCandidates | None
-    ) -> tuple[Tensor | None, Index | None, Tensor | None]:
-        """All processes' rows of the names, then the queue's; their table; and where each anchor is among them."""
-        beyond = [found for name in names if queue is not None and (found := queue.rows(*name)) is not None]
-        if self.own and anchors == names and not beyond and gather.process_count() == 1:
-            return None, None, None
-        pool = _stacked([*(self.others.embeddings[name] for name in names), *(rows for rows, _ in beyond)])
-        table = _table([*(self.others.tables[name] for name in names), *(table for _, table in beyond)])
-        starts, start = {}, 0
-        for name in names:
-            starts[name] = start
-            start += len(self.others.embeddings[name])
-        positions = []
-        for name in anchors:
-            rows = torch.arange(len(self.local.get(name, ())), device=pool.device)
-            inside = name in starts
-            positions.append(rows + starts[name] + self.others.offsets[name] if inside else torch.full_like(rows, -1))
-        return pool, table, torch.cat(positions)
-
-
-def _present(names: Mapping[tuple[str, str], Tensor], space: str, side: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [(space, modality) for modality in side if (space, modality) in names]
-
-
-def _stacked(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0]) for part in parts])
-
-
-def _table(tables: list[Index]) -> Index:
-    return tables[0] if len(tables) == 1 else Index.cat(tables)
 
 
 def _tables(embeddings: Embeddings | Tensor, batch: ViewBatch | Mapping[str, Index] | Index) -> Mapping[str, Index]:
@@ -301,6 +271,11 @@ def _named(embeddings: Embeddings | Tensor, tables: Mapping[str, Index]) -> dict
     return named
 
 
+def _empty(labels: list[str], device: torch.device) -> dict[str, BlockReport]:
+    nothing = torch.zeros((), device=device)
+    return {label: BlockReport(nothing, nothing, nothing) for label in labels}
+
+
 def _key(space: str) -> str:
     """A module's name must not hold a dot."""
     return space.replace(".", "·") or "every space"
@@ -310,7 +285,7 @@ def _chosen(what: str, known: Any, space: str) -> str:
     for name in (_key(space), "every space"):
         if name in known:
             return name
-    raise ConfigError("Objective", expected=f"a {what} for space {space!r}", got=f"ones for {sorted(known)}")
+    raise ConfigError("Objective", expected=f"{what} for space {space!r}", got=f"ones for {sorted(known)}")
 
 
 class _Given(nn.Module):

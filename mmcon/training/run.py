@@ -194,11 +194,12 @@ class Run:
             self._restore(self._saved)
         return wrapped
 
-    def _check_blocks(self, source: Any = None) -> None:
+    def _check_blocks(self, loader: ViewLoader | None = None) -> None:
         """Whether the objective's blocks can be filled by the model, and by the data once they are known."""
         objective = self._tracked.get("objective")
         if self._spaces is not None and hasattr(objective, "check"):
-            objective.check(self._spaces, source)  # type: ignore[union-attr]
+            data = () if loader is None else (loader.source, loader.views)
+            objective.check(self._spaces, *data)  # type: ignore[union-attr]
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -251,7 +252,7 @@ class Run:
         Raises:
             SystemExit: a signal asked the run to stop; a checkpoint was written, and the status is `STOPPED`.
         """
-        self._check_blocks(loader.source)
+        self._check_blocks(loader)
         loader.load_state_dict({"step": self.global_step})
         self._loader, self._failures, self._score = loader, loader.failures, score
         if self._saved is not None and self._saved.get("memories"):

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import mmcon
-from mmcon.data.sources import TensorSource
-from mmcon.view import Chain
 
 CHANNELS, LENGTH, CLASSES = 3, 192, 6
 
 
 @mmcon.register_source("series/oscillators", modality="series")
-def oscillators(split: str = "train", per_class: int = 100) -> TensorSource:
+def oscillators(split: str = "train", per_class: int = 100) -> mmcon.TensorSource:
     """Three coupled, damped oscillators at random phases, in noise: made by a formula, not measured.
 
     A class is a pair of frequencies; classes share their slower one in threes.
@@ -34,7 +32,7 @@ def oscillators(split: str = "train", per_class: int = 100) -> TensorSource:
     waves = torch.sin(2 * math.pi * frequency[:, None, :, None] * t + phase[..., None])
     damping = torch.exp(-2 * draws.uniform("damping", shape=(CHANNELS, 1)).float() * t)
     noise = draws.normal("noise", shape=(CHANNELS, LENGTH)).float()
-    return TensorSource(
+    return mmcon.TensorSource(
         waves.sum(2) * damping + 0.7 * noise,
         modality="series",
         ids=ids,
@@ -77,13 +75,13 @@ def gain(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @mmcon.register_view("series/window", modality="series")
-def window(*, length: int = 128) -> Chain:
+def window(*, length: int = 128) -> mmcon.Chain:
     """Gain, then a window: a factory, for chains.
 
     Args:
         length: of the window, in samples.
     """
-    return Chain(mmcon.create_view("series/gain"), mmcon.create_view("series/crop", length=length))
+    return mmcon.Chain(mmcon.create_view("series/gain"), mmcon.create_view("series/crop", length=length))
 
 
 @mmcon.register_view("series/plain", modality="series")
