@@ -10,7 +10,8 @@ clips, each clip counting by its mean over seeds; the paired permutation test ex
 cut into windows of three seconds; moments are compared within a window, and a video counts by the mean over its windows
 and over seeds.
 
-A run that is there already is not made again, so that the work can be cut up; `summary` reads what there is.
+A run that is there already is not made again, so that the work can be cut up; `summary` reads what there is, and
+`picture` draws how the cosine of two moments falls with the time between them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from typing import Any
 
 import torch
 
+import mmcon
+from mmcon.evaluation.features import Features
 from mmcon.evaluation.statistics import bootstrap, paired_permutation
+from mmcon.report.clips import write_similarity_by_lag
 
 FIGURES = ("lag_correlation", "retrieval_seconds", "lag_error_seconds", "order_accuracy")
 ENCODERS = ("trained", "slow", "fast", "random", "raw_pixels")
@@ -93,6 +97,19 @@ def summary(output: Path) -> None:
             print(line)
 
 
+def picture(output: Path, part: str) -> None:
+    """Cosine by lag in the fast space on held-out clips, of either objective, with the first seed."""
+    video_graded = recipe()
+    lines: dict[str, list[Features]] = defaultdict(list)
+    for objective in ("graded", "binary"):
+        for run in sorted((output / part / f"{objective}-seed0").glob("*/model")):
+            features = Features.load(run.parent / "features" / "test-plain.safetensors")
+            model = mmcon.ContrastiveModel.from_pretrained(run)
+            lines[f"{objective}, fast space"].append(video_graded.embedded(model, "fast", features))
+    drawn = {name: Features.cat(tables) for name, tables in lines.items()}
+    write_similarity_by_lag(output / f"{part}_similarity_by_lag.png", drawn)
+
+
 def collect(folder: Path, objective: str) -> dict[tuple[str, str, str], dict[int, list[float]]]:
     """By state of the moments, encoder and figure, the values of every clip, a value a seed."""
     found: dict[tuple[str, str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -107,7 +124,7 @@ def collect(folder: Path, objective: str) -> dict[tuple[str, str, str], dict[int
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("scenes", "real", "summary"))
+    parser.add_argument("part", choices=("scenes", "real", "summary", "picture"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--videos", type=Path, help="folder of real videos")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -115,6 +132,11 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.part == "real" and given.videos is None:
         parser.error("real needs --videos FOLDER")
-    if given.part != "summary":
-        train(given.part, given)
-    summary(given.output)
+    if given.part == "picture":
+        for part in ("scenes", "real"):
+            if (given.output / part).is_dir():
+                picture(given.output, part)
+    else:
+        if given.part != "summary":
+            train(given.part, given)
+        summary(given.output)

@@ -13,6 +13,7 @@ from mmcon.evaluation.slowness import (
     lag_error,
     order_accuracy,
     retrieval_seconds,
+    slowness,
     slowness_spectrum,
 )
 from mmcon.evaluation.statistics import bootstrap
@@ -23,6 +24,7 @@ NAMES = {
     "order_accuracy": "order of two moments, share right",
     "lag_error_seconds": "lag of two moments off by, seconds",
     "class_probe_top1": "class, top-1",
+    "slowness_median": "slowness of a feature, median, 1/s²",
     "slowness_spectrum": "slowest three directions, 1/s²",
 }
 
@@ -30,7 +32,8 @@ NAMES = {
 def judge_in_time(train: Features, test: Features, *, seed: int) -> dict[str, Any]:
     """Every figure of one encoder: the mean over clips, its 95 % interval where there are two or more, and by clip.
 
-    Beside them the slowness spectrum of the training moments, of which there are more than held-out ones.
+    Beside them how slow each feature is on held-out clips, slowest first, and the spectrum of the slowest directions,
+    which are fitted, on training clips.
 
     Rows of one `sample` (a window of a clip, or the clip) are compared with one another; a clip counts by the mean over
     its windows.
@@ -53,6 +56,11 @@ def judge_in_time(train: Features, test: Features, *, seed: int) -> dict[str, An
         if len(values) > 1:
             interval = bootstrap(values, seed=seed)
             figures[f"{name}_interval"] = [interval.low, interval.high]
+    of_features = slowness(test)
+    of_features = of_features[of_features.isfinite()]
+    figures["slowness"] = of_features.sort().values.tolist()
+    if len(of_features):
+        figures["slowness_median"] = float(of_features.median())
     figures["slowness_spectrum"] = slowness_spectrum(train)[:16].tolist()
     if "label" in test.index and len(train.index["label"].unique()) > 1:
         figures["class_probe_top1"] = linear_probe(train, test).top1

@@ -91,12 +91,13 @@ def write_sheet(
 def write_similarity_by_lag(output: Path, features: Mapping[str, Features], *, bins: int = 12) -> None:
     """Write how the cosine of two moments' features falls with the time between them, a line for each encoder.
 
-    The band is one standard error over clips.
+    Moments are compared within a row (a clip, or a window of one); a clip's line is the mean over all such pairs of it,
+    and the band is one standard error over clips.
 
     Args:
         output: a file whose ending says the format.
         features: by the line's name, with columns `time` and `group`.
-        bins: of the lag, equally wide, up to the longest.
+        bins: of the lag in seconds, equally wide, up to the longest.
     """
     from matplotlib.figure import Figure
 
@@ -107,26 +108,27 @@ def write_similarity_by_lag(output: Path, features: Mapping[str, Features], *, b
         mean, error = curves.nanmean(0), _standard_error(curves)
         axes.plot(centres, mean, label=name)
         axes.fill_between(centres, mean - error, mean + error, alpha=0.2)
-    axes.set(xlabel="time between two moments, as a share of the clip", ylabel="cosine of their features")
+    axes.set(xlabel="seconds between two moments", ylabel="cosine of their features")
     axes.legend()
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
 
 
 def _by_lag(features: Features, bins: int) -> tuple[Tensor, Tensor]:
-    """Centres of the bins, and for each clip the mean cosine in each bin, `clips bins`."""
-    curves = []
-    for group in features.index["group"].unique():
-        rows = features.index["group"] == group
-        time, unit = features.index["time"][rows].double(), features.unit()[rows].double()
-        a, b = torch.triu_indices(len(time), len(time), 1)
-        lag = (time[b] - time[a]).abs()
-        place = (lag / lag.max() * bins).long().clamp(max=bins - 1)
-        sums = torch.zeros(2, bins, dtype=torch.float64)
-        sums[0].index_add_(0, place, (unit[a] * unit[b]).sum(1))
-        sums[1].index_add_(0, place, torch.ones_like(lag))
-        curves.append(sums[0] / sums[1])
-    return (torch.arange(bins) + 0.5) / bins, torch.stack(curves)
+    """Centres of the bins in seconds, and for each clip the mean cosine in each bin, `clips bins`."""
+    index, unit = features.index, features.unit().double()
+    group, row, time = index["group"], index.get("sample", index["group"]), index["time"].double()
+    a, b = torch.triu_indices(len(time), len(time), 1)
+    together = (group[a] == group[b]) & (row[a] == row[b])
+    a, b = a[together], b[together]
+    lag = (time[b] - time[a]).abs()
+    place = (lag / lag.max() * bins).long().clamp(max=bins - 1)
+    clips, clip = group[a].unique(return_inverse=True)
+    sums = torch.zeros(2, len(clips) * bins, dtype=torch.float64)
+    sums[0].index_add_(0, clip * bins + place, (unit[a] * unit[b]).sum(1))
+    sums[1].index_add_(0, clip * bins + place, torch.ones_like(lag))
+    curves = (sums[0] / sums[1]).unflatten(0, (len(clips), bins))
+    return (torch.arange(bins) + 0.5) / bins * float(lag.max()), curves
 
 
 def _standard_error(curves: Tensor) -> Tensor:
