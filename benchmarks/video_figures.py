@@ -6,6 +6,8 @@
 `scenes`: the bundled synthetic clips with nuisance, 160 to train on and 80 held out; three seeds. Intervals are over
 clips, each clip counting by its mean over seeds; the paired permutation test exchanges the objectives within clips.
 
+`few`: the same with six clips to train on, as many as a fold of eight real videos has.
+
 `real`: a folder of videos, split by video in four folds, so that every video is held out once for each seed. They are
 cut into windows of three seconds; moments are compared within a window, and a video counts by the mean over its windows
 and over seeds.
@@ -61,7 +63,9 @@ def train(part: str, options: argparse.Namespace) -> None:
         if (folder / "results.json").is_file():
             continue
         settings: dict[str, Any] = {"objective": objective, "seed": seed, "output_dir": folder, "cpu": True}
-        if part == "real":
+        if part == "few":
+            settings |= {"train_rows": 6, "epochs": 320}
+        elif part == "real":
             settings |= {"data": str(options.videos), "fold": fold, "folds": FOLDS, "window_seconds": 3.0}
             settings |= {"slow_seconds": 1.0, "fast_seconds": 0.25, "framing": 0.3, "crop_area": 0.9, "eval_views": 13}
             settings["epochs"] = epochs_of(video_graded, settings, options.real_steps)
@@ -78,7 +82,7 @@ def epochs_of(video_graded: Any, settings: dict[str, Any], steps: int) -> int:
 
 def summary(output: Path) -> None:
     """Means over clips with intervals, and the paired test, of every part that is there."""
-    for part in ("scenes", "real"):
+    for part in ("scenes", "few", "real"):
         found = {objective: collect(output / part, objective) for objective in ("graded", "binary")}
         for state, encoder, figure in itertools.product(STATES, ENCODERS, FIGURES):
             graded, binary = (found[objective][state, encoder, figure] for objective in ("graded", "binary"))
@@ -124,7 +128,7 @@ def collect(folder: Path, objective: str) -> dict[tuple[str, str, str], dict[int
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("scenes", "real", "summary", "picture"))
+    parser.add_argument("part", choices=("scenes", "few", "real", "summary", "picture"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--videos", type=Path, help="folder of real videos")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -133,7 +137,7 @@ if __name__ == "__main__":
     if given.part == "real" and given.videos is None:
         parser.error("real needs --videos FOLDER")
     if given.part == "picture":
-        for part in ("scenes", "real"):
+        for part in ("scenes", "few", "real"):
             if (given.output / part).is_dir():
                 picture(given.output, part)
     else:

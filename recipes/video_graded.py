@@ -52,6 +52,8 @@ class Config:
     fold: int | None = None
     """hold out every --folds-th video from this one on, for cross-validation of few; by default a quarter, by name"""
     folds: int = 4
+    train_rows: int | None = None
+    """train on so many rows only, evenly from all: what more videos bring"""
     window_seconds: float = 0.0
     """cut videos into windows of this length, each a row of its own; 0: a video is a row"""
     output_dir: Path | None = None
@@ -123,6 +125,8 @@ def main(config: Config) -> None:
     train, test = (open_videos(config, split) for split in ("train", "test"))
     if config.tiny:
         train, test = (Subset(part, range(0, len(part), max(1, len(part) // 16))) for part in (train, test))
+    if config.train_rows is not None:
+        train = Subset(train, torch.linspace(0, len(train) - 1, config.train_rows).long())
     batch_size = min(config.batch_size, len(train))
     view = mmcon.create_view(
         "video/graded",
