@@ -5,8 +5,8 @@
     uv run accelerate launch recipes/audio_supcon.py --data path/to/recordings --rate-hz 16000
 
 Objectives: `supcon`, sounds of one class are alike; `simclr`, views of one recording are; `cola`, two windows of one
-recording are, with COLA's view (Saeed et al. 2020; the similarity is the cosine here, bilinear there);
-`cross-lingual`, the same prompt is alike across languages with a weight of its own, and within a language fully.
+recording are, with COLA's view (Saeed et al. 2020; with `--similarity bilinear` as published); `cross-lingual`, the
+same prompt is alike across languages with a weight of its own, and within a language fully.
 
 Figures are read from features of held-out recordings. Where the data have prompts in several languages: retrieval of
 the same prompt in another language, and a linear probe and k-NN of the language, which in the bundled speech is no more
@@ -21,8 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
 import mmcon
-from mmcon.affinity import SameLabel, SameSample
+from mmcon.affinity import Affinity, SameLabel, SameSample
 from mmcon.data.class_batches import ClassAwareSampler
 from mmcon.data.loading import ViewLoader, one_pass
 from mmcon.data.samplers import BatchSampler, UniformSampler
@@ -50,6 +53,8 @@ class Config:
     objective: Literal["supcon", "simclr", "cola", "cross-lingual"] = "cross-lingual"
     cross_weight: float = 0.7
     """cross-lingual: the weight of the same prompt in another language, beside 1 for the same recording"""
+    similarity: Literal["cosine", "bilinear"] = "cosine"
+    """of embeddings; bilinear, aᵀWb with a W that is learned, is COLA's"""
     encoder: str = OURS
     """mmcon/log-mel-conv, or a transformers model by name or folder (then views stay waveforms)"""
     pretrained: bool = False
@@ -198,10 +203,27 @@ def evaluation_view(config: Config) -> mmcon.ViewGenerator:
     return mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.hertz)
 
 
+class Bilinear(nn.Module):
+    """aᵀWb; W is learned, and begins as the identity: as the cosine of unit rows."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(dim))
+
+    def forward(self, anchors: Tensor, candidates: Tensor) -> Tensor:
+        """Similarities `r c` of rows `r d` and `c d`."""
+        return anchors @ self.weight @ candidates.T
+
+
 def make_objective(config: Config, train: Source) -> mmcon.Objective:
     """Who is meant to be alike, and how strongly."""
+    similarity = Bilinear(config.projection_dim) if config.similarity == "bilinear" else None
+
+    def objective(affinity: Affinity) -> mmcon.Objective:
+        return mmcon.Objective(affinity=affinity, temperature=config.temperature, similarity=similarity)
+
     if config.objective in ("simclr", "cola"):
-        return mmcon.Objective(affinity=SameSample(), temperature=config.temperature)
+        return objective(SameSample())
     needed = ("prompt", "language") if config.objective == "cross-lingual" else ("label",)
     missing = [name for name in needed if name not in train.columns]
     if missing:
@@ -212,11 +234,12 @@ def make_objective(config: Config, train: Source) -> mmcon.Objective:
             fix="add them to the manifest, use one sub-folder a class with supcon, or --objective simclr",
         )
     if config.objective == "supcon":
-        return mmcon.Objective(affinity=SameLabel(), temperature=config.temperature)
+        return objective(SameLabel())
     # w for the same prompt, and (1 − w) more where the language is the same too.
     same_prompt = SameLabel("prompt")
-    affinity = same_prompt * config.cross_weight + same_prompt * SameLabel("language") * (1 - config.cross_weight)
-    return mmcon.Objective(affinity=affinity, temperature=config.temperature)
+    return objective(
+        same_prompt * config.cross_weight + same_prompt * SameLabel("language") * (1 - config.cross_weight)
+    )
 
 
 def make_sampler(config: Config, train: Source) -> BatchSampler:

@@ -12,7 +12,11 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 import soundfile
+import torch
 
+import mmcon
+from mmcon.affinity import Dense
+from mmcon.batch import Index
 from mmcon.data.sounds import open_source, sound_dataset
 from mmcon.errors import DataError, MmconError
 
@@ -60,7 +64,16 @@ def recordings(folder, seconds=0.3):
 
 @pytest.mark.slow
 def test_a_folder_of_all_sorts_of_recordings_stopped_and_resumed(tmp_path):
-    flags = ["--data", recordings(tmp_path / "data"), "--objective", "cola", "--batch-size", "8"]
+    flags = [
+        "--data",
+        recordings(tmp_path / "data"),
+        "--objective",
+        "cola",
+        "--similarity",
+        "bilinear",
+        "--batch-size",
+        "8",
+    ]
     done = run(tmp_path / "whole", *flags)
     assert done.returncode == 0, done.stderr
     found = results(tmp_path / "whole")
@@ -95,6 +108,28 @@ def test_bad_input_is_one_clear_error_with_the_fix(recipe, tmp_path, settings, m
     settings = {name: str(recordings(tmp_path / "data")) if v == "FOLDER" else v for name, v in settings.items()}
     with pytest.raises(MmconError, match=message):
         recipe.main(recipe.Config(output_dir=tmp_path / "run", cpu=True, tiny=True, **settings))
+
+
+def test_all_translations_of_a_prompt_meet_in_a_batch(recipe):
+    config = recipe.Config(objective="cross-lingual", batch_size=96)
+    train = open_source(config.data, "train", rate_hz=config.hertz)
+    rows = recipe.make_sampler(config, train).batch(0).positions
+    languages = {}
+    for row in rows.tolist():
+        languages.setdefault(int(train.columns["prompt"][row]), []).append(int(train.columns["language"][row]))
+    assert len(languages) == 32
+    assert all(sorted(met) == [0, 1, 2] for met in languages.values())
+
+
+def test_pairs_are_graded_by_prompt_and_language(recipe):
+    config = recipe.Config(objective="cross-lingual", cross_weight=0.7, temperature=0.5)
+    objective = recipe.make_objective(config, open_source(config.data, "train", rate_hz=config.hertz))
+    z = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    # Two recordings of prompt 0 in language 0, one in language 1; and prompt 1 in language 1.
+    rows = Index({"prompt": torch.tensor([0, 0, 0, 1]), "language": torch.tensor([0, 0, 1, 1])})
+    weights = torch.tensor([[1, 1, 0.7, 0], [1, 1, 0.7, 0], [0.7, 0.7, 1, 0], [0, 0, 0, 1]])
+    expected = mmcon.weighted_supcon(z, None, Dense(weights), temperature=0.5)
+    torch.testing.assert_close(objective(z, rows), expected)
 
 
 @pytest.fixture
