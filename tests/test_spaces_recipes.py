@@ -165,6 +165,14 @@ def test_a_recipe_is_one_file_that_can_be_read(name):
     assert len((RECIPES / f"{name}.py").read_text().splitlines()) <= 300
 
 
+def test_the_page_of_shared_spaces_runs():
+    text = (ROOT / "docs" / "spaces.md").read_text()
+    names = {}
+    for block in text.split("```python\n")[1:]:
+        exec(compile(block.partition("```")[0], "docs/spaces.md", "exec"), names)
+    assert names["loss"].ndim == 0
+
+
 # --- a modality in a page --------------------------------------------------------------------------------------------
 
 
