@@ -45,10 +45,11 @@ from mmcon.training.large_batch import cached
 from mmcon.training.optim import create_optimizer, create_schedule, weight_average
 from mmcon.training.run import QUARANTINE, Run, Settings, unused_folder
 from mmcon.training.seeds import over_seeds
+from mmcon.training.settings import EngineFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(EngineFlags):
     """What to train, on what, and for how long."""
 
     data: str = "samples/fashion"
@@ -146,8 +147,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Train, then evaluate."""
-    if config.objective == "cross-entropy" and (config.queue_size or config.chunk_size):
-        raise ConfigError("--queue-size and --chunk-size", expected="a contrastive objective", got="cross-entropy")
+    if config.objective == "cross-entropy" and (config.queue_size or config.chunk_size or config.engine == "fsdp2"):
+        flags = "--queue-size, --chunk-size and --engine fsdp2"
+        raise ConfigError(flags, expected="a contrastive objective", got="cross-entropy")
     if config.tiny:
         config = replace(config, epochs=1, max_steps=min(config.max_steps or 8, 8), log_every=1)
     asked = config
@@ -157,15 +159,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"imagenet_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings(
-            epochs=config.epochs,
-            max_steps=config.max_steps,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-            on_nonfinite=config.on_nonfinite,
-            sync_batch_norm=config.sync_batch_norm,
-            force=config.force,
-        ),
+        settings=Settings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
@@ -251,6 +245,7 @@ def main(config: Config) -> None:
         probe.close()
 
     # Stage two: features once, then every figure from them.
+    model = run.whole(model)
     if run.is_main:
         model.save_pretrained(run.folder / "model")
     small = {"image": [mmcon.create_view("image/plain", size=min(size, 32))]}

@@ -16,6 +16,7 @@ from torch import nn
 
 import mmcon
 from mmcon.affinity import SameLabel
+from mmcon.candidates.gather import whole
 from mmcon.candidates.queue import Queue
 from mmcon.data.loading import ViewLoader
 from mmcon.data.samplers import UniformSampler
@@ -100,7 +101,7 @@ def train(
             {
                 "step": run.global_step,
                 "loss": loss.item(),
-                "weights": fingerprint(*model.parameters()),
+                "weights": fingerprint(*map(whole, model.parameters())),
                 "samples": fingerprint(batch.index["image"]["sample"]),
                 "pixels": fingerprint(*batch.views["image"]),
             }
@@ -126,6 +127,9 @@ def main():
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--at", type=int)
     parser.add_argument("--signal", type=int)
+    parser.add_argument("--engine", default="ddp")
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--nan", action="store_true", help="the loss of the last process is no number at --at")
     options = parser.parse_args()
 
@@ -139,6 +143,9 @@ def main():
         memory=options.memory,
         dropout=not options.no_dropout,
         sync_batch_norm=options.batch_norm,
+        engine=options.engine,
+        accumulate=options.accumulate,
+        max_steps=options.steps,
         at=options.at,
         act="nan" if options.nan and os.environ.get("RANK") == "1" else act if options.signal else None,
     )

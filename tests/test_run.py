@@ -148,7 +148,7 @@ def test_waiting_for_slow_data_is_told(tmp_path, monkeypatch, capsys):
 
     def slowly(loader):
         for batch in batches(loader):
-            time.sleep(0.1)
+            time.sleep(0.5)
             yield batch
 
     monkeypatch.setattr(ViewLoader, "__iter__", slowly)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from mmcon.batch import Index
 from mmcon.errors import InputError
@@ -98,6 +99,11 @@ def sum_over_processes(values: Tensor) -> Tensor:
 def summed_over_processes(values: Tensor) -> Tensor:
     """Sums that all processes go on with: each receives the gradients that all of them have for the sum."""
     return values if process_count() == 1 else _Summed.apply(values)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which processes hold parts (FSDP2) with all of them; every process must ask. Others are returned."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def mean_over_processes(gradients: list[Tensor]) -> list[Tensor]:

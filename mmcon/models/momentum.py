@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmcon.candidates.gather import whole
 from mmcon.errors import InputError
 
 
@@ -21,7 +22,8 @@ class MomentumEncoder(nn.Module):
         `state_dict`.
 
     Args:
-        model: what is followed; a copy of it is taken now, of a data-parallel wrapper its inside.
+        model: what is followed; a copy of it is taken now, of a data-parallel wrapper its inside. The copy stays
+            whole where the model is later sharded over processes.
         momentum: the share of the old average that an update keeps, in [0, 1).
         total_steps: over which momentum rises; None: it stays.
 
@@ -60,9 +62,9 @@ class MomentumEncoder(nn.Module):
         averages = [*self.model.parameters(), *self.model.buffers()]
         for average, current in zip(averages, [*source.parameters(), *source.buffers()], strict=True):
             if average.is_floating_point():
-                average.lerp_(current.to(average), 1 - keep)
+                average.lerp_(whole(current).to(average), 1 - keep)
             else:
-                average.copy_(current)
+                average.copy_(whole(current))
         self.step += 1
 
 

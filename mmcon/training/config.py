@@ -20,7 +20,7 @@ C = TypeVar("C")
 # What may change between a run and its continuation without changing what is computed at a step.
 SAFE_CHANGES = frozenset(
     {"output_dir", "resume", "force", "max_steps", "workers", "log_every", "checkpoint_every", "keep", "trackers",
-     "profile", "config", "on_nonfinite", "keep_best"}
+     "profile", "compile", "engine", "config", "on_nonfinite", "keep_best"}
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -55,32 +57,69 @@ def _parsed(text: str) -> dict[str, Any] | None:
 class Clock:
     """Where the time of the steps since the last log line went.
 
+    On a GPU work is queued, so its parts are measured by events in the queue, of the last step alone; they are read
+    where a line is written, which waits for the device anyway.
+
     Attributes:
-        waiting: seconds that the loop waited for data.
+        waiting: seconds that the loop waited for data, the making of views in this process included.
         total: seconds in all.
         rows: rows of data that were used.
     """
 
-    def __init__(self) -> None:
+    PARTS = ("forward", "backward", "optimizer")
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._since = time.perf_counter()
+        self._start()
+
+    def _start(self) -> None:
         self.waiting = self.total = 0.0
         self.rows = 0
+        self._spent: dict[str, float] = dict.fromkeys(self.PARTS, 0.0)
+        self._last: Any = None
 
     def timed(self, stream: Iterator[T]) -> Iterator[T]:
         """The items of a stream, with the time that it took to get each and to use it."""
         while True:
-            asked = time.perf_counter()
+            asked = self._since = time.perf_counter()
             try:
                 item = next(stream)
             except StopIteration:
                 return
             self.waiting += time.perf_counter() - asked
+            self.mark(None)
             yield item
-            self.total += time.perf_counter() - asked
+            self.total += time.perf_counter() - self._since
+
+    def mark(self, part: str | None) -> None:
+        """A part of a step ends here; None: the first begins."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._last = [event] if part is None else [*(self._last or ()), event]
+            return
+        now = time.perf_counter()
+        if part is not None and self._last is not None:
+            self._spent[part] += now - self._last
+        self._last = now
 
     def read(self) -> dict[str, float]:
-        """Rows a second and the share of time spent waiting; starts anew."""
-        total = max(self.total, 1e-9)
-        figures = {"views_per_second": self.rows / total, "waiting_for_data": self.waiting / total}
-        self.waiting = self.total = 0.0
-        self.rows = 0
+        """Rows a second, and the shares of time that went by waiting and in the parts of a step; starts anew."""
+        now = time.perf_counter()
+        total = max(self.total + now - self._since, 1e-9)  # the step that is under way counts too
+        shares = {name: seconds / total for name, seconds in self._spent.items()}
+        if self.device.type == "cuda":
+            shares = self._of_last_step(1 - self.waiting / total)
+        figures = {"views_per_second": self.rows / total, "waiting_for_data": self.waiting / total, **shares}
+        self._start()
+        self._since = now
         return figures
+
+    def _of_last_step(self, rest: float) -> dict[str, float]:
+        """The time that was not waited, in the proportions of the last step's queue."""
+        if self._last is None or len(self._last) != len(self.PARTS) + 1:
+            return {}
+        self._last[-1].synchronize()
+        spent = [a.elapsed_time(b) for a, b in itertools.pairwise(self._last)]
+        return {name: rest * of / max(sum(spent), 1e-9) for name, of in zip(self.PARTS, spent, strict=True)}

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch, rows_of, tree_map
 from mmcon.candidates.gather import mean_over_processes
-from mmcon.errors import InputError
+from mmcon.errors import ConfigError, InputError
+from mmcon.training.engine import inside, is_sharded
 
 Embeddings = dict[str, dict[str, Tensor]]
 
@@ -48,10 +49,21 @@ def cached(
 
     Returns:
         The loss, a scalar; its `backward()` runs the second pass.
+
+    Raises:
+        InputError: chunks of no rows.
+        ConfigError: the model is sharded over processes.
     """
     if chunk_size < 1:
         raise InputError("cached", expected="chunk_size of at least 1 row", got=str(chunk_size))
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if is_sharded(model):
+        raise ConfigError(
+            "cached",
+            expected="whole copies of the weights in each process",
+            got="a model in parts (FSDP2), whose hooks expect one pass forward and one back",
+            fix="choose --engine ddp, or leave out --chunk-size",
+        )
+    inner = inside(model)
     parameters: list[Tensor] = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     chunks = [Chunk(piece, rows) for piece, rows in split(batch, chunk_size)]
     replay = _Replay(inner, chunks, parameters, average=inner is not model)

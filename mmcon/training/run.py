@@ -12,12 +12,13 @@ before the optimizer moves, logs, checkpoints that resume in the middle of an ep
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import yaml
@@ -32,13 +33,35 @@ from mmcon.models.batch_norm import synchronised
 from mmcon.random import keys
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.config import as_plain, check_changes
+from mmcon.training.engine import (
+    check_sharding,
+    clip_gradients,
+    gradient_norm,
+    inside,
+    is_sharded,
+    load_model,
+    load_optimizer,
+    shard,
+    synchronise_gradients,
+    whole_state,
+)
 from mmcon.training.journal import Clock, Journal
+from mmcon.training.profiling import Profile
 from mmcon.training.progress import Progress
 from mmcon.training.replay import Replay, describe_run
-from mmcon.training.settings import Settings, check_precision, unused_folder, use_all_threads
+from mmcon.training.settings import (
+    Settings,
+    check_batch,
+    check_devices,
+    check_precision,
+    unused_folder,
+    use_all_threads,
+)
 from mmcon.training.signals import STOPPED, Signals
 
 __all__ = ["QUARANTINE", "Run", "Settings", "seed_model", "unused_folder"]
+
+M = TypeVar("M", bound=nn.Module)
 
 #: The file in a run folder that names what could not be read, a line of JSON each.
 QUARANTINE = "quarantine.jsonl"
@@ -89,6 +112,8 @@ class Run:
             log_with=list(self.settings.trackers) or None,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
+        if self.processes > 1:
+            check_devices(gather_object([f"{self.device.type}, precision {mixed_precision}"]))
         self.threads = use_all_threads(int(os.environ.get("LOCAL_WORLD_SIZE") or self.processes))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep)
         self.journal = Journal(self.folder / "metrics.jsonl")
@@ -103,7 +128,9 @@ class Run:
         self._batch: ViewBatch | None = None
         self._loss = self._norm = torch.tensor(float("nan"))
         self._notes: dict[str, Any] = {}
-        self._clock = Clock()
+        self._clock = Clock(self.device)
+        self._whole: nn.Module | None = None
+        self._last = -1
         self._saved = self._open_folder(as_plain(config) if config is not None else {}, resume)
         seed_model(seed, "weights")
 
@@ -164,6 +191,11 @@ class Run:
         self.print(
             f"run {self.folder}: {start}, {self.processes} process(es) with {self.threads} thread(s) on {self.device}"
         )
+        if self.settings.accumulate > 1:
+            self.print(
+                f"gradients of {self.settings.accumulate} batches are averaged before each step of the optimizer;"
+                " negatives stay those of one batch (gradient caching, --chunk-size, enlarges them too)"
+            )
         return saved
 
     def prepare(self, model: nn.Module, optimizer: Any, schedule: Any = None, **tracked: Any) -> nn.Module:
@@ -188,11 +220,47 @@ class Run:
         self._tracked = tracked
         self._spaces = model.modalities_by_space() if hasattr(model, "modalities_by_space") else None  # type: ignore[operator]
         self._check_blocks()
-        wrapped, self._optimizer = self.accelerator.prepare(model, optimizer)
+        if self.settings.compile:
+            _compile(model)
+        wrapped = self._distribute(model, optimizer)
+        self._optimizer = self.accelerator.prepare_optimizer(optimizer)
         self._model, self._schedule = wrapped, schedule
         if self._saved is not None:
             self._restore(self._saved)
         return wrapped
+
+    @property
+    def sharded(self) -> bool:
+        """Whether several processes hold a part of the weights each, as flags or Accelerate's launcher asked for."""
+        asked = self.settings.engine == "fsdp2" or self.accelerator.is_fsdp2
+        return asked and self.processes > 1
+
+    def _distribute(self, model: nn.Module, optimizer: Any) -> nn.Module:
+        """The model on this process's device, wrapped for several processes, or left in parts on each."""
+        if not self.sharded:
+            return self.accelerator.prepare_model(model)
+        check_sharding(optimizer, self._tracked)
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        told = {"reshard_after_forward": plugin.reshard_after_forward} if plugin is not None else {}
+        if plugin is not None and plugin.cpu_offload:
+            told["offload_policy"] = plugin.cpu_offload
+        model.to(self.device)
+        self._whole = copy.deepcopy(model).cpu()
+        shard(model, optimizer, self.device, self.processes, **told)
+        # For its autocast; what it would wrap is sharded already.
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def whole(self, model: M) -> M:
+        """The trained model with all of its weights in this process, for what comes after the loop.
+
+        Args:
+            model: what `prepare` was given or returned. Unless weights are in parts, it is returned itself, without
+                its wrapper; else a copy, gathered from all processes, all of which must ask.
+        """
+        if self._whole is None or not is_sharded(model):
+            return cast(M, inside(model))
+        self._whole.load_state_dict(whole_state(model.state_dict()))
+        return cast(M, self._whole.to(self.device))
 
     def _check_blocks(self, loader: ViewLoader | None = None) -> None:
         """Whether the objective's blocks can be filled by the model, and by the data once they are known."""
@@ -206,8 +274,8 @@ class Run:
         return {
             "step": self.global_step,
             "seed": self.seed,
-            "model": self.accelerator.unwrap_model(self._model).state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "model": whole_state(inside(self._model).state_dict()),
+            "optimizer": whole_state(self._optimizer.state_dict()),
             "schedule": self._schedule.state_dict() if self._schedule is not None else {},
             "scaler": scaler.state_dict() if scaler is not None else {},
             "tracked": {name: part.state_dict() for name, part in self._tracked.items()},
@@ -229,8 +297,8 @@ class Run:
             part.load_state_dict(saved[self.process % len(saved)].get(name, {}))
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
-        self.accelerator.unwrap_model(self._model).load_state_dict(saved["model"])
-        self._optimizer.load_state_dict(saved["optimizer"])
+        load_model(inside(self._model), saved["model"])
+        load_optimizer(self._optimizer, saved["optimizer"])
         if self._schedule is not None:
             self._schedule.load_state_dict(saved["schedule"])
         if self.accelerator.scaler is not None and saved["scaler"]:
@@ -250,9 +318,13 @@ class Run:
                 of a part of the training set, never of the test set.
 
         Raises:
+            ConfigError: the processes do not divide the global batch.
             SystemExit: a signal asked the run to stop; a checkpoint was written, and the status is `STOPPED`.
         """
         self._check_blocks(loader)
+        check_batch(loader.sampler.batch_size, self.processes)
+        if self.sharded:
+            check_sharding(self._optimizer, self._tracked, score)
         loader.load_state_dict({"step": self.global_step})
         self._loader, self._failures, self._score = loader, loader.failures, score
         if self._saved is not None and self._saved.get("memories"):
@@ -264,16 +336,24 @@ class Run:
         last = self.settings.epochs * len(loader)
         if self.settings.max_steps is not None:
             last = min(last, self.settings.max_steps)
+        self._last = last
         every = self.settings.checkpoint_every or len(loader)
-        with Signals() as signals, Progress(last, self.global_step, shown=self.is_main) as progress:
+        due, profile = False, Profile(self.folder, on=self.settings.profile and self.is_main, tell=self.print)
+        with Signals() as signals, Progress(last, self.global_step, shown=self.is_main) as progress, profile:
             while self.global_step < last:
                 for batch in self._clock.timed(iter(loader)):
                     yield from self._one(batch)
                     self._record(loader)
+                    profile.advance()
                     progress.advance(self.global_step, self._loss)
                     stopping = self._any_process(bool(signals.received))
-                    if stopping or self.global_step % every == 0 or self.global_step == last:
+                    due = due or self.global_step % every == 0
+                    # Gradients are in no checkpoint, so that one waits until the optimizer has moved.
+                    if not self._moves(self.global_step):
+                        continue
+                    if stopping or due or self.global_step == last:
                         self.save()
+                        due = False
                     if stopping:
                         self.print(f"stopped by a signal after step {self.global_step}; --resume goes on from there")
                         self.close()
@@ -285,6 +365,8 @@ class Run:
         """Hand out a batch, and see that it became a step."""
         step, self._batch = self.global_step, batch
         seed_model(self.seed, "step", step, self.process)
+        if self.settings.accumulate > 1:
+            synchronise_gradients(self._model, self._moves(step + 1))
         yield batch
         if self.global_step != step + 1:
             raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
@@ -302,14 +384,32 @@ class Run:
                     self.close()
                     sys.exit(0)
 
+    def _moves(self, step: int) -> bool:
+        """Whether the optimizer moves at the end of a step, counted from 1, or gradients are gathered for a later."""
+        return step % self.settings.accumulate == 0 or step == self._last
+
     def step(self, loss: Tensor) -> None:
         """Backward, finite guard, clip, optimizer, schedule.
+
+        Under `accumulate` the optimizer moves after so many calls, by the mean of their gradients, and the schedule as
+        many steps at once; a last, incomplete group counts by its share.
 
         Raises:
             NonFiniteError: the loss or a gradient is not finite on any process; weights and optimizer are as before.
         """
-        self.accelerator.backward(loss)
-        self._loss, self._norm = loss.detach(), self._gradient_norm()
+        self._clock.mark("forward")
+        together = self.settings.accumulate
+        self.accelerator.backward(loss / together if together > 1 else loss)
+        self._clock.mark("backward")
+        self._loss = loss.detach()
+        if self._moves(self.global_step + 1):
+            self._move()
+        self._clock.mark("optimizer")
+        self.global_step += 1
+
+    def _move(self) -> None:
+        """The optimizer's step, unless a gradient is not finite."""
+        self._norm = self._gradient_norm()
         # In fp16 the gradient scaler itself leaves out steps with infinite gradients, and lowers its scale.
         guarded = self.accelerator.scaler is None
         if guarded and self._any_process(not bool(torch.isfinite(self._norm) & torch.isfinite(self._loss))):
@@ -318,15 +418,18 @@ class Run:
             self.skipped = 0
             self._optimizer.step()
             if self._schedule is not None:
-                self._schedule.step()
+                for _ in range((self.global_step % self.settings.accumulate) + 1):
+                    self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.global_step += 1
 
     def _gradient_norm(self) -> Tensor:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.settings.clip_norm is not None:
-            return self.accelerator.clip_grad_norm_(parameters, self.settings.clip_norm).detach()  # type: ignore[union-attr]
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            self.accelerator.unscale_gradients(self._optimizer)
+        norm = gradient_norm(parameters)
+        if self.settings.clip_norm is not None:
+            clip_gradients(parameters, norm, self.settings.clip_norm)
+        return norm
 
     def _refuse(self) -> None:
         """Leave out a step that is not finite, or stop with the keys that make its batch again."""
@@ -427,3 +530,10 @@ def seed_model(seed: int, *names: str | int) -> None:
     for name in names:
         table = table.child(str(name))
     torch.manual_seed(int(table.state[0]))
+
+
+def _compile(model: nn.Module) -> None:
+    """Compile a model's encoders in place, or the model where it has none; names in its state dict stay."""
+    encoders = getattr(model, "encoders", None)
+    for part in encoders.values() if isinstance(encoders, nn.ModuleDict) else (model,):
+        part.compile()

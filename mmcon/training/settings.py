@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from mmcon.errors import ConfigError
+
+Engine = Literal["ddp", "fsdp2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags:
+    """Flags that recipes share: how steps are made on the machine at hand, for a recipe's `Config` to build on."""
+
+    engine: Engine = "ddp"
+    """several processes with whole copies of the weights (ddp), or with a part each (fsdp2)"""
+    compile: bool = False
+    """compile the encoders (torch.compile): minutes at first, then quicker steps"""
+    accumulate: int = 1
+    """batches whose gradients are averaged before the optimizer moves; negatives stay those of one batch"""
+    profile: bool = False
+    """profile a few early steps: a table, and a trace for a browser, in the run folder"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +44,11 @@ class Settings:
         max_skips: see above.
         trackers: names of Accelerate's trackers beside the JSONL log.
         force: resume although settings changed that alter the steps.
+        engine: "ddp", each process with a whole copy of the weights, or "fsdp2", with a part of them.
+        compile: compile the encoders by torch.compile.
+        accumulate: batches whose gradients are averaged before the optimizer moves. This does not enlarge the set of
+            negatives, which stays that of one batch: gradient caching (`mmcon.training.large_batch`) does.
+        profile: profile a few early steps.
     """
 
     epochs: int = 1
@@ -40,10 +62,23 @@ class Settings:
     max_skips: int = 10
     trackers: tuple[str, ...] = ()
     force: bool = False
+    engine: str = "ddp"
+    compile: bool = False
+    accumulate: int = 1
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if self.on_nonfinite not in ("stop", "skip"):
             raise ConfigError("--on-nonfinite", expected="stop or skip", got=repr(self.on_nonfinite))
+        if self.engine not in ("ddp", "fsdp2"):
+            raise ConfigError("--engine", expected="ddp or fsdp2", got=repr(self.engine))
+        if self.accumulate < 1:
+            raise ConfigError("--accumulate", expected="1 batch or more", got=str(self.accumulate))
+
+    @classmethod
+    def of(cls, config: Any) -> Settings:
+        """Those of a recipe's configuration that go by the same names."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls) if hasattr(config, field.name)})
 
 
 def unused_folder(folder: str | Path, *, resume: bool = False) -> Path:
@@ -66,10 +101,45 @@ def check_precision(precision: str, cpu: bool) -> None:
     """Refuse a precision that is not to be had here.
 
     Raises:
-        ConfigError: it is unknown, or needs a GPU.
+        ConfigError: it is unknown, or the device lacks it.
     """
     known = ("no", "bf16", "fp16")
     if precision not in known:
         raise ConfigError("--mixed-precision", expected=f"one of {known}", got=repr(precision))
     if precision == "fp16" and (cpu or not torch.cuda.is_available()):
         raise ConfigError("--mixed-precision", expected="a GPU for fp16", got="a CPU", fix="choose bf16 or no")
+    if precision == "bf16" and not cpu and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+        name = torch.cuda.get_device_name()
+        raise ConfigError("--mixed-precision", expected="a GPU with bfloat16", got=name, fix="choose fp16 or no")
+
+
+def check_batch(batch_size: int, processes: int) -> None:
+    """Refuse a global batch of which processes would get unequal parts.
+
+    Raises:
+        ConfigError: the processes do not divide it.
+    """
+    if batch_size % processes:
+        near = {batch_size - batch_size % processes, batch_size + processes - batch_size % processes} - {0}
+        raise ConfigError(
+            "--batch-size",
+            expected=f"a global batch that {processes} processes divide",
+            got=str(batch_size),
+            fix=f"--batch-size {' or '.join(map(str, sorted(near)))}",
+        )
+
+
+def check_devices(kinds: list[str]) -> None:
+    """Refuse processes that compute on different kinds of devices.
+
+    Args:
+        kinds: by process, its device with the precision that it computes in.
+    """
+    if len(set(kinds)) > 1:
+        named = ", ".join(f"process {number} on {kind}" for number, kind in enumerate(kinds))
+        raise ConfigError(
+            "processes",
+            expected="one kind of device for all of them",
+            got=named,
+            fix="give every process a GPU, or --cpu to all",
+        )
