@@ -29,7 +29,7 @@ from mmcon.data.sources import held_out
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.retrieval import retrieve
 from mmcon.evaluation.sounds import across_languages
-from mmcon.evaluation.statistics import bootstrap, t_interval
+from mmcon.evaluation.statistics import bootstrap, paired_permutation, t_interval
 from mmcon.random import stable_ids
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "audio_supcon.py"
@@ -104,19 +104,10 @@ def the_recipe() -> Any:
 
 def table(lines: list[dict[str, Any]], folder: Path) -> str:
     """Voice probe and recall at 1, 5 and 10: mean ± the interval over seeds [the interval over prompts]."""
-    rows = [(line["objective"], "trained_encoder", line) for line in lines]
-    # One seed has one random encoder, whatever is trained afterwards; but COLA hears at another rate.
-    first = lines[0]["objective"]
-    rows += [("random encoder", "random_encoder", line) for line in lines if line["objective"] == first]
-    if first != "cola":
-        rows += [("random, as cola hears", "random_encoder", line) for line in lines if line["objective"] == "cola"]
-    rows += [("log-mel statistics", "log-mel_statistics", lines[0])]
     said = [f"| | seeds | voice probe | {' | '.join(f'recall@{k}' for k in KS)} |", "|---|---|---|---|---|---|"]
-    for name in dict.fromkeys(name for name, _, _ in rows):
-        runs = [(subject, line) for called, subject, line in rows if called == name]
-        probes = [line["figures"].get(subject, line["figures"])["voice_probe"] for subject, line in runs]
-        found = [queries(folder / f"{line['objective']}-{line['seed']}", subject) for subject, line in runs]
-        cells = [over_seeds(probes)]
+    for name, runs in by_name(lines).items():
+        cells = [over_seeds([line["figures"].get(subject, line["figures"])["voice_probe"] for subject, line in runs])]
+        found = [queries(folder, subject, line) for subject, line in runs]
         for k in KS:
             hits = torch.stack([(rank <= k).double() for rank, _ in found])
             over_prompts = bootstrap(hits.mean(0), groups=found[0][1])
@@ -124,12 +115,40 @@ def table(lines: list[dict[str, Any]], folder: Path) -> str:
         said.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     chance = [lines[0]["figures"]["recall_chance"][f"at_{k}"] for k in KS]
     said.append(f"| chance | | | {' | '.join(f'{value:.3f}' for value in chance)} |")
-    return "\n".join(said)
+    return "\n".join([*said, *comparisons(lines, folder)])
 
 
-def queries(folder: Path, subject: str) -> tuple[Any, Any]:
+def by_name(lines: list[dict[str, Any]]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """The rows of the table: by name, what is judged and in which runs."""
+    rows = [(line["objective"], "trained_encoder", line) for line in lines]
+    # One seed has one random encoder, whatever is trained afterwards; but COLA hears at another rate.
+    first = lines[0]["objective"]
+    rows += [("random encoder", "random_encoder", line) for line in lines if line["objective"] == first]
+    if first != "cola":
+        rows += [("random, as cola hears", "random_encoder", line) for line in lines if line["objective"] == "cola"]
+    rows += [("log-mel statistics", "log-mel_statistics", lines[0])]
+    names = dict.fromkeys(name for name, _, _ in rows)
+    return {name: [(subject, line) for called, subject, line in rows if called == name] for name in names}
+
+
+def comparisons(lines: list[dict[str, Any]], folder: Path, k: int = 5) -> list[str]:
+    """The first objective against all else: the difference over all seeds, and how likely by chance over prompts."""
+    hits, prompts = {}, torch.tensor([])
+    for name, runs in by_name(lines).items():
+        found = [queries(folder, subject, line) for subject, line in runs]
+        hits[name], prompts = torch.stack([(rank <= k).double() for rank, _ in found]).mean(0), found[0][1]
+    first, *others = hits
+    tests = {name: paired_permutation(hits[first], hits[name], groups=prompts) for name in others}
+    return [
+        f"{first} - {name}, recall@{k}: {test.difference:+.3f}, p = {test.p_value:.4f} over {test.n} prompts"
+        for name, test in tests.items()
+    ]
+
+
+def queries(folder: Path, subject: str, line: dict[str, Any]) -> tuple[Any, Any]:
     """For each held-out recording the rank of its prompt in another language, and its prompt."""
-    features = Features.load(folder / "features" / f"{subject}-test.safetensors")
+    run = folder / f"{line['objective']}-{line['seed']}"
+    features = Features.load(run / "features" / f"{subject}-test.safetensors")
     found = retrieve(features, features, relevance=across_languages, same="language")
     return found.first_rank, features.index["prompt"]
 
