@@ -6,8 +6,9 @@
 FOLDER holds the unpacked `asterisk-core-sounds-{en,es,fr}-wav` (`apt-get download`, then `dpkg-deb -x` each into it;
 `/` where they are installed). Every prompt that all three languages have becomes three rows of a manifest, and a fifth
 of the prompts is held out, by their names. A line is added to `figures.jsonl` when a run ends, so a run that is stopped
-loses nothing: runs that have their line are passed over. ± is Student's interval of the mean over seeds at 95 %; in
-brackets stands the bootstrap interval over held-out prompts of what the seeds have on average.
+loses nothing: runs that have their line are passed over, and one without goes on from its last checkpoint. ± is
+Student's interval of the mean over seeds at 95 %; in brackets stands the bootstrap interval over held-out prompts of what
+the seeds have on average.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def train(data: str, objective: str, seed: int, options: argparse.Namespace) -> 
     folder, begin = options.output / f"{objective}-{seed}", time.time()
     settings = {"data": data, "objective": objective, "seed": seed, "output_dir": folder}
     settings |= {"window_seconds": options.window_seconds} if options.window_seconds else {}
-    config = recipe.Config(**settings, max_steps=options.steps, cpu=True, log_every=20, force=True)
+    config = recipe.Config(**settings, max_steps=options.steps, cpu=True, log_every=20, force=True, resume=True)
     sampler = recipe.make_sampler(config, recipe.open_source(data, "train", rate_hz=config.hertz))
     epochs = -(-options.steps // sampler.steps_per_epoch)
     recipe.main(replace(config, epochs=epochs))
