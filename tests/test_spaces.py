@@ -13,7 +13,7 @@ from mmcon.batch import Index, ViewBatch
 from mmcon.data.grouped import GroupedSource
 from mmcon.data.loading import ViewLoader, one_pass
 from mmcon.data.samplers import UniformSampler
-from mmcon.data.sources import JoinedSource, Subset, TensorSource, meetings
+from mmcon.data.sources import JoinedSource, Subset, TensorSource, create_source, meetings
 from mmcon.errors import ConfigError, DataError, InputError
 from mmcon.evaluation.between import InSpace, between, prompt_texts, zero_shot
 from mmcon.evaluation.features import Features, extract, precomputed
@@ -195,6 +195,18 @@ def test_a_batch_may_lack_a_modality_altogether():
     assert sorted(found) == [("image",), ("image",), ("image",), ("image", "text")]
 
 
+def test_texts_of_a_table_open_as_handles(tmp_path):
+    table = tmp_path / "notes.csv"
+    table.write_text('id,text,split\na,one thing,train\nb,another,train\nc," ",train\n')
+    notes = create_source(table, split="train", where_taken={"modality": "text"})
+    assert [text.value for text in notes.open([0, 1])] == ["one thing", "another"]
+    view = Chain(mmcon.create_view("any/instance"), mmcon.create_view("text/words"))
+    made = view(notes.open([0, 1]), mmcon.keys(seed=0, sample=notes.ids[:2]))
+    assert made["input_ids"].shape[0] == 2
+    with pytest.raises(DataError, match="not empty; got ' '"):
+        notes.open([2])
+
+
 def test_rows_of_a_joined_source_are_rows_of_its_members():
     joined = JoinedSource(source("image", [0, 1, 2]), source("text", [0, 1, 2]))
     part = Subset(joined, [2, 0])
@@ -220,6 +232,9 @@ def test_a_frozen_tower_keeps_its_weights_and_statistics():
     before = tower.norm.running_mean.clone()
     assert not tower(torch.randn(8, 3)).requires_grad
     assert torch.equal(tower.norm.running_mean, before)
+    dropping = freeze(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5))).train()
+    x = torch.ones(2, 3)
+    assert torch.equal(dropping(x), dropping[0](x))  # nothing is dropped
     partly = tune(Tower(), "layer.*")
     assert {name for name, p in partly.named_parameters() if p.requires_grad} == {"layer.weight", "layer.bias"}
     with pytest.raises(ConfigError, match="fit none"):

@@ -55,7 +55,7 @@ def train(rows, *, large, wrap=False):
     blocks = [
         Block("image", "text", space="identity", weight=0.5),
         Block("text", "image", space="identity", weight=0.5),
-        Block("text", "audio", space="identity"),
+        Block("text", "audio", space="identity", negative_weights=~SameLabel()),
         Block(("image", "audio"), space="class", affinity=SameLabel(), temperature=0.3),
     ]
     queue = Queue(size=6)
@@ -74,14 +74,38 @@ def train(rows, *, large, wrap=False):
     return torch.stack(losses), [p.detach().clone() for p in model.parameters()]
 
 
+def without_any_pair(rows, wrap=False):
+    """Loss and gradients of a batch in which no block has both its sides, after names were found to be right."""
+    torch.manual_seed(0)
+    model = ContrastiveModel({m: Tower() for m in ("image", "text")}, {"shared": SharedSpace(dim=3)}).double()
+    objective = Objective(affinity=SameSample(), temperature=0.2, blocks=[Block("image", "text")])
+    objective.check(model.modalities_by_space())
+    batch = batch_of(0, rows)
+    alone = ViewBatch({"image": batch.views["image"]}, {"image": batch.index["image"]})
+    network = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if wrap else model
+    loss = objective(network(alone), alone)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
 def worker(rank, port, folder, large):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     found = train(slice(4 * rank, 4 * rank + 4), large=large, wrap=True)
+    loss, gradients = without_any_pair(slice(4 * rank, 4 * rank + 4), wrap=True)
+    assert float(loss) == 0
+    assert not any(bool(g.any()) for g in gradients)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def test_a_batch_without_any_pair_has_a_gradient_of_nothing():
+    loss, gradients = without_any_pair(slice(0, N))
+    assert float(loss) == 0
+    assert gradients
+    assert not any(bool(g.any()) for g in gradients)
 
 
 def test_gradient_caching_is_exact_in_all_spaces():

@@ -19,6 +19,8 @@ def dense_rows(problem: Problem) -> Rows:
     s = similarity(problem.anchors, problem.candidates) / problem.temperature
     others = ~self_mask(problem.self_index, s.shape[1])
     weights = problem.affinity.dense().to(s.dtype) * others
+    if problem.form == "out" and problem.denominator == "all" and problem.negatives is None:
+        return _over_all_others(s, weights, others, row_normalize=problem.row_normalize)
     positive = weights > 0
     negative = others if problem.all_are_negatives else others & ~positive
 
@@ -43,6 +45,19 @@ def dense_rows(problem: Problem) -> Rows:
     else:
         log_all = _log_denominator(problem, s, positive, log_negatives)
         losses = (weights * torch.where(positive, log_all[:, None] - s, 0)).sum(1)
+    return Rows(torch.where(valid, losses, 0), valid)
+
+
+def _over_all_others(s: Tensor, weights: Tensor, others: Tensor, *, row_normalize: bool) -> Rows:
+    """The usual case, where positives and negatives need not be told apart: `Σ_j W_ij (log D_i − s_ij)`.
+
+    It is what the general form gives; small blocks, of which a step may have many, take a third of its time.
+    """
+    valid = (weights > 0).any(1)
+    total = weights.sum(1)
+    # Rows without a positive have no weight either: their loss is 0, and so is their gradient.
+    pulled, log_all = (weights * s).sum(1), torch.where(others, s, torch.finfo(s.dtype).min).logsumexp(1)
+    losses = log_all - pulled / torch.where(valid, total, 1) if row_normalize else total * log_all - pulled
     return Rows(torch.where(valid, losses, 0), valid)
 
 

@@ -37,20 +37,25 @@ class Step(NamedTuple):
         parts, tables = [], []
         for name in names:
             part = self.local[name] if name in self.local else self.rows.embeddings[name][:0]
-            offset = self.rows.offsets[name]
+            offset, table = self.rows.offsets[name], self.rows.tables[name]
             parts.append(part)
-            tables.append(self.rows.tables[name].take(slice(offset, offset + len(part))))
+            tables.append(table if len(part) == table.n else table.take(slice(offset, offset + len(part))))
         return _stacked(parts), _table(tables)
 
     def candidates(
         self, anchors: list[Name], names: list[Name], queue: MoreCandidates | None
     ) -> tuple[Tensor | None, Index | None, Tensor | None]:
-        """All processes' rows of the names, then the queue's; their table; and where each anchor is among them."""
+        """All processes' rows of the names, then the queue's; their table; and where each anchor is among them.
+
+        Without candidates the anchors are meant; without positions no anchor is among the candidates.
+        """
         beyond = [found for name in names if queue is not None and (found := rows_beyond(queue, name)) is not None]
         if self.own and anchors == names and not beyond and gather.process_count() == 1:
             return None, None, None
         pool = _stacked([*(self.others.embeddings[name] for name in names), *(rows for rows, _ in beyond)])
         table = _table([*(self.others.tables[name] for name in names), *(table for _, table in beyond)])
+        if not set(anchors) & set(names):
+            return pool, table, None
         starts, start = {}, 0
         for name in names:
             starts[name] = start
