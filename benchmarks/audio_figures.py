@@ -7,8 +7,8 @@ FOLDER holds the unpacked `asterisk-core-sounds-{en,es,fr}-wav` (`apt-get downlo
 `/` where they are installed). Every prompt that all three languages have becomes three rows of a manifest, and a fifth
 of the prompts is held out, by their names. A line is added to `figures.jsonl` when a run ends, so a run that is stopped
 loses nothing: runs that have their line are passed over, and one without goes on from its last checkpoint. ± is
-Student's interval of the mean over seeds at 95 %; in brackets stands the bootstrap interval over held-out prompts of what
-the seeds have on average.
+Student's interval of the mean over seeds at 95 %; in brackets stands the bootstrap interval over held-out prompts of
+what the seeds have on average.
 """
 
 from __future__ import annotations
