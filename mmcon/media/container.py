@@ -83,7 +83,7 @@ class VideoFile(Clip):
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
         """Seek to the keyframe before the first moment and decode up to the last."""
-        # Where frames come out of the order of their times, the decoders differ by a frame or two: `auto` stays with PyAV.
+        # Where frames come out of the order of their times, decoders differ by a frame or two: `auto` stays with PyAV.
         other = self.decoder == "torchcodec" or (self.decoder == "auto" and self.ordered)
         if other and (decoded := self._torchcodec(times)) is not None:
             return scaled(decoded, shorter_side)
