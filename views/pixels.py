@@ -97,16 +97,18 @@ def on_rows(batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *paramet
         function: `f(pictures, *parameters) -> pictures`; it may work in place.
         parameters: `b …` each, of which it gets the rows.
     """
-    if not bool(rows.any()):
+    flags = rows.tolist()
+    if not any(flags):
         return batch
     out = torch.empty_like(batch, memory_format=torch.contiguous_format)
     # One pass through the batch: a second over a copy of it costs more than the function itself.
     for some in chunks(batch):
         few = slice(int(some[0]), int(some[-1]) + 1)
-        chosen, part = rows[few].nonzero().view(-1), out[few].copy_(batch[few])
-        if len(chosen) == len(part):
+        count, part = sum(flags[few]), out[few].copy_(batch[few])
+        if count == len(part):
             part.copy_(function(part, *(p[few] for p in parameters)))
-        elif len(chosen):
+        elif count:
+            chosen = rows[few].nonzero().view(-1)
             there = chosen.to(batch.device, non_blocking=True)
             changed = function(part.index_select(0, there), *(p[few][chosen] for p in parameters))
             part.index_copy_(0, there, changed)
