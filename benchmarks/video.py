@@ -1,10 +1,11 @@
 """Clips a second: decoding spans of a real H.264 file, and changing a batch of clips, against plain loops of the peers.
 
     uv run python benchmarks/video.py                        # the bundled clip
-    uv run python benchmarks/video.py --input walk.mp4 --threads 2
+    uv run python benchmarks/video.py --input walk.mp4
 
-Each figure is the median of several rounds, alternating between contestants, so that what else the machine does hits
-all alike; what is drawn differs from round to round. decord and TorchCodec join where they are installed.
+Each figure is the median of several rounds, alternating between contestants, in seconds of CPU, all threads together,
+so that what else the machine does is not counted; what is drawn differs from round to round. decord and TorchCodec join
+where they are installed.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ FRAMES, SIDE = 16, 112
 
 
 def median_seconds(contestants: Mapping[str, Callable[[int], object]], *, rounds: int) -> dict[str, float]:
-    """Seconds of each contestant, the median of some rounds; each gets the number of the round."""
+    """CPU seconds of each contestant, the median of some rounds; each gets the number of the round."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(-1, rounds):  # the first is for caches and pages, and is not counted
         for name, work in contestants.items():
-            start = time.perf_counter()
+            start = time.process_time()
             work(turn)
             if turn >= 0:
-                found[name].append(time.perf_counter() - start)
+                found[name].append(time.process_time() - start)
     return {name: statistics.median(took) for name, took in found.items()}
 
 
@@ -157,7 +158,7 @@ def augmenting(rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, default=next(iter(samples.path("clip").glob("*.mp4"))))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
