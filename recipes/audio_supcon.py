@@ -38,12 +38,13 @@ from mmcon.models.audio import create_audio_encoder
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings
+from mmcon.training.settings import EngineFlags
 
 OURS = "mmcon/log-mel-conv"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(EngineFlags):
     """What to train, on what, and for how long."""
 
     data: str = "samples/speech"
@@ -104,14 +105,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"audio_{config.objective}", config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings(
-            epochs=config.epochs,
-            max_steps=config.max_steps,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-            on_nonfinite=config.on_nonfinite,
-            force=config.force,
-        ),
+        settings=Settings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
@@ -147,6 +141,7 @@ def main(config: Config) -> None:
         embeddings = trained(batch)
         loss = objective(embeddings, batch)
         run.step(loss)
+    model = run.whole(model)
 
     # Features once, then every figure from them.
     if not run.is_main:

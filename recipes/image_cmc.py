@@ -34,13 +34,14 @@ from mmcon.models.encoders import create_encoder
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.settings import EngineFlags
 from mmcon.view import Chain
 
 CHANNELS = {"luminance": 1, "chroma": 2, "edges": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(EngineFlags):
     """What to train, on what, and for how long."""
 
     data: str = "samples/emoji"
@@ -96,9 +97,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"image_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings(
-            epochs=config.epochs, max_steps=config.max_steps, log_every=config.log_every, force=config.force
-        ),
+        settings=Settings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
@@ -142,6 +141,7 @@ def main(config: Config) -> None:
         embeddings = trained(batch)
         loss = objective(embeddings, batch)
         run.step(loss)
+    model = run.whole(model)
 
     # Features once, then every figure from them.
     if not run.is_main:

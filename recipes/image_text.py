@@ -39,6 +39,7 @@ from mmcon.models.tuning import merge_low_rank, tune
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.settings import EngineFlags
 from mmcon.view import Chain, Identity
 
 BAG = "text/embedding-bag"
@@ -46,7 +47,7 @@ TEMPLATES = ("{}", "{} emoji", "a picture of {}", "a drawing of {}", "an icon of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(EngineFlags):
     """What to train, on what, and for how long."""
 
     data: str = "samples/emoji"
@@ -118,9 +119,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"image_text_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings(
-            epochs=config.epochs, max_steps=config.max_steps, log_every=config.log_every, force=config.force
-        ),
+        settings=Settings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
@@ -164,6 +163,7 @@ def main(config: Config) -> None:
         embeddings = trained(batch)
         loss = objective(embeddings, batch)
         run.step(loss)
+    model = run.whole(model)
 
     # Every figure from one dump of embeddings a set and a modality.
     if not run.is_main:

@@ -42,6 +42,7 @@ from mmcon.training.config import parse
 from mmcon.training.objective import Block
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.settings import EngineFlags
 from mmcon.view import Chain
 
 BUNDLED = "image=samples/emoji", "text=samples/emoji-texts", "audio=samples/emoji-spoken"
@@ -50,7 +51,7 @@ VIEWS = {"image": "image/simclr", "text": "text/words", "audio": "audio/speech"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(EngineFlags):
     """What to train, on what, and for how long. Entries of tuples are MODALITY=VALUE."""
 
     data: tuple[str, ...] = BUNDLED
@@ -106,9 +107,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / "multimodal", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings(
-            epochs=config.epochs, max_steps=config.max_steps, log_every=config.log_every, force=config.force
-        ),
+        settings=Settings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
@@ -153,6 +152,7 @@ def main(config: Config) -> None:
         embeddings = trained(batch)
         loss = objective(embeddings, batch)
         run.step(loss)
+    model = run.whole(model)
 
     # One dump of embeddings and of features a modality and a part; every figure from them.
     if not run.is_main:

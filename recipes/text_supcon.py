@@ -42,12 +42,13 @@ from mmcon.training.baseline import Classifier, CrossEntropy
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.settings import EngineFlags
 from mmcon.view import Chain
 from views.tokens import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(EngineFlags):
     """What to train, on what, and for how long."""
 
     data: str = "samples/emoji-names"
@@ -101,9 +102,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"text_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings(
-            epochs=config.epochs, max_steps=config.max_steps, log_every=config.log_every, force=config.force
-        ),
+        settings=Settings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
@@ -154,6 +153,7 @@ def main(config: Config) -> None:
         embeddings = trained(batch)
         loss = objective(embeddings, batch)
         run.step(loss)
+    model = run.whole(model)
 
     # Stage two: features once, then every figure from them.
     if not run.is_main:

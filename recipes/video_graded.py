@@ -41,10 +41,11 @@ from mmcon.models.video import create_video_encoder
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.settings import EngineFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(EngineFlags):
     """What to train, on what, and for how long."""
 
     data: str = "samples/scenes"
@@ -143,13 +144,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"video_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings(
-            epochs=config.epochs,
-            max_steps=config.max_steps,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every or max(1, steps // 10),
-            force=config.force,
-        ),
+        settings=replace(Settings.of(config), checkpoint_every=config.checkpoint_every or max(1, steps // 10)),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
@@ -189,6 +184,7 @@ def main(config: Config) -> None:
         embeddings = trained(batch)
         loss = objective(embeddings, batch)
         run.step(loss)
+    model = run.whole(model)
 
     # Features once, then every figure from them.
     if run.is_main:

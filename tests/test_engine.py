@@ -16,6 +16,7 @@ from mmcon.data.loading import ViewLoader
 from mmcon.data.samplers import UniformSampler
 from mmcon.data.sources import TensorSource
 from mmcon.errors import ConfigError
+from mmcon.training.baseline import CrossEntropy
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.engine import SHARD_WEIGHTS, _parts, check_sharding, clip_gradients, gradient_norm
 from mmcon.training.journal import Clock, Journal
@@ -86,11 +87,13 @@ def test_large_parts_are_sharded_by_themselves():
 def test_what_needs_whole_weights_is_refused_before_the_first_step():
     layer = nn.Linear(4, 4)
     adamw = create_optimizer(layer, "adamw", learning_rate=0.1)
+    classifier = CrossEntropy(TensorSource(torch.zeros(2, 1), labels=torch.arange(2)))
     check_sharding(adamw, {})
     for arguments, told in (
         ((create_optimizer(layer, "lars", learning_rate=0.1), {}), "LARS"),
         ((adamw, {"average": weight_average(layer, decay=0.9)}), "--ema-decay"),
         ((adamw, {}, lambda: 1.0), "--keep-best"),
+        ((adamw, {"objective": classifier}), "cross-entropy"),
     ):
         with pytest.raises(ConfigError, match=told):
             check_sharding(*arguments)

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from mmcon.batch import tree_map
 from mmcon.candidates.gather import whole
 from mmcon.errors import ConfigError
+from mmcon.training.baseline import CrossEntropy
 
 #: Parts of a model with at least so many weights are gathered and freed by themselves; the rest goes with the root.
 SHARD_WEIGHTS = 1_000_000
@@ -65,7 +66,8 @@ def check_sharding(optimizer: Optimizer, tracked: Mapping[str, Any], score: Any 
     """Refuse, before the first step, what works on whole copies only.
 
     Raises:
-        ConfigError: LARS, an average of weights, or a score that is computed in one process.
+        ConfigError: LARS, an average of weights, a score that one process computes, or cross-entropy, whose encoder is
+            judged without its classifier.
     """
     found = None
     if type(getattr(optimizer, "optimizer", optimizer)).__name__ == "Lars":
@@ -74,10 +76,12 @@ def check_sharding(optimizer: Optimizer, tracked: Mapping[str, Any], score: Any 
         found = "an average of weights (--ema-decay)"
     elif score is not None:
         found = "a score of each checkpoint (--keep-best)"
+    elif isinstance(tracked.get("objective"), CrossEntropy):
+        found = "cross-entropy"
     if found:
         raise ConfigError(
             "--engine fsdp2",
-            expected="adamw or sgd, no average of weights, no --keep-best",
+            expected="a contrastive objective with adamw or sgd, no average of weights, no --keep-best",
             got=found,
             fix="choose --engine ddp, which keeps whole copies",
         )
