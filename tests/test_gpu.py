@@ -134,6 +134,17 @@ def test_a_run_learns_and_resumes(tmp_path):
     torch.testing.assert_close(torch.tensor(first + second), torch.tensor(losses), rtol=0.02, atol=0.02)
 
 
+@needs_kernels
+def test_what_workers_make_comes_in_page_locked_memory():
+    source = create_source("samples/fashion", split="train")
+    view = mmcon.create_view("image/simclr", size=28)
+    sampler = UniformSampler(source.labels, batch_size=16, seed=0)
+    loader = ViewLoader(source, {"image": [view]}, sampler, seed=0, workers=1, device=DEVICE)
+    _, (drawn, *_) = next(iter(loader._steps()))
+    assert drawn.samples.is_pinned()
+    assert next(iter(loader)).views["image"][0].is_cuda
+
+
 def test_gradient_caching_on_the_device(tmp_path):
     losses, _ = trained(tmp_path / "chunks", chunk_size=16)
     assert len(losses) == 6

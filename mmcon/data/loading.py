@@ -67,6 +67,14 @@ class Drawn:
     index: Index
     failures: dict[int, str] = field(default_factory=dict)
 
+    def pin_memory(self) -> Drawn:
+        """The same in page-locked memory, from which a GPU copies beside its work; a loader's thread asks for it."""
+
+        def pin(x: Tensor) -> Tensor:
+            return x.pin_memory()
+
+        return replace(self, samples=tree_map(pin, self.samples), params=tree_map(pin, self.params))
+
 
 def draw_part(part: Part, source: Source, rows: Rows, *, seed: int) -> Drawn | None:
     """The ragged stage of a part for some rows of a source: draw everything, decode, and stack.
@@ -270,7 +278,8 @@ class ViewLoader:
         if self.workers == 0:
             return ((step, self.make(step)) for step in _From(self.step))
         self._items = Noted(self._numbered, self.workers)
-        return iterate(self._items, _From(self.step), workers=self.workers, prefetch=self.prefetch)
+        pinned = self.device.type == "cuda"
+        return iterate(self._items, _From(self.step), workers=self.workers, prefetch=self.prefetch, pinned=pinned)
 
     def _numbered(self, step: int) -> tuple[int, list[Drawn] | ViewBatch]:
         return step, self.make(step)

@@ -50,8 +50,12 @@ class Noted(Dataset):
         return sorted(number for number in self.at.tolist() if number != IDLE)
 
 
-def iterate(items: Noted, numbers: Iterable[int], *, workers: int, prefetch: int = 2) -> Iterator[Any]:
+def iterate(
+    items: Noted, numbers: Iterable[int], *, workers: int, prefetch: int = 2, pinned: bool = False
+) -> Iterator[Any]:
     """The items in order, made by worker processes; that one died is told where an item is asked for.
+
+    With `pinned` a thread of the training process puts them into page-locked memory as they come.
 
     PyTorch would raise from a signal handler, in the middle of whatever the training process happens to do.
     """
@@ -64,6 +68,7 @@ def iterate(items: Noted, numbers: Iterable[int], *, workers: int, prefetch: int
             batch_size=None,
             num_workers=workers,
             prefetch_factor=prefetch,
+            pin_memory=pinned,
             collate_fn=_as_it_is,
         )
     )
