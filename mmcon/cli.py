@@ -1,6 +1,7 @@
 """The `mmcon` command: what is registered, what a view looks like, where the recipes are, and whether all is well.
 
     mmcon views [NAME] [--modality image]
+    mmcon views score NAME [NAME …] --data PATH [--encoder runs/…/model]
     mmcon show image/simclr --input photo.jpg --output sheet.png
     mmcon recipe list
     mmcon recipe copy imagenet_supcon
@@ -52,9 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mmcon {mmcon.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    views = commands.add_parser("views", help="list view generators and samplers, or describe one")
-    views.add_argument("name", nargs="?", help="the one to describe, such as image/simclr")
+    views = commands.add_parser("views", help="list view generators and samplers, describe one, or score some")
+    views.add_argument("names", nargs="*", metavar="NAME", help="one to describe; or `score` and those to score")
     views.add_argument("--modality", help="only those for this modality")
+    scoring = views.add_argument_group("score", "how far views spread a sample, against samples and classes")
+    scoring.add_argument("--data", default="samples/fashion", help="a source of images (default: samples/fashion)")
+    scoring.add_argument("--encoder", help="a trained model's folder, or an encoder by name (default: pixels)")
+    scoring.add_argument("--samples", type=int, default=256)
+    scoring.add_argument("--seed", type=int, default=0)
+    scoring.add_argument("--output", type=Path, default=Path("spread.png"), help="the picture (default: spread.png)")
+    scoring.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the views")
     views.set_defaults(run=_views)
 
     show = commands.add_parser("show", help="write a sheet of drawn views, with their parameters")
@@ -119,9 +127,12 @@ def _parser() -> argparse.ArgumentParser:
 def _views(options: argparse.Namespace) -> None:
     from mmcon.registry import entries, load_plugins
 
-    if options.name:
-        print(mmcon.describe_view(options.name))
-        return
+    if options.names[:1] == ["score"]:
+        return _score(options)
+    if options.names:
+        for name in options.names:
+            print(mmcon.describe_view(name))
+        return None
     known = sorted({entry.modality for entry in (*entries("view"), *entries("sampler"))})
     if options.modality and options.modality not in known:
         raise UnknownNameError(
@@ -133,6 +144,28 @@ def _views(options: argparse.Namespace) -> None:
         print(f"{entry.name:{width}}  {entry.summary}")
     for point, error in load_plugins().items():
         print(f"mmcon: the plug-in {point} failed to load: {error!r}", file=sys.stderr)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from mmcon.evaluation.views_score import score_names, spread_picture, spread_table
+
+    names = options.names[1:]
+    if not names:
+        raise InputError(
+            "mmcon views score", expected="views to score", got="none", fix="mmcon views score image/simclr"
+        )
+    spreads = score_names(
+        names, options.data, encoder=options.encoder, samples=options.samples, seed=options.seed,
+        options=_options(options.option),
+    )  # fmt: skip
+    print(spread_table(spreads))
+    spread_picture(spreads).savefig(options.output, dpi=150)
+    print(f"picture: {options.output}")
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """Options of a generator from `NAME=VALUE`."""
+    return {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in words)}
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -177,10 +210,9 @@ def _new_record(options: argparse.Namespace) -> dict[str, Any]:
             got=f"{options.name}, --input {options.input}, --views {options.views}",
             fix="mmcon show image/simclr --input photo.jpg, or mmcon show --replay record.json",
         )
-    words = [word.partition("=") for word in options.option]
     return {
         "view": options.name,
-        "options": {name: yaml.safe_load(value) for name, _, value in words},
+        "options": _options(options.option),
         "input": str(options.input),
         "seed": options.seed,
         "views": options.views,

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 
+import mmcon
+from mmcon import cli
 from mmcon.errors import InputError
 from mmcon.evaluation.views_score import score_view, spread_of, spread_picture
+from mmcon.models.encoders import create_encoder
 from mmcon.registry import create_view
 
 
@@ -45,3 +48,29 @@ def test_stronger_views_spread_further():
 def test_one_sample_is_refused():
     with pytest.raises(InputError, match="two samples"):
         spread_of(torch.ones(1, 2, 3))
+
+
+def test_the_command_scores_views_in_pixels_and_in_an_encoder(tmp_path, capsys):
+    model = mmcon.ContrastiveModel(
+        {"image": create_encoder("mmcon/resnet-tiny", image_size=28, in_channels=1)},
+        {"shared": mmcon.SharedSpace(dim=8)},
+    )
+    model.save_pretrained(tmp_path / "model")
+    words = ["views", "score", "image/plain", "image/simclr", "--samples", "32", "--output", str(tmp_path / "s.png")]
+    tables = []
+    for more in ([], ["--encoder", str(tmp_path / "model")], ["--option", "strength=0.1"]):
+        assert cli.main([*words, *more]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("| | image/plain | image/simclr |")
+        assert (tmp_path / "s.png").stat().st_size > 1000
+        tables.append(out)
+    assert len(set(tables)) == 3
+    for wrong, told in (
+        (["views", "score"], "views to score"),
+        (["views", "score", "audio/gain"], "views of images"),
+        (["views", "score", "image/plain", "--samples", "1"], "two samples or more"),
+        (["views", "score", "image/plain", "--option", "strenght=1"], "strenght"),
+        (["views", "score", "image/plian"], "image/plain"),
+    ):
+        assert cli.main(wrong) == 2
+        assert told in capsys.readouterr().err

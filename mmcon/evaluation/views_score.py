@@ -12,8 +12,9 @@ that two views share about which sample they come from (van den Oord et al. 2018
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +22,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmcon.data.sources import channels_of, create_source
 from mmcon.errors import InputError
+from mmcon.models.encoders import create_encoder
+from mmcon.models.spaces import ContrastiveModel
 from mmcon.random import keys
+from mmcon.registry import create, lookup
 from mmcon.view import ViewGenerator, stack
 
 
@@ -48,14 +53,26 @@ class Spread:
 
     def table(self) -> str:
         """The figures as Markdown."""
-        rows = [
-            ("distance of two views of a sample", f"{self.within_sample:.3f}"),
-            ("of two samples of a class", "–" if self.within_class is None else f"{self.within_class:.3f}"),
-            ("of two classes", f"{self.between_classes:.3f}"),
-            ("InfoNCE bound", f"{self.bound_nats:.2f} of at most {self.ceiling_nats:.2f} nats"),
-            ("views recognised", f"{self.recognised:.3f}"),
-        ]
-        return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+        return spread_table({"": self})
+
+
+def spread_table(spreads: Mapping[str, Spread]) -> str:
+    """The figures of several generators as Markdown, a column each."""
+
+    def shown(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    rows = {
+        "distance of two views of a sample": [shown(s.within_sample) for s in spreads.values()],
+        "of two samples of a class": [shown(s.within_class) for s in spreads.values()],
+        "of two classes": [shown(s.between_classes) for s in spreads.values()],
+        "InfoNCE bound": [f"{s.bound_nats:.2f} of at most {s.ceiling_nats:.2f} nats" for s in spreads.values()],
+        "views recognised": [shown(s.recognised) for s in spreads.values()],
+    }
+    head = f"| | {' | '.join(spreads)} |"
+    return "\n".join(
+        [head, "|---" * (len(spreads) + 1) + "|", *(f"| {n} | {' | '.join(v)} |" for n, v in rows.items())]
+    )
 
 
 def spread_of(
@@ -122,6 +139,60 @@ def score_view(
         flat = torch.stack([one.flatten(1) for one in views], dim=1)
         features = flat - flat.mean((0, 1))
     return spread_of(features, labels, temperature=temperature)
+
+
+def score_names(
+    names: Sequence[str],
+    data: str,
+    *,
+    encoder: str | None = None,
+    samples: int = 256,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Spread]:
+    """Measure how far registered generators of images spread the same samples of a source.
+
+    Args:
+        names: of the generators.
+        data: a source by name, such as "samples/fashion" or a folder.
+        encoder: a folder that `ContrastiveModel.save_pretrained` wrote, or an encoder by name with its published
+            weights; by default the pixels themselves.
+        samples: how many rows are drawn from the training part, by their keys.
+        seed: of the choice and of the draws.
+        options: of the generators, of which each takes those that it has; `size` is 28 for bundled images, else 224.
+
+    Raises:
+        InputError: a generator is not one of images, or fewer than two samples are asked for.
+    """
+    other = [name for name in names if lookup("view", name).modality != "image"]
+    if other or samples < 2:
+        got = f"{', '.join(other) or 'images'}, {samples} samples"
+        raise InputError("mmcon views score", expected="views of images, and two samples or more", got=got)
+    source = create_source(data, split="train")
+    rows = keys(seed=seed, sample=source.ids).uniform("score").argsort()[:samples]
+    chosen = source.open(rows)
+    labels = source.labels[rows] if source.labels is not None else None
+    given = {"size": 28 if data.startswith("samples/") else 224, **(options or {})}
+    taken = {name: {k: v for k, v in given.items() if k in lookup("view", name).options} for name in names}
+    unused = set(options or ()) - {option for of in taken.values() for option in of}
+    if unused:
+        raise InputError("mmcon views score", expected="options of the views", got=f"{sorted(unused)}, which none has")
+    encode = _encoder(encoder, given["size"], channels_of(source)) if encoder else None
+    return {
+        name: score_view(
+            create("view", name, **taken[name]), chosen, ids=source.ids[rows], labels=labels, encoder=encode, seed=seed
+        )
+        for name in names
+    }
+
+
+def _encoder(name: str, size: int, channels: int) -> Callable[[Tensor], Tensor]:
+    """A trained model in a folder, or an encoder by name, as a function of views."""
+    if (Path(name) / "model.safetensors").is_file():
+        model = ContrastiveModel.from_pretrained(name).eval()
+        return lambda views: model.features(views, "image")
+    encoder = create_encoder(name, pretrained=True, image_size=size, in_channels=channels).eval()
+    return lambda views: encoder(views)
 
 
 def spread_picture(spreads: dict[str, Spread]) -> Any:
