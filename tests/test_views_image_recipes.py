@@ -26,6 +26,7 @@ def photos(n=5, channels=3, side=40, seed=0):
 RECIPES = [
     ("image/supcon-autoaugment", {}),
     ("image/simclr-supcon", {"warp": 0.5}),
+    ("image/simclr-tf", {"brightness": "added"}),
     ("image/stacked-randaugment-talk", {}),
     ("image/stacked-randaugment-supcon", {"warp": 0.5}),
     ("image/stacked-randaugment-infomin", {}),

@@ -27,6 +27,9 @@ SETTINGS: list[tuple[str, dict]] = [
     ("image/plain", {"size": SIDE}),
     ("image/crop-flip", {"size": SIDE}),
     ("image/simclr", {"size": SIDE, "blur": True}),
+    ("image/simclr-tf", {"size": SIDE, "blur": True, "brightness": "added"}),
+    ("image/simclr-tf", {"size": SIDE, "blur": True, "brightness": "multiplied"}),
+    ("image/linear-hue", {"p": 1.0, "hue": 0.5}),
     ("image/simclr-supcon", {"size": SIDE, "warp": 1.0}),
     ("image/supcon-autoaugment", {"size": SIDE}),
     ("image/autoaugment", {"policy": "imagenet"}),
@@ -70,7 +73,7 @@ def whole(view: ViewGenerator) -> ViewGenerator:
 
 
 def file_name(name: str, options: dict) -> str:
-    extra = [str(v) for k, v in options.items() if k in ("policy", "variant")]
+    extra = [str(v) for k, v in options.items() if k in ("policy", "variant") or v in ("added", "multiplied")]
     return "-".join([name.replace("/", "-"), *extra]) + ".webp"
 
 

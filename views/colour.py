@@ -84,6 +84,29 @@ def gray(x: Pictures) -> Pictures:
     return luma(x).expand_as(x)
 
 
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+
+def in_drawn_order(x: Pictures, params: Params, operations: tuple[Operation, ...]) -> Pictures:
+    """The four operations, where drawn, in each picture's own order; pictures that share an order go together."""
+    factors = torch.stack([params[n] for n in ("brightness", "contrast", "saturation", "hue")], dim=1)
+    out = x.clone(memory_format=torch.contiguous_format)
+    code = (params["order"] * torch.tensor([64, 16, 4, 1])).sum(1)
+    code = torch.where(params["apply"], code, -1)
+    for value in code.unique().tolist():
+        if value < 0:
+            continue
+        order = [value // 64, value // 16 % 4, value // 4 % 4, value % 4]
+        for some in chunks(x, (code == value).nonzero().view(-1)):
+            there = some.to(x.device, non_blocking=True)
+            part = x.index_select(0, there)
+            columns = columns_on(x, *factors[some].unbind(1))
+            for operation in order:
+                part = operations[operation](part, columns[operation])
+            out.index_copy_(0, there, part)
+    return out
+
+
 @register_view("image/colour-jitter", modality="image")
 @final
 class ColourJitter(ViewGenerator):
@@ -103,7 +126,7 @@ class ColourJitter(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    OPERATIONS: ClassVar[tuple[Callable[[Tensor, Tensor], Tensor], ...]] = (brightness, contrast, saturation, hue)
+    OPERATIONS: ClassVar[tuple[Operation, ...]] = (brightness, contrast, saturation, hue)
 
     def __init__(
         self,
@@ -140,22 +163,7 @@ class ColourJitter(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Adjust; pictures that share an order go together."""
         x = to_float(batch, self.name or "image/colour-jitter")
-        factors = torch.stack([params[n] for n in ("brightness", "contrast", "saturation", "hue")], dim=1)
-        out = x.clone(memory_format=torch.contiguous_format)
-        code = (params["order"] * torch.tensor([64, 16, 4, 1])).sum(1)
-        code = torch.where(params["apply"], code, -1)
-        for value in code.unique().tolist():
-            if value < 0:
-                continue
-            order = [value // 64, value // 16 % 4, value // 4 % 4, value % 4]
-            for some in chunks(x, (code == value).nonzero().view(-1)):
-                there = some.to(x.device, non_blocking=True)
-                part = x.index_select(0, there)
-                columns = columns_on(x, *factors[some].unbind(1))
-                for operation in order:
-                    part = self.OPERATIONS[operation](part, columns[operation])
-                out.index_copy_(0, there, part)
-        return out
+        return in_drawn_order(x, params, self.OPERATIONS)
 
 
 @register_view("image/grayscale", modality="image")

@@ -16,6 +16,7 @@ from mmcon.registry import register_view
 from mmcon.view import Chain, ViewGenerator
 from views.channels import ColourChannels, Edges
 from views.colour import ColourJitter, Grayscale, Solarize
+from views.colour_tf import TensorFlowJitter
 from views.filters import Blur
 from views.geometry import Flip, Interpolation, RandomResizedCrop, Resize
 from views.policies import AutoAugment, RandAugment
@@ -72,6 +73,45 @@ def simclr(
     if blur or (blur is None and not small):
         parts.append(("blur", Blur()))
     return Chain(*parts, name="image/simclr")
+
+
+@register_view("image/simclr-tf", modality="image")
+def simclr_tf(
+    *,
+    size: Size = 224,
+    strength: float = 1.0,
+    area: tuple[float, float] = (0.08, 1.0),
+    brightness: str = "multiplied",
+    blur: bool | None = None,
+) -> Chain:
+    """SimAugment of SimCLR with TensorFlow's colour jitter: crop, flip, jitter .8, gray .2, blur .5.
+
+    Brightness is added in SimCLR's first version and multiplied in the second. The crop is that of `image/simclr`,
+    bicubic with antialiasing, which TensorFlow's is without.
+
+    >>> view = mmcon.create_view("image/simclr-tf", size=32, strength=0.5, brightness="added")
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        strength: s of the colour jitter: .8s, .8s, .8s and .2s.
+        area: fractions of the picture's area that crops have.
+        brightness: "added" (version 1) or "multiplied" (version 2).
+        blur: whether to blur with probability .5; by default where the size is above 64.
+    """
+    small = min(size if isinstance(size, tuple) else (size, size)) <= 64
+    some = 0.8 * strength
+    jitter = TensorFlowJitter(
+        brightness=some, contrast=some, saturation=some, hue=0.2 * strength, p=0.8, brightness_is=brightness
+    )
+    parts = [
+        ("crop", RandomResizedCrop(size=size, area=area, interpolation="bicubic", bytes=True)),
+        ("flip", Flip()),
+        ("jitter", jitter),
+        ("gray", Grayscale()),
+    ]
+    if blur or (blur is None and not small):
+        parts.append(("blur", Blur()))
+    return Chain(*parts, name="image/simclr-tf")
 
 
 @register_view("image/crop-flip", modality="image")
