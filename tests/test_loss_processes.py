@@ -60,6 +60,7 @@ def objectives():
         "clip": presets.clip(temperature=t()),
         "clip_one_way": presets.clip_one_way(temperature=t()),
         "multiple_negatives": presets.multiple_negatives(temperature=t(), anchors="image", positives="text"),
+        "cmc": presets.cmc(temperature=t(), views=("image", "text")),
         "moco": presets.moco(temperature=t()),
         "multi_label": presets.multi_label(temperature=t()),
         "y_aware": presets.y_aware(temperature=t(), labels="time", width=0.5),
