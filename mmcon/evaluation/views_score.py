@@ -90,7 +90,7 @@ def spread_of(
         raise InputError("spread_of", expected="at least two samples in two views", got=f"{n} samples, {v} views")
     unit = F.normalize(features.to(torch.float64), dim=-1)
     first, second = unit[:, 0], unit[:, 1]
-    distances = 2 - 2 * first @ second.T
+    distances = (2 - 2 * first @ second.T).clamp_min(0)  # rounding may fall below
     own = torch.eye(n, dtype=torch.bool, device=features.device)
     alike = own if labels is None else labels[:, None] == labels[None]
     within_class = distances[alike & ~own]

@@ -38,7 +38,7 @@ class MomentumEncoder(nn.Module):
         super().__init__()
         if not 0 <= momentum < 1:
             raise InputError("MomentumEncoder", expected="momentum in [0, 1)", got=str(momentum))
-        self.model = copy.deepcopy(_inside(model)).requires_grad_(False)
+        self.model = copy.deepcopy(inside(model)).requires_grad_(False)
         self.momentum, self.total_steps = momentum, total_steps
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
@@ -58,7 +58,7 @@ class MomentumEncoder(nn.Module):
     def update(self, model: nn.Module) -> None:
         """Move towards the model; call after the optimiser's step."""
         keep = self.current_momentum()
-        source = _inside(model)
+        source = inside(model)
         averages = [*self.model.parameters(), *self.model.buffers()]
         for average, current in zip(averages, [*source.parameters(), *source.buffers()], strict=True):
             if average.is_floating_point():
@@ -68,5 +68,6 @@ class MomentumEncoder(nn.Module):
         self.step += 1
 
 
-def _inside(model: nn.Module) -> nn.Module:
+def inside(model: nn.Module) -> nn.Module:
+    """The model itself, without a data-parallel wrapper."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

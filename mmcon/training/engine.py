@@ -87,11 +87,6 @@ def check_sharding(optimizer: Optimizer, tracked: Mapping[str, Any], score: Any 
         )
 
 
-def inside(model: nn.Module) -> nn.Module:
-    """The model itself, without a data-parallel wrapper."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
 def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds a part of the weights."""
     return isinstance(model, FSDPModule)

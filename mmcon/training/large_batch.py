@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from mmcon.batch import ViewBatch, rows_of, tree_map
 from mmcon.candidates.gather import mean_over_processes
 from mmcon.errors import ConfigError, InputError
-from mmcon.training.engine import inside, is_sharded
+from mmcon.models.momentum import inside
+from mmcon.training.engine import is_sharded
 
 Embeddings = dict[str, dict[str, Tensor]]
 

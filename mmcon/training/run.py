@@ -30,6 +30,7 @@ from mmcon.batch import ViewBatch, tree_map
 from mmcon.data.loading import ViewLoader
 from mmcon.errors import ConfigError, NonFiniteError
 from mmcon.models.batch_norm import synchronised
+from mmcon.models.momentum import inside
 from mmcon.random import keys
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.config import as_plain, check_changes
@@ -37,7 +38,6 @@ from mmcon.training.engine import (
     check_sharding,
     clip_gradients,
     gradient_norm,
-    inside,
     is_sharded,
     load_model,
     load_optimizer,
