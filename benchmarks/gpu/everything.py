@@ -45,7 +45,7 @@ PARTS: dict[str, tuple[str, int, list[list[str]]]] = {
         [
             [
                 str(BENCHMARKS / "time_to_accuracy.py"),
-                *shlex.split("--device cuda --target 0.94 --most-epochs 12 --encoder resnet18 --batch-size 512"),
+                *shlex.split("--device cuda --target 0.94 --encoder resnet18 --batch-size 512"),
                 *shlex.split("--mixed-precision bf16 --workers 4"),
             ]
         ],
