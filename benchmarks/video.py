@@ -25,7 +25,8 @@ from torchvision.transforms import v2
 import mmcon
 from mmcon.data import samples
 from mmcon.errors import MmconError
-from mmcon.media.clip import FrameCache, open_clip, scaled_size
+from mmcon.media.clip import scaled_size
+from mmcon.media.clip_files import FrameCache, open_clip
 from views.video import PerClip
 
 FRAMES, SIDE = 16, 112

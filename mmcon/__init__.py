@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "ViewGenerator": "mmcon.view",
     "Chain": "mmcon.view",
-    "Source": "mmcon.data.sources",
-    "TensorSource": "mmcon.data.sources",
+    "Source": "mmcon.data.source",
+    "TensorSource": "mmcon.data.source",
     "keys": "mmcon.random",
     "register_view": "mmcon.registry",
     "register_sampler": "mmcon.registry",
@@ -58,7 +58,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mmcon import affinity
-    from mmcon.data.sources import Source, TensorSource
+    from mmcon.data.source import Source, TensorSource
     from mmcon.losses import SupConLoss, weighted_supcon
     from mmcon.models.spaces import ContrastiveModel, SharedSpace
     from mmcon.random import keys

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from mmcon.errors import DataError, InputError, MissingDependencyError
-from mmcon.media.clip import FrameCache, FrameStack, Span, open_clip, scaled_size
+from mmcon.media.clip import FrameStack, Span, scaled_size
+from mmcon.media.clip_files import FrameCache, open_clip
 
 
 def frame_of(i: int, size: tuple[int, int]) -> av.VideoFrame:

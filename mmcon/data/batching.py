@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mmcon.data.samplers import BatchSampler
-from mmcon.data.sources import Source
+from mmcon.data.source import Source
 from mmcon.errors import ConfigError
 from mmcon.registry import create
 

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from mmcon.data.sources import Source
+from mmcon.data.source import Source
 from mmcon.errors import InputError
 from mmcon.media.clip import Clip, Span
 from mmcon.random import stable_ids

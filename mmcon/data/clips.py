@@ -18,9 +18,10 @@ from torch import Tensor
 from mmcon.data import scenes  # noqa: F401  (the bundled clips register themselves)
 from mmcon.data.clip_source import GIGABYTE, ClipSource
 from mmcon.data.folders import read_quarantine, report_failures
-from mmcon.data.sources import HELD_OUT, held_out
+from mmcon.data.source import HELD_OUT, held_out
 from mmcon.errors import DataError
-from mmcon.media.clip import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, CachedClip, Clip, Decoder, FrameCache, Span, open_clip
+from mmcon.media.clip import Clip, Decoder, Span
+from mmcon.media.clip_files import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, CachedClip, FrameCache, open_clip
 from mmcon.media.frames import frame_files, natural_key
 from mmcon.random import keys, stable_ids
 from mmcon.registry import register_source

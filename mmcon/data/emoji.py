@@ -16,7 +16,7 @@ import torch
 from mmcon.data import samples
 from mmcon.data.grouped import GroupedSource
 from mmcon.data.sounds import SoundSource
-from mmcon.data.sources import HELD_OUT, TensorSource
+from mmcon.data.source import HELD_OUT, TensorSource
 from mmcon.data.texts import number_classes
 from mmcon.media import Sound, SoundContract
 from mmcon.random import stable_ids

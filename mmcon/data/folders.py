@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from mmcon.data.sources import HELD_OUT, Source, held_out
+from mmcon.data.source import HELD_OUT, Source, held_out
 from mmcon.errors import DataError
 from mmcon.media.image import ImageHandle
 from mmcon.random import stable_ids

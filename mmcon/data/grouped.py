@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmcon.data.sources import Source
+from mmcon.data.source import Source
 from mmcon.errors import InputError
 from mmcon.media.several import Several
 

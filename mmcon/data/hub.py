@@ -10,7 +10,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from mmcon.data.sources import HELD_OUT, Source, held_out
+from mmcon.data.source import HELD_OUT, Source, held_out
 from mmcon.data.tables import Columns, choose_columns, encode_labels, opener
 from mmcon.errors import DataError, nearest
 from mmcon.random import stable_ids

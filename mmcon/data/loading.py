@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmcon.batch import Index, ViewBatch, tree_map
 from mmcon.data.samplers import BatchSampler, Rows
-from mmcon.data.sources import Source
+from mmcon.data.source import Source
 from mmcon.data.workers import DEATHS, Noted, death, fatal_item, is_death, iterate
 from mmcon.errors import ConfigError, DataError
 from mmcon.random import Keys, keys

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mmcon.data.folders import FileSource
-from mmcon.data.sources import HELD_OUT, held_out
+from mmcon.data.source import HELD_OUT, held_out
 from mmcon.data.tables import MEDIA, NONE, choose_columns, encode_labels, opener
 from mmcon.errors import DataError
 from mmcon.random import stable_ids

@@ -14,7 +14,7 @@ from mmcon.data.emoji import emoji_drawings
 from mmcon.data.folders import FileSource
 from mmcon.data.grouped import GroupedSource
 from mmcon.data.manifests import read_table, row_names
-from mmcon.data.sources import JoinedSource, held_out
+from mmcon.data.source import JoinedSource, held_out
 from mmcon.data.tables import choose_columns, encode_labels, opener
 from mmcon.data.texts import TextSource
 from mmcon.errors import DataError

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mmcon.data import samples
 from mmcon.data.clip_source import GIGABYTE, ClipSource
-from mmcon.media.clip import Clip, FrameCache, FrameStack, open_clip
+from mmcon.media.clip import Clip, FrameStack
+from mmcon.media.clip_files import FrameCache, open_clip
 from mmcon.random import Keys, keys, stable_ids
 from mmcon.registry import register_source
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from mmcon.data import samples
 from mmcon.data.hub import TableSource, load_table
 from mmcon.data.manifests import read_table
-from mmcon.data.sources import HELD_OUT, Source, held_out
+from mmcon.data.source import HELD_OUT, Source, held_out
 from mmcon.errors import DataError
 from mmcon.media import Sound, SoundContract
 from mmcon.media.sound_files import CONTAINERS, SUFFIXES

@@ -24,7 +24,7 @@ from mmcon.batch import ViewBatch
 from mmcon.data.hub import pick_split, readable, undecoded
 from mmcon.data.loading import ViewLoader, Views, draw_part, finish, parts_of
 from mmcon.data.samplers import BatchSampler, Rows
-from mmcon.data.sources import Source
+from mmcon.data.source import Source
 from mmcon.data.tables import choose_columns, opener
 from mmcon.errors import ConfigError, DataError
 from mmcon.random import keys, stable_id

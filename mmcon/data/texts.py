@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmcon.data import samples
-from mmcon.data.sources import Source, held_out
+from mmcon.data.source import Source, held_out
 from mmcon.errors import DataError
 from mmcon.media.text import Text
 from mmcon.random import stable_ids

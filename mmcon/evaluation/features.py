@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmcon.batch import Index, ViewBatch
 from mmcon.data.loading import Views, one_pass
-from mmcon.data.sources import JoinedSource, Source, TensorSource
+from mmcon.data.source import JoinedSource, Source, TensorSource
 from mmcon.errors import DataError, InputError, NonFiniteError
 
 

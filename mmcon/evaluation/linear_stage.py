@@ -136,7 +136,7 @@ def train_classifier(
         classes: how many there are.
         stage: how to train.
         modality: whose views.
-        class_weights: of the loss, such as `mmcon.data.sources.class_weights` gives for long tails.
+        class_weights: of the loss, such as `mmcon.data.source.class_weights` gives for long tails.
         device: where to train; by default where the model is.
     """
     if not isinstance(loader, Sized) or not len(loader):

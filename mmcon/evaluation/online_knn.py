@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmcon.data.loading import Views, one_pass
-from mmcon.data.sources import Source, Subset, held_out
+from mmcon.data.source import Source, Subset, held_out
 from mmcon.errors import InputError
 from mmcon.evaluation.features import extract
 from mmcon.evaluation.retrieval import knn

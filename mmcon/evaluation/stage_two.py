@@ -15,7 +15,7 @@ from torch import nn
 from mmcon.batch import ViewBatch
 from mmcon.data.loading import ViewLoader, Views, one_pass
 from mmcon.data.samplers import UniformSampler
-from mmcon.data.sources import Source, class_counts, class_weights
+from mmcon.data.source import Source, class_counts, class_weights
 from mmcon.errors import ConfigError
 from mmcon.evaluation.features import Features, extract
 from mmcon.evaluation.linear_stage import LinearStage, accuracy, train_classifier

@@ -1,8 +1,4 @@
-"""Handles on clips: the header is read at once, frames only when their times are asked for.
-
-    clip = open_clip("walk.mp4")
-    clip.header.duration_seconds, clip.header.frames_per_second
-    frames = clip.decode([1.0, 1.5, 2.0], shorter_side=128)     # `t c h w` uint8
+"""What a clip is: a header that is read at once, and frames that are decoded only when their times are asked for.
 
 A clip is known by time, not by frame number: a moment shows the last frame whose own time is not after it. So variable
 frame rates, missing frames and a stride that falls between frames need no rule of their own, and seconds mean the same
@@ -13,11 +9,9 @@ from __future__ import annotations
 
 import bisect
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from jaxtyping import UInt8
@@ -25,23 +19,6 @@ from torch import Tensor
 
 from mmcon.errors import DataError, InputError
 from mmcon.random import stable_id
-
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".flv",
-    ".wmv",
-    ".ogv",
-    ".h264",
-)
-ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")
 
 # Frame times and asked-for times come from different sums; closer than this they are the same moment.
 SAME_MOMENT_SECONDS = 1e-6
@@ -221,106 +198,6 @@ class FrameStack(Clip):
         return FrameStack(
             scaled(self.frames, shorter_side), times=self.times, frames_per_second=rate, name=self.name, end=end
         )
-
-
-# --- a cache ---------------------------------------------------------------------------------------------------------
-
-
-class FrameCache:
-    """Whole clips kept decoded, up to a number of bytes; the one that was used longest ago goes first.
-
-    Each process has its own: a worker receives the limit and starts empty.
-
-    Args:
-        max_bytes: of frames, per process.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.bytes = max_bytes, 0
-        self._stacks: OrderedDict[tuple[str, int | None], FrameStack] = OrderedDict()
-
-    def stack(self, clip: Clip, shorter_side: int | None) -> FrameStack:
-        """The clip's frames, decoded now or before."""
-        key = (clip.name, shorter_side)
-        if key in self._stacks:
-            self._stacks.move_to_end(key)
-            return self._stacks[key]
-        stack = clip.everything(shorter_side)
-        self._stacks[key] = stack
-        self.bytes += stack.frames.nbytes
-        while self.bytes > self.max_bytes and len(self._stacks) > 1:
-            self.bytes -= self._stacks.popitem(last=False)[1].frames.nbytes
-        return stack
-
-    def __len__(self) -> int:
-        return len(self._stacks)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"max_bytes": self.max_bytes, "bytes": 0, "_stacks": OrderedDict()}
-
-
-@final
-class CachedClip(Clip):
-    """A clip that is decoded whole at its first use and then looked up."""
-
-    def __init__(self, clip: Clip, cache: FrameCache) -> None:
-        self.clip, self.cache = clip, cache
-        super().__init__(clip.name, clip.header)
-
-    def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Look the frames up in the cache."""
-        return self.cache.stack(self.clip, shorter_side).read(times, None)
-
-    def everything(self, shorter_side: int | None) -> FrameStack:
-        """The cached frames."""
-        return self.cache.stack(self.clip, shorter_side)
-
-
-# --- opening ---------------------------------------------------------------------------------------------------------
-
-
-def open_clip(
-    path: str | Path | bytes,
-    *,
-    name: str = "",
-    frames_per_second: int | float | None = None,
-    decoder: Decoder = "pyav",
-    cache: FrameCache | None = None,
-) -> Clip:
-    """Open a video file, a folder of frames or an animated image, and read its header.
-
-    Args:
-        path: what to open; bytes are those of a video file.
-        name: what the clip is called in messages and hashed by; by default the path.
-        frames_per_second: the rate of a folder of frames, or of a file that has none.
-        decoder: `pyav`; `torchcodec`; or `auto`, torchcodec where one of its decoders can be constructed and the file's
-            frames come in the order of their times. They gave the same bits in six of eight files, and neighbouring
-            frames in the two whose frames are out of order.
-        cache: keep the clip's frames decoded.
-
-    Raises:
-        DataError: there is no such clip, no picture in it, or no rate.
-    """
-    path = path if isinstance(path, bytes) else Path(path)
-    if isinstance(path, bytes):
-        from mmcon.media.container import VideoFile
-
-        clip: Clip = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
-    elif path.is_dir():
-        from mmcon.media.frames import FrameFolder
-
-        clip = FrameFolder(path, frames_per_second=frames_per_second, name=name)
-    elif not path.is_file():
-        raise DataError(name or str(path), expected="a video file or a folder of frames", got="nothing there")
-    elif path.suffix.lower() in ANIMATION_SUFFIXES:
-        from mmcon.media.frames import AnimatedImage
-
-        clip = AnimatedImage(path, name=name)
-    else:
-        from mmcon.media.container import VideoFile
-
-        clip = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
-    return clip if cache is None else CachedClip(clip, cache)
 
 
 def scaled_size(height: int, width: int, shorter_side: int | None) -> tuple[int, int]:

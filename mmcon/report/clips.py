@@ -14,7 +14,8 @@ from mmcon.affinity.base import Affinity
 from mmcon.batch import Index
 from mmcon.errors import InputError
 from mmcon.evaluation.features import Features
-from mmcon.media.clip import Clip, open_clip
+from mmcon.media.clip import Clip
+from mmcon.media.clip_files import open_clip
 from mmcon.report.contact_sheet import as_picture
 
 # Frames of a view that fit beside one another and can still be seen.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmcon.data.sources import Source
+from mmcon.data.source import Source
 from mmcon.errors import InputError
 from mmcon.media import Sound, SoundContract
 from mmcon.random import keys

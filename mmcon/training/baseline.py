@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmcon.batch import ViewBatch
-from mmcon.data.sources import Source, class_counts, class_weights
+from mmcon.data.source import Source, class_counts, class_weights
 from mmcon.errors import InputError
 
 

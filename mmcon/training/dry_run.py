@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmcon.batch import ViewBatch, tree_map
-from mmcon.data.sources import Source
+from mmcon.data.source import Source
 from mmcon.models.momentum import MomentumEncoder
 from mmcon.training.budget import GIB, PASSES, RESERVED, Cost, Memory, activation_bytes, byte_count, forward_operations
 

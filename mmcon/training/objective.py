@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmcon.affinity import Affinity, as_affinity, as_number, check_choice
 from mmcon.batch import Index, ViewBatch
 from mmcon.candidates import gather
-from mmcon.data.sources import Source, meetings
+from mmcon.data.source import Source, meetings
 from mmcon.errors import ConfigError, InputError
 from mmcon.losses.reweighting import HardNegatives
 from mmcon.losses.weighted import Settings, row_losses
