@@ -35,9 +35,10 @@ from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.features import extract
 from mmcon.evaluation.sounds import judge, log_mel_statistics, table
 from mmcon.models.audio import create_audio_encoder
+from mmcon.registry import lookup
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings
+from mmcon.training.run import Run, Settings, unused_folder
 from mmcon.training.settings import EngineFlags
 
 OURS = "mmcon/log-mel-conv"
@@ -102,7 +103,7 @@ def main(config: Config) -> None:
     if config.tiny:
         config = replace(config, epochs=1, max_steps=min(config.max_steps or 4, 4), log_every=1, batch_size=16)
     run = Run(
-        config.output_dir or unused_folder(Path("runs") / f"audio_{config.objective}", config.resume),
+        config.output_dir or unused_folder(Path("runs") / f"audio_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
         settings=Settings.of(config),
@@ -173,8 +174,6 @@ def main(config: Config) -> None:
 
 def make_view(config: Config) -> mmcon.ViewGenerator:
     """The view by name, with those of the recipe's settings that it takes."""
-    from mmcon.registry import lookup
-
     name = "audio/cola" if config.objective == "cola" and config.view == "audio/speech" else config.view
     if name == "audio/cola" and config.hertz != 16_000:
         raise ConfigError("audio/cola", expected="--rate-hz 16000, as published", got=str(config.hertz))
@@ -251,13 +250,6 @@ def make_sampler(config: Config, train: Source) -> BatchSampler:
     classes = min(len(labels.unique()), max(2, size // least))
     each = max(2, size // classes)
     return ClassAwareSampler(labels, batch_size=classes * each, seed=config.seed, samples_per_class=each)
-
-
-def unused_folder(folder: Path, resume: bool) -> Path:
-    """A run folder that no run has used, unless one is to be resumed."""
-    if resume or not folder.exists():
-        return folder
-    return next(f for i in range(2, 10_000) if not (f := folder.with_name(f"{folder.name}-{i}")).exists())
 
 
 if __name__ == "__main__":

@@ -108,8 +108,7 @@ def sound_folder(
     names = [f.relative_to(base).as_posix() for f in files]
     notes = []
     if not has_splits:
-        out = held_out(stable_ids(names), test_share)
-        keep = (out if split in HELD_OUT else ~out).nonzero()[:, 0].tolist()
+        keep = _part(names, split, test_share)
         notes.append(f"split {split!r}: {len(keep):,} of {len(files):,} files by name, {test_share:.0%} held out")
     else:
         keep = list(range(len(files)))
@@ -171,8 +170,7 @@ def sound_table(
         keep = [i for i, r in enumerate(records) if str(r["split"]) in wanted]
     else:
         by = [str(r["prompt"]) for r in records] if "prompt" in records[0] else names
-        out = held_out(stable_ids(by), test_share)
-        keep = (out if split in HELD_OUT else ~out).nonzero()[:, 0].tolist()
+        keep = _part(by, split, test_share)
     contract = SoundContract(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
     if not keep:
         there = sorted({str(r.get("split")) for r in records})
@@ -291,6 +289,12 @@ def open_source(data: str, split: str, *, rate_hz: int, **options: Any) -> Sourc
         got="nothing of this name",
         fix="check --data",
     )
+
+
+def _part(names: Sequence[str], split: str, test_share: float) -> list[int]:
+    """The positions of a split by name, where the data have none of their own."""
+    out = held_out(stable_ids(names), test_share)
+    return (out if split in HELD_OUT else ~out).nonzero()[:, 0].tolist()
 
 
 def _cell(cell: Any, root: Path) -> Path | bytes:
