@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mmcon.batch import rows_of, tree_map
+from mmcon.data.partners import meet, mixing_part
 from mmcon.data.samplers import BatchSampler
 from mmcon.random import Keys, keys, stable_ids
 from mmcon.view import (
@@ -61,8 +62,11 @@ def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 
         table = keys(seed=seed, epoch=1, sample=stable_ids(f"sample {i}" for i in range(n)), view=1, step=5)
         params = _draws_are_functions_of_keys(view, samples, table)
         _params_are_data(view, params, n)
-        if any(part.scope in ("partner", "stateful") for _, part in view.parts()):
-            continue  # what these make depends on other samples or on a memory, as their scope declares
+        if any(part.scope == "stateful" for _, part in view.parts()):
+            continue  # what it makes depends on a memory, as its scope declares
+        if mixing_part(view) is not None:
+            _partners_alone_matter(view, samples, params, n)
+            continue
         _apply_is_a_function(view, samples, params)
         _alone_equals_in_a_batch(view, samples, params, n)
         _sizes_are_as_declared(view, samples, params)
@@ -150,6 +154,25 @@ def _alone_equals_in_a_batch(view: ViewGenerator, samples: Any, params: Params, 
             raise LawBroken(view, "alone equals in a batch", f"sample {row} differs")
 
 
+def _partners_alone_matter(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
+    """A mixed sample gets the same bits from its partner alone as in the batch, and partners are in the batch."""
+    chain, places = as_chain(view), torch.arange(n)
+    mixing = mixing_part(chain)
+    assert mixing is not None
+    partners = mixing.generator.partners(mixing.of(params), places, n)
+    if not bool(((partners >= 0) & (partners < n)).all()):
+        raise LawBroken(view, "partners are in the batch", f"of {n} samples, {partners.tolist()}")
+    drawn = stack(chain.apply_ragged(samples, params))
+    together = meet(chain, drawn, params, partners)
+    if not _equal(meet(chain, drawn, params, partners), together):
+        raise LawBroken(view, "apply is a function", "the same parameters made other views the second time")
+    for row in range(n):
+        two = torch.tensor([row, int(partners[row])])
+        alone = meet(chain, _rows(drawn, two), take_rows(params, two), torch.tensor([1]))
+        if not _equal(alone, _rows(together, slice(row, row + 1))):
+            raise LawBroken(view, "partners alone matter", f"sample {row} differs without the rest of the batch")
+
+
 def _sizes_are_as_declared(view: ViewGenerator, samples: Any, params: Params) -> None:
     """The facts that the generator says it leaves are those of its views."""
     declared = as_chain(view).leaves(meta_of(samples, view.modality), params)
@@ -186,7 +209,7 @@ def _global_randomness() -> dict[str, Any]:
     }
 
 
-def _rows(batch: Any, rows: slice) -> Any:
+def _rows(batch: Any, rows: slice | Tensor) -> Any:
     if isinstance(batch, Tensor | Mapping):
         return tree_map(lambda x: x[rows], batch)
     return batch[rows]

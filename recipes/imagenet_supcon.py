@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 
 import mmcon
-from mmcon.affinity import SameLabel, SameSample
+from mmcon.affinity import MixedLabel, SameLabel, SameSample
 from mmcon.candidates.queue import Queue
 from mmcon.data.batching import sampler_for
 from mmcon.data.loading import ViewLoader
@@ -46,6 +46,7 @@ from mmcon.training.optim import create_optimizer, create_schedule, weight_avera
 from mmcon.training.run import QUARANTINE, Run, Settings, unused_folder
 from mmcon.training.seeds import over_seeds
 from mmcon.training.settings import EngineFlags
+from mmcon.view import Chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class Config(EngineFlags):
     """a view generator by name; `mmcon views` lists them"""
     views: int = 2
     """views of each sample in a batch"""
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    """mix each view with that of another sample; both labels then count, by their shares"""
     image_size: int | None = None
     """side of the views in pixels; by default 28 for bundled images and 224 for folders"""
     crop_area: float | None = None
@@ -175,6 +178,8 @@ def main(config: Config) -> None:
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     size = config.image_size or (28 if config.data.startswith("samples/") else 224)
     view = make_view(config, size, config.view)
+    if config.mix != "none":
+        view = Chain(view, mmcon.create_view(f"image/{config.mix}"))
     loader = ViewLoader(
         train,
         {"image": [view] * config.views},
@@ -202,6 +207,8 @@ def main(config: Config) -> None:
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     untrained = copy.deepcopy(model)
     affinity = SameLabel() if config.objective == "supcon" else SameSample()
+    if config.mix != "none":
+        affinity = MixedLabel() if config.objective == "supcon" else MixedLabel("sample", "partner_sample")
     queue = Queue(size=config.queue_size) if config.queue_size else None
     knobs = {"temperature": config.temperature, "scale": config.loss_scale, "queue": queue}
     network, objective = model, mmcon.Objective(affinity=affinity, **knobs)

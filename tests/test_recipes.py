@@ -47,6 +47,14 @@ def test_the_recipe_trains_and_leaves_its_figures(tmp_path, objective):
     assert (folder / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("objective", ["supcon", "simclr", "cross-entropy"])
+def test_the_recipe_mixes_samples(recipe, tmp_path, objective):
+    folder = tmp_path / "run"
+    settings = {"objective": objective, "mix": "cutmix", "max_steps": 2, "batch_size": 32}
+    recipe.main(recipe.Config(output_dir=folder, cpu=True, tiny=True, **settings))
+    assert [line["loss"] > 0 for line in metrics(folder)] == [True, True]
+
+
 @pytest.mark.slow
 def test_a_stopped_recipe_goes_on_as_if_it_had_not_been(tmp_path):
     steps = "--tiny", "--checkpoint-every", "2", "--batch-size", "64"

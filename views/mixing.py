@@ -5,7 +5,8 @@ position i meets the one at (i + 1 + ⌊u (n − 1)⌋) mod n (`partner_position
 number of processes, so the partner is too. A loader supplies the partners' views to `apply`; without them, the batch at
 hand is taken for the global one.
 
-The mixed label is `share` of the own and 1 − share of the partner's (`soft_labels`): a soft-label affinity.
+The mixed label is `share` of the own and 1 − share of the partner's. The table of a batch says which (`share`, and from
+the loader `partner_label` and `partner_sample`), and `mmcon.affinity.MixedLabel` reads it; `soft_labels` writes it out.
 """
 
 from __future__ import annotations
@@ -75,8 +76,12 @@ class _Mixing(ViewGenerator):
             raise InputError(type(self).__name__, expected="alpha in (0, 1] or a whole number", got=str(alpha))
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """The `share` of the own label, and the `partner` that was drawn."""
-        return {"share": params["share"], "partner": params["partner"]}
+        """The `share` of the own label, `b` float64."""
+        return {"share": params["share"]}
+
+    def partners(self, params: Params, positions: Tensor, n: int) -> Tensor:
+        """Where the partners stand, by `partner_positions`."""
+        return partner_positions(params["partner"], positions, n)
 
     def apply(self, batch: Tensor, params: Params, partners: Tensor | None = None) -> Float[Tensor, "b c h w"]:
         """Mix.
@@ -89,7 +94,7 @@ class _Mixing(ViewGenerator):
         where = self.name or type(self).__name__
         x = to_float(batch, where)
         if partners is None:
-            rows = partner_positions(params["partner"], torch.arange(len(x)), len(x))
+            rows = self.partners(params, torch.arange(len(x)), len(x))
             other = x.index_select(0, rows.to(x.device))
         else:
             other = to_float(partners, where)

@@ -18,7 +18,7 @@ from mmcon.affinity.base import Affinity, as_number, check_choice
 from mmcon.affinity.factors import BandFactor, ClassFactor, Factor, LowRankFactor, factor_sums, self_mask
 from mmcon.affinity.given import Computed, Dense, as_affinity
 from mmcon.affinity.kernels import LabelKernel, TimeKernel
-from mmcon.affinity.labels import Hierarchy, MultiLabel, SameLabel, SameSample, SideFeatures
+from mmcon.affinity.labels import Hierarchy, MixedLabel, MultiLabel, SameLabel, SameSample, SideFeatures
 from mmcon.affinity.pairwise import Column
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Hierarchy",
     "LabelKernel",
     "LowRankFactor",
+    "MixedLabel",
     "MultiLabel",
     "SameLabel",
     "SameSample",

@@ -67,6 +67,56 @@ class SameSample(SameLabel):
         super().__init__(samples, candidates)
 
 
+class MixedLabel(Pairwise):
+    """Rows mixed of two samples (mixup, CutMix): the chance that a label drawn from each is the same.
+
+    With `share` of the own label and `1 - share` of the partner's, it is what `MultiLabel` gives for the soft labels
+    written out, without their matrix.
+
+    Args:
+        labels: own, integers `n`, or the name of a column.
+        partners: the partners', integers `n`, or the name of a column.
+        share: of the own label, floats in [0, 1], `n`, or the name of a column.
+
+    Raises:
+        InputError: labels are not integers, or a share is not in [0, 1].
+
+    >>> labels, partners, share = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), torch.tensor([1.0, 0.75, 1.0])
+    >>> MixedLabel(labels, partners, share).dense().tolist()
+    [[1.0, 0.75, 0.0], [0.75, 0.625, 0.25], [0.0, 0.25, 1.0]]
+    """
+
+    def __init__(self, labels: Column = "label", partners: Column = "partner_label", share: Column = "share") -> None:
+        super().__init__(Key(labels), Key(partners), Key(share))
+        self._check_keys()
+
+    def _check_keys(self) -> None:
+        for key, is_share in zip(self.keys, (False, False, True), strict=True):
+            for values in (key.rows, key.columns):
+                if isinstance(values, Tensor) and not self._fits(values, is_share):
+                    got = f"{values.dtype} of shape {tuple(values.shape)}"
+                    if is_share and values.numel():
+                        got += f", from {values.min().item():g} to {values.max().item():g}"
+                    expected = "a share from 0 to 1, one a row" if is_share else "integers, one a row"
+                    raise InputError("MixedLabel", expected=expected, got=got)
+
+    @staticmethod
+    def _fits(values: Tensor, is_share: bool) -> bool:
+        if values.ndim != 1 or values.is_complex() or values.is_floating_point() != is_share:
+            return False
+        return not is_share or bool(((values >= 0) & (values <= 1)).all())
+
+    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
+        (own, own_there), (other, other_there), shares = values
+        share, share_there = (s.to(torch.get_default_dtype()) for s in shares)
+
+        def mean_over_candidates(label: Tensor) -> Tensor:
+            label = label[:, None]
+            return (label == own_there) * share_there + (label == other_there) * (1 - share_there)
+
+        return share[:, None] * mean_over_candidates(own) + (1 - share)[:, None] * mean_over_candidates(other)
+
+
 class MultiLabel(Pairwise):
     """Rows with several labels, or a distribution over them (GenSCL).
 

@@ -17,7 +17,7 @@ from mmcon.batch import IDENTITY, Index, ViewBatch
 from mmcon.candidates.gather import gather
 from mmcon.errors import CheckpointError, InputError
 
-COLUMNS = (*IDENTITY, "label", "labels", "time", "group")
+COLUMNS = (*IDENTITY, "label", "labels", "time", "group", "share", "partner_label", "partner_sample")
 Name = tuple[str, str]
 
 

@@ -1,162 +1,25 @@
-"""From rows to a batch of views.
+"""Batches of views, step by step.
 
-One item of work is one step: read the headers of its rows, draw the parameters of every view at once, decode what was
-drawn, run the ragged part of each chain sample by sample, stack, and run the rest batched. Since every draw is keyed,
-it does not matter which worker does it, nor when: a loader's position is one integer, the step.
+One item of work is one step. Since every draw is keyed, it does not matter which worker does it, nor when: a loader's
+position is one integer, the step.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmcon.batch import Index, ViewBatch, tree_map
-from mmcon.data.samplers import BatchSampler, Rows
+from mmcon.batch import ViewBatch
+from mmcon.data.drawing import Drawn, Views, draw_part, finish, parts_of
+from mmcon.data.partners import check_partners, mixing_part
+from mmcon.data.samplers import BatchSampler
 from mmcon.data.source import Source
 from mmcon.data.workers import DEATHS, Noted, death, fatal_item, is_death, iterate
 from mmcon.errors import ConfigError, DataError
-from mmcon.random import Keys, keys
-from mmcon.view import ViewGenerator, check_params, in_scope, meta_of, stack, take_rows
-
-Views = Mapping[str, Sequence[ViewGenerator]]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Consecutive views of one modality that one generator makes, so that they are drawn and applied together."""
-
-    modality: str
-    generator: ViewGenerator
-    views: tuple[int, ...]
-
-
-def parts_of(views: Views) -> tuple[Part, ...]:
-    """Group the views of each modality into parts: a generator that stands twice in a row makes one part."""
-    parts: list[Part] = []
-    for modality, generators in views.items():
-        previous: ViewGenerator | None = None
-        for number, generator in enumerate(generators):
-            if generator is previous:
-                parts[-1] = replace(parts[-1], views=(*parts[-1].views, number))
-            else:
-                parts.append(Part(modality, generator, (number,)))
-            previous = generator
-    return tuple(parts)
-
-
-@dataclass
-class Drawn:
-    """One part of a batch between its two stages.
-
-    Attributes:
-        part: what makes it.
-        samples: the samples after the ragged stage, stacked.
-        params: what was drawn for all parts of the generator.
-        index: the rows, without the columns of later stages.
-        failures: samples that could not be read, by id, with the reason; their rows are left out.
-    """
-
-    part: Part
-    samples: Any
-    params: dict[str, Any]
-    index: Index
-    failures: dict[int, str] = field(default_factory=dict)
-
-    def pin_memory(self) -> Drawn:
-        """The same in page-locked memory, from which a GPU copies beside its work; a loader's thread asks for it."""
-
-        def pin(x: Tensor) -> Tensor:
-            return x.pin_memory()
-
-        return replace(self, samples=tree_map(pin, self.samples), params=tree_map(pin, self.params))
-
-
-def draw_part(part: Part, source: Source, rows: Rows, *, seed: int) -> Drawn | None:
-    """The ragged stage of a part for some rows of a source: draw everything, decode, and stack.
-
-    The rows of the result are view-major. Samples that raise DataError are left out and reported. None where no row has
-    the modality.
-    """
-    present = source.present(rows.positions)
-    rows = rows if present is None else rows.take(present)
-    if not len(rows):
-        return None
-    repeats = len(part.views)
-    positions = rows.positions.repeat(repeats)
-    samples = source.open(positions)
-    table = keys(
-        seed=seed,
-        epoch=rows.epoch,
-        sample=source.ids[positions],
-        occurrence=rows.occurrence.repeat(repeats),
-        view=torch.tensor(part.views).repeat_interleave(len(rows)),
-        step=rows.step,
-    )
-    meta = {**meta_of(samples, part.modality), **{k: v[positions] for k, v in source.facts.items()}}
-    params = part.generator.draw(in_scope(table, part.generator.scope), meta)
-    check_params(part.generator.name or part.modality, params, len(table))
-    index = Index(
-        {
-            **{name: table.fields[:, i] for i, name in ((1, "epoch"), (2, "sample"), (3, "occurrence"), (4, "view"))},
-            **{name: column[positions] for name, column in source.columns.items()},
-            **part.generator.columns(meta, params),
-        }
-    )
-    return _decode(part, samples, params, index, table)
-
-
-def _decode(part: Part, samples: Any, params: dict[str, Any], index: Index, table: Keys) -> Drawn:
-    """The ragged stage over all rows; where one fails, row by row, so that only the faulty samples are lost."""
-    try:
-        return Drawn(part, stack(part.generator.apply_ragged(samples, params)), params, index)
-    except DataError:
-        pass
-    done, kept, failures = [], [], {}
-    for row in range(len(table)):
-        sample = int(table.fields[row, 2])
-        try:
-            one = stack(part.generator.apply_ragged([samples[row]], take_rows(params, slice(row, row + 1))))
-        except DataError as error:
-            failures[sample] = f"{error} (key: {table.describe(row)})"
-            continue
-        done.append(one)
-        kept.append(row)
-    # A sample that failed in one view is left out of all, so that no lone view counts as a sample.
-    whole = [i for i, row in enumerate(kept) if int(table.fields[row, 2]) not in failures]
-    if not whole:
-        raise DataError(
-            f"views of {part.modality!r}",
-            expected="at least one readable sample in the batch",
-            got=f"{len(failures)} failures, the first: {next(iter(failures.values()))}",
-            fix="check the data with `mmcon doctor --data PATH`",
-        )
-    rows = [kept[i] for i in whole]
-    joined = _cat([done[i] for i in whole])
-    return Drawn(part, joined, take_rows(params, rows), index.take(rows), failures)
-
-
-def _cat(batches: list[Any]) -> Any:
-    if isinstance(batches[0], Mapping):
-        return {name: _cat([b[name] for b in batches]) for name in batches[0]}
-    return torch.cat(batches)
-
-
-def finish(drawn: Sequence[Drawn], step: int) -> ViewBatch:
-    """The batched stage of every part, where the samples now are, and the batch that they make."""
-    views: dict[str, tuple[Any, ...]] = {}
-    tables: dict[str, list[Index]] = {}
-    params: dict[str, tuple[Any, ...]] = {}
-    for one in drawn:
-        modality = one.part.modality
-        views[modality] = (*views.get(modality, ()), one.part.generator.apply_batched(one.samples, one.params))
-        params[modality] = (*params.get(modality, ()), one.params)
-        tables.setdefault(modality, []).append(one.index)
-    return ViewBatch(views, {name: Index.cat(t) for name, t in tables.items()}, params, step)
 
 
 class _From:
@@ -209,6 +72,7 @@ class ViewLoader:
                 got=f"batch_size={sampler.batch_size}",
                 fix="raise --batch-size or launch fewer processes",
             )
+        check_partners([generator for generators in views.values() for generator in generators], sampler.batch_size)
         self.source, self.sampler, self.seed = source, sampler, seed
         self.parts = parts_of(views)
         self.workers, self.prefetch = workers, prefetch
@@ -250,8 +114,9 @@ class ViewLoader:
 
     def make(self, step: int) -> list[Drawn] | ViewBatch:
         """This process's work for a step, as far as a worker takes it."""
-        rows = self.sampler.batch(step).shard(self.process, self.processes)
-        made = [draw_part(p, self.source.members[p.modality], rows, seed=self.seed) for p in self.parts]
+        batch = self.sampler.batch(step)
+        own = batch.part(self.process, self.processes)
+        made = [draw_part(p, self.source.members[p.modality], batch, own, seed=self.seed) for p in self.parts]
         drawn = [one for one in made if one is not None]
         return finish(drawn, step) if self.finishes_in_worker and not self._fails(drawn) else drawn
 
@@ -268,10 +133,7 @@ class ViewLoader:
         def move(x: Tensor) -> Tensor:
             return x.to(self.device, non_blocking=True)
 
-        on_device = [
-            replace(one, samples=tree_map(move, one.samples), params=tree_map(move, one.params)) for one in made
-        ]
-        batch = finish(on_device, step)
+        batch = finish([one.map(move) for one in made], step)
         return batch.to(self.device, non_blocking=True)
 
     def _steps(self) -> Iterator[tuple[int, Any]]:
@@ -297,12 +159,15 @@ class ViewLoader:
 
     def _fatal(self, step: int) -> str:
         """The sample of a step that ends the process in which its views are made, or nothing."""
-        rows = self.sampler.batch(step).shard(self.process, self.processes)
+        rows = self.sampler.batch(step)
+        if all(mixing_part(part.generator) is None for part in self.parts):
+            rows = rows.shard(self.process, self.processes)
 
         def make(number: int) -> None:
+            alone = rows.take([number])
             for part in self.parts:
                 try:
-                    drawn = draw_part(part, self.source.members[part.modality], rows.take([number]), seed=self.seed)
+                    drawn = draw_part(part, self.source.members[part.modality], alone, slice(0, 1), seed=self.seed)
                     if drawn is not None and self.finishes_in_worker:
                         finish([drawn], step)
                 except DataError:

@@ -43,8 +43,11 @@ class Rows:
 
     def shard(self, process: int, processes: int) -> Rows:
         """The part of one process: consecutive rows, sizes differing by one at most."""
-        edges = [len(self) * p // processes for p in (process, process + 1)]
-        return self.take(slice(*edges))
+        return self.take(self.part(process, processes))
+
+    def part(self, process: int, processes: int) -> slice:
+        """Where the part of one process stands."""
+        return slice(*(len(self) * p // processes for p in (process, process + 1)))
 
 
 class BatchSampler(ABC):

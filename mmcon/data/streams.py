@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from mmcon.batch import ViewBatch
+from mmcon.data.drawing import Views, draw_part, finish, parts_of
 from mmcon.data.hub import pick_split, readable, undecoded
-from mmcon.data.loading import ViewLoader, Views, draw_part, finish, parts_of
+from mmcon.data.loading import ViewLoader
+from mmcon.data.partners import check_partners
 from mmcon.data.samplers import BatchSampler, Rows
 from mmcon.data.source import Source
 from mmcon.data.tables import choose_columns, opener
@@ -212,6 +214,7 @@ class StreamLoader(ViewLoader):
             )
         if set(views) != {stream.modality}:
             raise ConfigError("StreamLoader", expected=f"views for {stream.modality!r}", got=f"for {sorted(views)}")
+        check_partners(views[stream.modality], batch_size)
         self.stream, self.parts, self.buffer, self.seed = stream, parts_of(views), buffer, seed
         self.source = stream  # pyright: ignore[reportAttributeAccessIssue]  (asked for its description alone)
         self.sampler = StreamOrder(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
@@ -273,11 +276,10 @@ class StreamLoader(ViewLoader):
         return sum(1 for _ in self.stream.open_rows(0))
 
     def _make(self, held: list[StreamRow], epoch: int) -> ViewBatch:
-        n = len(held)
-        edges = [n * p // self.processes for p in (self.process, self.process + 1)]
-        window = Window(held[slice(*edges)], self.stream)
-        rows = Rows(torch.arange(len(window)), torch.zeros(len(window), dtype=torch.int64), epoch, self.step)
-        made = (draw_part(part, window, rows, seed=self.seed) for part in self.parts)
+        window = Window(held, self.stream)
+        batch = Rows(torch.arange(len(held)), torch.zeros(len(held), dtype=torch.int64), epoch, self.step)
+        own = batch.part(self.process, self.processes)
+        made = (draw_part(part, window, batch, own, seed=self.seed) for part in self.parts)
         drawn = [one for one in made if one is not None]
         for one in drawn:
             self.failures |= one.failures

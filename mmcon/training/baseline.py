@@ -38,7 +38,7 @@ class Classifier(nn.Module):
 
 @final
 class CrossEntropy(nn.Module):
-    """The mean over rows, in which each class weighs n^-power.
+    """The mean over rows, in which each class weighs n^-power; of mixed rows both labels count, by their share.
 
     Args:
         source: whose classes are counted.
@@ -56,4 +56,13 @@ class CrossEntropy(nn.Module):
 
     def forward(self, scores: Tensor, batch: ViewBatch) -> Tensor:
         """From scores `n classes` to a scalar."""
-        return functional.cross_entropy(scores, batch.index[self.modality]["label"], weight=self.weights)
+        table = batch.index[self.modality]
+        labels = [(table["label"], torch.ones_like(scores[:, 0]))]
+        if "partner_label" in table:
+            share = table["share"].to(scores)
+            labels = [(table["label"], share), (table["partner_label"], 1 - share)]
+        losses, weights = scores.new_zeros(()), scores.new_zeros(())
+        for label, share in labels:
+            losses = losses + (share * functional.cross_entropy(scores, label, self.weights, reduction="none")).sum()
+            weights = weights + (share if self.weights is None else share * self.weights[label]).sum()
+        return losses / weights

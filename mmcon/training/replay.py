@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from mmcon.batch import ViewBatch, rows_of, tree_map
-from mmcon.data.loading import Part, ViewLoader
+from mmcon.data.drawing import Part
+from mmcon.data.loading import ViewLoader
 from mmcon.errors import InputError
 from mmcon.random import stable_id
 from mmcon.training.checkpoint import Checkpoints, load

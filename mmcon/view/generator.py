@@ -65,6 +65,19 @@ class ViewGenerator(ABC):
         """Columns for the index table of the batch, such as the `time` (seconds) of a span; by default none."""
         return {}
 
+    def partners(self, params: Params, positions: Tensor, n: int) -> Tensor:
+        """Of scope "partner": where in the global batch each sample's partner stands, `b` int64.
+
+        A loader calls `apply(batch, params, partners=views)` with the partners' views, row by row, made by the parts of
+        the chain before this one from the partners' own keys.
+
+        Args:
+            params: what was drawn.
+            positions: where the samples stand in the global batch, `b` int64.
+            n: the size of the global batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has scope {self.scope!r} and names no partners")
+
     def parts(self) -> tuple[tuple[str, ViewGenerator], ...]:
         """The generators in order, by name; a single generator is its own only part."""
         return ((self.name or type(self).__name__, self),)
