@@ -43,7 +43,7 @@ def test_every_operation_equals_torchvision_at_every_bin(name, bins):
             enhances = name in policies.ENHANCEMENTS
             if table is not None:
                 assert math.isclose(float(ours), magnitude + enhances, abs_tol=2e-5), (name, number)
-            mine = policies.apply_operations(x, code, ours, 0.0, None)
+            mine = policies.apply_operations(x, {"operation": code, "magnitude": ours}, 0.0)
             other = theirs._apply_image_or_video_transform(
                 x, name, magnitude, interpolation=tv.InterpolationMode.NEAREST, fill={torch.Tensor: None}
             )

@@ -92,18 +92,25 @@ def affine(
         fill: the grey outside of the picture.
         interpolation: "nearest", "bilinear" or "bicubic".
     """
-    h, w = x.shape[-2:]
-    m = matrix.to(x.device, torch.float32)[:, :, :, None, None]
-    across = (torch.arange(w, device=x.device, dtype=torch.float32) + 0.5 - w / 2).view(1, 1, w)
-    down = (torch.arange(h, device=x.device, dtype=torch.float32) + 0.5 - h / 2).view(1, h, 1)
-    at_x = m[:, 0, 0] * across + m[:, 0, 1] * down + m[:, 0, 2]
-    at_y = m[:, 1, 0] * across + m[:, 1, 1] * down + m[:, 1, 2]
-    grid = torch.stack([at_x / (w / 2), at_y / (h / 2)], dim=-1)
+    grid = affine_grid(matrix, x.shape[-2], x.shape[-1], x.device)
     out = F.grid_sample(x - fill, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
     return (out + fill).clamp_(0, 1)
 
 
-def _matrix(magnitude: Tensor, cells: dict[tuple[int, int], Tensor]) -> Tensor:
+def affine_grid(
+    matrix: Float[Tensor, "b 2 3"], height: int, width: int, device: torch.device
+) -> Float[Tensor, "b h w 2"]:
+    """Where each pixel comes from, as `grid_sample` counts: the picture from −1 to 1."""
+    m = matrix.to(device, torch.float32)[:, :, :, None, None]
+    across = (torch.arange(width, device=device, dtype=torch.float32) + 0.5 - width / 2).view(1, 1, width)
+    down = (torch.arange(height, device=device, dtype=torch.float32) + 0.5 - height / 2).view(1, height, 1)
+    at_x = m[:, 0, 0] * across + m[:, 0, 1] * down + m[:, 0, 2]
+    at_y = m[:, 1, 0] * across + m[:, 1, 1] * down + m[:, 1, 2]
+    return torch.stack([at_x / (width / 2), at_y / (height / 2)], dim=-1)
+
+
+def affine_matrix(magnitude: Tensor, cells: dict[tuple[int, int], Tensor]) -> Float[Tensor, "b 2 3"]:
+    """The identity but for some cells."""
     matrix = torch.zeros(len(magnitude), 2, 3)
     matrix[:, 0, 0] = matrix[:, 1, 1] = 1.0
     for (row, column), value in cells.items():
@@ -114,32 +121,37 @@ def _matrix(magnitude: Tensor, cells: dict[tuple[int, int], Tensor]) -> Tensor:
 def shear_x(x: Pictures, slope: Magnitude, fill: float = 0.0) -> Pictures:
     """Rows shifted in proportion to their distance from the top edge; the magnitude is the slope."""
     m = slope.view(-1)
-    return affine(x, _matrix(m, {(0, 1): m, (0, 2): m * (x.shape[-2] / 2)}), fill=fill)
+    return affine(x, affine_matrix(m, {(0, 1): m, (0, 2): m * (x.shape[-2] / 2)}), fill=fill)
 
 
 def shear_y(x: Pictures, slope: Magnitude, fill: float = 0.0) -> Pictures:
     """Columns shifted in proportion to their distance from the left edge; the magnitude is the slope."""
     m = slope.view(-1)
-    return affine(x, _matrix(m, {(1, 0): m, (1, 2): m * (x.shape[-1] / 2)}), fill=fill)
+    return affine(x, affine_matrix(m, {(1, 0): m, (1, 2): m * (x.shape[-1] / 2)}), fill=fill)
 
 
 def translate_x(x: Pictures, pixels: Magnitude, fill: float = 0.0) -> Pictures:
     """Shifted to the right by whole pixels."""
     m = pixels.view(-1)
-    return affine(x, _matrix(m, {(0, 2): -torch.trunc(m)}), fill=fill)
+    return affine(x, affine_matrix(m, {(0, 2): -torch.trunc(m)}), fill=fill)
 
 
 def translate_y(x: Pictures, pixels: Magnitude, fill: float = 0.0) -> Pictures:
     """Shifted down by whole pixels."""
     m = pixels.view(-1)
-    return affine(x, _matrix(m, {(1, 2): -torch.trunc(m)}), fill=fill)
+    return affine(x, affine_matrix(m, {(1, 2): -torch.trunc(m)}), fill=fill)
 
 
 def rotate(x: Pictures, degrees: Magnitude, fill: float = 0.0) -> Pictures:
     """Turned about the middle, counterclockwise."""
-    angle = torch.deg2rad(degrees.view(-1).to("cpu", torch.float64))
+    return affine(x, affine_matrix(degrees.view(-1), turn(degrees.view(-1))), fill=fill)
+
+
+def turn(degrees: Float[Tensor, "b"]) -> dict[tuple[int, int], Tensor]:
+    """The cells of a rotation's matrix."""
+    angle = torch.deg2rad(degrees.to("cpu", torch.float64))
     cos, sin = torch.cos(angle), torch.sin(angle)
-    return affine(x, _matrix(angle, {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos}), fill=fill)
+    return {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos}
 
 
 def cutout(x: Pictures, box: Float[Tensor, "b 3 1 1"], fill: float = 0.0) -> Pictures:

@@ -16,6 +16,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.view import Meta, Params, ViewGenerator
+from views.dialects import PILLOW, TENSORFLOW, Fill, Functions
 from views.geometry import sizes_in
 from views.operations import GEOMETRIC, OPERATIONS
 from views.pixels import on_rows, to_float
@@ -118,6 +119,9 @@ POLICIES = {
     """),
 }
 
+# As timm's users pass it on, in bytes.
+IMAGENET_MEAN = (124 / 255, 116 / 255, 104 / 255)
+
 TORCHVISION_OPERATIONS = NAMES[:14]
 TF_OPERATIONS = (
     "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast", "Brightness",
@@ -161,17 +165,19 @@ def _geometric(name: str, level: Tensor, down: Tensor, across: Tensor) -> Tensor
 
 
 def apply_operations(
-    x: Float[Tensor, "b c h w"], operation: Tensor, magnitude: Tensor, fill: float, centre: Tensor | None
+    x: Float[Tensor, "b c h w"], params: Params, fill: Fill, functions: Functions = OPERATIONS
 ) -> Float[Tensor, "b c h w"]:
     """Apply, slot by slot, the operation that each picture drew; pictures that drew the same go together.
 
     Args:
         x: pictures.
-        operation: `b slots` int64, positions in `views.operations.OPERATIONS`, −1 for none.
-        magnitude: `b slots` float64, in the operation's unit.
-        fill: the grey of what geometry uncovers.
-        centre: `b slots 2` float64, where a cutout lies; None where there is none.
+        params: "operation" (`b slots` int64, positions in `views.operations.OPERATIONS`, −1 for none), "magnitude"
+            (`b slots` float64, in the operation's unit), "centre" where there is a cutout (`b slots 2` float64), and
+            "bicubic" where the way of resampling is drawn (`b slots` bool).
+        fill: the grey, or the colour, of what geometry uncovers.
+        functions: the operations by name: torchvision's, or a dialect's.
     """
+    operation, magnitude = params["operation"], params["magnitude"]
     for slot in range(operation.shape[1]):
         for chosen in operation[:, slot].unique().tolist():
             name = NAMES[chosen]
@@ -179,9 +185,10 @@ def apply_operations(
                 continue
             amounts = magnitude[:, slot, None]
             if name == "Cutout":
-                assert centre is not None
-                amounts = torch.cat([amounts, centre[:, slot]], dim=1)
-            function = OPERATIONS[name]
+                amounts = torch.cat([amounts, params["centre"][:, slot]], dim=1)
+            elif "bicubic" in params and name in GEOMETRIC:
+                amounts = torch.cat([amounts, params["bicubic"][:, slot, None].to(amounts.dtype)], dim=1)
+            function = functions[name]
 
             def some(pictures: Tensor, amount: Tensor, name: str = name, function: Any = function) -> Tensor:
                 columns = amount.to(pictures.device, torch.float32)[:, :, None, None]
@@ -238,7 +245,7 @@ class AutoAugment(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Apply both operations."""
         x = to_float(batch, self.name or "image/autoaugment")
-        return apply_operations(x, params["operation"], params["magnitude"], self.fill, None)
+        return apply_operations(x, params, self.fill, TENSORFLOW if self.policy == "tf-v0" else OPERATIONS)
 
 
 def _magnitudes(rule: Any, code: Tensor, level: Tensor, sign: Tensor, height: Tensor, width: Tensor) -> Tensor:
@@ -259,7 +266,8 @@ class RandAugment(ViewGenerator):
     - "tf": TensorFlow's, used by SupCon: 16 operations and the identity, 2 of them at level 10; shifts up to 100
       pixels, cutout of up to 80 pixels a side; grey fill.
     - "timm": `rand-n2-m10-mstd0.5`: 15 operations, 2 of them, each with probability .5 and a level from a normal
-      around 10 with deviation .5, clipped to 0..10; shifts up to .45 of the size; fill of ImageNet's mean grey.
+      around 10 with deviation .5, clipped to 0..10; shifts up to .45 of the size; bilinear or bicubic geometry, as
+      drawn; fill of ImageNet's mean colour.
     - "colour-safe": the timm variant with only the operations that leave colours alone (CMC's second version).
 
     >>> view = mmcon.create_view("image/randaugment", variant="tf")
@@ -277,8 +285,12 @@ class RandAugment(ViewGenerator):
         "timm": TIMM_OPERATIONS,
         "colour-safe": COLOUR_SAFE_OPERATIONS,
     }
-    # torchvision: black; TensorFlow: 128; timm: the mean of ImageNet, here as one grey.
-    FILLS: ClassVar[dict[str, float]] = {"torchvision": 0.0, "tf": 128 / 255, "timm": 0.449, "colour-safe": 0.449}
+    FILLS: ClassVar[dict[str, Fill]] = {
+        "torchvision": 0.0, "tf": 128 / 255, "timm": IMAGENET_MEAN, "colour-safe": IMAGENET_MEAN
+    }  # fmt: skip
+    FUNCTIONS: ClassVar[dict[str, Functions]] = {
+        "torchvision": OPERATIONS, "tf": TENSORFLOW, "timm": PILLOW, "colour-safe": PILLOW
+    }  # fmt: skip
 
     def __init__(self, *, variant: str = "torchvision", operations: int = 2, level: float | None = None) -> None:
         if variant not in self.VARIANTS:
@@ -294,30 +306,29 @@ class RandAugment(ViewGenerator):
             )
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw `operation` and `magnitude`, `b slots` each, and `centre`, `b slots 2`, where a cutout lies."""
+        """Draw `operation` and `magnitude`, `b slots` each, and `centre` or `bicubic` as the variant needs it."""
         height, width = sizes_in(meta, "image/randaugment")
         slots, names = self.operations, self.VARIANTS[self.variant]
         chosen = keys.choice("operation", len(names), shape=(slots,))
         code = torch.tensor([NAMES.index(name) for name in names])[chosen]
         sign = 1 - 2 * keys.bernoulli("sign", 0.5, shape=(slots,)).to(torch.float64)
         sides = [side.to(torch.float64)[:, None].expand(-1, slots) for side in (height, width)]
-        centre = keys.uniform("centre", shape=(slots, 2))
         if self.variant == "torchvision":
             level = torch.full_like(sign, self.level / 30)
-            magnitude = _magnitudes(torchvision_magnitude, code, level, sign, *sides)
-            return {"operation": code, "magnitude": magnitude, "centre": centre}
+            return {"operation": code, "magnitude": _magnitudes(torchvision_magnitude, code, level, sign, *sides)}
         if self.variant == "tf":
             level = torch.full_like(sign, self.level / 10)
             magnitude = _magnitudes(tf_magnitude, code, level, sign, *(torch.full_like(s, 100.0) for s in sides))
             magnitude = torch.where(code == NAMES.index("Cutout"), torch.floor(level * 40), magnitude)
+            centre = keys.uniform("centre", shape=(slots, 2))
             return {"operation": code, "magnitude": magnitude, "centre": centre}
         level = keys.normal("level", float(self.level), 0.5, shape=(slots,)).clamp(0, 10) / 10
         magnitude = _magnitudes(tf_magnitude, code, level, sign, *(0.45 * s for s in sides))
         kept = keys.bernoulli("apply", 0.5, shape=(slots,))
-        return {"operation": torch.where(kept, code, -1), "magnitude": magnitude, "centre": centre}
+        bicubic = keys.bernoulli("bicubic", 0.5, shape=(slots,))
+        return {"operation": torch.where(kept, code, -1), "magnitude": magnitude, "bicubic": bicubic}
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Apply the operations in order."""
         x = to_float(batch, self.name or "image/randaugment")
-        fill = self.FILLS[self.variant]
-        return apply_operations(x, params["operation"], params["magnitude"], fill, params["centre"])
+        return apply_operations(x, params, self.FILLS[self.variant], self.FUNCTIONS[self.variant])
