@@ -5,9 +5,9 @@ scaled by the shorter side over 224. **A score on these is not an ImageNet-C sco
 
 - *frost* needs photographs of frost: here the ice is procedural (ridged noise), blended by the published weights;
 - *fog* uses noise of several octaves where the original has a diamond-square fractal;
-- *snow* and *motion-blur* use a line kernel where the original calls ImageMagick;
-- *glass-blur* swaps all pixels of a pass at once with drawn neighbours, where the original swaps one after another;
-- *spatter* draws its drops without the original's edge detection; mud is one brown.
+- *snow* and *motion-blur* make ImageMagick's motion kernel themselves, with the border repeated;
+- *glass-blur* moves all pixels of a pass at once from drawn neighbours, where the original goes one after another;
+- *spatter*'s drops of water lack the original's shading by edges and distances.
 
 The others (the noises, defocus, gaussian and zoom blur, brightness, contrast, saturate, elastic, pixelate, JPEG) follow
 their definitions. A drawn seed a picture is expanded where it is applied, always on the CPU, so devices agree.
@@ -22,7 +22,6 @@ from typing import ClassVar, final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Generator, Tensor
@@ -31,8 +30,20 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.view import Meta, Params, ViewGenerator
+from views.colour import luma
+from views.degrading import (
+    blurred,
+    brighter,
+    clipped_zoom,
+    filtered,
+    motion_kernel,
+    octaves,
+    sampled,
+    scale_of,
+    through_pillow,
+)  # fmt: skip
 from views.filters import gaussian_blur
-from views.operations import affine
+from views.operations import affine_grid
 from views.pixels import to_float
 
 Picture = Float[Tensor, "c h w"]
@@ -43,35 +54,6 @@ CORRUPTIONS: dict[str, Corrupt] = {}
 def _corruption(function: Corrupt) -> Corrupt:
     CORRUPTIONS[function.__name__.strip("_").replace("_", "-")] = function
     return function
-
-
-def _scale(x: Tensor) -> float:
-    return min(x.shape[-2:]) / 224
-
-
-def _blurred(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of `c h w` with the edges mirrored, four deviations wide."""
-    radius = min(max(1, int(4 * sigma + 0.5)), min(x.shape[-2:]) - 1)
-    if sigma < 0.05 or radius < 1:
-        return x
-    return gaussian_blur(x[None], torch.tensor([sigma], dtype=torch.float64), radius)[0]
-
-
-def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate each channel with one kernel, the border repeated."""
-    down, across = kernel.shape[0] // 2, kernel.shape[1] // 2
-    wide = F.pad(x[None], (across, across, down, down), mode="replicate")
-    return F.conv2d(wide.transpose(0, 1), kernel[None, None])[:, 0]
-
-
-def _octaves(h: int, w: int, decay: float, rng: Generator) -> Tensor:
-    """Noise `h w` in [0, 1] whose detail fades by `decay` an octave."""
-    total, weight, cells = torch.zeros(h, w), 1.0, 2
-    while cells <= max(h, w):
-        coarse = torch.rand(1, 1, cells + 1, cells + 1, generator=rng)
-        total += weight * F.interpolate(coarse, (h, w), mode="bilinear", align_corners=True)[0, 0]
-        weight, cells = weight / decay, cells * 2
-    return (total - total.min()) / (total.max() - total.min()).clamp(min=1e-6)
 
 
 @_corruption
@@ -98,84 +80,69 @@ def _speckle_noise(x: Tensor, s: int, rng: Generator) -> Tensor:
 
 @_corruption
 def _gaussian_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
-    return _blurred(x, (1, 2, 3, 4, 6)[s] * _scale(x))
+    return blurred(x, (1, 2, 3, 4, 6)[s] * scale_of(x))
 
 
 @_corruption
 def _defocus_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
     radius, soft = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[s]
-    reach = max(1, round(radius * _scale(x)))
-    at = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    reach, taps = max(1, round(radius * scale_of(x))), 1 if radius <= 8 else 2
+    half = max(reach, min(reach + taps + 1, 8))
+    at = torch.arange(-half, half + 1, dtype=torch.float32)
     disk = ((at[:, None] ** 2 + at[None] ** 2) <= reach**2).to(torch.float32)
-    disk = _blurred(disk[None], soft * _scale(x))[0]
-    return _filtered(x, disk / disk.sum())
+    disk = gaussian_blur((disk / disk.sum())[None, None], torch.tensor([soft * scale_of(x)], dtype=torch.float64), taps)
+    return filtered(x, disk[0, 0], "reflect" if half < min(x.shape[-2:]) else "replicate")
 
 
 @_corruption
 def _glass_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
     sigma, reach, passes = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[s]
-    sigma, reach = sigma * _scale(x), max(1, round(reach * _scale(x)))
+    sigma, reach = sigma * scale_of(x), max(1, round(reach * scale_of(x)))
     h, w = x.shape[-2:]
-    out = _blurred(x, sigma)
+    out = blurred(x, sigma)
     for _ in range(passes):
-        down = torch.arange(h)[:, None] + torch.randint(-reach, reach + 1, (h, w), generator=rng)
-        across = torch.arange(w)[None] + torch.randint(-reach, reach + 1, (h, w), generator=rng)
+        # From −reach to reach − 1, as the original draws.
+        down = torch.arange(h)[:, None] + torch.randint(-reach, reach, (h, w), generator=rng)
+        across = torch.arange(w)[None] + torch.randint(-reach, reach, (h, w), generator=rng)
         out = out[:, down.clamp(0, h - 1), across.clamp(0, w - 1)]
-    return _blurred(out, sigma)
-
-
-def _line(radius: float, sigma: float, angle: float) -> Tensor:
-    """A one-sided motion kernel: Gaussian weights along a line."""
-    reach = max(1, math.ceil(radius))
-    kernel = torch.zeros(2 * reach + 1, 2 * reach + 1)
-    for step in range(reach + 1):
-        row, column = reach + round(step * math.sin(angle)), reach + round(step * math.cos(angle))
-        kernel[row, column] += math.exp(-0.5 * (step / max(sigma, 1e-3)) ** 2)
-    return kernel / kernel.sum()
+    return blurred(out, sigma)
 
 
 @_corruption
 def _motion_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[s]
     angle = math.radians(float(torch.rand((), generator=rng)) * 90 - 45)
-    return _filtered(x, _line(radius * _scale(x), sigma * _scale(x), angle))
+    return filtered(x, motion_kernel(radius * scale_of(x), sigma * scale_of(x), angle))
 
 
 @_corruption
 def _zoom_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
     last, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[s]
-    zooms = np.arange(1, last, step)
-    total = x.clone()
-    for zoom in zooms.tolist():
-        matrix = torch.tensor([[[1 / zoom, 0.0, 0.0], [0.0, 1 / zoom, 0.0]]])
-        total += affine(x[None], matrix, interpolation="bilinear")[0] if zoom > 1 else x
-    return total / (len(zooms) + 1)
+    zooms = np.arange(1, last, step).tolist()
+    return (x + sum(clipped_zoom(x, zoom) for zoom in zooms)) / (len(zooms) + 1)
 
 
 @_corruption
 def _snow(x: Tensor, s: int, rng: Generator) -> Tensor:
     mean, std, zoom, threshold, radius, sigma, keep = (
-        (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
-        (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
-        (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+        (0.1, 0.3, 3.0, 0.5, 10, 4, 0.8),
+        (0.2, 0.3, 2.0, 0.5, 12, 4, 0.7),
+        (0.55, 0.3, 4.0, 0.9, 12, 8, 0.7),
         (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
         (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
     )[s]
-    h, w = x.shape[-2:]
-    cells = max(2, math.ceil(h / zoom)), max(2, math.ceil(w / zoom))
-    flakes = torch.randn(1, 1, *cells, generator=rng) * std + mean
-    flakes = F.interpolate(flakes, (h, w), mode="bilinear", align_corners=False)[0]
+    flakes = clipped_zoom(torch.randn(1, *x.shape[-2:], generator=rng) * std + mean, zoom)
     flakes = torch.where(flakes < threshold, 0.0, flakes).clamp(0, 1)
     angle = math.radians(float(torch.rand((), generator=rng)) * -90 - 45)
-    flakes = _filtered(flakes, _line(radius * _scale(x), sigma * _scale(x), angle))
-    pale = torch.maximum(x, x.mean(0, keepdim=True) * 1.5 + 0.5)
+    flakes = filtered(flakes, motion_kernel(radius * scale_of(x), sigma * scale_of(x), angle))
+    pale = torch.maximum(x, luma(x[None])[0] * 1.5 + 0.5)
     return keep * x + (1 - keep) * pale + flakes + flakes.flip((-2, -1))
 
 
 @_corruption
 def _frost(x: Tensor, s: int, rng: Generator) -> Tensor:
     keep, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[s]
-    ridges = 1 - (2 * _octaves(x.shape[-2], x.shape[-1], 1.6, rng) - 1).abs()
+    ridges = 1 - (2 * octaves(x.shape[-2], x.shape[-1], 1.6, rng) - 1).abs()
     tint = torch.tensor([0.82, 0.9, 1.0])[: x.shape[0], None, None]
     return keep * x + ice * tint * ridges**3
 
@@ -184,7 +151,7 @@ def _frost(x: Tensor, s: int, rng: Generator) -> Tensor:
 def _fog(x: Tensor, s: int, rng: Generator) -> Tensor:
     amount, decay = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))[s]
     brightest = float(x.max())
-    return (x + amount * _octaves(x.shape[-2], x.shape[-1], decay, rng)) * brightest / (brightest + amount)
+    return (x + amount * octaves(x.shape[-2], x.shape[-1], decay, rng)) * brightest / (brightest + amount)
 
 
 @_corruption
@@ -196,23 +163,20 @@ def _spatter(x: Tensor, s: int, rng: Generator) -> Tensor:
         (0.65, 0.3, 1, 0.65, 1.5, 1),
         (0.67, 0.4, 1, 0.65, 1.5, 1),
     )[s]
-    liquid = _blurred(torch.randn(1, *x.shape[-2:], generator=rng) * std + mean, sigma * _scale(x))
+    liquid = blurred(torch.randn(1, *x.shape[-2:], generator=rng) * std + mean, sigma * scale_of(x))
     drops = torch.where(liquid < threshold, 0.0, liquid)
     colour = torch.tensor([63, 42, 20] if mud else [175, 238, 238])[: x.shape[0], None, None] / 255
-    cover = (_blurred((drops > 0).to(x.dtype), 0.5) if mud else drops * strength).clamp(0, 1)
+    if not mud:
+        return x + colour * drops * (strength / drops.max().clamp(min=1e-6))
+    # In mud the fifth number is the width of a blur.
+    cover = blurred((drops > threshold).to(x.dtype), strength * scale_of(x))
+    cover = torch.where(cover < 0.8, 0.0, cover)
     return x * (1 - cover) + colour * cover
-
-
-def _hsv_value(x: Tensor, add: float) -> Tensor:
-    """Add to the value of HSV, clipped: all channels scale together."""
-    value = x.amax(0, keepdim=True)
-    target = (value + add).clamp(0, 1)
-    return torch.where(value > 0, x * target / value.clamp(min=1e-6), target.expand_as(x))
 
 
 @_corruption
 def _brightness(x: Tensor, s: int, rng: Generator) -> Tensor:
-    return _hsv_value(x, (0.1, 0.2, 0.3, 0.4, 0.5)[s])
+    return brighter(x, (0.1, 0.2, 0.3, 0.4, 0.5)[s])
 
 
 @_corruption
@@ -235,36 +199,38 @@ def _saturate(x: Tensor, s: int, rng: Generator) -> Tensor:
 
 @_corruption
 def _jpeg(x: Tensor, s: int, rng: Generator) -> Tensor:
-    pixels = (x * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels if x.shape[0] == 3 else pixels[..., 0]).save(file, "JPEG", quality=(25, 18, 15, 10, 7)[s])
-    back = np.array(Image.open(file))
-    return torch.from_numpy(back if back.ndim == 3 else back[..., None]).permute(2, 0, 1).to(torch.float32) / 255
+    def compressed(image: Image.Image) -> Image.Image:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=(25, 18, 15, 10, 7)[s])
+        return Image.open(file)
+
+    return through_pillow(x, compressed)
 
 
 @_corruption
 def _pixelate(x: Tensor, s: int, rng: Generator) -> Tensor:
-    kept = (0.6, 0.5, 0.4, 0.3, 0.25)[s]
-    small = max(1, int(x.shape[-2] * kept)), max(1, int(x.shape[-1] * kept))
-    return F.interpolate(F.adaptive_avg_pool2d(x[None], small), x.shape[-2:], mode="nearest-exact")[0]
+    kept, (h, w) = (0.6, 0.5, 0.4, 0.3, 0.25)[s], x.shape[-2:]
+    small, box = (max(1, int(w * kept)), max(1, int(h * kept))), Image.Resampling.BOX
+    return through_pillow(x, lambda image: image.resize(small, box).resize((w, h), box))
 
 
 @_corruption
 def _elastic(x: Tensor, s: int, rng: Generator) -> Tensor:
     move, smooth, shift = ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))[s]
     h, w = x.shape[-2:]
-    side = min(h, w)
+    # The original's lengths are those fractions of 244 pixels, on pictures of 224.
+    side = min(h, w) * 244 / 224
     # An affine part that moves three points by up to shift · side, and a smoothed field of displacements.
-    points = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]) * (side // 3)
+    points = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) * (min(h, w) // 3)
     moved = points + (torch.rand(3, 2, generator=rng) * 2 - 1) * shift * side
-    homogeneous = torch.cat([points, torch.ones(3, 1)], 1).to(torch.float64)
-    matrix = torch.linalg.solve(homogeneous, moved.to(torch.float64)).T.to(torch.float32)
-    bent = affine(x[None], matrix[None], interpolation="bilinear", fill=0.0)
-    field = _blurred(torch.rand(2, h, w, generator=rng) * 2 - 1, min(smooth * side, side / 4)) * move * side
+    homogeneous = torch.cat([moved, torch.ones(3, 1)], 1).to(torch.float64)
+    matrix = torch.linalg.solve(homogeneous, points.to(torch.float64)).T.to(torch.float32)
+    bent = sampled(x, affine_grid(matrix[None], h, w, x.device), "pixels")
+    noise = torch.rand(2, h, w, generator=rng) * 2 - 1
+    field = blurred(noise, smooth * side, deviations=3.0, edges="mirror") * move * side
     down, across = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     at_x, at_y = (across + field[0] + 0.5) / (w / 2) - 1, (down + field[1] + 0.5) / (h / 2) - 1
-    grid = torch.stack([at_x, at_y], -1)[None]
-    return F.grid_sample(bent, grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
+    return sampled(bent, torch.stack([at_x, at_y], -1)[None], "edges")
 
 
 @register_view("image/corruption", modality="image")
