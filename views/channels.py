@@ -17,10 +17,22 @@ from views.pixels import to_float
 # sRGB primaries to CIE XYZ (IEC 61966-2-1), over the D65 white.
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 _WHITE = (0.95047, 1.0, 1.08883)
-_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+# ITU-R BT.601 with head room, as scikit-image has it: luminance from 16 to 235, chroma from 16 to 240 about 128.
+_YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
+_YCBCR_ZERO = (16.0, 128.0, 128.0)
+_LUMINANCE = (0.299, 0.587, 0.114)
 _YDBDR = ((0.299, 0.587, 0.114), (-0.450, -0.883, 1.333), (-1.333, 1.116, 0.217))
-# CMC's mean and deviation of L, a and b.
-LAB_MEAN, LAB_STD = (50.0, 6.025, -6.69), (50.0, 92.21, 101.17)
+# What CMC's encoders expect: half of each channel's range and its middle in Lab, and figures of its code in the others.
+MEAN = {
+    "lab": (50.0, (98.233 - 86.183) / 2, (94.478 - 107.857) / 2),
+    "ycbcr": (116.151, 121.080, 132.342),
+    "ydbdr": (0.457, -0.082, -0.052),
+}
+STD = {
+    "lab": (50.0, (98.233 + 86.183) / 2, (94.478 + 107.857) / 2),
+    "ycbcr": (109.500, 111.855, 111.964),
+    "ydbdr": (0.500, 1.331, 1.333),
+}
 
 
 def linear_channels(x: Float[Tensor, "b 3 h w"], matrix: tuple[tuple[float, ...], ...]) -> Float[Tensor, "b 3 h w"]:
@@ -43,8 +55,7 @@ def lab(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 class ColourChannels(ViewGenerator):
     """The luminance, the chroma, or all channels of a colour space: nothing is drawn.
 
-    Lab comes standardised with CMC's mean (50, 6.025, −6.69) and deviation (50, 92.21, 101.17), as its encoders expect;
-    YCbCr and YDbDr come with luminance in [0, 1] and chroma about 0.
+    All come standardised with the means and deviations of CMC's code (Lab, YCbCr) and of PyContrast's (YDbDr).
 
     Args:
         space: "lab", "ycbcr" or "ydbdr".
@@ -53,6 +64,10 @@ class ColourChannels(ViewGenerator):
 
     modality: ClassVar[str] = "image"
     PARTS: ClassVar[dict[str, slice]] = {"luminance": slice(0, 1), "chroma": slice(1, 3), "both": slice(0, 3)}
+
+    ZERO: ClassVar[dict[str, tuple[float, ...]]] = {
+        "lab": (0.0, 0.0, 0.0), "ycbcr": _YCBCR_ZERO, "ydbdr": (0.0, 0.0, 0.0)
+    }  # fmt: skip
 
     def __init__(self, *, space: str = "lab", part: str = "both") -> None:
         if space not in ("lab", "ycbcr", "ydbdr") or part not in self.PARTS:
@@ -72,11 +87,11 @@ class ColourChannels(ViewGenerator):
         x = to_float(batch, self.name or "image/colour-channels")
         if x.shape[1] != 3:
             raise InputError("image/colour-channels", expected="RGB pictures", got=f"{x.shape[1]} channel")
-        if self.space == "lab":
-            mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (LAB_MEAN, LAB_STD))
-            out = (lab(x) - mean) / std
-        else:
-            out = linear_channels(x, _YCBCR if self.space == "ycbcr" else _YDBDR)
+        mean, std, zero = (
+            torch.tensor(v[self.space], device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD, self.ZERO)
+        )
+        out = lab(x) if self.space == "lab" else linear_channels(x, _YCBCR if self.space == "ycbcr" else _YDBDR)
+        out = (out + zero - mean) / std
         return out[:, self.PARTS[self.part]].contiguous()
 
     def leaves(self, meta: Meta, params: Params) -> Meta:
@@ -105,7 +120,7 @@ class Edges(ViewGenerator):
         """Filter, with the border repeated."""
         x = to_float(batch, self.name or "image/edges")
         if x.shape[1] == 3:
-            x = linear_channels(x, _YCBCR)[:, :1]
+            x = linear_channels(x, (_LUMINANCE,))
         elif x.shape[1] != 1:
             raise InputError("image/edges", expected="RGB or grey pictures", got=f"{x.shape[1]} channels")
         across = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8

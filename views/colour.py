@@ -107,6 +107,25 @@ def in_drawn_order(x: Pictures, params: Params, operations: tuple[Operation, ...
     return out
 
 
+def check_strengths(where: str, **strengths: float) -> None:
+    """Refuse a jitter's strengths below 0, and a hue above half a circle."""
+    if min(strengths.values()) < 0 or strengths["hue"] > 0.5:
+        got = ", ".join(f"{name}={strength}" for name, strength in strengths.items())
+        raise InputError(where, expected="strengths of at least 0, hue at most .5", got=got)
+
+
+def draw_jitter(keys: Keys, strengths: dict[str, float], p: float, *, added: bool = False) -> Params:
+    """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors.
+
+    Factors are even in [max(0, 1 − s), 1 + s]; what is added, as the hue is, in [−s, s].
+    """
+    drawn: Params = {"apply": keys.bernoulli("apply", p), "order": keys.permutation("order", 4)}
+    for name, s in strengths.items():
+        sums = name == "hue" or (added and name == "brightness")
+        drawn[name] = keys.uniform(name, -s if sums else max(0.0, 1 - s), s if sums else 1 + s)
+    return drawn
+
+
 @register_view("image/colour-jitter", modality="image")
 @final
 class ColourJitter(ViewGenerator):
@@ -137,33 +156,29 @@ class ColourJitter(ViewGenerator):
         hue: float = 0.2,
         p: float = 0.8,
     ) -> None:
-        self.brightness, self.contrast, self.saturation, self.hue, self.p = brightness, contrast, saturation, hue, p
-        if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
-            raise InputError(
-                "image/colour-jitter",
-                expected="strengths of at least 0, hue at most .5",
-                got=f"brightness={brightness}, contrast={contrast}, saturation={saturation}, hue={hue}",
-            )
+        self.strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        self.p = p
+        check_strengths("image/colour-jitter", **self.strengths)
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors."""
-
-        def factor(name: str, strength: float) -> Tensor:
-            return keys.uniform(name, max(0.0, 1 - strength), 1 + strength)
-
-        return {
-            "apply": keys.bernoulli("apply", self.p),
-            "order": keys.permutation("order", 4),
-            "brightness": factor("brightness", self.brightness),
-            "contrast": factor("contrast", self.contrast),
-            "saturation": factor("saturation", self.saturation),
-            "hue": keys.uniform("hue", -self.hue, self.hue),
-        }
+        return draw_jitter(keys, self.strengths, self.p)
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Adjust; pictures that share an order go together."""
         x = to_float(batch, self.name or "image/colour-jitter")
         return in_drawn_order(x, params, self.OPERATIONS)
+
+
+def jitter_of(strength: float, p: float = 0.8) -> ColourJitter:
+    """SimCLR's colour jitter at strength s: .8s, .8s, .8s and .2s, with probability p."""
+    return ColourJitter(
+        brightness=0.8 * strength,
+        contrast=0.8 * strength,
+        saturation=0.8 * strength,
+        hue=0.2 * strength,
+        p=p,
+    )
 
 
 @register_view("image/grayscale", modality="image")

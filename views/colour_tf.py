@@ -17,7 +17,16 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.view import Meta, Params, ViewGenerator
-from views.colour import Factor, Operation, Pictures, brightness, hue, in_drawn_order
+from views.colour import (
+    Factor,
+    Operation,
+    Pictures,
+    brightness,
+    check_strengths,
+    draw_jitter,
+    hue,
+    in_drawn_order,
+)  # fmt: skip
 from views.pixels import columns_on, mean_of_picture, to_float
 
 BRIGHTNESS = ("added", "multiplied")
@@ -95,14 +104,9 @@ class TensorFlowJitter(ViewGenerator):
         p: float = 0.8,
         brightness_is: str = "multiplied",
     ) -> None:
-        self.brightness, self.contrast, self.saturation, self.hue, self.p = brightness, contrast, saturation, hue, p
-        self.brightness_is = brightness_is
-        if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
-            raise InputError(
-                "image/colour-jitter-tf",
-                expected="strengths of at least 0, hue at most .5",
-                got=f"brightness={brightness}, contrast={contrast}, saturation={saturation}, hue={hue}",
-            )
+        self.strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        self.p, self.brightness_is = p, brightness_is
+        check_strengths("image/colour-jitter-tf", **self.strengths)
         if brightness_is not in BRIGHTNESS:
             raise InputError(
                 "image/colour-jitter-tf", expected='brightness "added" or "multiplied"', got=repr(brightness_is)
@@ -110,27 +114,24 @@ class TensorFlowJitter(ViewGenerator):
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors."""
-
-        def factor(name: str, strength: float) -> Tensor:
-            return keys.uniform(name, max(0.0, 1 - strength), 1 + strength)
-
-        added = self.brightness_is == "added"
-        return {
-            "apply": keys.bernoulli("apply", self.p),
-            "order": keys.permutation("order", 4),
-            "brightness": keys.uniform("brightness", -self.brightness, self.brightness)
-            if added
-            else factor("brightness", self.brightness),
-            "contrast": factor("contrast", self.contrast),
-            "saturation": factor("saturation", self.saturation),
-            "hue": keys.uniform("hue", -self.hue, self.hue),
-        }
+        return draw_jitter(keys, self.strengths, self.p, added=self.brightness_is == "added")
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Adjust; pictures that share an order go together."""
         first: Operation = added_brightness if self.brightness_is == "added" else brightness
         x = to_float(batch, self.name or "image/colour-jitter-tf")
         return in_drawn_order(x, params, (first, contrast_of_channels, hsv_saturation, hue))
+
+
+def tf_jitter_of(strength: float, brightness: str) -> TensorFlowJitter:
+    """TensorFlow's colour jitter at strength s: .8s, .8s, .8s and .2s, with probability .8."""
+    return TensorFlowJitter(
+        brightness=0.8 * strength,
+        contrast=0.8 * strength,
+        saturation=0.8 * strength,
+        hue=0.2 * strength,
+        brightness_is=brightness,
+    )
 
 
 @register_view("image/linear-hue", modality="image")

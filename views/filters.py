@@ -34,7 +34,9 @@ def gaussian_weights(sigma: Float[Tensor, "b"], radius: int) -> Float[Tensor, "b
     return half / total[:, None]
 
 
-def gaussian_blur(x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius: int) -> Float[Tensor, "b c h w"]:
+def gaussian_blur(
+    x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius: int, outside: float | None = None
+) -> Float[Tensor, "b c h w"]:
     """Convolve each picture with a Gaussian of its own standard deviation (pixels), the edges mirrored.
 
     Taps whose weight is below 1e-7 for every picture at hand are left out: the result is that of the full kernel to
@@ -44,6 +46,7 @@ def gaussian_blur(x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius
         x: pictures.
         sigma: one a picture.
         radius: taps on each side of the centre.
+        outside: a grey that lies beyond the edges, in place of the mirror.
     """
     weights = gaussian_weights(sigma, radius).to(torch.float32)
     weights = torch.where(weights > 1e-7, weights, 0.0)
@@ -58,7 +61,8 @@ def gaussian_blur(x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius
     few = max(1, PLANES // (h * w)) if x.device.type == "cpu" else len(planes)
     for start in range(0, len(planes), few):
         some = slice(start, start + few)
-        out[some] = _blur_axis(_blur_axis(planes[some], columns[some], reach, -2), columns[some], reach, -1)
+        rows = _blur_axis(planes[some], columns[some], reach, -2, outside)
+        out[some] = _blur_axis(rows, columns[some], reach, -1, outside)
     return out.view(b, c, h, w)
 
 
@@ -66,10 +70,11 @@ def gaussian_blur(x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius
 PLANES = 1 << 16
 
 
-def _blur_axis(planes: Tensor, weights: Tensor, reach: int, axis: int) -> Tensor:
+def _blur_axis(planes: Tensor, weights: Tensor, reach: int, axis: int, outside: float | None) -> Tensor:
     size = planes.shape[axis]
     side = (0, 0, reach, reach) if axis == -2 else (reach, reach, 0, 0)
-    wide = F.pad(planes[:, None], side, mode="reflect")[:, 0]
+    mirrored = outside is None
+    wide = F.pad(planes[:, None], side, "reflect" if mirrored else "constant", None if mirrored else outside)[:, 0]
     total = wide.narrow(axis, reach, size) * weights[:, 0]
     both = torch.empty_like(total)
     for tap in range(1, reach + 1):
@@ -87,12 +92,20 @@ class Blur(ViewGenerator):
         sigma: bounds of the standard deviation in pixels.
         kernel: the number of taps, odd; by default a tenth of the shorter side, as SimCLR has it (23 at 224).
         p: the probability.
+        outside: a grey, 0 to 1, that lies beyond the edges; by default they are mirrored.
     """
 
     modality: ClassVar[str] = "image"
 
-    def __init__(self, *, sigma: tuple[float, float] = (0.1, 2.0), kernel: int | None = None, p: float = 0.5) -> None:
-        self.sigma, self.kernel, self.p = sigma, kernel, p
+    def __init__(
+        self,
+        *,
+        sigma: tuple[float, float] = (0.1, 2.0),
+        kernel: int | None = None,
+        p: float = 0.5,
+        outside: float | None = None,
+    ) -> None:
+        self.sigma, self.kernel, self.p, self.outside = sigma, kernel, p, outside
         if not 0 < sigma[0] <= sigma[1] or (kernel is not None and (kernel < 1 or kernel % 2 == 0)):
             raise InputError(
                 "image/blur",
@@ -115,7 +128,11 @@ class Blur(ViewGenerator):
                 expected=f"a kernel below twice the shorter side ({shorter} px)",
                 got=f"kernel={self.kernel}",
             )
-        return on_rows(x, params["apply"], lambda some, sigma: gaussian_blur(some, sigma, radius), params["sigma"])
+
+        def blur(some: Tensor, sigma: Tensor) -> Tensor:
+            return gaussian_blur(some, sigma, radius, self.outside)
+
+        return on_rows(x, params["apply"], blur, params["sigma"])
 
 
 def default_kernel(side: int) -> int:

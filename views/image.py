@@ -10,31 +10,21 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import views.corruptions
+import views.image_supcon
 import views.mixing  # noqa: F401 (registers)
 from mmcon.errors import InputError
 from mmcon.registry import register_view
 from mmcon.view import Chain, ViewGenerator
 from views.channels import ColourChannels, Edges
-from views.colour import ColourJitter, Grayscale, Solarize
-from views.colour_tf import TensorFlowJitter
+from views.colour import ColourJitter, Grayscale, Solarize, jitter_of
+from views.colour_tf import tf_jitter_of
 from views.filters import Blur
 from views.geometry import Flip, Interpolation, RandomResizedCrop, Resize
-from views.policies import AutoAugment, RandAugment
+from views.pixels import one_of
+from views.policies import RandAugment
 from views.scopes import SharedByViews
-from views.warp import Warp
 
 Size = int | tuple[int, int]
-
-
-def jitter_of(strength: float, p: float = 0.8) -> ColourJitter:
-    """SimCLR's colour jitter at strength s: .8s, .8s, .8s and .2s, with probability p."""
-    return ColourJitter(
-        brightness=0.8 * strength,
-        contrast=0.8 * strength,
-        saturation=0.8 * strength,
-        hue=0.2 * strength,
-        p=p,
-    )
 
 
 @register_view("image/simclr", modality="image")
@@ -86,8 +76,9 @@ def simclr_tf(
 ) -> Chain:
     """SimAugment of SimCLR with TensorFlow's colour jitter: crop, flip, jitter .8, gray .2, blur .5.
 
-    Brightness is added in SimCLR's first version and multiplied in the second. The crop is that of `image/simclr`,
-    bicubic with antialiasing, which TensorFlow's is without.
+    Brightness is added in SimCLR's first version and multiplied in the second; beyond the edges a blur meets black. The
+    crop is that of `image/simclr`: TensorFlow draws aspect and height evenly, and resamples without antialiasing. Each
+    picture has a blur of its own, where the published code draws one a batch.
 
     >>> view = mmcon.create_view("image/simclr-tf", size=32, strength=0.5, brightness="added")
 
@@ -99,18 +90,15 @@ def simclr_tf(
         blur: whether to blur with probability .5; by default where the size is above 64.
     """
     small = min(size if isinstance(size, tuple) else (size, size)) <= 64
-    some = 0.8 * strength
-    jitter = TensorFlowJitter(
-        brightness=some, contrast=some, saturation=some, hue=0.2 * strength, p=0.8, brightness_is=brightness
-    )
     parts = [
         ("crop", RandomResizedCrop(size=size, area=area, interpolation="bicubic", bytes=True)),
         ("flip", Flip()),
-        ("jitter", jitter),
+        ("jitter", tf_jitter_of(strength, brightness)),
         ("gray", Grayscale()),
     ]
     if blur or (blur is None and not small):
-        parts.append(("blur", Blur()))
+        # TensorFlow's convolution takes what is beyond the edges as black.
+        parts.append(("blur", Blur(outside=0.0)))
     return Chain(*parts, name="image/simclr-tf")
 
 
@@ -161,110 +149,9 @@ def plain(*, size: Size = 224, interpolation: Interpolation = "bilinear") -> Res
     return Resize(size=size, interpolation=interpolation)
 
 
-@register_view("image/supcon-autoaugment", modality="image")
-def supcon_autoaugment(*, size: Size = 224, area: tuple[float, float] = (0.08, 1.0), policy: str = "tf-v0") -> Chain:
-    """SupCon's views for ImageNet: crop, flip, AutoAugment (TensorFlow's policy v0 in the released code).
-
-    Args:
-        size: side of the square that leaves, or (height, width).
-        area: fractions of the picture's area that crops have.
-        policy: "tf-v0", or torchvision's "imagenet" or "cifar10".
-    """
-    return Chain(
-        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
-        ("flip", Flip()),
-        ("autoaugment", AutoAugment(policy=policy)),
-        name="image/supcon-autoaugment",
-    )
-
-
-@register_view("image/simclr-supcon", modality="image")
-def simclr_supcon(
-    *, size: Size = 224, strength: float = 1.0, area: tuple[float, float] = (0.08, 1.0), warp: float = 0.0
-) -> Chain:
-    """SimAugment of SupCon's released code: crop (bilinear), flip, jitter .8, gray .2, warp, blur .5.
-
-    The released hyper-parameters leave the warp's probability at 0, and so does this.
-
-    Args:
-        size: side of the square that leaves, or (height, width).
-        strength: s of the colour jitter.
-        area: fractions of the picture's area that crops have.
-        warp: the probability of the warp.
-    """
-    return Chain(
-        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
-        ("flip", Flip()),
-        ("jitter", jitter_of(strength)),
-        ("gray", Grayscale()),
-        ("warp", Warp(p=warp)),
-        ("blur", Blur()),
-        name="image/simclr-supcon",
-    )
-
-
-@register_view("image/stacked-randaugment-talk", modality="image")
-def stacked_talk(*, size: Size = 224, strength: float = 1.0, area: tuple[float, float] = (0.08, 1.0)) -> Chain:
-    """Stacked RandAugment as SupCon's authors told it: crop, RandAugment, colour jitter, Gaussian blur.
-
-    The talk names the order alone; RandAugment is TensorFlow's, jitter and blur are SimCLR's.
-
-    Args:
-        size: side of the square that leaves, or (height, width).
-        strength: s of the colour jitter.
-        area: fractions of the picture's area that crops have.
-    """
-    return Chain(
-        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
-        ("flip", Flip()),
-        ("randaugment", RandAugment(variant="tf")),
-        ("jitter", jitter_of(strength)),
-        ("blur", Blur()),
-        name="image/stacked-randaugment-talk",
-    )
-
-
-@register_view("image/stacked-randaugment-supcon", modality="image")
-def stacked_supcon(
-    *, size: Size = 224, strength: float = 1.0, area: tuple[float, float] = (0.08, 1.0), warp: float = 0.0
-) -> Chain:
-    """Stacked RandAugment of SupCon's released code: crop, flip, jitter .8, RandAugment(2, 10), gray .2, warp, blur.
-
-    Args:
-        size: side of the square that leaves, or (height, width).
-        strength: s of the colour jitter.
-        area: fractions of the picture's area that crops have.
-        warp: the probability of the warp.
-    """
-    return Chain(
-        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
-        ("flip", Flip()),
-        ("jitter", jitter_of(strength)),
-        ("randaugment", RandAugment(variant="tf")),
-        ("gray", Grayscale()),
-        ("warp", Warp(p=warp)),
-        ("blur", Blur()),
-        name="image/stacked-randaugment-supcon",
-    )
-
-
-@register_view("image/stacked-randaugment-infomin", modality="image")
-def stacked_infomin(*, size: Size = 224, area: tuple[float, float] = (0.2, 1.0)) -> Chain:
-    """InfoMin's (PyContrast's) views: crop, flip, jitter (.8, .8, .8, .2) .8, blur .5, timm's RandAugment, gray .2.
-
-    Args:
-        size: side of the square that leaves, or (height, width).
-        area: fractions of the picture's area that crops have: from .2, or from .08 in a second setting.
-    """
-    return Chain(
-        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
-        ("flip", Flip()),
-        ("jitter", jitter_of(1.0)),
-        ("blur", Blur()),
-        ("randaugment", RandAugment(variant="timm")),
-        ("gray", Grayscale()),
-        name="image/stacked-randaugment-infomin",
-    )
+def _pillow_blur(side: int, p: float = 0.5) -> Blur:
+    """Pillow's Gaussian is not cut at a tenth of the side: 23 taps hold 5 deviations of the widest."""
+    return Blur(kernel=min(23, 2 * side - 1), p=p)
 
 
 @register_view("image/swav", modality="image")
@@ -276,13 +163,14 @@ def swav(*, crop: Literal["global", "local"] = "global", size: int | None = None
         size: side of the square, for smaller pictures.
     """
     areas, sizes = {"global": (0.14, 1.0), "local": (0.05, 0.14)}, {"global": 224, "local": 96}
-    _one_of("image/swav", "crop", crop, areas)
+    one_of("image/swav", "crop", crop, areas)
+    side = size or sizes[crop]
     return Chain(
-        ("crop", RandomResizedCrop(size=size or sizes[crop], area=areas[crop], bytes=True)),
+        ("crop", RandomResizedCrop(size=side, area=areas[crop], bytes=True)),
         ("flip", Flip()),
         ("jitter", jitter_of(1.0)),
         ("gray", Grayscale()),
-        ("blur", Blur()),
+        ("blur", _pillow_blur(side)),
         name="image/swav",
     )
 
@@ -298,7 +186,7 @@ def dino(*, crop: Literal["global-1", "global-2", "local"] = "global-1", size: i
         size: side of the square, for smaller pictures.
     """
     blur = {"global-1": 1.0, "global-2": 0.1, "local": 0.5}
-    _one_of("image/dino", "crop", crop, blur)
+    one_of("image/dino", "crop", crop, blur)
     local = crop == "local"
     area = (0.05, 0.4) if local else (0.4, 1.0)
     side = size or (96 if local else 224)
@@ -307,7 +195,7 @@ def dino(*, crop: Literal["global-1", "global-2", "local"] = "global-1", size: i
         ("flip", Flip()),
         ("jitter", ColourJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)),
         ("gray", Grayscale()),
-        ("blur", Blur(p=blur[crop])),
+        ("blur", _pillow_blur(side, blur[crop])),
     ]
     return Chain(*parts, *([("solarize", Solarize())] if crop == "global-2" else []), name="image/dino")
 
@@ -319,7 +207,7 @@ def multi_crop(recipe: Literal["swav", "dino"], **options: Any) -> tuple[ViewGen
         recipe: "swav" (2 + 6) or "dino" (2 + 8).
         options: `global_size` and `local_size`, for smaller pictures.
     """
-    _one_of("multi_crop", "recipe", recipe, {"swav": 0, "dino": 0})
+    one_of("multi_crop", "recipe", recipe, {"swav": 0, "dino": 0})
     sizes = {"global": options.pop("global_size", None), "local": options.pop("local_size", None)}
     if options:
         raise InputError("multi_crop", expected="options global_size and local_size", got=str(sorted(options)))
@@ -336,13 +224,13 @@ def cmc(
     space: Literal["lab", "ycbcr", "ydbdr"] = "lab",
     size: Size = 224,
     area: tuple[float, float] = (0.2, 1.0),
-    safe_randaugment: bool | None = None,
+    augment: bool | None = None,
 ) -> Chain:
     """CMC's channel views: crop, flip, then the luminance (1 channel) or the chroma (2 channels) of a colour space.
 
     An edge map (1 channel) may stand beside them: CMC takes any number of views of one scene. All parts of a sample see
-    the same crop: their draws leave the view out of the key. In the YDbDr space of the second version, RandAugment
-    follows the crop with the operations that leave colours alone.
+    the same crop: their draws leave the view out of the key. In the YDbDr space of the second version (PyContrast), a
+    jitter (.4, .4, .4, .1) .8, a blur .5 and the operations of RandAugment that leave colours alone follow the flip.
 
     >>> views = [mmcon.create_view("image/cmc", part=p) for p in ("luminance", "chroma")]
 
@@ -351,19 +239,18 @@ def cmc(
         space: "lab", "ycbcr" or "ydbdr".
         size: side of the square that leaves, or (height, width).
         area: fractions of the picture's area that crops have.
-        safe_randaugment: whether to apply colour-safe RandAugment; by default with "ydbdr".
+        augment: whether to apply the second version's jitter, blur and RandAugment; by default with "ydbdr".
     """
     parts: list[tuple[str, ViewGenerator]] = [
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
         ("flip", Flip()),
     ]
-    if safe_randaugment or (safe_randaugment is None and space == "ydbdr"):
-        parts.append(("randaugment", RandAugment(variant="colour-safe")))
+    if augment or (augment is None and space == "ydbdr"):
+        parts += [
+            ("jitter", ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)),
+            ("blur", Blur()),
+            ("randaugment", RandAugment(variant="colour-safe")),
+        ]
     shared = [(name, SharedByViews(generator)) for name, generator in parts]
     channels = Edges() if part == "edges" else ColourChannels(space=space, part=part)
     return Chain(*shared, ("channels", channels), name="image/cmc")
-
-
-def _one_of(where: str, option: str, value: str, known: Any) -> None:
-    if value not in known:
-        raise InputError(where, expected=f"{option} among {sorted(known)}", got=repr(value))

@@ -123,3 +123,9 @@ def mean_of_picture(batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
 def names_of(samples: Any) -> list[str]:
     """What to call each sample in a message: its handle's id, or its position."""
     return [str(getattr(sample, "id", position)) for position, sample in enumerate(samples)]
+
+
+def one_of(where: str, option: str, value: str, known: Any) -> None:
+    """Refuse a value of an option that is not known."""
+    if value not in known:
+        raise InputError(where, expected=f"{option} among {sorted(known)}", got=repr(value))

@@ -20,8 +20,8 @@ from views.pixels import on_rows, to_float
 class Warp(ViewGenerator):
     """A smooth warp: 2 × 2 control points at thirds of the picture are moved by L · N(0, 1) pixels, L even in [0, 23).
 
-    The spline has kernel r² log r and an affine part and passes through the four points (order 2, no smoothing).
-    SupCon's released hyper-parameters leave its probability at 0.
+    The spline has kernel r² log r and an affine part (order 2, no smoothing), and knows the moves where the four points
+    arrive. SupCon's released hyper-parameters leave its probability at 0.
 
     Args:
         strength: the upper bound of L in pixels.
@@ -47,22 +47,24 @@ class Warp(ViewGenerator):
 def _warp(x: Tensor, moves: Tensor) -> Tensor:
     h, w = x.shape[-2:]
     points = torch.tensor([[(i + 1) * h / 3, (j + 1) * w / 3] for i in range(2) for j in range(2)], dtype=torch.float64)
-    rows = torch.cartesian_prod(torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64))
-    # The spline that is 1 at one point and 0 at the others, at every pixel: `pixels 4`.
-    system = torch.zeros(7, 7, dtype=torch.float64)
-    system[:4, :4] = _kernel(points, points)
-    system[:4, 4:] = torch.cat([points, torch.ones(4, 1, dtype=torch.float64)], dim=1)
-    system[4:, :4] = system[:4, 4:].T
-    at = torch.cat([_kernel(rows, points), rows, torch.ones(h * w, 1, dtype=torch.float64)], dim=1)
-    basis = (at @ torch.linalg.inv(system)[:, :4]).view(1, h, w, 4)
-    moved = basis[..., 0, None] * moves[:, None, None, 0]
-    for point in range(1, 4):
-        moved = moved + basis[..., point, None] * moves[:, None, None, point]
-    # A pixel that leaves at y comes from y − displacement.
-    at_y = (rows[:, 0].view(1, h, w) - moved[..., 0] + 0.5) / (h / 2) - 1
-    at_x = (rows[:, 1].view(1, h, w) - moved[..., 1] + 0.5) / (w / 2) - 1
-    grid = torch.stack([at_x, at_y], dim=-1).to(x.device, torch.float32)
+    places = torch.cartesian_prod(torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64))
+    comes = torch.stack([places - _displacement(points + move, move, places) for move in moves]).view(-1, h, w, 2)
+    grid = (comes.flip(-1) + 0.5) / torch.tensor([w / 2, h / 2], dtype=torch.float64) - 1
+    grid = grid.to(x.device, torch.float32)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _displacement(
+    knots: Float[Tensor, "4 2"], moves: Float[Tensor, "4 2"], places: Float[Tensor, "n 2"]
+) -> Float[Tensor, "n 2"]:
+    """The spline that at each knot, where a control point arrives, is its move: a pixel comes from there minus this."""
+    system = torch.zeros(7, 7, dtype=torch.float64)
+    system[:4, :4] = _kernel(knots, knots)
+    system[:4, 4:] = torch.cat([knots, torch.ones(4, 1, dtype=torch.float64)], dim=1)
+    system[4:, :4] = system[:4, 4:].T
+    values = torch.cat([moves.to(torch.float64), torch.zeros(3, 2, dtype=torch.float64)])
+    weights = torch.linalg.solve(system, values)
+    return torch.cat([_kernel(places, knots), places, torch.ones(len(places), 1, dtype=torch.float64)], 1) @ weights
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
