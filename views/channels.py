@@ -35,7 +35,7 @@ STD = {
 }
 
 
-def linear_channels(x: Float[Tensor, "b 3 h w"], matrix: tuple[tuple[float, ...], ...]) -> Float[Tensor, "b 3 h w"]:
+def linear_channels(x: Float[Tensor, "b 3 h w"], matrix: tuple[tuple[float, ...], ...]) -> Float[Tensor, "b rows h w"]:
     """Each pixel's colour times a matrix, summed in channel order."""
     red, green, blue = x.unbind(1)
     return torch.stack([red * m[0] + green * m[1] + blue * m[2] for m in matrix], dim=1)
