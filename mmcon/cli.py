@@ -15,9 +15,6 @@ The exit status is 0, 1 where `mmcon doctor` found something that will not work,
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import json
 import shlex
 import shutil
 import subprocess
@@ -30,9 +27,6 @@ import yaml
 
 import mmcon
 from mmcon.errors import InputError, MmconError, UnknownNameError, nearest
-
-# Who opens a sample of a modality and draws its views on a sheet: modules with `open_sample` and `write_sheet`.
-SHEETS = {"image": "mmcon.report.contact_sheet", "audio": "mmcon.report.sounds", "video": "mmcon.report.clips"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="write a sheet of drawn views, with their parameters")
     show.add_argument("name", nargs="?", help="a view generator, such as image/simclr")
     show.add_argument("--input", type=Path, help="a photo, a sound or a clip")
+    show.add_argument("--partner", type=Path, help="another, for views that mix two samples")
     show.add_argument("--views", type=int, default=8, help="how many to draw (default: 8)")
     show.add_argument("--seed", type=int, default=0)
     show.add_argument("--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
@@ -169,40 +164,12 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from mmcon.view import describe_row, params_from_json, params_to_json
+    from mmcon.report.show import Record, show
 
-    record = _read_record(options.replay) if options.replay else _new_record(options)
-    view = mmcon.create_view(record["view"], **record["options"])
-    modality = _modality_of(record["view"])
-    sheet = _sheet_for(modality)
-    sample = sheet.open_sample(Path(options.input or record["input"]))
     if options.replay:
-        params = params_from_json(json.dumps(record["params"]))
-    else:
-        params = _draw(view, modality, sample, record)
-        record["params"] = json.loads(params_to_json(params))
-    count = record["views"]
-    drawn = make_views(view, [sample] * count, params)
-    captions = [_caption(describe_row(params, row)) for row in range(count)]
-    # Where a clip's views lie in time is drawn; a sound's are heard as they were before the spectrogram.
-    more = {"video": {"params": params}, "audio": {"params": params, "view": view}}.get(modality, {})
-    title = f"{record['view']} of {Path(record['input']).name}"
-    sheet.write_sheet(options.output, sample, drawn, captions, title, **more)
-    print(f"{count} views: {options.output}")
-    if not options.replay:
-        beside = options.params or options.output.with_suffix(".json")
-        beside.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"draws:   {beside} (mmcon show --replay {beside} makes these views again)")
-
-
-def make_views(view: mmcon.ViewGenerator, samples: list[Any], params: dict[str, Any]) -> Any:
-    """Both stages of a generator on samples and what was drawn for them."""
-    from mmcon.view import stack
-
-    return view.apply_batched(stack(view.apply_ragged(samples, params)), params)
-
-
-def _new_record(options: argparse.Namespace) -> dict[str, Any]:
+        show(Record.read(options.replay), options.output, file=options.input)
+        print(f"views: {options.output}")
+        return
     if not options.name or options.input is None or options.views < 1:
         raise InputError(
             "mmcon show",
@@ -210,70 +177,15 @@ def _new_record(options: argparse.Namespace) -> dict[str, Any]:
             got=f"{options.name}, --input {options.input}, --views {options.views}",
             fix="mmcon show image/simclr --input photo.jpg, or mmcon show --replay record.json",
         )
-    return {
-        "view": options.name,
-        "options": _options(options.option),
-        "input": str(options.input),
-        "seed": options.seed,
-        "views": options.views,
-    }
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-        return {name: record[name] for name in ("view", "options", "input", "seed", "views", "params")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            "mmcon show --replay",
-            expected="a record that `mmcon show` wrote",
-            got=f"{path}: {type(error).__name__} {error}",
-        ) from error
-
-
-def _draw(view: mmcon.ViewGenerator, modality: str, sample: Any, record: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a sample's views, keyed by the name of its file."""
-    from mmcon.random import stable_id
-    from mmcon.view import in_scope, meta_of
-
-    table = mmcon.keys(
-        seed=record["seed"], sample=stable_id(Path(record["input"]).name), view=range(record["views"]), step=0
-    )
-    return view.draw(in_scope(table, view.scope), meta_of([sample] * record["views"], modality))
-
-
-def _modality_of(name: str) -> str:
-    from mmcon.registry import lookup
-
-    return lookup("view", name).modality
-
-
-def _sheet_for(modality: str) -> Any:
-    """The module that shows views of a modality."""
-    known = {name: importlib.import_module(home) for name, home in SHEETS.items() if importlib.util.find_spec(home)}
-    able = {name: module for name, module in known.items() if hasattr(module, "write_sheet")}
-    if modality not in able:
-        raise InputError("mmcon show", expected=f"a view of {', '.join(sorted(able))}", got=f"a view of {modality}")
-    return able[modality]
-
-
-def _caption(drawn: dict[str, Any], path: str = "") -> str:
-    """One sample's parameters, a line each."""
-    lines: list[str] = []
-    for name, value in drawn.items():
-        where = f"{path}.{name}" if path else name
-        if isinstance(value, dict):
-            lines += [_caption(value, where)] if value else []
-        elif isinstance(value, list):
-            lines.append(f"{where}: {_short(value)}")
-        else:
-            lines.append(f"{where}: {value:.4g}" if isinstance(value, float) else f"{where}: {value}")
-    return "\n".join(lines)
-
-
-def _short(values: list[Any]) -> str:
-    text = ", ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values[:6])
-    return text + (f", … ({len(values)})" if len(values) > 6 else "")
+    partner = None if options.partner is None else str(options.partner)
+    record = Record(options.name, _options(options.option), str(options.input), options.seed, options.views, partner)
+    drawn, beside = show(record, options.output), options.params or options.output.with_suffix(".json")
+    drawn.write(beside)
+    print(f"{options.views} views: {options.output}")
+    heard = sorted(options.output.parent.glob(f"{options.output.stem}-view*.wav"))
+    if heard:
+        print(f"sounds:  {heard[0]} to {heard[-1].name}")
+    print(f"draws:   {beside} (mmcon show --replay {beside} makes these views again)")
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------

@@ -82,6 +82,22 @@ def test_a_sheet_is_drawn_recorded_and_replayed(mmcon, tmp_path, photo):
     assert not np.array_equal(np.asarray(Image.open(other)), pictures[0])
 
 
+def test_two_samples_are_mixed_on_a_sheet(mmcon, tmp_path, photo):
+    other, sheet = tmp_path / "black.png", tmp_path / "sheet.png"
+    with Image.open(photo) as image:
+        Image.new("RGB", image.size).save(other)
+    arguments = "show", "image/cutmix", "--input", photo, "--views", 2, "--output", sheet
+    status, _, err = mmcon(*arguments)
+    assert status == 2
+    assert "--partner FILE" in err
+    assert mmcon(*arguments, "--partner", other)[0] == 0
+    record = json.loads(sheet.with_suffix(".json").read_text())
+    assert record["partner"] == str(other)
+    assert mmcon("show", "--replay", sheet.with_suffix(".json"), "--output", tmp_path / "again.png")[0] == 0
+    first, again = (np.asarray(Image.open(path)) for path in (sheet, tmp_path / "again.png"))
+    assert np.array_equal(first, again)
+
+
 def test_recipes_are_listed_and_copied(mmcon, tmp_path):
     assert any(
         line.startswith("imagenet_supcon ") and "Supervised contrastive learning" in line
