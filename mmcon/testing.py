@@ -69,6 +69,7 @@ def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 
             continue
         _apply_is_a_function(view, samples, params)
         _alone_equals_in_a_batch(view, samples, params, n)
+        _over_equals_anew(view, samples, params)
         _sizes_are_as_declared(view, samples, params)
     _pickles(view)
 
@@ -171,6 +172,24 @@ def _partners_alone_matter(view: ViewGenerator, samples: Any, params: Params, n:
         alone = meet(chain, _rows(drawn, two), take_rows(params, two), torch.tensor([1]))
         if not _equal(alone, _rows(together, slice(row, row + 1))):
             raise LawBroken(view, "partners alone matter", f"sample {row} differs without the rest of the batch")
+
+
+def _over_equals_anew(view: ViewGenerator, samples: Any, params: Params) -> None:
+    """A part that can work in place makes the same bits there."""
+    chain = as_chain(view)
+    batch = stack(chain.apply_ragged(samples, params))
+    for name, part in chain.parts():
+        if part.ragged:
+            continue
+        made = part.apply(batch, params[name])
+        if part.pour is not None:
+            over, anew = torch.empty(batch.shape), torch.empty(batch.shape)
+            part.pour(batch, over, name)
+            part.apply_over(over, params[name])
+            part.pour(made, anew, name)
+            if not _equal(over, anew):
+                raise LawBroken(view, "in place equals anew", f"{name} made other views over the batch")
+        batch = made
 
 
 def _sizes_are_as_declared(view: ViewGenerator, samples: Any, params: Params) -> None:

@@ -1,5 +1,6 @@
 """View generators and chains: named draws, two stages, adapters, and parameters as data."""
 
+import pickle
 import random
 
 import numpy as np
@@ -24,6 +25,7 @@ from mmcon.view import (
     meta_of,
     params_from_json,
     params_to_json,
+    room_for,
     seeded,
     stack,
     take_rows,
@@ -40,6 +42,19 @@ class Shift(ViewGenerator):
 
     def apply(self, batch, params):
         return batch + params["by"].to(batch.dtype).view(-1, 1, 1, 1)
+
+
+def pour_doubles(batch, out, where):
+    out.copy_(batch)
+
+
+class ShiftInPlace(Shift):
+    """The same, where the batch may be written over."""
+
+    pour = staticmethod(pour_doubles)
+
+    def apply_over(self, batch, params):
+        batch.add_(params["by"].to(batch.dtype).view(-1, 1, 1, 1))
 
 
 class Sigma(Shift):
@@ -129,6 +144,27 @@ def test_chains_obey_the_laws():
     check_view(Chain(Cut(), Shift()), pictures())
 
 
+def test_a_chain_in_place_makes_the_bits_that_its_parts_make_one_after_another():
+    batch = torch.rand(70, 1, 200, 200)  # more than is taken at a time
+    table = keys(seed=0, sample=range(70))
+    over, anew = Chain(ShiftInPlace(), ShiftInPlace()), Chain(("ShiftInPlace", Shift()), ("ShiftInPlace", Shift()))
+    before = batch.clone()
+    assert torch.equal(over(batch, table), anew(batch, table))
+    assert torch.equal(batch, before)
+    check_view(over, batch[:4])
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 1 << 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_room_is_ordinary_memory(shape, dtype):
+    rooms = [room_for(shape, dtype) for _ in range(3)]
+    for number, room in enumerate(rooms):
+        room.fill_(number)
+    assert [(int(room.min()), int(room.max())) for room in rooms] == [(0, 0), (1, 1), (2, 2)]
+    assert all(room.shape == shape and room.dtype == dtype and room.is_contiguous() for room in rooms)
+    assert torch.equal(pickle.loads(pickle.dumps(rooms[2])), rooms[2])
+
+
 def test_the_laws_catch_who_breaks_them():
     class Counts(Shift):
         drawn = 0
@@ -154,8 +190,13 @@ def test_the_laws_catch_who_breaks_them():
         def apply(self, batch, params):
             return batch.add_(1)
 
+    class AnotherInPlace(ShiftInPlace):
+        def apply_over(self, batch, params):
+            batch.add_(1)
+
     samples = torch.stack(pictures(same=True))
     for broken, law in (
+        (AnotherInPlace(), "in place equals anew"),
         (Counts(), "draw is a function"),
         (DrawsByPosition(), "draws do not depend on the batch"),
         (Global(), "no global randomness"),

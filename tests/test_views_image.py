@@ -12,7 +12,7 @@ from mmcon.media import ImageHandle
 from mmcon.random import keys
 from mmcon.registry import create_view
 from mmcon.view import Chain, meta_of, params_from_json, params_to_json, take_rows
-from views import colour, filters, geometry
+from views import colour, filters, geometry, resample
 
 torch.set_num_threads(1)
 
@@ -47,11 +47,30 @@ def test_gray_equals_torchvision():
     torch.testing.assert_close(colour.gray(x), tv.rgb_to_grayscale(x, 3), atol=1e-6, rtol=0)
 
 
+# Small pictures go together, tap by tap; large ones one by one, in blocks of 16 where the kernel is wide.
+@pytest.mark.parametrize(("height", "width"), [(37, 45), (70, 83), (96, 64)])
 @pytest.mark.parametrize(("sigma", "kernel"), [(0.1, 23), (0.5, 5), (1.3, 23), (2.0, 23), (3.1, 7)])
-def test_blur_equals_torchvision(sigma, kernel):
-    x = pictures(2)
+def test_blur_equals_torchvision(sigma, kernel, height, width):
+    x = pictures(2, height=height, width=width)
     ours = filters.gaussian_blur(x, torch.tensor([sigma, sigma], dtype=torch.float64), kernel // 2)
     torch.testing.assert_close(ours, tv.gaussian_blur(x, [kernel, kernel], [sigma, sigma]), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 29), (83, 77)])
+def test_a_blurred_picture_is_the_same_alone_and_white_stays_white(height, width):
+    x = pictures(5, height=height, width=width)
+    x[2] = 1.0
+    sigma = torch.tensor([0.2, 2.0, 1.3, 0.9, 1.6], dtype=torch.float64)
+    together = filters.gaussian_blur(x, sigma, 11)
+    assert float(together.max()) <= 1.0
+    for row in range(5):
+        assert torch.equal(filters.gaussian_blur(x[row : row + 1], sigma[row : row + 1], 11)[0], together[row])
+
+
+def test_pictures_with_channels_together_are_resampled_to_the_same_bytes():
+    x = pictures(3, height=90, width=77, dtype=torch.uint8)
+    crop, table = geometry.RandomResizedCrop(size=72, interpolation="bicubic"), keys(seed=1, sample=[1, 2, 3])
+    assert torch.equal(crop(x.contiguous(memory_format=torch.channels_last), table), crop(x, table))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
@@ -63,7 +82,7 @@ def test_crop_equals_torchvision(interpolation, dtype, height, width, size):
     params = crop.draw(keys(seed=1, sample=[1, 2, 3, 4]), meta_of(x, "image"))
     mode = tv.InterpolationMode.NEAREST_EXACT if interpolation == "nearest" else tv.InterpolationMode(interpolation)
     # Stacked and small pictures are resampled in floats, others in bytes, as torchvision does it for each type.
-    stacked_small = max(height * width, size[0] * size[1]) <= geometry.SMALL
+    stacked_small = max(height * width, size[0] * size[1]) <= resample.SMALL
     source = x.to(torch.float32) / 255 if dtype == torch.uint8 and stacked_small else x
     boxes = zip(*(params[n].tolist() for n in ("top", "left", "height", "width")), strict=True)
     theirs = torch.stack(
@@ -80,9 +99,9 @@ def test_stacked_and_single_resampling_agree():
     rows = [[0, 0, 40, 33], [3, 2, 30, 20], [9, 5, 5, 28], [1, 8, 11, 3], [0, 1, 1, 1]]
     box = dict(zip(("top", "left", "height", "width"), torch.tensor(rows).unbind(1), strict=True))
     for mode in ("bilinear", "bicubic"):
-        together = geometry._resample_stacked(x, box, (24, 28), mode)
+        together = resample._resample_stacked(x, box, (24, 28), mode)
         boxes = torch.stack([box[n] for n in ("top", "left", "height", "width")], 1).tolist()
-        each = geometry._resample_each(list(x), boxes, (24, 28), mode, "test")
+        each = resample._resample_each(list(x), boxes, (24, 28), mode, "test")
         torch.testing.assert_close(together, each, atol=2e-6, rtol=0)
 
 

@@ -7,6 +7,7 @@ factors. Where a picture is grey (one channel), saturation, hue and graying leav
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, final
 
 import torch
@@ -17,7 +18,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.view import Meta, Params, ViewGenerator
-from views.pixels import chunks, columns_on, mean_of_picture, on_rows, to_float
+from views.pixels import change, change_rows, mean_of_picture, on_rows, own_float, pour, to_float
 
 # ITU-R BT.601 luma, to the digits that torchvision and Pillow use.
 LUMA = (0.2989, 0.587, 0.114)
@@ -36,47 +37,22 @@ def luma(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
 
 def brightness(x: Pictures, factor: Factor) -> Pictures:
     """X · factor, clipped."""
-    return x.mul(factor).clamp_(0, 1)
+    return brightness_(x.clone(), factor)
 
 
 def contrast(x: Pictures, factor: Factor) -> Pictures:
     """Away from the picture's mean grey value: factor · x + (1 − factor) · mean, clipped."""
-    means = mean_of_picture(x)
-    if x.shape[1] == 3:
-        means = (means[:, :1] * LUMA[0]).add_(means[:, 1:2] * LUMA[1]).add_(means[:, 2:] * LUMA[2])
-    return x.mul(factor).add_(means.view(-1, 1, 1, 1) * (1 - factor)).clamp_(0, 1)
+    return contrast_(x.clone(), factor)
 
 
 def saturation(x: Pictures, factor: Factor) -> Pictures:
     """Away from each pixel's grey value: factor · x + (1 − factor) · luma, clipped."""
-    if x.shape[1] == 1:
-        return x
-    return x.mul(factor).add_(luma(x).mul_(1 - factor)).clamp_(0, 1)
+    return saturation_(x.clone(), factor)
 
 
 def hue(x: Pictures, factor: Factor) -> Pictures:
-    """Turn the hue by a fraction of the circle, at constant value and saturation of the HSV hexcone.
-
-    Branch-free. With max, min and chroma c = max − min of a pixel, P = (max − red)/c and D = (green − blue)/c, the hue
-    in sextants is sign(D) · (|D| + P · (3 − 2|D|)), on each of the six edges of the hexagon; and a hue h gives the
-    channel whose own hue is o as min + c · clip(||h − o| − 3| − 1, 0, 1).
-    """
-    if x.shape[1] == 1:
-        return x
-    red, green, blue = x.split(1, dim=1)
-    high = torch.maximum(torch.maximum(red, green), blue)
-    low = torch.minimum(torch.minimum(red, green), blue)
-    chroma = high - low
-    inverse = chroma.clamp(min=1e-12).reciprocal_()
-    difference = (green - blue).mul_(inverse)
-    size = difference.abs()
-    angle = (high.sub_(red)).mul_(inverse).mul_(3 - 2 * size).add_(size)
-    angle = torch.copysign(angle, difference)
-    own = torch.tensor([0.0, 2.0, -2.0], device=x.device).view(1, 3, 1, 1)
-    turn = 6 * factor - own
-    turn = turn - 6 * torch.round(turn / 6)
-    out = (angle + turn).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
-    return out.mul_(chroma).add_(low)
+    """Turn the hue by a fraction of the circle, at constant value and saturation of the HSV hexcone."""
+    return hue_(x.clone(), factor)
 
 
 def gray(x: Pictures) -> Pictures:
@@ -84,26 +60,66 @@ def gray(x: Pictures) -> Pictures:
     return luma(x).expand_as(x)
 
 
+# --- in place: a large picture leaves the cache when each step makes a new one ---------------------------------------
+
+
+def brightness_(x: Pictures, factor: Factor) -> Pictures:
+    """`brightness`, written over x."""
+    return x.mul_(factor).clamp_(0, 1)
+
+
+def contrast_(x: Pictures, factor: Factor) -> Pictures:
+    """`contrast`, written over x."""
+    means = mean_of_picture(x)
+    if x.shape[1] == 3:
+        means = (means[:, :1] * LUMA[0]).add_(means[:, 1:2] * LUMA[1]).add_(means[:, 2:] * LUMA[2])
+    return x.mul_(factor).add_(means.view(-1, 1, 1, 1) * (1 - factor)).clamp_(0, 1)
+
+
+def saturation_(x: Pictures, factor: Factor) -> Pictures:
+    """`saturation`, written over x."""
+    if x.shape[1] == 1:
+        return x
+    grey = luma(x).mul_(1 - factor)
+    return x.mul_(factor).add_(grey).clamp_(0, 1)
+
+
+def hue_(x: Pictures, factor: Factor) -> Pictures:
+    """`hue`, written over x, without branches and with one division.
+
+    With max, min and chroma c = max − min of a pixel, p = max − red and d = green − blue, the hue in sextants is
+    a / c with a = sign(d) · (|d| + p · (3 − 2|d|/c)), on each of the six edges of the hexagon; and a hue h gives the
+    channel whose own hue is o as min + c · clip(||h − o| − 3| − 1, 0, 1), here with c multiplied in: ||a + c·t| − 3c|
+    + min − c, between min and max, where t is the turn less o.
+    """
+    if x.shape[1] == 1:
+        return x
+    red, green, blue = x.split(1, dim=1)
+    high, low = torch.maximum(green, blue), torch.minimum(green, blue)
+    torch.maximum(high, red, out=high)
+    torch.minimum(low, red, out=low)
+    chroma = high - low
+    difference = green - blue
+    angle = difference.abs()
+    steep = chroma.clamp(min=1e-12)
+    torch.div(angle, steep, out=steep).mul_(-2).add_(3)
+    angle.addcmul_(high - red, steep)
+    torch.copysign(angle, difference, out=angle)
+    turn = 6 * factor - torch.tensor([0.0, 2.0, -2.0], device=x.device).view(1, 3, 1, 1)
+    turn = turn - 6 * torch.round(turn / 6)
+    torch.addcmul(angle, chroma, turn, out=x)
+    x.abs_().sub_(chroma, alpha=3).abs_().add_(torch.sub(low, chroma, out=chroma))
+    torch.maximum(x, low, out=x)
+    return torch.minimum(x, high, out=x)
+
+
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def in_drawn_order(x: Pictures, params: Params, operations: tuple[Operation, ...]) -> Pictures:
-    """The four operations, where drawn, in each picture's own order; pictures that share an order go together."""
-    factors = torch.stack([params[n] for n in ("brightness", "contrast", "saturation", "hue")], dim=1)
+    """The four operations, where drawn, in each picture's own order."""
     out = x.clone(memory_format=torch.contiguous_format)
-    code = (params["order"] * torch.tensor([64, 16, 4, 1])).sum(1)
-    code = torch.where(params["apply"], code, -1)
-    for value in code.unique().tolist():
-        if value < 0:
-            continue
-        order = [value // 64, value // 16 % 4, value // 4 % 4, value % 4]
-        for some in chunks(x, (code == value).nonzero().view(-1)):
-            there = some.to(x.device, non_blocking=True)
-            part = x.index_select(0, there)
-            columns = columns_on(x, *factors[some].unbind(1))
-            for operation in order:
-                part = operations[operation](part, columns[operation])
-            out.index_copy_(0, there, part)
+    in_drawn_order_(out, params, operations)
     return out
 
 
@@ -126,6 +142,26 @@ def draw_jitter(keys: Keys, strengths: dict[str, float], p: float, *, added: boo
     return drawn
 
 
+def in_drawn_order_(x: Pictures, params: Params, operations: tuple[Operation, ...]) -> None:
+    """`in_drawn_order`, written over x: pictures that share an order go together."""
+    names = ("brightness", "contrast", "saturation", "hue")
+    factors = torch.stack([params[name] for name in names], dim=1).to(x.device, torch.float32)[..., None, None, None]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, (drawn, order) in enumerate(zip(params["apply"].tolist(), params["order"].tolist(), strict=True)):
+        if drawn:
+            alike.setdefault(tuple(order), []).append(row)
+    for order, rows in alike.items():
+        change(x, torch.tensor(rows), partial(_one_after_another, order, operations), factors)
+
+
+def _one_after_another(
+    order: tuple[int, ...], operations: tuple[Operation, ...], part: Tensor, factors: Tensor
+) -> Tensor:
+    for operation in order:
+        part = operations[operation](part, factors[:, operation])
+    return part
+
+
 @register_view("image/colour-jitter", modality="image")
 @final
 class ColourJitter(ViewGenerator):
@@ -145,7 +181,8 @@ class ColourJitter(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    OPERATIONS: ClassVar[tuple[Operation, ...]] = (brightness, contrast, saturation, hue)
+    pour = staticmethod(pour)
+    OPERATIONS: ClassVar[tuple[Operation, ...]] = (brightness_, contrast_, saturation_, hue_)
 
     def __init__(
         self,
@@ -166,8 +203,13 @@ class ColourJitter(ViewGenerator):
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Adjust; pictures that share an order go together."""
-        x = to_float(batch, self.name or "image/colour-jitter")
-        return in_drawn_order(x, params, self.OPERATIONS)
+        out = own_float(batch, self.name or "image/colour-jitter")
+        self.apply_over(out, params)
+        return out
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Adjust in place."""
+        in_drawn_order_(batch, params, self.OPERATIONS)
 
 
 def jitter_of(strength: float, p: float = 0.8) -> ColourJitter:
@@ -191,6 +233,7 @@ class Grayscale(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
 
     def __init__(self, *, p: float = 0.2) -> None:
         self.p = p
@@ -202,6 +245,10 @@ class Grayscale(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Set to grey where drawn."""
         return on_rows(to_float(batch, self.name or "image/grayscale"), params["apply"], gray)
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Set to grey in place."""
+        change_rows(batch, params["apply"], gray)
 
 
 @register_view("image/solarize", modality="image")
@@ -215,6 +262,7 @@ class Solarize(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
 
     def __init__(self, *, threshold: float = 128 / 255, p: float = 0.2) -> None:
         self.threshold, self.p = threshold, p
@@ -225,5 +273,11 @@ class Solarize(ViewGenerator):
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Invert where drawn."""
-        x = to_float(batch, self.name or "image/solarize")
-        return on_rows(x, params["apply"], lambda some: torch.where(some >= self.threshold, 1 - some, some))
+        return on_rows(to_float(batch, self.name or "image/solarize"), params["apply"], self._invert)
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Invert in place."""
+        change_rows(batch, params["apply"], self._invert)
+
+    def _invert(self, some: Tensor) -> Tensor:
+        return torch.where(some >= self.threshold, 1 - some, some)

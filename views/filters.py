@@ -1,10 +1,12 @@
 """Filters over neighbourhoods: Gaussian blur.
 
-Kernels are separable and applied tap by tap, rows then columns, so that each picture may have its own width.
+Kernels are separable, columns first, and each picture may have its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, final
 
 import torch
@@ -16,7 +18,12 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.view import Meta, Params, ViewGenerator
-from views.pixels import on_rows, to_float
+from views.pixels import change_rows, on_rows, pour, to_float
+
+# Up to this many pixels pictures are blurred together on a CPU; larger ones go one by one, each at its own reach.
+SMALL = 64 * 64
+# From this reach, products with a band matrix, in blocks of so many pixels, are faster than sums tap by tap.
+FAR, BLOCK = 4, 16
 
 
 def gaussian_weights(sigma: Float[Tensor, "b"], radius: int) -> Float[Tensor, "b taps"]:
@@ -39,48 +46,84 @@ def gaussian_blur(
 ) -> Float[Tensor, "b c h w"]:
     """Convolve each picture with a Gaussian of its own standard deviation (pixels), the edges mirrored.
 
-    Taps whose weight is below 1e-7 for every picture at hand are left out: the result is that of the full kernel to
-    1e-6.
-
     Args:
         x: pictures.
         sigma: one a picture.
         radius: taps on each side of the centre.
         outside: a grey that lies beyond the edges, in place of the mirror.
     """
-    weights = gaussian_weights(sigma, radius).to(torch.float32)
+    return convolve(x, gaussian_weights(sigma, radius), outside)
+
+
+def convolve(
+    x: Float[Tensor, "b c h w"], weights: Float[Tensor, "b taps"], outside: float | None = None
+) -> Float[Tensor, "b c h w"]:
+    """Convolve the columns and the rows of each picture with its own symmetric kernel, the edges mirrored.
+
+    Taps whose weight is below 1e-7 are left out: the result is that of the full kernel to 1e-6. Where weights sum to a
+    bit above 1, white stays 1.
+
+    Args:
+        x: pictures.
+        weights: the right half of each kernel, the centre first, on the CPU.
+        outside: a grey that lies beyond the edges, in place of the mirror.
+    """
+    weights = weights.to(torch.float32)
     weights = torch.where(weights > 1e-7, weights, 0.0)
-    reach = int((weights > 0).any(0).nonzero().max())
-    if not reach:
-        return x
-    # Channel by channel, so that the passes over one plane stay in the cache.
-    b, c, h, w = x.shape
-    planes = x.reshape(b * c, h, w)
-    columns = weights.to(x.device, non_blocking=True).repeat_interleave(c, dim=0)[:, :, None, None]
-    out = torch.empty_like(planes)
-    few = max(1, PLANES // (h * w)) if x.device.type == "cpu" else len(planes)
-    for start in range(0, len(planes), few):
-        some = slice(start, start + few)
-        rows = _blur_axis(planes[some], columns[some], reach, -2, outside)
-        out[some] = _blur_axis(rows, columns[some], reach, -1, outside)
-    return out.view(b, c, h, w)
+    if x.device.type != "cpu" or x.shape[-2] * x.shape[-1] <= SMALL:
+        reach = int((weights > 0).any(0).nonzero().max())
+        columns = weights.to(x.device, non_blocking=True)[:, : reach + 1, None, None, None]
+        return _tap_by_tap(x, columns.unbind(1), outside).clamp_(max=1)
+    made = []
+    for picture, own in zip(x.split(1), weights.tolist(), strict=True):
+        taps = [weight for weight in own if weight]
+        made.append((_in_blocks if len(taps) > FAR else _tap_by_tap)(picture, taps, outside).clamp_(max=1))
+    return made[0] if len(made) == 1 else torch.cat(made)
 
 
-# Numbers that are blurred together on a CPU.
-PLANES = 1 << 16
+def _tap_by_tap(x: Tensor, taps: Sequence[float | Tensor], outside: float | None) -> Tensor:
+    reach = len(taps) - 1
+    out = _widened(x, reach, outside)
+    for axis in (-2, -1):
+        size = x.shape[axis]
+        total = out.narrow(axis, reach, size) * taps[0]
+        both = torch.empty_like(total)
+        for tap in range(1, reach + 1):
+            torch.add(out.narrow(axis, reach - tap, size), out.narrow(axis, reach + tap, size), out=both)
+            _add_times(total, both, taps[tap])
+        out = total
+    return out
 
 
-def _blur_axis(planes: Tensor, weights: Tensor, reach: int, axis: int, outside: float | None) -> Tensor:
-    size = planes.shape[axis]
-    side = (0, 0, reach, reach) if axis == -2 else (reach, reach, 0, 0)
-    mirrored = outside is None
-    wide = F.pad(planes[:, None], side, "reflect" if mirrored else "constant", None if mirrored else outside)[:, 0]
-    total = wide.narrow(axis, reach, size) * weights[:, 0]
-    both = torch.empty_like(total)
-    for tap in range(1, reach + 1):
-        torch.add(wide.narrow(axis, reach - tap, size), wide.narrow(axis, reach + tap, size), out=both)
-        total.addcmul_(both, weights[:, tap])
-    return total
+def _widened(x: Tensor, reach: int, outside: float | None) -> Tensor:
+    return F.pad(x, (reach,) * 4, "reflect") if outside is None else F.pad(x, (reach,) * 4, value=outside)
+
+
+def _add_times(total: Tensor, x: Tensor, weight: float | Tensor) -> None:
+    if isinstance(weight, Tensor):
+        total.addcmul_(x, weight)
+    else:
+        total.add_(x, alpha=weight)
+
+
+def _in_blocks(x: Tensor, taps: list[float], outside: float | None) -> Tensor:
+    """BLOCK rows that leave are a band matrix times BLOCK + 2·reach rows that come; then the same for columns."""
+    reach = len(taps) - 1
+    span, (c, h, w) = BLOCK + 2 * reach, x.shape[1:]
+    down, across = -(-h // BLOCK), -(-w // BLOCK)
+    band = torch.zeros(BLOCK, span)
+    band.as_strided((BLOCK, 2 * reach + 1), (span + 1, 1)).copy_(torch.tensor([*taps[:0:-1], *taps]))
+    wide = _widened(x, reach, outside)
+    wide = F.pad(wide, (0, across * BLOCK - w, 0, down * BLOCK - h))[0]
+    width = wide.shape[-1]
+    rows = torch.empty(c, down, BLOCK, width)
+    for plane, out in zip(wide, rows, strict=True):
+        windows = plane.as_strided((down, span, width), (BLOCK * width, width, 1), plane.storage_offset())
+        torch.bmm(band.expand(down, -1, -1), windows, out=out)
+    windows = rows.as_strided((across, c * down * BLOCK, span), (BLOCK, width, 1))
+    out = torch.empty(c, down * BLOCK, across * BLOCK)
+    torch.bmm(windows, band.T.expand(across, -1, -1), out=out.view(-1, across, BLOCK).transpose(0, 1))
+    return out[None, :, :h, :w]
 
 
 @register_view("image/blur", modality="image")
@@ -96,6 +139,7 @@ class Blur(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
 
     def __init__(
         self,
@@ -120,6 +164,16 @@ class Blur(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Blur where drawn."""
         x = to_float(batch, self.name or "image/blur")
+        weights = gaussian_weights(params["sigma"], self._radius(x))
+        return on_rows(x, params["apply"], partial(convolve, outside=self.outside), weights)
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Blur in place."""
+        weights = gaussian_weights(params["sigma"], self._radius(batch))
+        change_rows(batch, params["apply"], partial(convolve, outside=self.outside), weights)
+
+    def _radius(self, x: Tensor) -> int:
+        """Taps on each side of the centre, for pictures of this size."""
         shorter = min(x.shape[-2:])
         radius = (self.kernel or default_kernel(shorter)) // 2
         if radius >= shorter:
@@ -128,11 +182,7 @@ class Blur(ViewGenerator):
                 expected=f"a kernel below twice the shorter side ({shorter} px)",
                 got=f"kernel={self.kernel}",
             )
-
-        def blur(some: Tensor, sigma: Tensor) -> Tensor:
-            return gaussian_blur(some, sigma, radius, self.outside)
-
-        return on_rows(x, params["apply"], blur, params["sigma"])
+        return radius
 
 
 def default_kernel(side: int) -> int:

@@ -19,9 +19,10 @@ from views.channels import ColourChannels, Edges
 from views.colour import ColourJitter, Grayscale, Solarize, jitter_of
 from views.colour_tf import tf_jitter_of
 from views.filters import Blur
-from views.geometry import Flip, Interpolation, RandomResizedCrop, Resize
+from views.geometry import Flip, RandomResizedCrop, Resize
 from views.pixels import one_of
 from views.policies import RandAugment
+from views.resample import Interpolation
 from views.scopes import SharedByViews
 
 Size = int | tuple[int, int]

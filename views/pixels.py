@@ -30,6 +30,21 @@ def to_float(batch: Tensor, where: str) -> Float[Tensor, "b c h w"]:
     return batch.to(torch.float32)
 
 
+def pour(batch: Tensor, out: Tensor, where: str) -> None:
+    """Check a stacked batch and write it to `out` as float32 in [0, 1]."""
+    check_stacked(batch, where)
+    out.copy_(batch)
+    if batch.dtype == torch.uint8:
+        out.div_(255)
+
+
+def own_float(batch: Tensor, where: str) -> Float[Tensor, "b c h w"]:
+    """As `to_float`, in memory that may be written over."""
+    out = torch.empty(batch.shape, device=batch.device)
+    pour(batch, out, where)
+    return out
+
+
 def check_stacked(batch: Any, where: str) -> None:
     """Refuse what is not a batch of pictures: wrong axes, channels, types, and (on a CPU) numbers outside [0, 1]."""
     if not isinstance(batch, Tensor) or batch.dim() != 4:
@@ -97,22 +112,34 @@ def on_rows(batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *paramet
         function: `f(pictures, *parameters) -> pictures`; it may work in place.
         parameters: `b …` each, of which it gets the rows.
     """
-    flags = rows.tolist()
-    if not any(flags):
+    if not bool(rows.any()):
         return batch
     out = torch.empty_like(batch, memory_format=torch.contiguous_format)
     # One pass through the batch: a second over a copy of it costs more than the function itself.
     for some in chunks(batch):
         few = slice(int(some[0]), int(some[-1]) + 1)
-        count, part = sum(flags[few]), out[few].copy_(batch[few])
-        if count == len(part):
-            part.copy_(function(part, *(p[few] for p in parameters)))
-        elif count:
-            chosen = rows[few].nonzero().view(-1)
-            there = chosen.to(batch.device, non_blocking=True)
-            changed = function(part.index_select(0, there), *(p[few][chosen] for p in parameters))
-            part.index_copy_(0, there, changed)
+        change_rows(out[few].copy_(batch[few]), rows[few], function, *(p[few] for p in parameters))
     return out
+
+
+def change_rows(batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *parameters: Tensor) -> None:
+    """As `on_rows`, in the batch itself."""
+    change(batch, rows.nonzero().view(-1), function, *parameters)
+
+
+def change(batch: Num[Tensor, "b c h w"], positions: Tensor, function: Any, *parameters: Tensor) -> None:
+    """As `change_rows`, of the pictures at some positions."""
+    for some in chunks(batch, positions):
+        if len(some) == 1 or len(some) == len(batch):
+            few = slice(int(some[0]), int(some[-1]) + 1)
+            part = batch[few]
+            changed = function(part, *(p[few] for p in parameters))
+            if changed.data_ptr() != part.data_ptr():
+                part.copy_(changed)
+        else:
+            there = some.to(batch.device, non_blocking=True)
+            changed = function(batch.index_select(0, there), *(p[some] for p in parameters))
+            batch.index_copy_(0, there, changed)
 
 
 def mean_of_picture(batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:

@@ -12,8 +12,9 @@ from torch import Tensor
 from mmcon.errors import InputError
 from mmcon.random import FIELDS, Keys
 from mmcon.view import Chain, Meta, Params, Scope, ViewGenerator
-from views.geometry import SMALL, RandomResizedCrop, Resize, resize_picture
+from views.geometry import RandomResizedCrop, Resize
 from views.pixels import check_picture
+from views.resample import SMALL, resize_picture
 
 
 @final

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.view import Meta, Params, ViewGenerator
-from views.pixels import on_rows, to_float
+from views.pixels import change_rows, on_rows, pour, to_float
 
 
 @register_view("image/warp", modality="image")
@@ -29,6 +29,7 @@ class Warp(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
 
     def __init__(self, *, strength: float = 23.0, p: float = 0.0) -> None:
         self.strength, self.p = strength, p
@@ -42,6 +43,10 @@ class Warp(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Warp where drawn; what comes from outside repeats the border."""
         return on_rows(to_float(batch, self.name or "image/warp"), params["apply"], _warp, params["moves"])
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Warp in place."""
+        change_rows(batch, params["apply"], _warp, params["moves"])
 
 
 def _warp(x: Tensor, moves: Tensor) -> Tensor:

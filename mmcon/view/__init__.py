@@ -11,6 +11,7 @@ A chain draws the parameters of all its parts at once, from what the headers say
 from mmcon.view.adapters import FunctionView, Identity, seeded, takes_generator
 from mmcon.view.chain import IN_CACHE, Chain, as_chain, stack
 from mmcon.view.generator import SCOPES, SHAPE_FACTS, Meta, Params, Scope, ViewGenerator, in_scope, meta_of
+from mmcon.view.memory import room_for
 from mmcon.view.params import check_params, describe_row, params_from_json, params_to_json, take_rows
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "meta_of",
     "params_from_json",
     "params_to_json",
+    "room_for",
     "seeded",
     "stack",
     "take_rows",

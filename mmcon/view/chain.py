@@ -11,6 +11,7 @@ from torch import Tensor
 from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.view.generator import Meta, Params, ViewGenerator, in_scope
+from mmcon.view.memory import keep_freed_memory, room_for
 from mmcon.view.params import take_rows
 
 # On a CPU a chain takes about this many numbers through all its batched parts at a time.
@@ -114,14 +115,31 @@ class Chain(ViewGenerator):
         free = all(part.scope in ("sample", "clip", "batch") for _, part in parts)
         if len(parts) < 2 or not free or not isinstance(batch, Tensor) or batch.device.type != "cpu":
             return self._run(parts, batch, params)
+        keep_freed_memory()
         few = max(1, IN_CACHE // max(1, batch[:1].numel()))
+        if all(part.pour is not None for _, part in parts):
+            return self._in_place(parts, batch, params, few)
         if few >= len(batch):
             return self._run(parts, batch, params)
-        done = []
-        for start in range(0, len(batch), few):
-            rows = slice(start, start + few)
-            done.append(self._run(parts, batch[rows], {name: take_rows(params[name], rows) for name, _ in parts}))
-        return torch.cat(done) if isinstance(done[0], Tensor) else self._run(parts, batch, params)
+        out: Tensor | None = None
+        for rows, some in _some_at_a_time(parts, params, len(batch), few):
+            made = self._run(parts, batch[rows], some)
+            if not isinstance(made, Tensor):
+                return self._run(parts, batch, params)
+            if out is None:
+                out = room_for((len(batch), *made.shape[1:]), made.dtype)
+            out[rows] = made
+        return out
+
+    def _in_place(self, parts: Sequence[tuple[str, ViewGenerator]], batch: Tensor, params: Params, few: int) -> Tensor:
+        out, pour = room_for(batch.shape), parts[0][1].pour
+        assert pour is not None
+        for rows, some in _some_at_a_time(parts, params, len(batch), few):
+            own = out[rows]
+            pour(batch[rows], own, self.name or parts[0][0])
+            for name, part in parts:
+                part.apply_over(own, some[name])
+        return out
 
     @staticmethod
     def _run(parts: Sequence[tuple[str, ViewGenerator]], batch: Any, params: Params) -> Any:
@@ -131,6 +149,14 @@ class Chain(ViewGenerator):
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(f'{name}={part!r}' for name, part in self._parts)})"
+
+
+def _some_at_a_time(
+    parts: Sequence[tuple[str, ViewGenerator]], params: Params, count: int, few: int
+) -> Iterator[tuple[slice, Params]]:
+    for start in range(0, count, few):
+        rows = slice(start, start + few)
+        yield rows, {name: take_rows(params[name], rows) for name, _ in parts}
 
 
 def as_chain(generator: ViewGenerator) -> Chain:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, Protocol, final
 
 import torch
 from torch import Tensor
@@ -27,6 +27,12 @@ SHAPE_FACTS: dict[str, dict[str, int]] = {
 }
 
 
+class Pour(Protocol):
+    """Check a stacked batch, for the generator named, and write it to a float32 tensor of the same shape."""
+
+    def __call__(self, batch: Tensor, out: Tensor, where: str) -> None: ...  # noqa: D102
+
+
 class ViewGenerator(ABC):
     """A random function of samples.
 
@@ -40,12 +46,15 @@ class ViewGenerator(ABC):
         ragged: whether it takes samples of differing sizes, undecoded ones among them (then `apply` gets a sequence
             of samples, or a stacked tensor where sizes agree), rather than only a stacked batch.
         keeps_meaning: whether what a sample shows is still true of its view; False of one that runs time backwards.
+        pour: how a batch becomes the floats that `apply_over` works on; None where a generator cannot work in place. A
+            chain of parts that all can makes no new tensor for each, which would cost more time than most parts do.
     """
 
     modality: ClassVar[str] = "any"
     scope: ClassVar[Scope] = "sample"
     ragged: ClassVar[bool] = False
     keeps_meaning: ClassVar[bool] = True
+    pour: ClassVar[Pour | None] = None
     #: The name under which the registry made it; the class's name otherwise.
     name: str = ""
 
@@ -56,6 +65,10 @@ class ViewGenerator(ABC):
     @abstractmethod
     def apply(self, batch: Any, params: Params) -> Any:
         """Make the views: a function of the samples and the parameters alone."""
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """As `apply`, to the same bits, but written over the batch: for generators that have `pour`."""
+        raise NotImplementedError(f"{type(self).__name__} makes new tensors: call apply")
 
     def leaves(self, meta: Meta, params: Params) -> Meta:
         """What is known of the views that `apply` will make; by default what was known before."""
