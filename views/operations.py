@@ -6,6 +6,7 @@ its function; where an operation has none, the magnitude is ignored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -101,32 +102,38 @@ def affine_grid(
     matrix: Float[Tensor, "b 2 3"], height: int, width: int, device: torch.device
 ) -> Float[Tensor, "b h w 2"]:
     """Where each pixel comes from, as `grid_sample` counts: the picture from −1 to 1."""
-    m = matrix.to(device, torch.float32)[:, :, :, None, None]
-    across = (torch.arange(width, device=device, dtype=torch.float32) + 0.5 - width / 2).view(1, 1, width)
-    down = (torch.arange(height, device=device, dtype=torch.float32) + 0.5 - height / 2).view(1, height, 1)
-    at_x = m[:, 0, 0] * across + m[:, 0, 1] * down + m[:, 0, 2]
-    at_y = m[:, 1, 0] * across + m[:, 1, 1] * down + m[:, 1, 2]
-    return torch.stack([at_x / (width / 2), at_y / (height / 2)], dim=-1)
+    # torchvision's arithmetic, step by step in float32, so that a pixel between two neighbours falls to the same one.
+    scaled = matrix.to(device, torch.float32).transpose(1, 2) / torch.tensor([width / 2, height / 2], device=device)
+    places = torch.ones(height, width, 3, device=device)
+    places[..., 0] = torch.arange(width, device=device) - (width - 1) / 2
+    places[..., 1] = (torch.arange(height, device=device) - (height - 1) / 2)[:, None]
+    places = places.view(1, height * width, 3).expand(len(matrix), -1, -1)
+    return torch.bmm(places, scaled).view(-1, height, width, 2)
 
 
 def affine_matrix(magnitude: Tensor, cells: dict[tuple[int, int], Tensor]) -> Float[Tensor, "b 2 3"]:
-    """The identity but for some cells."""
-    matrix = torch.zeros(len(magnitude), 2, 3)
-    matrix[:, 0, 0] = matrix[:, 1, 1] = 1.0
+    """The identity but for some cells, in float64 on the CPU."""
+    matrix = torch.eye(2, 3, dtype=torch.float64).repeat(len(magnitude), 1, 1)
     for (row, column), value in cells.items():
-        matrix[:, row, column] = value.to(matrix.device)
+        matrix[:, row, column] = value.to("cpu", torch.float64)
     return matrix
+
+
+def _slopes(magnitude: Magnitude) -> Float[Tensor, "b"]:
+    """Slopes by way of an angle in degrees, as torchvision has them: the last bit decides ties."""
+    angles = [math.degrees(math.atan(slope)) for slope in magnitude.flatten().tolist()]
+    return torch.tensor([math.tan(math.radians(angle)) for angle in angles], dtype=torch.float64)
 
 
 def shear_x(x: Pictures, slope: Magnitude, fill: float = 0.0) -> Pictures:
     """Rows shifted in proportion to their distance from the top edge; the magnitude is the slope."""
-    m = slope.view(-1)
+    m = _slopes(slope)
     return affine(x, affine_matrix(m, {(0, 1): m, (0, 2): m * (x.shape[-2] / 2)}), fill=fill)
 
 
 def shear_y(x: Pictures, slope: Magnitude, fill: float = 0.0) -> Pictures:
     """Columns shifted in proportion to their distance from the left edge; the magnitude is the slope."""
-    m = slope.view(-1)
+    m = _slopes(slope)
     return affine(x, affine_matrix(m, {(1, 0): m, (1, 2): m * (x.shape[-1] / 2)}), fill=fill)
 
 
@@ -149,8 +156,8 @@ def rotate(x: Pictures, degrees: Magnitude, fill: float = 0.0) -> Pictures:
 
 def turn(degrees: Float[Tensor, "b"]) -> dict[tuple[int, int], Tensor]:
     """The cells of a rotation's matrix."""
-    angle = torch.deg2rad(degrees.to("cpu", torch.float64))
-    cos, sin = torch.cos(angle), torch.sin(angle)
+    angles = [math.radians(angle % 360) for angle in degrees.tolist()]
+    cos, sin = (torch.tensor([f(angle) for angle in angles], dtype=torch.float64) for f in (math.cos, math.sin))
     return {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos}
 
 
