@@ -93,7 +93,7 @@ def kornia_batched(s: Setting, x: Tensor) -> Iterator[tuple[str, Callable[[], ob
             K.RandomGrayscale(p=0.2),
             *([K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5)] if s.blur else []),
         )
-        yield f"kornia, {cropping}", lambda chain=chain: chain(x.to(torch.float32) / 255)
+        yield f"kornia, {cropping}", lambda chain=chain: chain(x.to(torch.float32).div_(255))
 
 
 def albumentations_each(s: Setting, x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -115,7 +115,7 @@ def albumentations_each(s: Setting, x: Tensor) -> Iterator[tuple[str, Callable[[
 
     def run() -> object:
         made = np.stack([chain(image=picture)["image"] for picture in pictures])
-        return torch.from_numpy(made).permute(0, 3, 1, 2).to(torch.float32) / 255
+        return torch.from_numpy(made).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
     yield "albumentations", run
 
