@@ -116,13 +116,6 @@ def hue_(x: Pictures, factor: Factor) -> Pictures:
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
-def in_drawn_order(x: Pictures, params: Params, operations: tuple[Operation, ...]) -> Pictures:
-    """The four operations, where drawn, in each picture's own order."""
-    out = x.clone(memory_format=torch.contiguous_format)
-    in_drawn_order_(out, params, operations)
-    return out
-
-
 def check_strengths(where: str, **strengths: float) -> None:
     """Refuse a jitter's strengths below 0, and a hue above half a circle."""
     if min(strengths.values()) < 0 or strengths["hue"] > 0.5:
@@ -143,7 +136,7 @@ def draw_jitter(keys: Keys, strengths: dict[str, float], p: float, *, added: boo
 
 
 def in_drawn_order_(x: Pictures, params: Params, operations: tuple[Operation, ...]) -> None:
-    """`in_drawn_order`, written over x: pictures that share an order go together."""
+    """The four operations, where drawn, in each picture's own order, over x; pictures that share one go together."""
     names = ("brightness", "contrast", "saturation", "hue")
     factors = torch.stack([params[name] for name in names], dim=1).to(x.device, torch.float32)[..., None, None, None]
     alike: dict[tuple[int, ...], list[int]] = {}

@@ -21,13 +21,13 @@ from views.colour import (
     Factor,
     Operation,
     Pictures,
-    brightness,
+    brightness_,
     check_strengths,
     draw_jitter,
-    hue,
-    in_drawn_order,
+    hue_,
+    in_drawn_order_,
 )  # fmt: skip
-from views.pixels import columns_on, mean_of_picture, to_float
+from views.pixels import columns_on, mean_of_picture, own_float, pour, to_float
 
 BRIGHTNESS = ("added", "multiplied")
 
@@ -93,6 +93,7 @@ class TensorFlowJitter(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
 
     def __init__(
         self,
@@ -118,9 +119,14 @@ class TensorFlowJitter(ViewGenerator):
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Adjust; pictures that share an order go together."""
-        first: Operation = added_brightness if self.brightness_is == "added" else brightness
-        x = to_float(batch, self.name or "image/colour-jitter-tf")
-        return in_drawn_order(x, params, (first, contrast_of_channels, hsv_saturation, hue))
+        out = own_float(batch, self.name or "image/colour-jitter-tf")
+        self.apply_over(out, params)
+        return out
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Adjust in place."""
+        first: Operation = added_brightness if self.brightness_is == "added" else brightness_
+        in_drawn_order_(batch, params, (first, contrast_of_channels, hsv_saturation, hue_))
 
 
 def tf_jitter_of(strength: float, brightness: str) -> TensorFlowJitter:
