@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from mmcon.affinity import Dense, SameLabel, TimeKernel
 from mmcon.losses import weighted_supcon
+from mmcon.training.budget import peak_bytes
 
 TEMPERATURE = 0.1
 
@@ -75,14 +75,7 @@ def seconds(loss: Callable[[Tensor], Tensor], z: Tensor, clock: Callable[[], flo
 
 def extra_mib(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
     """Peak of allocated bytes during a step, in MiB, counted by torch's profiler."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watch:
-        step(loss, z)
-    level = peak = 0
-    for event in sorted(watch.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            level += event.nbytes()
-            peak = max(peak, level)
-    return peak / 2**20
+    return peak_bytes(lambda: step(loss, z)) / 2**20
 
 
 def side_by_side(

@@ -1,6 +1,5 @@
 """The same numbers as published implementations, each under its own convention, and what bad input says."""
 
-import itertools
 import math
 
 import pytest
@@ -8,11 +7,11 @@ import torch
 from loss_cases import D, draw, unit
 from pytorch_metric_learning.losses import NTXentLoss
 from pytorch_metric_learning.losses import SupConLoss as TheirSupCon
-from torch.profiler import ProfilerActivity, profile
 
 from mmcon.affinity import Dense, LabelKernel, SameLabel, TimeKernel
 from mmcon.errors import InputError
 from mmcon.losses import HardNegatives, SupConLoss, explain_backend, presets, weighted_supcon
+from mmcon.training.budget import peak_bytes
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 3])
 
@@ -88,15 +87,6 @@ def test_an_asymmetric_graded_mask_may_be_given():
     )
     torch.testing.assert_close(dense, expected)
     torch.testing.assert_close(tiled, expected)
-
-
-def peak_bytes(step):
-    """The most bytes that torch holds at once during a step, beyond what it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watch:
-        step()
-    events = sorted(watch.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    levels = itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]")
-    return max(levels)
 
 
 @pytest.mark.parametrize("kind", ["labels", "sincere", "time"])

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmcon.affinity import LabelKernel, SameLabel, SameSample, TimeKernel
 from mmcon.batch import Index, ViewBatch
+from mmcon.candidates import gather
 from mmcon.candidates.queue import Queue
 from mmcon.losses import LearnableTemperature, presets
 from mmcon.training.large_batch import cached
@@ -177,3 +178,32 @@ def test_a_process_may_lack_a_modality(tmp_path):
         theirs, gradient = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(theirs, loss.detach(), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(gradient, z[rank].grad, rtol=1e-12, atol=1e-12)
+
+
+SIZES = ((2, 2), (1, 3), (4, 0))
+
+
+def own_sums(rank, port, folder):
+    """Each process's own rows of a sum, by scattering and by summing everything, for even, uneven and missing parts."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    found = {}
+    for sizes in SIZES:
+        values = draw(4, WIDTH, seed=rank)
+        scattered = gather._own_sum(values, list(sizes))
+        gather.SCATTERING = ()
+        found[sizes] = scattered, gather._own_sum(values, list(sizes))
+        gather.SCATTERING = ("gloo",)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_gradients_of_gathered_rows_are_scattered_or_summed_alike(tmp_path):
+    torch.multiprocessing.spawn(own_sums, (free_port(), str(tmp_path)), nprocs=2)
+    expected = draw(4, WIDTH, seed=0) + draw(4, WIDTH, seed=1)
+    for rank in range(2):
+        for sizes, (scattered, summed) in torch.load(tmp_path / f"{rank}.pt").items():
+            assert torch.equal(scattered, expected.split(sizes)[rank])
+            assert torch.equal(summed, scattered)

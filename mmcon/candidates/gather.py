@@ -12,7 +12,8 @@ nothing else in the house does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,9 @@ from torch.distributed.tensor import DTensor
 
 from mmcon.batch import Index
 from mmcon.errors import InputError
+
+#: Backends that can give each process its own block of a sum; the others sum everything everywhere.
+SCATTERING = ("nccl", "gloo")
 
 
 def process_count() -> int:
@@ -101,6 +105,39 @@ def summed_over_processes(values: Tensor) -> Tensor:
     return values if process_count() == 1 else _Summed.apply(values)
 
 
+def any_process(here: bool, device: torch.device | str) -> bool:
+    """Whether something holds on any process, so that all act alike; `device` is one that they can talk from."""
+    return here if process_count() == 1 else bool(sum_over_processes(torch.tensor(int(here), device=device)))
+
+
+def from_all(value: Any) -> list[Any]:
+    """Every process's value, in their order: anything that can be pickled."""
+    return [value] if process_count() == 1 else _exchange(value)
+
+
+@torch.no_grad()
+def share_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give all processes the first one's values, in place."""
+    for tensor in tensors if process_count() > 1 else ():
+        values = tensor.detach().contiguous()  # backends do not take channels-last ones
+        dist.broadcast(values, src=0)
+        tensor.copy_(values)
+
+
+def patient_group() -> Any:
+    """Processes that may wait for one another for days, where the usual limits of minutes would end the run.
+
+    Over gloo, which waits without using a device; None in a single process. Every process must ask.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(days=30)) if process_count() > 1 else None
+
+
+def wait_for_all(group: Any) -> None:
+    """Wait until every process has come here."""
+    if group is not None:
+        dist.barrier(group)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which processes hold parts (FSDP2) with all of them; every process must ask. Others are returned."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -145,9 +182,9 @@ class _Description(NamedTuple):
         return _Description(len(rows), rows.shape[1], rows.dtype, rows.requires_grad, columns)
 
 
-def _exchange(description: dict[Any, Any]) -> list[dict[Any, Any]]:
+def _exchange(value: Any) -> list[Any]:
     everyone: list[Any] = [None] * process_count()
-    dist.all_gather_object(everyone, description)
+    dist.all_gather_object(everyone, value)
     return everyone
 
 
@@ -189,6 +226,24 @@ def _all_gather(local: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([rows[:size] for rows, size in zip(received, sizes, strict=True)]).to(local.dtype)
 
 
+def _own_sum(gathered: Tensor, sizes: list[int]) -> Tensor:
+    """The sum over processes of values for the rows of all, of which this process receives those of its own rows.
+
+    Half the traffic of summing everything everywhere. Blocks are padded to the longest, since backends take equal ones.
+    """
+    if dist.get_backend() not in SCATTERING:
+        return sum_over_processes(gathered.contiguous()).split(sizes)[process_rank()]
+    longest, blocks = max(sizes), gathered.contiguous()
+    if len(set(sizes)) > 1:
+        padded = gathered.new_zeros(len(sizes), longest, *gathered.shape[1:])
+        for block, rows in zip(padded, gathered.split(sizes), strict=True):
+            block[: len(rows)] = rows
+        blocks = padded.flatten(0, 1)
+    summed = gathered.new_empty(longest, *gathered.shape[1:])
+    dist.reduce_scatter_tensor(summed, blocks)
+    return summed[: sizes[process_rank()]]
+
+
 class _GatherRows(torch.autograd.Function):
     """All names at once, so that backward is one node and processes cannot meet it in different orders."""
 
@@ -200,12 +255,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rank, own = process_rank(), []
-        for gradient, sizes in zip(gradients, ctx.sizes, strict=True):
-            summed = gradient.contiguous().clone()
-            dist.all_reduce(summed)
-            own.append(summed.split(sizes)[rank])
-        return None, *own
+        return None, *(_own_sum(gradient, sizes) for gradient, sizes in zip(gradients, ctx.sizes, strict=True))
 
 
 class _Summed(torch.autograd.Function):

@@ -11,6 +11,7 @@ its allocator cannot use. `RESERVED` stands for both.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmcon.errors import InputError
@@ -126,6 +128,19 @@ def saved_bytes(forward: Callable[[], Any], *, parameters: Iterable[Tensor] = ()
         graph = forward()
     del graph
     return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in known)
+
+
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """The most bytes that torch holds on the CPU at once during a step, beyond what it held before.
+
+    Counted by its profiler, which sees allocations by torch and none of what libraries keep to themselves.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watch:
+        step()
+    results: Any = watch.profiler
+    events = sorted(results.kineto_results.events(), key=lambda event: event.start_ns())
+    levels = itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]")
+    return max(levels, default=0)
 
 
 def activation_bytes(

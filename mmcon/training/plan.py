@@ -220,8 +220,9 @@ class Plan:
         whole = self.engine == "ddp"
         return Traffic(
             rows=rows * (self.embedding_dim * FLOAT + TABLE_BYTES),
+            # Each process receives the sum of its own rows' gradients alone.
+            row_gradients=rows * self.embedding_dim * FLOAT,
             # A ring sums in two turns: parts are added up, then passed on.
-            row_gradients=2 * rows * self.embedding_dim * FLOAT,
             gradients=2 * weights if whole else weights,
             weights=0 if whole else 2 * weights,
         )
