@@ -56,6 +56,17 @@ def test_a_checkpoint_brings_it_back(make):
         Queue(size=7).load_state_dict(memory.state_dict())
 
 
+@pytest.mark.parametrize("make", [lambda: Queue(size=5), lambda: Bank(samples=torch.arange(20))])
+def test_what_a_checkpoint_brings_back_moves_to_the_device(make):
+    """Checkpoints are read onto the CPU; the meta device stands in for a GPU."""
+    memory = pushed(make(), 3)
+    store = memory.to("meta")._stores["joint", "image"]
+    assert {name: tensor.device.type for name, tensor in store.items() if name != "pushed"} == dict.fromkeys(
+        (name for name in store if name != "pushed"), "meta"
+    )
+    assert all(tensor.device.type == "cpu" for name, tensor in store.items() if name == "pushed")
+
+
 def test_bank_averages_views_and_moves_by_momentum():
     bank = Bank(samples=torch.tensor([7, 5]), momentum=0.5)
     x, y = torch.eye(2, dtype=D)

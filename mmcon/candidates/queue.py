@@ -51,6 +51,12 @@ class _Memory:
             (s, m): {k: v.clone() for k, v in store.items()} for (s, m), store in zip(split, stores, strict=True)
         }
 
+    def to(self, device: torch.device | str) -> _Memory:
+        """Move all rows to a device; counts stay on the CPU, where they are read without waiting for another."""
+        for store in self._stores.values():
+            store |= {key: tensor if key == "pushed" else tensor.to(device) for key, tensor in store.items()}
+        return self
+
     def _kept(self, table: Index) -> Index:
         return Index({name: table[name] for name in self.columns if name in table}, n=table.n)
 

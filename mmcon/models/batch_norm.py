@@ -31,6 +31,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         axes = [d for d in range(input.dim()) if d != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
+        given, input = input.dtype, input.to(torch.promote_types(input.dtype, torch.float32))  # sums need the digits
         here = input.new_tensor([input.numel() / input.shape[1]])
         sums = summed_over_processes(torch.cat([input.sum(axes), here]))
         n = sums[-1].detach()
@@ -39,9 +40,9 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         variance = summed_over_processes(centred.square().sum(axes)) / n
         self._remember(mean.detach(), variance.detach() * n / (n - 1), n)
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.weight is None:
-            return normalised
-        return normalised * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised.to(given)
 
     def _remember(self, mean: Tensor, variance: Tensor, n: Tensor) -> None:
         """Move the running statistics; the running variance is the unbiased one, as in torch."""

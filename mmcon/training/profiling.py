@@ -48,11 +48,16 @@ class Profile:
             return
         done, self._profiler = self._profiler, None
         done.stop()
+        if self._steps == SKIPPED:
+            return
         done.export_chrome_trace(str(self.folder / "profile.json"))
-        order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = done.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=40)
         (self.folder / "profile.txt").write_text(table + "\n")
-        self.tell(f"profile of {KEPT} steps: {self.folder / 'profile.txt'}, and a trace beside it, profile.json")
+        kept, place = self._steps - SKIPPED, self.folder / "profile.txt"
+        self.tell(f"profile of {kept} step(s): {place}, and a trace beside it, profile.json")
 
     def __exit__(self, *exception: object) -> None:
         self._end()
+        if self.on and self._steps <= SKIPPED:
+            self.tell(f"no profile: the run ended within its first {SKIPPED} steps, which compile and allocate")
