@@ -17,6 +17,7 @@ of a random encoder and of statistics of the log-mel spectrogram.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -118,13 +119,16 @@ def main(config: Config) -> None:
     loader = ViewLoader(
         train,
         {"audio": [make_view(config)] * config.views},
-        make_sampler(config, train),
+        make_sampler(config, train, processes=run.processes),
         seed=config.seed,
         workers=config.workers,
         device=run.device,
         process=run.process,
         processes=run.processes,
     )
+
+    if loader.sampler.batch_size != config.batch_size:
+        run.print(f"batches of {loader.sampler.batch_size} recordings: whole groups, in equal parts for the processes")
 
     # Model, and who is meant to be alike.
     objective = make_objective(config, train)
@@ -236,10 +240,11 @@ def make_objective(config: Config, train: Source) -> mmcon.Objective:
     )
 
 
-def make_sampler(config: Config, train: Source) -> BatchSampler:
+def make_sampler(config: Config, train: Source, *, processes: int = 1) -> BatchSampler:
     """Batches at random; or, where classes or prompts are positives, with several recordings of each.
 
-    Of a prompt as many meet as there are languages, so that all translations do.
+    Of a prompt as many meet as there are languages, so that all translations do; and there are as many prompts less as
+    it takes for the processes to divide the batch.
     """
     size = min(config.batch_size, len(train))
     column = {"supcon": "label", "cross-lingual": "prompt"}.get(config.objective)
@@ -249,6 +254,8 @@ def make_sampler(config: Config, train: Source) -> BatchSampler:
     least = 2 if languages is None else max(2, len(languages.unique()))
     classes = min(len(labels.unique()), max(2, size // least))
     each = max(2, size // classes)
+    share = processes // math.gcd(processes, each)
+    classes = max(share, classes - classes % share)
     return ClassAwareSampler(labels, batch_size=classes * each, seed=config.seed, samples_per_class=each)
 
 

@@ -121,6 +121,14 @@ def test_all_translations_of_a_prompt_meet_in_a_batch(recipe):
     assert all(sorted(met) == [0, 1, 2] for met in languages.values())
 
 
+def test_processes_divide_batches_of_whole_prompts(recipe):
+    """Three languages: of a batch of 16, five prompts alone, and four where two processes share them."""
+    config = recipe.Config(objective="cross-lingual", batch_size=16)
+    train = open_source(config.data, "train", rate_hz=config.hertz)
+    sizes = [recipe.make_sampler(config, train, processes=n).batch_size for n in (1, 2, 4, 8)]
+    assert sizes == [15, 12, 12, 24]
+
+
 def test_pairs_are_graded_by_prompt_and_language(recipe):
     config = recipe.Config(objective="cross-lingual", cross_weight=0.7, temperature=0.5)
     objective = recipe.make_objective(config, open_source(config.data, "train", rate_hz=config.hertz))
