@@ -104,8 +104,6 @@ class Config(EngineFlags):
     """of the momentum encoder"""
     ema_decay: float | None = None
     """keep an exponential moving average of the weights, and evaluate it too"""
-    sync_batch_norm: bool = False
-    """batch norms look at the rows of all processes"""
     optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
     learning_rate: float = 4e-3
     """the peak, for this batch size"""

@@ -22,6 +22,8 @@ from mmcon.data.loading import ViewLoader
 from mmcon.data.samplers import UniformSampler
 from mmcon.data.sources import Subset, create_source
 from mmcon.models.momentum import MomentumEncoder
+from mmcon.training import engine
+from mmcon.training.large_batch import cached
 from mmcon.training.objective import Objective
 from mmcon.training.run import Run, Settings
 
@@ -64,6 +66,7 @@ def train(
     act=None,
     config=None,
     score=None,
+    chunk_size=None,
     **settings,
 ):
     """Train; after step `at`, before its checkpoint, do `act(run)`. Returns the trace of this process's steps."""
@@ -89,8 +92,11 @@ def train(
     network = run.prepare(model, optimizer, schedule, **tracked)
     trace = []
     for batch in run.batches(loader, score=score(model, source, view) if score else None):
-        embeddings = network(batch)
-        loss = objective(embeddings, batch)
+        if chunk_size:
+            loss = cached(network, objective, batch, chunk_size=chunk_size)
+        else:
+            embeddings = network(batch)
+            loss = objective(embeddings, batch)
         if act == "nan" and run.global_step == at:
             loss = loss * float("nan")
         run.step(loss)
@@ -130,8 +136,11 @@ def main():
     parser.add_argument("--engine", default="ddp")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--chunk-size", type=int)
+    parser.add_argument("--shard-weights", type=int, default=engine.SHARD_WEIGHTS)
     parser.add_argument("--nan", action="store_true", help="the loss of the last process is no number at --at")
     options = parser.parse_args()
+    engine.SHARD_WEIGHTS = options.shard_weights
 
     def act(run):
         os.kill(os.getpid(), signal.Signals(options.signal))
@@ -146,6 +155,7 @@ def main():
         engine=options.engine,
         accumulate=options.accumulate,
         max_steps=options.steps,
+        chunk_size=options.chunk_size,
         at=options.at,
         act="nan" if options.nan and os.environ.get("RANK") == "1" else act if options.signal else None,
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from accelerate.state import AcceleratorState
 from small_run import EPOCHS, STEPS_PER_EPOCH, train
 from torch import nn
 
@@ -20,9 +22,9 @@ from mmcon.training.baseline import CrossEntropy
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.engine import SHARD_WEIGHTS, _parts, check_sharding, clip_gradients, gradient_norm
 from mmcon.training.journal import Clock, Journal
-from mmcon.training.optim import create_optimizer, weight_average
+from mmcon.training.optim import weight_average
 from mmcon.training.run import Run
-from mmcon.training.settings import EngineFlags, Settings, check_batch, check_devices, check_precision
+from mmcon.training.settings import EngineFlags, Settings, check_batch, check_devices, check_precision, precision_of
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
 ROOT = Path(__file__).parent.parent
@@ -47,9 +49,11 @@ def weights(folder, step=STEPS):
 
 
 @pytest.mark.slow
-def test_two_processes_with_parts_of_the_weights_train_as_one(tmp_path):
+@pytest.mark.parametrize("words", [[], ["--chunk-size", 5]], ids=["a batch at once", "gradient caching"])
+def test_two_processes_with_parts_of_the_weights_train_as_one(tmp_path, words):
+    """The first layer's weights are gathered by themselves, those of the others with the whole."""
     alone = small_run(tmp_path / "alone")
-    parts = small_run(tmp_path / "parts", "--engine", "fsdp2", launch=TOGETHER)
+    parts = small_run(tmp_path / "parts", "--engine", "fsdp2", "--shard-weights", 1000, *words, launch=TOGETHER)
     assert parts == pytest.approx(alone, rel=1e-10)
     for name, weight in weights(tmp_path / "alone").items():
         torch.testing.assert_close(weights(tmp_path / "parts")[name], weight, rtol=1e-9, atol=1e-12)
@@ -86,14 +90,12 @@ def test_large_parts_are_sharded_by_themselves():
 
 def test_what_needs_whole_weights_is_refused_before_the_first_step():
     layer = nn.Linear(4, 4)
-    adamw = create_optimizer(layer, "adamw", learning_rate=0.1)
     classifier = CrossEntropy(TensorSource(torch.zeros(2, 1), labels=torch.arange(2)))
-    check_sharding(adamw, {})
+    check_sharding({})
     for arguments, told in (
-        ((create_optimizer(layer, "lars", learning_rate=0.1), {}), "LARS"),
-        ((adamw, {"average": weight_average(layer, decay=0.9)}), "--ema-decay"),
-        ((adamw, {}, lambda: 1.0), "--keep-best"),
-        ((adamw, {"objective": classifier}), "cross-entropy"),
+        (({"average": weight_average(layer, decay=0.9)},), "--ema-decay"),
+        (({}, lambda: 1.0), "--keep-best"),
+        (({"objective": classifier},), "cross-entropy"),
     ):
         with pytest.raises(ConfigError, match=told):
             check_sharding(*arguments)
@@ -156,12 +158,13 @@ def test_it_is_said_that_negatives_stay_those_of_one_batch(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_two_processes_accumulate_as_one(tmp_path, engine):
+@pytest.mark.parametrize("words", [
+    ["--engine", "ddp"], ["--engine", "fsdp2"], ["--engine", "fsdp2", "--chunk-size", 5]
+], ids=["ddp", "fsdp2", "fsdp2 with gradient caching"])  # fmt: skip
+def test_two_processes_accumulate_as_one(tmp_path, words):
     alone = small_run(tmp_path / "alone", "--accumulate", 3)
-    assert small_run(tmp_path / "two", "--accumulate", 3, "--engine", engine, launch=TOGETHER) == pytest.approx(
-        alone, rel=1e-10
-    )
+    two = small_run(tmp_path / "two", "--accumulate", 3, *words, launch=TOGETHER)
+    assert two == pytest.approx(alone, rel=1e-10)
 
 
 def test_a_run_with_accumulation_resumes_where_the_optimizer_had_moved(tmp_path):
@@ -192,7 +195,15 @@ def test_a_profile_is_a_table_and_a_trace(tmp_path, capsys):
     train(tmp_path, profile=True)
     assert "aten::" in (tmp_path / "profile.txt").read_text()
     assert json.loads((tmp_path / "profile.json").read_text())["traceEvents"]
-    assert "profile of 4 steps" in capsys.readouterr().out
+    assert "profile of 4 step(s)" in capsys.readouterr().out
+
+
+def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys):
+    train(tmp_path / "short", profile=True, max_steps=4)
+    assert "no profile: the run ended within its first 4 steps" in capsys.readouterr().out
+    assert not (tmp_path / "short" / "profile.txt").exists()
+    train(tmp_path / "longer", profile=True, max_steps=6)
+    assert "profile of 2 step(s)" in capsys.readouterr().out
 
 
 def test_the_log_tells_where_the_time_went(tmp_path):
@@ -214,6 +225,20 @@ def test_settings_are_those_of_a_configuration():
 
     settings = Settings.of(Config(engine="fsdp2", accumulate=4))
     assert (settings.epochs, settings.engine, settings.accumulate, settings.log_every) == (7, "fsdp2", 4, 10)
+
+
+def test_the_precision_of_a_launch_file_counts_where_no_flag_says_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert (precision_of("no"), precision_of("fp16")) == ("bf16", "fp16")
+    AcceleratorState._reset_state()
+    run = Run(tmp_path, config={"mixed_precision": "no"}, cpu=True)
+    run.close()
+    assert run.accelerator.mixed_precision == "bf16"
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"mixed_precision": "bf16"}
+    AcceleratorState._reset_state()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ConfigError, match="a GPU for fp16"):
+        Run(tmp_path, cpu=True)
 
 
 def test_mistakes_are_told_before_the_first_step(tmp_path):

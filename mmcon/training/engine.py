@@ -7,8 +7,9 @@ whole tensors under the model's own names either way, so that a run may go on un
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +19,49 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from mmcon.batch import tree_map
-from mmcon.candidates.gather import whole
-from mmcon.errors import ConfigError
+from mmcon.batch import ViewBatch, tree_map
+from mmcon.candidates.gather import from_all, share_from_first, whole
+from mmcon.errors import ConfigError, InputError
 from mmcon.training.baseline import CrossEntropy
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 #: Parts of a model with at least so many weights are gathered and freed by themselves; the rest goes with the root.
 SHARD_WEIGHTS = 1_000_000
+
+
+def wrap(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, *, parts: bool) -> nn.Module:
+    """The model on this process's device, wrapped for several processes, or left in parts on each."""
+    if not parts:
+        return accelerator.prepare_model(model)
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    told = {"reshard_after_forward": plugin.reshard_after_forward} if plugin is not None else {}
+    if plugin is not None and plugin.cpu_offload:
+        told["offload_policy"] = plugin.cpu_offload
+    shard(model.to(accelerator.device), optimizer, accelerator.device, accelerator.num_processes, **told)
+    # For its autocast; what it would wrap is sharded already.
+    return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def compile_encoders(model: nn.Module) -> None:
+    """Compile a model's encoders in place, or the model where it has none; names in its state dict stay."""
+    encoders = getattr(model, "encoders", None)
+    for part in encoders.values() if isinstance(encoders, nn.ModuleDict) else (model,):
+        part.compile()
 
 
 def shard(model: nn.Module, optimizer: Optimizer, device: torch.device, processes: int, **options: Any) -> None:
     """Leave each process its part of every parameter, in place, and point the optimizer at the parts.
 
     Args:
-        model: whole, equal on all processes, on the device.
+        model: whole, on the device; all processes begin with the weights of the first.
         optimizer: over parameters of the model, and perhaps of others (an objective's), which stay whole.
         device: of this process.
         processes: how many there are.
         options: for `fully_shard`.
     """
+    share_from_first([*model.parameters(), *model.buffers()])
     before = dict(model.named_parameters())
     for parameter in before.values():
         parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last weights; images may be so still
@@ -62,17 +87,15 @@ def _parts(module: nn.Module) -> Iterable[nn.Module]:
             yield child
 
 
-def check_sharding(optimizer: Optimizer, tracked: Mapping[str, Any], score: Any = None) -> None:
+def check_sharding(tracked: Mapping[str, Any], score: Any = None) -> None:
     """Refuse, before the first step, what works on whole copies only.
 
     Raises:
-        ConfigError: LARS, an average of weights, a score that one process computes, or cross-entropy, whose encoder is
-            judged without its classifier.
+        ConfigError: an average of weights, a score that one process computes, or cross-entropy, whose encoder is judged
+            without its classifier.
     """
     found = None
-    if type(getattr(optimizer, "optimizer", optimizer)).__name__ == "Lars":
-        found = "LARS, which needs norms of whole tensors"
-    elif any(isinstance(part, AveragedModel) for part in tracked.values()):
+    if any(isinstance(part, AveragedModel) for part in tracked.values()):
         found = "an average of weights (--ema-decay)"
     elif score is not None:
         found = "a score of each checkpoint (--keep-best)"
@@ -81,9 +104,34 @@ def check_sharding(optimizer: Optimizer, tracked: Mapping[str, Any], score: Any 
     if found:
         raise ConfigError(
             "--engine fsdp2",
-            expected="a contrastive objective with adamw or sgd, no average of weights, no --keep-best",
+            expected="a contrastive objective, no average of weights, no --keep-best",
             got=found,
             fix="choose --engine ddp, which keeps whole copies",
+        )
+
+
+def may_differ(model: nn.Module, source: Any) -> bool:
+    """Whether processes may come to use other parts of a model: parts gathered one by one, rows without a modality."""
+    inner = any(isinstance(part, FSDPModule) for part in model.modules() if part is not model)
+    if not inner or not hasattr(source, "ids"):
+        return inner
+    there = (member.present(torch.arange(len(source))) for member in source.members.values())
+    return any(present is not None and not bool(present.all()) for present in there)
+
+
+def check_alike(batch: ViewBatch) -> None:
+    """Refuse a batch of which one process has a modality and another has not, where each would wait for the other.
+
+    Raises:
+        InputError: processes have rows of different modalities.
+    """
+    found = from_all(tuple(sorted(name for name in batch.modalities)))
+    if len(set(found)) > 1:
+        raise InputError(
+            "--engine fsdp2",
+            expected="rows of the same modalities in every process, since all gather the weights of each encoder",
+            got=f"{found} by process",
+            fix="raise --batch-size, or choose --engine ddp with find_unused_parameters",
         )
 
 
@@ -96,16 +144,37 @@ def synchronise_gradients(model: nn.Module, now: bool) -> None:
     """Whether the next backward pass averages gradients over processes, or leaves them for a later one to do so."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
+        _WAITING.pop(model, None) if now else _WAITING.setdefault(model, True)
     elif isinstance(model, nn.parallel.DistributedDataParallel):
         model.require_backward_grad_sync = now
+
+
+def synchronises_gradients(model: nn.Module) -> bool:
+    """Whether the next backward pass of a model in parts averages gradients over processes."""
+    return model not in _WAITING
+
+
+#: Models in parts whose gradients wait for a later pass: FSDP2 is told, and cannot be asked.
+_WAITING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 # --- whole tensors ---------------------------------------------------------------------------------------------------
 
 
-def whole_state(state: Any) -> Any:
-    """Nested dicts and lists with whole tensors in the place of parts."""
-    return tree_map(whole, state)
+def whole_state(state: Any, *, keep: bool = True) -> Any:
+    """Nested dicts and lists with whole tensors, on the CPU, in the place of parts.
+
+    One tensor at a time is whole on the device, and the processes that do not `keep` it drop it at once: what is in
+    parts because it does not fit is never there in full.
+    """
+
+    def gathered(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        full = whole(tensor)
+        return full.cpu() if keep else full.new_empty(0)
+
+    return tree_map(gathered, state)
 
 
 def like(tensor: Tensor, example: Tensor) -> Tensor:
@@ -150,15 +219,20 @@ def load_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """The norm of all gradients together, of whole tensors and of parts."""
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
     kinds = [[g for g in gradients if isinstance(g, DTensor) is parts] for parts in (False, True)]
     norms = [whole(torch.nn.utils.get_total_norm(of)) for of in kinds if of]
     return norms[0] if len(norms) == 1 else torch.stack([norm.to(norms[0]) for norm in norms]).norm()
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], norm: Tensor, most: float) -> None:
+def clip_gradients(parameters: Sequence[Tensor], norm: Tensor, most: float) -> None:
     """Scale all gradients alike, so that their norm is at most `most`."""
-    scale = (most / (norm + 1e-6)).clamp(max=1.0)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.mul_(float(scale) if isinstance(parameter.grad, DTensor) else scale.to(parameter.grad))
+    parts = [p.grad for p in parameters if isinstance(p.grad, DTensor)]
+    whole_ones = [p for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    torch.nn.utils.clip_grads_with_norm_(whole_ones, most, norm)
+    if parts:
+        scale = min(1.0, most / (float(norm) + 1e-6))
+        for gradient in parts:
+            gradient.mul_(scale)

@@ -1,4 +1,4 @@
-"""A training run: the step, what guards it, what it leaves behind, and how it goes on.
+"""A training run: the loop, and everything around it that each recipe would otherwise repeat.
 
 The loop stays in the recipe, where it can be read:
 
@@ -6,46 +6,43 @@ The loop stays in the recipe, where it can be read:
         loss = objective(model(batch), batch)
         run.step(loss)
 
-The run does what every loop needs and none should repeat: processes and precision through Accelerate, a finite guard
-before the optimizer moves, logs, checkpoints that resume in the middle of an epoch, and an orderly stop on a signal.
+What the run does is told by story: how it begins (`opening`), how weights lie on the processes (`engine`), what a step
+does (`step`), what a checkpoint holds (`trained`, `checkpoint`), and what is written down (`logbook`).
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mmcon.batch import ViewBatch, tree_map
+from mmcon.batch import ViewBatch
+from mmcon.candidates.gather import any_process, from_all, patient_group, share_from_first, wait_for_all
 from mmcon.data.loading import ViewLoader
-from mmcon.errors import ConfigError, NonFiniteError
 from mmcon.models.batch_norm import synchronised
 from mmcon.models.momentum import inside
 from mmcon.random import keys
-from mmcon.training.checkpoint import Checkpoints, load
-from mmcon.training.config import as_plain, check_changes
+from mmcon.training.checkpoint import Checkpoints
+from mmcon.training.config import as_plain
 from mmcon.training.engine import (
+    check_alike,
     check_sharding,
-    clip_gradients,
-    gradient_norm,
+    compile_encoders,
     is_sharded,
-    load_model,
-    load_optimizer,
-    shard,
+    may_differ,
     synchronise_gradients,
     whole_state,
+    wrap,
 )
-from mmcon.training.journal import Clock, Journal
+from mmcon.training.journal import Journal
+from mmcon.training.logbook import QUARANTINE, Logbook, failures_of_all
+from mmcon.training.opening import open_folder
 from mmcon.training.profiling import Profile
 from mmcon.training.progress import Progress
 from mmcon.training.replay import Replay, describe_run
@@ -54,38 +51,37 @@ from mmcon.training.settings import (
     check_batch,
     check_devices,
     check_precision,
+    precision_of,
     unused_folder,
     use_all_threads,
 )
 from mmcon.training.signals import STOPPED, Signals
+from mmcon.training.step import Groups, Place, Stepper
+from mmcon.training.trained import Trained, memories_of, remember
 
 __all__ = ["QUARANTINE", "Run", "Settings", "seed_model", "unused_folder"]
 
 M = TypeVar("M", bound=nn.Module)
-
-#: The file in a run folder that names what could not be read, a line of JSON each.
-QUARANTINE = "quarantine.jsonl"
-#: The share of time spent waiting for data from which on the run says so.
-SLOW = 0.5
 
 
 class Run:
     """A training run in a folder of its own.
 
     Args:
-        output_dir: the run folder: config.yaml, metrics.jsonl, checkpoints/, results.json.
+        output_dir: the run folder: config.yaml, metrics.jsonl, checkpoints/, results.json. Of several processes, the
+            first one's counts.
         config: what the recipe was asked to do: a dataclass or a mapping; written down, and compared on resume.
         seed: the run's seed.
         settings: see `Settings`.
         resume: go on from the newest whole checkpoint, or start where there is none.
-        mixed_precision: "no", "bf16" or "fp16".
+        mixed_precision: "bf16", "fp16", or "no", which leaves it to Accelerate's launcher.
         cpu: stay on the CPU although there is a GPU.
         find_unused_parameters: for models of which a step may leave parts unused (missing modalities), with
             several processes.
 
     Raises:
-        ConfigError: the precision is not to be had here, the folder holds another run, or a resumed run's settings
-            changed.
+        ConfigError: the precision is not to be had here, the folder holds another run or is not the same for all
+            processes, or a resumed run's settings changed.
     """
 
     def __init__(
@@ -100,38 +96,36 @@ class Run:
         cpu: bool = False,
         find_unused_parameters: bool = False,
     ) -> None:
-        check_precision(mixed_precision, cpu)
+        precision = precision_of(mixed_precision)
+        check_precision(precision, cpu)
         self._replay = Replay.asked()
-        self.folder = Path(self._replay.folder if self._replay else output_dir)
         self.seed = seed
         self.settings = settings or Settings()
         self.accelerator = Accelerator(
-            mixed_precision=mixed_precision,
+            mixed_precision=precision,
             cpu=cpu,
-            project_dir=str(self.folder),
             log_with=list(self.settings.trackers) or None,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
-        if self.processes > 1:
-            check_devices(gather_object([f"{self.device.type}, precision {mixed_precision}"]))
-        self.threads = use_all_threads(int(os.environ.get("LOCAL_WORLD_SIZE") or self.processes))
+        check_devices(from_all(f"{self.device.type}, precision {precision}"))
+        self.folder = Path(from_all(self._replay.folder if self._replay else str(output_dir))[0])
+        self.accelerator.project_configuration.set_directories(str(self.folder))
+        self.threads = use_all_threads()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep)
-        self.journal = Journal(self.folder / "metrics.jsonl")
         self.global_step = 0
-        self.skipped = 0
-        self._tracked: dict[str, Any] = {}
-        self._spaces: dict[str, list[str]] | None = None
-        self._failures: dict[int, str] = {}
+        self._logbook = Logbook(self.folder, self.accelerator, self.settings)
+        self._end = patient_group()
         self._loader: ViewLoader | None = None
         self._score: Callable[[], float] | None = None
-        self._closed = False
+        self._failures: dict[int, str] = {}
         self._batch: ViewBatch | None = None
-        self._loss = self._norm = torch.tensor(float("nan"))
-        self._notes: dict[str, Any] = {}
-        self._clock = Clock(self.device)
+        self._groups = Groups()
         self._whole: nn.Module | None = None
-        self._last = -1
-        self._saved = self._open_folder(as_plain(config) if config is not None else {}, resume)
+        self._spaces: dict[str, list[str]] | None = None
+        self._objective: Any = None
+        self._closed = self._may_differ = False
+        asked = as_plain(config) if config is not None else {}
+        self._saved = self._open(asked | ({"mixed_precision": precision} if "mixed_precision" in asked else {}), resume)
         seed_model(seed, "weights")
 
     # --- who and where ---
@@ -156,40 +150,44 @@ class Run:
         """Whether this process writes logs, checkpoints and results."""
         return self.accelerator.is_main_process
 
+    @property
+    def sharded(self) -> bool:
+        """Whether several processes hold a part of the weights each, as flags or Accelerate's launcher asked for."""
+        asked = self.settings.engine == "fsdp2" or self.accelerator.is_fsdp2
+        return asked and self.processes > 1
+
+    @property
+    def journal(self) -> Journal:
+        """metrics.jsonl."""
+        return self._logbook.journal
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were left out, in a row, since they were not finite."""
+        return self._stepper.skipped
+
     def print(self, text: str) -> None:
         """Print on the main process."""
         self.accelerator.print(text, flush=True)
 
     # --- setting up ---
 
-    def _open_folder(self, config: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-        """Begin the folder, or read the newest checkpoint in it where one is asked for."""
+    def _open(self, config: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+        """Begin the folder, or read the newest checkpoint in it, and say what this run is."""
         if self._replay:
             return self._replay.begin(self.checkpoints)
-        if not resume and self.checkpoints.all():
-            raise ConfigError(
-                "--output-dir",
-                expected="a new folder, or --resume",
-                got=f"{self.folder}, which holds the checkpoints of another run",
-                fix="add --resume to go on from the newest, or choose another folder",
-            )
-        newest = self.checkpoints.newest() if resume else None
-        written = self.folder / "config.yaml"
-        if newest and config and written.exists():
-            changed = check_changes(yaml.safe_load(written.read_text()) or {}, config, force=self.settings.force)
-            for name, (before, now) in changed.items():
-                self.print(f"resume: {name} was {before!r} and is {now!r}")
-        saved = load(newest) if newest else None
-        self.accelerator.wait_for_everyone()
+        name, saved = open_folder(
+            self.checkpoints, config, main=self.is_main, resume=resume, force=self.settings.force, tell=self.print
+        )
         if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            written.write_text(yaml.safe_dump(config, sort_keys=False))
             self.journal.cut(after=saved["step"] if saved else 0)
         if self.settings.trackers:
             self.accelerator.init_trackers(self.folder.name, config={k: str(v) for k, v in config.items()})
-        start = f"from {newest.name}" if newest else "from the beginning"
+        start = f"from {name}" if name else "from the beginning"
+        precision = self.accelerator.mixed_precision
         self.print(
             f"run {self.folder}: {start}, {self.processes} process(es) with {self.threads} thread(s) on {self.device}"
+            + (f" in {precision}" if precision != "no" else "")
         )
         if self.settings.accumulate > 1:
             self.print(
@@ -211,44 +209,29 @@ class Run:
         Returns:
             The model to call in the loop.
         """
-        for part in tracked.values():
-            if isinstance(part, nn.Module):
-                part.to(self.device)
+        beside = [part for part in tracked.values() if isinstance(part, nn.Module)]
+        for part in beside:
+            part.to(self.device)
+            share_from_first([*part.parameters(), *part.buffers()])
         if self.settings.sync_batch_norm:
-            for part in filter(lambda part: isinstance(part, nn.Module), (model, *tracked.values())):
+            for part in (model, *beside):
                 synchronised(part, self.device)
-        self._tracked = tracked
         self._spaces = model.modalities_by_space() if hasattr(model, "modalities_by_space") else None  # type: ignore[operator]
+        self._objective = tracked.get("objective")
         self._check_blocks()
         if self.settings.compile:
-            _compile(model)
-        wrapped = self._distribute(model, optimizer)
-        self._optimizer = self.accelerator.prepare_optimizer(optimizer)
-        self._model, self._schedule = wrapped, schedule
+            compile_encoders(model)
+        if self.sharded:
+            check_sharding(tracked)
+            self._whole = copy.deepcopy(model).cpu()
+        wrapped = wrap(self.accelerator, model, optimizer, parts=self.sharded)
+        prepared = self.accelerator.prepare_optimizer(optimizer)
+        self._stepper = Stepper(self.accelerator, prepared, schedule, self.settings, self.print)
+        self._trained = Trained(wrapped, prepared, schedule, self.accelerator.scaler, tracked)
         if self._saved is not None:
-            self._restore(self._saved)
+            self._trained.restore(self._saved, self.device)
+            self.global_step = int(self._saved["step"])
         return wrapped
-
-    @property
-    def sharded(self) -> bool:
-        """Whether several processes hold a part of the weights each, as flags or Accelerate's launcher asked for."""
-        asked = self.settings.engine == "fsdp2" or self.accelerator.is_fsdp2
-        return asked and self.processes > 1
-
-    def _distribute(self, model: nn.Module, optimizer: Any) -> nn.Module:
-        """The model on this process's device, wrapped for several processes, or left in parts on each."""
-        if not self.sharded:
-            return self.accelerator.prepare_model(model)
-        check_sharding(optimizer, self._tracked)
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        told = {"reshard_after_forward": plugin.reshard_after_forward} if plugin is not None else {}
-        if plugin is not None and plugin.cpu_offload:
-            told["offload_policy"] = plugin.cpu_offload
-        model.to(self.device)
-        self._whole = copy.deepcopy(model).cpu()
-        shard(model, optimizer, self.device, self.processes, **told)
-        # For its autocast; what it would wrap is sharded already.
-        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def whole(self, model: M) -> M:
         """The trained model with all of its weights in this process, for what comes after the loop.
@@ -264,48 +247,9 @@ class Run:
 
     def _check_blocks(self, loader: ViewLoader | None = None) -> None:
         """Whether the objective's blocks can be filled by the model, and by the data once they are known."""
-        objective = self._tracked.get("objective")
-        if self._spaces is not None and hasattr(objective, "check"):
+        if self._spaces is not None and hasattr(self._objective, "check"):
             data = () if loader is None else (loader.source, loader.views)
-            objective.check(self._spaces, *data)  # type: ignore[union-attr]
-
-    def _state(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {
-            "step": self.global_step,
-            "seed": self.seed,
-            "model": whole_state(inside(self._model).state_dict()),
-            "optimizer": whole_state(self._optimizer.state_dict()),
-            "schedule": self._schedule.state_dict() if self._schedule is not None else {},
-            "scaler": scaler.state_dict() if scaler is not None else {},
-            "tracked": {name: part.state_dict() for name, part in self._tracked.items()},
-            "memories": self._memories(),
-        }
-
-    def _memories(self) -> list[dict[str, Any]]:
-        """By process, what its loader remembers of earlier batches."""
-        parts = self._loader.memories() if self._loader is not None else {}
-        own = {name: tree_map(lambda x: x.detach().cpu(), part.state_dict()) for name, part in parts.items()}
-        return gather_object([own]) if parts and self.processes > 1 else [own]
-
-    def _remember(self, loader: ViewLoader, saved: list[dict[str, Any]]) -> None:
-        """Give the loader its memories back; of another number of processes, each takes one of theirs."""
-        parts = loader.memories()
-        if parts and len(saved) != self.processes:
-            self.print(f"resume: memories of {len(saved)} process(es) go on in {self.processes}")
-        for name, part in parts.items():
-            part.load_state_dict(saved[self.process % len(saved)].get(name, {}))
-
-    def _restore(self, saved: Mapping[str, Any]) -> None:
-        load_model(inside(self._model), saved["model"])
-        load_optimizer(self._optimizer, saved["optimizer"])
-        if self._schedule is not None:
-            self._schedule.load_state_dict(saved["schedule"])
-        if self.accelerator.scaler is not None and saved["scaler"]:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        for name, part in self._tracked.items():
-            part.load_state_dict(saved["tracked"][name])
-        self.global_step = int(saved["step"])
+            self._objective.check(self._spaces, *data)
 
     # --- the loop ---
 
@@ -318,38 +262,27 @@ class Run:
                 of a part of the training set, never of the test set.
 
         Raises:
-            ConfigError: the processes do not divide the global batch.
+            ConfigError: the processes do not divide the global batch, or `max_steps` cuts a group of batches.
             SystemExit: a signal asked the run to stop; a checkpoint was written, and the status is `STOPPED`.
         """
-        self._check_blocks(loader)
-        check_batch(loader.sampler.batch_size, self.processes)
-        if self.sharded:
-            check_sharding(self._optimizer, self._tracked, score)
-        loader.load_state_dict({"step": self.global_step})
-        self._loader, self._failures, self._score = loader, loader.failures, score
-        if self._saved is not None and self._saved.get("memories"):
-            self._remember(loader, self._saved["memories"])
+        self._begin(loader, score)
         if self._replay:
             yield from self._again(loader, self._replay)
         if self.is_main:
             (self.folder / "run.json").write_text(describe_run(loader, self.seed, self.processes))
-        last = self.settings.epochs * len(loader)
-        if self.settings.max_steps is not None:
-            last = min(last, self.settings.max_steps)
-        self._last = last
-        every = self.settings.checkpoint_every or len(loader)
+        last, every = self._groups.last, self.settings.checkpoint_every or len(loader)
         due, profile = False, Profile(self.folder, on=self.settings.profile and self.is_main, tell=self.print)
         with Signals() as signals, Progress(last, self.global_step, shown=self.is_main) as progress, profile:
             while self.global_step < last:
-                for batch in self._clock.timed(iter(loader)):
+                for batch in self._logbook.clock.timed(iter(loader)):
                     yield from self._one(batch)
-                    self._record(loader)
+                    self._logbook.record(self.global_step, batch, self._stepper, loader)
                     profile.advance()
-                    progress.advance(self.global_step, self._loss)
-                    stopping = self._any_process(bool(signals.received))
+                    progress.advance(self.global_step, self._stepper.loss)
+                    stopping = any_process(bool(signals.received), self.device)
                     due = due or self.global_step % every == 0
                     # Gradients are in no checkpoint, so that one waits until the optimizer has moved.
-                    if not self._moves(self.global_step):
+                    if not self._groups.end(self.global_step):
                         continue
                     if stopping or due or self.global_step == last:
                         self.save()
@@ -360,13 +293,29 @@ class Run:
                         sys.exit(STOPPED)
                     if self.global_step == last:
                         break
+        self._failures = failures_of_all(loader)
+
+    def _begin(self, loader: ViewLoader, score: Callable[[], float] | None) -> None:
+        """Refuse what cannot be trained on, and bring the loader to where the run stands."""
+        self._check_blocks(loader)
+        check_batch(loader.sampler.batch_size, self.processes)
+        self._groups = Groups.of(self.settings, self.settings.epochs * len(loader))
+        if self.sharded:
+            check_sharding(self._trained.tracked, score)
+            self._may_differ = may_differ(self._trained.model, loader.source)
+        loader.load_state_dict({"step": self.global_step})
+        self._loader, self._score = loader, score
+        if self._saved is not None and self._saved.get("memories"):
+            remember(loader, self._saved["memories"], process=self.process, processes=self.processes, tell=self.print)
 
     def _one(self, batch: ViewBatch) -> Iterator[ViewBatch]:
         """Hand out a batch, and see that it became a step."""
         step, self._batch = self.global_step, batch
         seed_model(self.seed, "step", step, self.process)
         if self.settings.accumulate > 1:
-            synchronise_gradients(self._model, self._moves(step + 1))
+            synchronise_gradients(self._trained.model, self._groups.end(step + 1))
+        if self._may_differ:
+            check_alike(batch)
         yield batch
         if self.global_step != step + 1:
             raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
@@ -380,13 +329,9 @@ class Run:
                     replay.show(loader, batch)
                 yield from self._one(batch)
                 if batch.step + 1 == replay.step:
-                    replay.tell(float(self._loss))
+                    replay.tell(float(self._stepper.loss))
                     self.close()
                     sys.exit(0)
-
-    def _moves(self, step: int) -> bool:
-        """Whether the optimizer moves at the end of a step, counted from 1, or gradients are gathered for a later."""
-        return step % self.settings.accumulate == 0 or step == self._last
 
     def step(self, loss: Tensor) -> None:
         """Backward, finite guard, clip, optimizer, schedule.
@@ -397,71 +342,22 @@ class Run:
         Raises:
             NonFiniteError: the loss or a gradient is not finite on any process; weights and optimizer are as before.
         """
-        self._clock.mark("forward")
-        together = self.settings.accumulate
-        self.accelerator.backward(loss / together if together > 1 else loss)
-        self._clock.mark("backward")
-        self._loss = loss.detach()
-        if self._moves(self.global_step + 1):
-            self._move()
-        self._clock.mark("optimizer")
-        self.global_step += 1
-
-    def _move(self) -> None:
-        """The optimizer's step, unless a gradient is not finite."""
-        self._norm = self._gradient_norm()
-        # In fp16 the gradient scaler itself leaves out steps with infinite gradients, and lowers its scale.
-        guarded = self.accelerator.scaler is None
-        if guarded and self._any_process(not bool(torch.isfinite(self._norm) & torch.isfinite(self._loss))):
-            self._refuse()
-        else:
-            self.skipped = 0
-            self._optimizer.step()
-            if self._schedule is not None:
-                for _ in range((self.global_step % self.settings.accumulate) + 1):
-                    self._schedule.step()
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def _gradient_norm(self) -> Tensor:
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.settings.clip_norm is not None:
-            self.accelerator.unscale_gradients(self._optimizer)
-        norm = gradient_norm(parameters)
-        if self.settings.clip_norm is not None:
-            clip_gradients(parameters, norm, self.settings.clip_norm)
-        return norm
-
-    def _refuse(self) -> None:
-        """Leave out a step that is not finite, or stop with the keys that make its batch again."""
-        self.skipped += 1
-        got = f"loss {float(self._loss)}, gradient norm {float(self._norm)}"
-        if self.settings.on_nonfinite == "skip" and self.skipped <= self.settings.max_skips:
-            self.print(f"step {self.global_step}: {got}; skipped ({self.skipped} in a row)")
-            return
-        table = next(iter(self._batch.index.values())) if self._batch else None
-        samples = table["sample"].unique().tolist() if table is not None else []
-        replay = f"mmcon replay {self.folder} --step {self.global_step + 1} --sample {samples[0] if samples else 'ID'}"
-        raise NonFiniteError(
-            f"step {self.global_step + 1}",
-            expected="a finite loss and finite gradients on every process",
-            got=got,
-            fix="lower the learning rate, raise the temperature, clip gradients, or pass --on-nonfinite skip;"
-            f" `{replay}` shows what the model saw",
-            key=f"seed={self.seed}, step={self.global_step}, process={self.process}, sample={samples}",
-        )
-
-    def _any_process(self, here: bool) -> bool:
-        """Whether it holds on any process, so that all of them act after the same step."""
-        if self.processes == 1:
-            return here
-        flag = torch.tensor([int(here)], device=self.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())  # type: ignore[union-attr]
+        clock, number = self._logbook.clock, self.global_step + 1
+        clock.mark("forward")
+        self._stepper.backward(loss)
+        clock.mark("backward")
+        if self._groups.end(number):
+            place = Place(self.folder, self.seed, self.global_step, self.process, self._batch)
+            self._stepper.move(self._groups.batches(number), place)
+        clock.mark("optimizer")
+        self.global_step = number
 
     # --- what is written ---
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint of everything that the next step depends on."""
-        state = self._state()
+        position = {"step": self.global_step, "seed": self.seed, "memories": memories_of(self._loader)}
+        state = {**position, **self._trained.state(keep=self.is_main)}
         if score is None and self._score is not None:
             score = self._score()
             self.print(f"checkpoint at step {self.global_step}: score {score:.4f}")
@@ -471,55 +367,28 @@ class Run:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl and to the trackers: numbers and short texts."""
-        if not self.is_main:
-            return
-        line = self.journal.write(self.global_step, values)
-        if self.settings.trackers:
-            self.accelerator.log({k: v for k, v in line.items() if isinstance(v, int | float)}, step=self.global_step)
+        self._logbook.log(self.global_step, values)
 
     def note(self, **values: Any) -> None:
         """Put values, such as diagnostics, beside the loss in the log line of this step, if it will have one."""
-        self._notes |= values
-
-    def _record(self, loader: ViewLoader) -> None:
-        assert self._batch is not None
-        self._clock.rows += self.processes * max(table.n for table in self._batch.index.values())
-        notes, self._notes = self._notes, {}
-        if self.global_step % self.settings.log_every and self.global_step != 1:
-            return
-        figures = self._clock.read()
-        if figures["waiting_for_data"] > SLOW and self.global_step > 1:
-            told = f"step {self.global_step}: {figures['waiting_for_data']:.0%} of the time went by waiting for data"
-            self.print(f"{told}; more --workers, or a faster place for the data, would help")
-        self.log(
-            {
-                "epoch": (self.global_step - 1) // len(loader),
-                "loss": self._loss,
-                "gradient_norm": self._norm,
-                "learning_rate": max(group["lr"] for group in self._optimizer.param_groups),
-                "unreadable_samples": len(loader.failures),
-                **figures,
-                **notes,
-            }
-        )
+        self._logbook.note(values)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json, name the samples that could not be read, and say where the run folder is."""
         if self.is_main:
-            (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            if self._failures:
-                with (self.folder / QUARANTINE).open("a") as file:
-                    for sample, reason in self._failures.items():
-                        file.write(json.dumps({"file": str(sample), "reason": reason}) + "\n")
+            self._logbook.results(results, self._failures)
             self.print(f"run folder: {self.folder}")
         self.close()
 
     def close(self) -> None:
-        """End the trackers and the process group, after every process has come this far; once is enough."""
+        """End the trackers and the process group, after every process has come this far; once is enough.
+
+        The others may wait for as long as the main process evaluates.
+        """
         if self._closed:
             return
         self._closed = True
-        self.accelerator.wait_for_everyone()
+        wait_for_all(self._end)
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
@@ -530,10 +399,3 @@ def seed_model(seed: int, *names: str | int) -> None:
     for name in names:
         table = table.child(str(name))
     torch.manual_seed(int(table.state[0]))
-
-
-def _compile(model: nn.Module) -> None:
-    """Compile a model's encoders in place, or the model where it has none; names in its state dict stay."""
-    encoders = getattr(model, "encoders", None)
-    for part in encoders.values() if isinstance(encoders, nn.ModuleDict) else (model,):
-        part.compile()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from mmcon.candidates.gather import from_all
 from mmcon.errors import ConfigError
 
 Engine = Literal["ddp", "fsdp2"]
@@ -24,6 +29,8 @@ class EngineFlags:
     """compile the encoders (torch.compile): minutes at first, then quicker steps"""
     accumulate: int = 1
     """batches whose gradients are averaged before the optimizer moves; negatives stay those of one batch"""
+    sync_batch_norm: bool = False
+    """batch norms look at the rows of all processes"""
     profile: bool = False
     """profile a few early steps: a table, and a trace for a browser, in the run folder"""
 
@@ -89,12 +96,29 @@ def unused_folder(folder: str | Path, *, resume: bool = False) -> Path:
     return next(f for i in range(2, 1_000_000) if not (f := folder.with_name(f"{folder.name}-{i}")).exists())
 
 
-def use_all_threads(local_processes: int) -> int:
-    """Undo the single thread that launchers set: the cores, shared evenly by the processes of this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // max(1, local_processes))
+def use_all_threads() -> int:
+    """Undo the single thread that launchers set: each process its share of the cores that it may use.
+
+    A core counts by how many processes of this machine may use it: all of them, as a rule; its own process alone where
+    a cluster ties tasks to cores. Every process must ask.
+    """
+    known = hasattr(os, "sched_getaffinity")
+    cores = os.sched_getaffinity(0) if known else range(os.cpu_count() or 1)
+    machines = from_all((socket.gethostname(), tuple(cores)))
+    threads = share_of_cores(list(cores), [others for name, others in machines if name == socket.gethostname()])
     torch.set_num_threads(threads)
     return threads
+
+
+def share_of_cores(mine: Iterable[int], processes: Sequence[Iterable[int]]) -> int:
+    """How many threads fall to a process: its cores, each divided by the processes of the machine that may use it."""
+    users = Counter(core for cores in processes for core in cores)
+    return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
+
+
+def precision_of(asked: str) -> str:
+    """The precision of a run: that of its flag or, where this leaves it at "no", of Accelerate's launcher."""
+    return asked if asked != "no" else os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
 
 
 def check_precision(precision: str, cpu: bool) -> None:
