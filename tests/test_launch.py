@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from mmcon.training.journal import Journal
+
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "docs" / "launch"
 GPUS = {"one-gpu": (1, 1), "eight-gpus": (1, 8), "four-nodes": (4, 32), "eight-gpus-fsdp2": (1, 8)}
 
 # Starts as many tasks as there are, with the variables that Slurm's srun sets, and ends with the highest status.
 SRUN = """#!/usr/bin/env bash
-shift  # --wait
+[[ $1 == --cpus-per-task=12 ]] || exit 64
+while [[ $1 == --* ]]; do shift; done
 highest=0
 for ((task = 0; task < SLURM_NTASKS; task++)); do
     SLURM_PROCID=$task SLURM_LOCALID=0 "$@" &
@@ -50,6 +53,7 @@ def sbatch(tmp_path):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": "7"}
+    slurm["SLURM_CPUS_PER_TASK"] = "12"
     paths = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     mine = {"PATH": paths, "MASTER_PORT": str(port), "REQUEUED": str(tmp_path / "requeued")}
 
@@ -78,6 +82,30 @@ def test_a_job_that_failed_stays_out_of_the_queue(sbatch, tmp_path):
     done, requeued = sbatch(failed)
     assert done.returncode == 1
     assert requeued == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "words"), [
+    ("image_text", ["--sync-batch-norm"]),
+    ("audio_supcon", ["--objective", "simclr", "--engine", "fsdp2", "--sync-batch-norm"]),
+])  # fmt: skip
+def test_the_launch_command_alone_makes_two_processes_of_one(tmp_path, recipe, words):
+    """The same fields in results.json, and the same losses but for masks of dropout and rounding, which grows by step.
+
+    Negatives of one process alone would make a difference of log 2.
+    """
+    several = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    results, losses = [], []
+    for launcher in ([], several):
+        folder = tmp_path / str(len(launcher))
+        command = [sys.executable, *launcher, f"recipes/{recipe}.py", "--tiny", "--cpu", "--output-dir", folder, *words]
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(sorted(json.loads((folder / "results.json").read_text())))
+        losses.append([line["loss"] for line in Journal(folder / "metrics.jsonl").lines()])
+    assert "2 process(es)" in done.stdout
+    assert results[1] == results[0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
 @pytest.mark.slow
