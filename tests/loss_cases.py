@@ -28,8 +28,13 @@ def columns(n, seed=0):
     targets = (torch.rand(n, 6, generator=g) > 0.6).to(D)
     targets[0] = 0
     time = torch.rand(n, generator=g, dtype=D) * 3
+    partner = label.roll(1) % 4
+    partner[0] = 4
     return {
         "label": label,
+        "partner_label": partner,
+        # Weights are float32; of six bits, their products are exact in it.
+        "share": torch.rand(n, generator=g, dtype=D).mul(64).floor() / 64,
         "sample": sample,
         "labels": targets,
         "time": time,

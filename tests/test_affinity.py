@@ -8,6 +8,7 @@ from mmcon.affinity import (
     Dense,
     Hierarchy,
     LabelKernel,
+    MixedLabel,
     MultiLabel,
     SameLabel,
     SameSample,
@@ -29,6 +30,8 @@ def known(n, seed):
         "labels": (torch.rand(n, 6, generator=g) > 0.7).to(D),
         "time": torch.rand(n, generator=g, dtype=D) * 4,
         "group": torch.randint(0, 20, (n,), generator=g),
+        "partner_label": torch.randint(0, 5, (n,), generator=g),
+        "share": (torch.rand(n, generator=g, dtype=D) * 1.4 - 0.2).clamp(0, 1),
         "side": torch.randn(n, 3, generator=g, dtype=D),
     }
 
@@ -37,6 +40,7 @@ TABLE = torch.rand(5, 5, generator=torch.Generator().manual_seed(0), dtype=D) * 
 BY_NAME = {
     "SameLabel": SameLabel(),
     "SameSample": SameSample(),
+    "MixedLabel": MixedLabel(),
     "MultiLabel": MultiLabel(),
     "MultiLabel cosine": MultiLabel(measure="cosine"),
     "MultiLabel jaccard": MultiLabel(measure="jaccard"),
@@ -109,7 +113,7 @@ def test_factors_multiply_as_the_whole_does(name, square):
 
 def test_classes_labels_groups_and_trees_have_factors():
     having = {name for name in BY_NAME if bound(name, True).factors() is not None}
-    assert {"SameLabel", "SameSample", "MultiLabel", "Hierarchy", "product", "sum"} <= having
+    assert {"SameLabel", "SameSample", "MixedLabel", "MultiLabel", "Hierarchy", "product", "sum"} <= having
 
 
 @pytest.mark.parametrize("square", [True, False])

@@ -10,7 +10,7 @@ from loss_cases import D, columns, draw, square_presets
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmcon.affinity import LabelKernel, SameLabel, SameSample, TimeKernel
+from mmcon.affinity import LabelKernel, MixedLabel, SameLabel, SameSample, TimeKernel
 from mmcon.batch import Index, ViewBatch
 from mmcon.candidates import gather
 from mmcon.candidates.queue import Queue
@@ -80,6 +80,8 @@ def objectives():
     made["learnable kernel"] = Objective(
         affinity=LabelKernel("time", width=nn.Parameter(torch.tensor(0.5, dtype=D))), temperature=t()
     )
+    made["mixed"] = Objective(affinity=MixedLabel(), temperature=t(), backend="dense")
+    made["mixed tiled"] = Objective(affinity=MixedLabel(), temperature=t(), backend="tiled")
     weighted = [Block("image", weight=0.3), Block("text", "image", weight=2.0, affinity=SameSample())]
     made["blocks"] = Objective(affinity=TimeKernel(width_seconds=0.4), temperature=t(), blocks=weighted)
     return made

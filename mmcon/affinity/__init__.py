@@ -15,7 +15,15 @@ An affinity is built from tensors, or from column names that `bind` looks up in 
 """
 
 from mmcon.affinity.base import Affinity, as_number, check_choice
-from mmcon.affinity.factors import BandFactor, ClassFactor, Factor, LowRankFactor, factor_sums, self_mask
+from mmcon.affinity.factors import (
+    BandFactor,
+    ClassFactor,
+    Factor,
+    LowRankFactor,
+    MixtureFactor,
+    factor_sums,
+    self_mask,
+)
 from mmcon.affinity.given import Computed, Dense, as_affinity
 from mmcon.affinity.kernels import LabelKernel, TimeKernel
 from mmcon.affinity.labels import Hierarchy, MixedLabel, MultiLabel, SameLabel, SameSample, SideFeatures
@@ -33,6 +41,7 @@ __all__ = [
     "LabelKernel",
     "LowRankFactor",
     "MixedLabel",
+    "MixtureFactor",
     "MultiLabel",
     "SameLabel",
     "SameSample",

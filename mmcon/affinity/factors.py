@@ -57,6 +57,58 @@ class ClassFactor:
 
 
 @dataclass(frozen=True)
+class MixtureFactor:
+    """`W[i, j] = Σ_xy row_weights[i, x] column_weights[j, y] [rows[i, x] = columns[j, y]]`: a few classes a row.
+
+    Attributes:
+        rows, columns: class indices from 0, int64 `a m` and `c m`.
+        row_weights, column_weights: of the classes, >= 0, of the same shapes.
+        classes: how many there are.
+        scale: multiplies the weights.
+    """
+
+    rows: Tensor
+    row_weights: Tensor
+    columns: Tensor
+    column_weights: Tensor
+    classes: int
+    scale: float = 1.0
+
+    def times(self, candidates: Tensor) -> Tensor:
+        """`W @ candidates`, through sums by class."""
+        sums = candidates.new_zeros(self.classes, candidates.shape[1])
+        for classes, weights in zip(self.columns.T, self.column_weights.to(candidates.dtype).T, strict=True):
+            sums.index_add_(0, classes, candidates * weights[:, None])
+        product = torch.zeros_like(sums[self.rows[:, 0]])
+        for classes, weights in zip(self.rows.T, self.row_weights.to(candidates.dtype).T, strict=True):
+            product.addcmul_(sums[classes], weights[:, None])
+        return product.mul_(self.scale)
+
+    def transpose(self) -> MixtureFactor:
+        """The same weights seen from the candidates."""
+        return MixtureFactor(self.columns, self.column_weights, self.rows, self.row_weights, self.classes, self.scale)
+
+    def _pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The weights of single pairs by their classes, `n m m`."""
+        same = self.rows[rows][:, :, None] == self.columns[columns][:, None]
+        return same * (self.row_weights[rows][:, :, None] * self.column_weights[columns][:, None])
+
+    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The weights of single pairs."""
+        return self._pairs(rows, columns).sum((1, 2)) * self.scale
+
+    def positives(self, anchors: Tensor) -> Tensor:
+        """How many classes candidates share with each of `anchors`: 0 exactly where no weight is above 0."""
+        counts = torch.zeros(self.classes, dtype=torch.int64, device=self.columns.device)
+        counts.index_add_(0, self.columns.flatten(), (self.column_weights > 0).long().flatten())
+        return (counts[self.rows[anchors]] * (self.row_weights[anchors] > 0)).sum(1)
+
+    def positive_at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """How much of `positives` single pairs account for."""
+        return (self._pairs(rows, columns) > 0).sum((1, 2))
+
+
+@dataclass(frozen=True)
 class LowRankFactor:
     """`W = rows @ columns.T` with non-negative factors, `a r` and `c r`."""
 
@@ -157,7 +209,7 @@ def bands_of(
     return row_order, column_order, [(slice(a, b), slice(c, d)) for a, b, c, d in pieces]
 
 
-Factor = ClassFactor | LowRankFactor | BandFactor
+Factor = ClassFactor | MixtureFactor | LowRankFactor | BandFactor
 
 
 def factor_sums(factors: Sequence[Factor], self_index: Tensor | None) -> tuple[Tensor, Tensor]:

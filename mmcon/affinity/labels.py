@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmcon.affinity.base import as_number, check_choice, check_weights
-from mmcon.affinity.factors import ClassFactor, Factor, LowRankFactor
+from mmcon.affinity.factors import ClassFactor, Factor, LowRankFactor, MixtureFactor
 from mmcon.affinity.pairwise import Column, Key, Pairwise
 from mmcon.errors import InputError
 
@@ -115,6 +115,13 @@ class MixedLabel(Pairwise):
             return (label == own_there) * share_there + (label == other_there) * (1 - share_there)
 
         return share[:, None] * mean_over_candidates(own) + (1 - share)[:, None] * mean_over_candidates(other)
+
+    def factors(self) -> tuple[Factor, ...]:
+        own, other, shares = (torch.cat(pair) for pair in self.values())
+        _, ids = torch.unique(torch.stack([own, other], 1), return_inverse=True)
+        share, n = shares.to(torch.get_default_dtype()), self.shape[0]
+        weights = torch.stack([share, 1 - share], 1)
+        return (MixtureFactor(ids[:n], weights[:n], ids[n:], weights[n:], int(ids.max()) + 1 if len(ids) else 0),)
 
 
 class MultiLabel(Pairwise):
