@@ -22,8 +22,19 @@ from mmcon.testing import LawBroken, check_view
 from mmcon.training.baseline import CrossEntropy
 from mmcon.view import Chain, ViewGenerator
 from views.mixing import partner_positions, soft_labels
+from views.scopes import SharedByViews
 
 N, BATCH, SIZE = 22, 9, 12
+
+
+class Remembers(ViewGenerator):
+    modality, scope = "image", "stateful"
+
+    def draw(self, keys, meta):
+        return {}
+
+    def apply(self, batch, params):
+        return batch
 
 
 def source(n: int = N) -> TensorSource:
@@ -121,6 +132,37 @@ def test_views_that_are_not_mixed_are_their_own_partners():
     assert torch.equal(table["share"], torch.ones(BATCH, dtype=torch.float64))
 
 
+def test_other_modalities_say_that_they_are_not_mixed():
+    """Of the pictures, one process has none: its texts say so all the same."""
+    pictures = TensorSource(source().values[:8], labels=source().labels[:8], ids=torch.arange(8))
+    words = TensorSource(torch.rand(12, 3), modality="vector", ids=torch.arange(12))
+    data = JoinedSource(pictures, words)
+    views = {"image": [mixed()], "vector": [mmcon.view.Identity()]}
+    for process in range(6):
+        sampler = UniformSampler(data.ids, batch_size=12, seed=0)
+        batch = next(iter(ViewLoader(data, views, sampler, seed=0, process=process, processes=6)))
+        text = batch.index["vector"]
+        assert torch.equal(text["partner_sample"], text["sample"])
+        assert torch.equal(text["share"], torch.ones(2, dtype=torch.float64))
+    (batch,) = batches(data, views, steps=1, batch_size=12)
+    image, text = batch.index["image"], batch.index["vector"]
+    weights = MixedLabel("sample", "partner_sample").bind(image, text).dense()
+    own = (image["sample"][:, None] == text["sample"]) * image["share"][:, None]
+    other = (image["partner_sample"][:, None] == text["sample"]) * (1 - image["share"][:, None])
+    torch.testing.assert_close(weights, (own + other).float())
+
+
+def test_all_views_of_a_sample_may_share_the_draw_of_a_partner():
+    crop = mmcon.create_view("image/random-resized-crop", size=SIZE)
+    view = Chain(("crop", crop), ("mix", SharedByViews(mmcon.create_view("image/cutmix"))))
+    views = {"image": [view, view]}
+    (one,), (three,) = batches(source(), views, steps=1), batches(source(), views, steps=1, processes=3)
+    assert same(one, three)
+    table = one.index["image"]
+    assert torch.equal(table["partner_sample"][:BATCH], table["partner_sample"][BATCH:])
+    assert torch.equal(table["share"][:BATCH], table["share"][BATCH:])
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(1)
@@ -193,6 +235,18 @@ def test_what_cannot_be_mixed_is_refused_before_the_first_step():
     twice = Chain(mixed(), mmcon.create_view("image/cutmix"))
     with pytest.raises(ConfigError, match="at most one part that mixes"):
         ViewLoader(source(), {"image": [twice]}, sampler, seed=0)
+    remembers = Chain(("memory", Remembers()), mmcon.create_view("image/mixup"))
+    with pytest.raises(ConfigError, match="none with a memory"):
+        ViewLoader(source(), {"image": [remembers]}, sampler, seed=0)
+
+
+def test_what_has_nobody_to_mix_with_is_told():
+    mixup, photo = mmcon.create_view("image/mixup"), torch.rand(1, 3, 8, 8)
+    with pytest.raises(InputError, match=r"image/mixup(.|\n)*batch of one(.|\n)*ViewLoader"):
+        mixup(photo, mmcon.keys(seed=0, epoch=0, sample=[1], view=0))
+    sizes = [torch.rand(3, 8, 8), torch.rand(3, 8, 9), torch.rand(3, 8, 8)]
+    with pytest.raises(InputError, match=r"samples of one shape(.|\n)*begin the chain with"):
+        Chain(mixup)(sizes, mmcon.keys(seed=0, epoch=0, sample=[1, 2, 3], view=0))
 
 
 def test_rows_to_make_are_the_own_and_the_partners_that_are_missing():

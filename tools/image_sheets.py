@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmcon.data.partners import meet, mixing_part
 from mmcon.media import ImageHandle
-from mmcon.random import keys
+from mmcon.random import Keys, keys
 from mmcon.registry import create_view
-from mmcon.view import Chain, ViewGenerator, stack
+from mmcon.view import Chain, ViewGenerator, meta_of, stack
 from views.corruptions import CORRUPTIONS
 from views.geometry import Resize
 
@@ -72,6 +73,16 @@ def whole(view: ViewGenerator) -> ViewGenerator:
     return view if view.ragged else Chain(("resize", Resize(size=SIDE)), ("view", view))
 
 
+def views_of(view: ViewGenerator, table: Keys) -> Tensor:
+    """Views of the photos; one that mixes two samples mixes each with the photo that it is not."""
+    samples = photos()
+    if mixing_part(view) is None:
+        return stack(view(samples, table))
+    params = view.draw(table, meta_of(samples, "image"))
+    partners = torch.tensor([COUNT - 1] * (COUNT - 1) + [0])
+    return meet(view, stack(view.apply_ragged(samples, params)), params, partners)
+
+
 def file_name(name: str, options: dict) -> str:
     extra = [str(v) for k, v in options.items() if k in ("policy", "variant") or v in ("added", "multiplied")]
     return "-".join([name.replace("/", "-"), *extra]) + ".webp"
@@ -81,7 +92,7 @@ def main() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     table = keys(seed=0, sample=range(COUNT))
     for name, options in SETTINGS:
-        views = stack(whole(create_view(name, **options))(photos(), table))
+        views = views_of(whole(create_view(name, **options)), table)
         sheet(views).save(FIGURES / file_name(name, options), quality=80)
     photo = photos()[:1]
     rows = []

@@ -90,10 +90,16 @@ class _Mixing(ViewGenerator):
             batch: the views of this process.
             params: what was drawn.
             partners: the partners' views, row by row; without them, rows of the batch itself.
+
+        Raises:
+            InputError: there is nobody to mix with, or partners have another size.
         """
         where = self.name or type(self).__name__
         x = to_float(batch, where)
         if partners is None:
+            if len(x) == 1:
+                fix = "give it a batch, or apply(batch, params, partners=...); a ViewLoader supplies partners"
+                raise InputError(where, expected="a partner for every sample", got="a batch of one", fix=fix)
             rows = self.partners(params, torch.arange(len(x)), len(x))
             other = x.index_select(0, rows.to(x.device))
         else:

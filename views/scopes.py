@@ -163,6 +163,11 @@ class SharedByViews(ViewGenerator):
         """As the generator's."""
         return self.generator.ragged
 
+    @property
+    def scope(self) -> Scope:  # type: ignore[override]
+        """Whether it needs partners, as the generator; its draws depend on the sample."""
+        return "partner" if self.generator.scope == "partner" else "sample"
+
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw from keys without the view."""
         return self.generator.draw(_without_view(keys), meta)
@@ -171,9 +176,17 @@ class SharedByViews(ViewGenerator):
         """As the generator leaves them."""
         return self.generator.leaves(meta, params)
 
-    def apply(self, batch: Any, params: Params) -> Any:
+    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
+        """As the generator's."""
+        return self.generator.columns(meta, params)
+
+    def partners(self, params: Params, positions: Tensor, n: int) -> Tensor:
+        """As the generator's: the same in every view of a sample."""
+        return self.generator.partners(params, positions, n)
+
+    def apply(self, batch: Any, params: Params, **partners: Any) -> Any:
         """As the generator applies them."""
-        return self.generator.apply(batch, params)
+        return self.generator.apply(batch, params, **partners)
 
 
 @final

@@ -26,23 +26,32 @@ Views = Mapping[str, Sequence[ViewGenerator]]
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive views of one modality that one generator makes, so that they are drawn and applied together."""
+    """Consecutive views of one modality that one generator makes, so that they are drawn and applied together.
+
+    Attributes:
+        modality: what it takes.
+        generator: what makes the views.
+        views: their numbers.
+        mixes: whether this or another part of the batch mixes samples, so that all tables tell of it.
+    """
 
     modality: str
     generator: ViewGenerator
     views: tuple[int, ...]
+    mixes: bool = False
 
 
 def parts_of(views: Views) -> tuple[Part, ...]:
     """Group the views of each modality into parts: a generator that stands twice in a row makes one part."""
     parts: list[Part] = []
+    mixes = any(mixing_part(generator) for generators in views.values() for generator in generators)
     for modality, generators in views.items():
         previous: ViewGenerator | None = None
         for number, generator in enumerate(generators):
             if generator is previous:
                 parts[-1] = replace(parts[-1], views=(*parts[-1].views, number))
             else:
-                parts.append(Part(modality, generator, (number,)))
+                parts.append(Part(modality, generator, (number,), mixes))
             previous = generator
     return tuple(parts)
 
@@ -199,5 +208,7 @@ def finish(drawn: Sequence[Drawn], step: int) -> ViewBatch:
             own = take_rows(one.params, slice(len(one.partners)))
         views[modality] = (*views.get(modality, ()), made)
         params[modality] = (*params.get(modality, ()), own)
-        tables.setdefault(modality, []).append(one.index)
-    return ViewBatch(views, {name: Index.cat(unmixed(t)) for name, t in tables.items()}, params, step)
+        tables.setdefault(modality, []).append(
+            unmixed(one.index) if one.part.mixes and one.partners is None else one.index
+        )
+    return ViewBatch(views, {name: Index.cat(t) for name, t in tables.items()}, params, step)

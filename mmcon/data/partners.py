@@ -36,17 +36,18 @@ def mixing_part(generator: ViewGenerator) -> Mixing | None:
     """The part of a generator that needs partners, or None.
 
     Raises:
-        ConfigError: there are two: the second would need partners of partners.
+        ConfigError: there are two (the second would need partners of partners), or a memory would take partners in.
     """
     parts = generator.parts()
     found = [
         Mixing(i, name, part, part is generator) for i, (name, part) in enumerate(parts) if part.scope == "partner"
     ]
-    if len(found) > 1:
+    memories = [name for name, part in parts if part.scope == "stateful"] if found else []
+    if len(found) + len(memories) > 1:
         raise ConfigError(
             f"view {generator.name or type(generator).__name__!r}",
-            expected="at most one part that mixes samples",
-            got=str([mixing.name for mixing in found]),
+            expected="at most one part that mixes samples, and beside it none with a memory",
+            got=str([*(mixing.name for mixing in found), *memories]),
             fix="give each a view of its own",
         )
     return found[0] if found else None
@@ -82,16 +83,9 @@ def beside(index: Index, partners: Int[Tensor, "n"]) -> Index:
     return index.take(slice(len(partners))).with_columns(**_columns(others))
 
 
-def unmixed(tables: Sequence[Index]) -> Sequence[Index]:
-    """Tables of one modality's parts: where one of them is mixed, rows of the others are their own partners."""
-    if not any("partner_sample" in table for table in tables):
-        return tables
-    return [
-        table
-        if "partner_sample" in table
-        else table.with_columns(share=torch.ones(table.n, dtype=torch.float64), **_columns(table))
-        for table in tables
-    ]
+def unmixed(table: Index) -> Index:
+    """The table of rows that nothing was mixed into, which stand beside mixed ones: they are their own partners."""
+    return table.with_columns(share=torch.ones(table.n, dtype=torch.float64), **_columns(table))
 
 
 def _columns(others: Index) -> dict[str, Tensor]:
