@@ -26,27 +26,44 @@ FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 SIDE, COUNT = 96, 8
 SETTINGS: list[tuple[str, dict]] = [
     ("image/plain", {"size": SIDE}),
+    ("image/resize", {"size": SIDE}),
+    ("image/center-crop", {"size": SIDE}),
+    ("image/crop", {"size": SIDE}),
+    ("image/random-resized-crop", {"size": SIDE}),
+    ("image/flip", {}),
     ("image/crop-flip", {"size": SIDE}),
+    ("image/colour-jitter", {"p": 1.0}),
+    ("image/colour-jitter-tf", {"p": 1.0, "brightness_is": "added"}),
+    ("image/colour-jitter-tf", {"p": 1.0, "brightness_is": "multiplied"}),
+    ("image/linear-hue", {"p": 1.0, "hue": 0.5}),
+    ("image/grayscale", {"p": 0.5}),
+    ("image/solarize", {"p": 0.5}),
+    ("image/blur", {"p": 1.0}),
+    ("image/warp", {"p": 1.0}),
     ("image/simclr", {"size": SIDE, "blur": True}),
     ("image/simclr-tf", {"size": SIDE, "blur": True, "brightness": "added"}),
     ("image/simclr-tf", {"size": SIDE, "blur": True, "brightness": "multiplied"}),
-    ("image/linear-hue", {"p": 1.0, "hue": 0.5}),
     ("image/simclr-supcon", {"size": SIDE, "warp": 1.0}),
     ("image/supcon-autoaugment", {"size": SIDE}),
     ("image/autoaugment", {"policy": "imagenet"}),
     ("image/autoaugment", {"policy": "cifar10"}),
+    ("image/autoaugment", {"policy": "tf-v0"}),
     ("image/randaugment", {"variant": "torchvision"}),
     ("image/randaugment", {"variant": "tf"}),
     ("image/randaugment", {"variant": "timm"}),
+    ("image/randaugment", {"variant": "colour-safe"}),
     ("image/stacked-randaugment-talk", {"size": SIDE}),
     ("image/stacked-randaugment-supcon", {"size": SIDE}),
     ("image/stacked-randaugment-infomin", {"size": SIDE}),
+    ("image/swav", {"size": SIDE, "crop": "global"}),
     ("image/swav", {"size": SIDE, "crop": "local"}),
+    ("image/dino", {"size": SIDE, "crop": "global-1"}),
     ("image/dino", {"size": SIDE, "crop": "global-2"}),
+    ("image/dino", {"size": SIDE, "crop": "local"}),
     ("image/cmc", {"size": SIDE, "part": "luminance"}),
-    ("image/colour-jitter", {"p": 1.0}),
-    ("image/blur", {"p": 1.0}),
-    ("image/warp", {"p": 1.0}),
+    ("image/cmc", {"size": SIDE, "part": "chroma"}),
+    ("image/colour-channels", {"space": "ydbdr", "part": "both"}),
+    ("image/edges", {}),
     ("image/mixup", {}),
     ("image/cutmix", {}),
 ]
@@ -60,10 +77,13 @@ def photos() -> list[ImageHandle]:
 
 
 def sheet(views: Tensor) -> Image.Image:
-    """Views side by side; a single channel is stretched to its own range."""
-    if views.shape[1] == 1:
-        low, high = views.amin(), views.amax()
-        views = ((views - low) / (high - low)).expand(-1, 3, -1, -1)
+    """Views side by side; numbers outside [0, 1] are stretched, and two channels stand as red and blue beside grey."""
+    low, high = views.amin(), views.amax()
+    if views.shape[1] < 3 or low < 0 or high > 1:
+        views = (views - low) / (high - low)
+    if views.shape[1] == 2:
+        views = torch.stack([views[:, 0], torch.full_like(views[:, 0], 0.5), views[:, 1]], dim=1)
+    views = views.expand(-1, 3, -1, -1)
     strip = torch.cat(list(torch.nn.functional.pad(views, (1, 1, 1, 1), value=1.0)), dim=2)
     return Image.fromarray((strip.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
@@ -84,7 +104,7 @@ def views_of(view: ViewGenerator, table: Keys) -> Tensor:
 
 
 def file_name(name: str, options: dict) -> str:
-    extra = [str(v) for k, v in options.items() if k in ("policy", "variant") or v in ("added", "multiplied")]
+    extra = [str(v) for v in options.values() if isinstance(v, str)]
     return "-".join([name.replace("/", "-"), *extra]) + ".webp"
 
 
@@ -102,7 +122,7 @@ def main() -> None:
     together = Image.new("RGB", (rows[0].width * 2, rows[0].height * 10), "white")
     for i, row in enumerate(rows):
         together.paste(row, (rows[0].width * (i // 10), rows[0].height * (i % 10)))
-    together.save(FIGURES / "image-corruptions.webp", quality=80)
+    together.save(FIGURES / "image-corruptions.webp", quality=45)
 
 
 if __name__ == "__main__":

@@ -271,4 +271,4 @@ class Corruption(ViewGenerator):
         for picture, severity, seed in zip(x, params["severity"].tolist(), params["seed"].tolist(), strict=True):
             rng = Generator().manual_seed(seed)
             out.append(CORRUPTIONS[self.effect](picture, severity - 1, rng).clamp(0, 1).to(torch.float32))
-        return torch.stack(out).contiguous().to(batch.device)
+        return torch.stack(out).contiguous().to(batch.device) if out else x.to(batch.device)

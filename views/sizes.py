@@ -28,6 +28,8 @@ def sizes_in(meta: Meta, where: str) -> tuple[Int[Tensor, "b"], Int[Tensor, "b"]
             fix="pass mmcon.media.ImageHandle or tensors `c h w`",
         )
     height, width = meta["height"].to(torch.int64), meta["width"].to(torch.int64)
+    if not len(height):
+        raise InputError(where, expected="at least one picture", got="an empty batch")
     if bool(((height < 1) | (width < 1)).any()):
         raise InputError(where, expected="at least one pixel a side", got=f"{int(height.min())} × {int(width.min())}")
     return height, width

@@ -9,7 +9,7 @@ What a file may be, and what becomes of it:
 - *orientation*: the EXIF tag is obeyed, in the facts as well;
 - *grey, palette, CMYK, YCbCr, …*: converted to RGB (or to grey where `channels=1`);
 - *alpha*: laid over `background`, white unless told otherwise, so that colours hidden under full transparency stay so;
-- *16 bits*: the upper 8 are kept;
+- *16 bits*: the upper 8 are kept; files of 32-bit integers beyond that, or of floats, are refused;
 - *animations*: the first frame;
 - *truncated or corrupt files*: DataError with the sample's name. Nothing is repaired silently.
 """
@@ -66,7 +66,12 @@ class ImageHandle:
         """Channels, height and width of what `decode` gives; reads the header alone."""
         with self._open() as image:
             width, height = image.size
-            if image.getexif().get(ORIENTATION, 1) >= 5:
+            try:
+                # In a PNG the tag may stand behind the pixels, so that reading it meets what is broken there.
+                turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            except (OSError, ValueError, SyntaxError, EOFError) as error:
+                raise self._unreadable(error) from error
+            if turned:
                 width, height = height, width
         return {"channels": self.channels, "height": height, "width": width}
 
@@ -152,10 +157,14 @@ class ImageHandle:
 
 def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
     """Bring any mode of Pillow's to 8-bit RGB or grey, transparent parts over the background."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known; save them as 8 or 16 bits")
     if image.mode.startswith("I"):
         # Modes I;16… and I hold 16 bits; Pillow's own conversion would clip them at 255.
         wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError(f"numbers from {wide.min()} to {wide.max()}, beyond 16 bits")
+        image = Image.fromarray((wide >> 8).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         over = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, (*background, 255)), over)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, final
 import torch
 from torch import Tensor
 
+from mmcon.errors import InputError
 from mmcon.random import Keys
 
 Scope = Literal["sample", "clip", "batch", "partner", "stateful"]
@@ -105,7 +106,18 @@ class ViewGenerator(ABC):
 
     @final
     def __call__(self, batch: Any, keys: Keys) -> Any:
-        """Draw and apply in one go."""
+        """Draw and apply in one go.
+
+        Raises:
+            InputError: a batch and keys of different lengths.
+        """
+        if isinstance(batch, Tensor | list | tuple) and len(batch) != len(keys):
+            raise InputError(
+                self.name or type(self).__name__,
+                expected=f"as many samples as keys, {len(keys)}",
+                got=f"a batch of {len(batch)}",
+                fix="a single sample is a batch of one: x[None], or a list of it",
+            )
         return self.apply(batch, self.draw(in_scope(keys, self.scope), meta_of(batch, self.modality)))
 
     def __repr__(self) -> str:
