@@ -186,6 +186,12 @@ def test_a_bad_manifest_says_where(tmp_path, name, text, message):
         open_source(str(tmp_path / name), "train", rate_hz=8_000)
 
 
+def test_a_table_too_small_to_hold_rows_out_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text("audio,label\nx.wav,b\n")
+    with pytest.raises(DataError, match=r"rows of split 'test'; got none by name[\s\S]*test_share"):
+        open_source(str(tmp_path / "a.csv"), "test", rate_hz=8_000)
+
+
 def test_a_folder_without_sounds_is_told(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to hear")
     with pytest.raises(DataError, match=r"\.wav, [\s\S]*none below"):

@@ -173,8 +173,13 @@ def sound_table(
         keep = _part(by, split, test_share)
     contract = SoundContract(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
     if not keep:
-        there = sorted({str(r.get("split")) for r in records})
-        raise DataError(f"manifest {table.name!r}", expected=f"rows of split {split!r}", got=f"splits {there}")
+        there = sorted({str(r["split"]) for r in records}) if "split" in records[0] else "none by name"
+        raise DataError(
+            f"manifest {table.name!r}",
+            expected=f"rows of split {split!r}",
+            got=str(there),
+            fix="say in a column `split` which rows are held out, or raise test_share",
+        )
     for i in keep:
         if not records[i][audio_column]:
             raise DataError(f"manifest {table.name!r}, row {i + 1}", expected="a path or bytes", got="an empty cell")
