@@ -209,8 +209,9 @@ def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys):
 def test_the_log_tells_where_the_time_went(tmp_path):
     train(tmp_path, max_steps=3)
     for line in Journal(tmp_path / "metrics.jsonl").lines():
-        shares = [line[name] for name in ("waiting_for_data", *Clock.PARTS)]
+        shares = [line[name] for name in ("waiting_for_data", "views", *Clock.PARTS)]
         assert all(share >= 0 for share in shares)
+        assert line["views"] > 10 * line["waiting_for_data"]  # there are no workers to wait for
         assert sum(shares) <= 1 + 1e-6
 
 

@@ -11,6 +11,7 @@ part of every global batch. All processes read the stream, since bytes that are 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -236,7 +237,9 @@ class StreamLoader(ViewLoader):
             if self._batches is None:
                 self._batches = self._from(self.step)
             pass_, held = next(self._batches)
+            read = time.perf_counter()
             batch = self._make(held, pass_)
+            self.seconds_in_views += time.perf_counter() - read
             self.step += 1
             if self.step == end:
                 self._batches = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,7 +61,8 @@ class Clock:
     where a line is written, which waits for the device anyway.
 
     Attributes:
-        waiting: seconds that the loop waited for data, the making of views in this process included.
+        waiting: seconds that the loop waited for data that workers or a disk were to bring.
+        views: seconds in which this process made views itself.
         total: seconds in all.
         rows: rows of data that were used.
     """
@@ -74,20 +75,28 @@ class Clock:
         self._start()
 
     def _start(self) -> None:
-        self.waiting = self.total = 0.0
+        self.waiting = self.views = self.total = 0.0
         self.rows = 0
         self._spent: dict[str, float] = dict.fromkeys(self.PARTS, 0.0)
         self._last: Any = None
 
-    def timed(self, stream: Iterator[T]) -> Iterator[T]:
-        """The items of a stream, with the time that it took to get each and to use it."""
+    def timed(self, loader: Iterable[T]) -> Iterator[T]:
+        """The items of a loader, with the time that it took to get each and to use it.
+
+        Args:
+            loader: may count `seconds_in_views`.
+        """
+        stream = iter(loader)
         while True:
-            asked = self._since = time.perf_counter()
+            asked, made = time.perf_counter(), getattr(loader, "seconds_in_views", 0.0)
+            self._since = asked
             try:
                 item = next(stream)
             except StopIteration:
                 return
-            self.waiting += time.perf_counter() - asked
+            views = getattr(loader, "seconds_in_views", 0.0) - made
+            self.views += views
+            self.waiting += time.perf_counter() - asked - views
             self.mark(None)
             yield item
             self.total += time.perf_counter() - self._since
@@ -110,8 +119,9 @@ class Clock:
         total = max(self.total + now - self._since, 1e-9)  # the step that is under way counts too
         shares = {name: seconds / total for name, seconds in self._spent.items()}
         if self.device.type == "cuda":
-            shares = self._of_last_step(1 - self.waiting / total)
-        figures = {"views_per_second": self.rows / total, "waiting_for_data": self.waiting / total, **shares}
+            shares = self._of_last_step(1 - (self.waiting + self.views) / total)
+        shares = {"waiting_for_data": self.waiting / total, "views": self.views / total, **shares}
+        figures = {"views_per_second": self.rows / total, **shares}
         self._start()
         self._since = now
         return figures

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: The file in a run folder that names what could not be read, a line of JSON each.
 QUARANTINE = "quarantine.jsonl"
-#: The share of time spent waiting for data from which on the run says so.
+#: The share of time spent before a step from which on the run says so.
 SLOW = 0.5
 
 
@@ -61,8 +61,9 @@ class Logbook:
         if step % self.settings.log_every and step != 1:
             return
         figures = self.clock.read()
-        if figures["waiting_for_data"] > SLOW and step > 1:
-            told = f"step {step}: {figures['waiting_for_data']:.0%} of the time went by waiting for data"
+        waiting, views = figures["waiting_for_data"], figures["views"]
+        if waiting + views > SLOW and step > 1:
+            told = f"step {step}: {waiting:.0%} of the time went by waiting for data, {views:.0%} by making views here"
             self.accelerator.print(f"{told}; more --workers, or a faster place for the data, would help", flush=True)
         norm = {} if stepper.norm is None else {"gradient_norm": stepper.norm}
         rate = max(group["lr"] for group in stepper.optimizer.param_groups)

@@ -274,7 +274,7 @@ class Run:
         due, profile = False, Profile(self.folder, on=self.settings.profile and self.is_main, tell=self.print)
         with Signals() as signals, Progress(last, self.global_step, shown=self.is_main) as progress, profile:
             while self.global_step < last:
-                for batch in self._logbook.clock.timed(iter(loader)):
+                for batch in self._logbook.clock.timed(loader):
                     yield from self._one(batch)
                     self._logbook.record(self.global_step, batch, self._stepper, loader)
                     profile.advance()
