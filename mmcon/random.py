@@ -189,7 +189,7 @@ class Keys:
         """Draw numbers whose logarithm is uniform between those of low and high, `n *shape` float64."""
         if not 0 < low <= high:
             raise InputError("Keys.log_uniform", expected="0 < low <= high", got=f"low={low}, high={high}")
-        a, b = (float(log(torch.tensor(x, dtype=torch.float64))) for x in (low, high))
+        a, b = _log_of(low), _log_of(high)
         return exp(a + (b - a) * self.uniform(name, shape=shape))
 
     def integers(self, name: str, low: int | Tensor, high: int | Tensor, *, shape: Sequence[int] = ()) -> Tensor:
@@ -304,6 +304,12 @@ def log(x: Tensor) -> Tensor:
     s = (m - 1) / (m + 1)
     series = _polynomial(s * s, [1 / (2 * i + 1) for i in range(12)])
     return e.to(torch.float64) * 0.6931471805599453 + 2 * s * series
+
+
+@lru_cache
+def _log_of(x: float) -> float:
+    """Logarithm of a bound, which is the same in every batch: as a tensor of one it costs as much as drawing 512."""
+    return float(log(torch.tensor(x, dtype=torch.float64)))
 
 
 def exp(x: Tensor) -> Tensor:
