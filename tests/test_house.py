@@ -105,6 +105,13 @@ def test_one_room_knows_accelerate():
     assert users <= {"mmcon.training.run", "mmcon.training.checkpoint"}
 
 
+def test_no_merge_was_left_half_done():
+    texts = [*MMCON, *VIEWS, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*.py")]
+    for path in texts:
+        marks = [line for line in path.read_text().splitlines() if line[:8] in ("<<<<<<< ", ">>>>>>> ")]
+        assert not marks, f"{path}: {marks}"
+
+
 def test_nothing_imports_a_recipe():
     for path in [*MMCON, *VIEWS, *(ROOT / "recipes").glob("*.py")]:
         assert not any(inside(m, "recipes") for m in imports_of(path))
