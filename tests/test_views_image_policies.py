@@ -46,7 +46,8 @@ def test_every_operation_equals_torchvision_at_every_bin(name, bins):
             geometric = name in operations.GEOMETRIC
             # A slope one unit in the last place away moves ties by a pixel: geometry is held at one and the same float.
             given = float(ours.float()) if geometric else magnitude
-            mine = policies.apply_operations(x, {"operation": code, "magnitude": ours}, 0.0)
+            mine = x.clone()
+            policies.apply_operations(mine, {"operation": code, "magnitude": ours}, 0.0)
             other = theirs._apply_image_or_video_transform(
                 x, name, given, interpolation=tv.InterpolationMode.NEAREST, fill={torch.Tensor: None}
             )

@@ -19,7 +19,7 @@ from mmcon.view import Meta, Params, ViewGenerator
 from views.dialects import PILLOW, TENSORFLOW, Fill, Functions
 from views.geometry import sizes_in
 from views.operations import GEOMETRIC, OPERATIONS
-from views.pixels import on_rows, to_float
+from views.pixels import change_rows, own_float, pour
 
 NAMES = tuple(OPERATIONS)
 ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
@@ -166,11 +166,11 @@ def _geometric(name: str, level: Tensor, down: Tensor, across: Tensor) -> Tensor
 
 def apply_operations(
     x: Float[Tensor, "b c h w"], params: Params, fill: Fill, functions: Functions = OPERATIONS
-) -> Float[Tensor, "b c h w"]:
-    """Apply, slot by slot, the operation that each picture drew; pictures that drew the same go together.
+) -> None:
+    """Apply, slot by slot, the operation that each picture drew, in place; pictures that drew the same go together.
 
     Args:
-        x: pictures.
+        x: pictures, which are written over.
         params: "operation" (`b slots` int64, positions in `views.operations.OPERATIONS`, −1 for none), "magnitude"
             (`b slots` float64, in the operation's unit), "centre" where there is a cutout (`b slots 2` float64), and
             "bicubic" where the way of resampling is drawn (`b slots` bool).
@@ -194,8 +194,7 @@ def apply_operations(
                 columns = amount.to(pictures.device, torch.float32)[:, :, None, None]
                 return function(pictures, columns, fill=fill) if name in GEOMETRIC else function(pictures, columns)
 
-            x = on_rows(x, operation[:, slot] == chosen, some, amounts)
-    return x
+            change_rows(x, operation[:, slot] == chosen, some, amounts)
 
 
 @register_view("image/autoaugment", modality="image")
@@ -214,6 +213,7 @@ class AutoAugment(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
 
     def __init__(self, *, policy: str = "imagenet") -> None:
         if policy not in POLICIES:
@@ -244,8 +244,13 @@ class AutoAugment(ViewGenerator):
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Apply both operations."""
-        x = to_float(batch, self.name or "image/autoaugment")
-        return apply_operations(x, params, self.fill, TENSORFLOW if self.policy == "tf-v0" else OPERATIONS)
+        x = own_float(batch, self.name or "image/autoaugment")
+        self.apply_over(x, params)
+        return x
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Apply both in place."""
+        apply_operations(batch, params, self.fill, TENSORFLOW if self.policy == "tf-v0" else OPERATIONS)
 
 
 def _magnitudes(rule: Any, code: Tensor, level: Tensor, sign: Tensor, height: Tensor, width: Tensor) -> Tensor:
@@ -279,6 +284,7 @@ class RandAugment(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
     VARIANTS: ClassVar[dict[str, tuple[str, ...]]] = {
         "torchvision": TORCHVISION_OPERATIONS,
         "tf": (*TF_OPERATIONS, "Identity"),
@@ -330,5 +336,10 @@ class RandAugment(ViewGenerator):
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Apply the operations in order."""
-        x = to_float(batch, self.name or "image/randaugment")
-        return apply_operations(x, params, self.FILLS[self.variant], self.FUNCTIONS[self.variant])
+        x = own_float(batch, self.name or "image/randaugment")
+        self.apply_over(x, params)
+        return x
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Apply them in place."""
+        apply_operations(batch, params, self.FILLS[self.variant], self.FUNCTIONS[self.variant])
