@@ -84,11 +84,11 @@ def test_frames_advance_as_in_its_phase_vocoder(rate):
     torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-7)
 
 
-@pytest.mark.parametrize("points", [None, 512])
+@pytest.mark.parametrize("points", [None, 1_024])
 def test_log_mel_is_its_mel_spectrogram(x, points):
     view = log_mel.LogMel(low_hz=60.0, high_hz=7_800.0, fft=points)
     theirs = torchaudio.transforms.MelSpectrogram(
-        16_000, points or 1_024, 400, 160, f_min=60.0, f_max=7_800.0, n_mels=64, pad_mode="constant"
+        16_000, points or 512, 400, 160, f_min=60.0, f_max=7_800.0, n_mels=64, pad_mode="constant"
     )(x)
     ours = view.apply({"signal": x, "length": FULL}, {})["log_mel"]
     torch.testing.assert_close(ours, theirs.clamp(min=1e-5).log(), atol=1e-4, rtol=1e-4)

@@ -56,8 +56,7 @@ class LogMel(ViewGenerator):
         bands: mel bands.
         window: samples in a window. By default 25 ms.
         hop: samples from frame to frame. By default 10 ms.
-        fft: points of the transform; by default 1,024, or the power of two from the window up where that is more. A
-            transform of the window's own length leaves the lowest bands at 8 kHz with a bin or two each.
+        fft: points of the transform; by default the power of two from the window up.
         low_hz: lower edge of the bands.
         high_hz: upper edge of the bands; by default half of the rate.
         floor: powers below it are clipped to it.
@@ -79,7 +78,7 @@ class LogMel(ViewGenerator):
     ) -> None:
         self.rate_hz, self.bands, self.floor = rate_hz, bands, floor
         self.window, self.hop = window or rate_hz // 40, hop or rate_hz // 100
-        self.fft = fft or max(1_024, 1 << (self.window - 1).bit_length())
+        self.fft = fft or 1 << (self.window - 1).bit_length()
         self.low_hz, self.high_hz = low_hz, high_hz or rate_hz / 2
         if not (0 <= self.low_hz < self.high_hz <= rate_hz / 2 and self.window <= self.fft):
             got = f"{self.low_hz}–{self.high_hz} Hz at {rate_hz} Hz, window {self.window} in fft {self.fft}"
