@@ -8,6 +8,7 @@ from mmcon.data.loading import ViewLoader, one_pass, parts_of
 from mmcon.data.samplers import UniformSampler
 from mmcon.data.sources import JoinedSource, Source, TensorSource
 from mmcon.errors import ConfigError, DataError
+from mmcon.registry import create_view
 from mmcon.view import Chain, Identity, ViewGenerator
 
 N = 22
@@ -105,6 +106,27 @@ def test_a_batch_has_its_views_and_its_table():
 def test_the_same_generator_twice_makes_one_part():
     a, b = Identity(), Identity()
     assert [part.views for part in parts_of({"image": [a, a, b, a]})] == [(0, 1), (2,), (3,)]
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("image/simclr", {"size": 32, "blur": True}), ("image/simclr-tf", {"size": 32, "blur": True}),
+    ("image/simclr-supcon", {"size": 32, "warp": 1.0}),
+    ("image/supcon-autoaugment", {"size": 32}), ("image/supcon-autoaugment", {"size": 32, "policy": "imagenet"}),
+    ("image/stacked-randaugment-supcon", {"size": 32}), ("image/stacked-randaugment-infomin", {"size": 32}),
+    ("image/dino", {"size": 32, "crop": "global-2"}),
+    ("image/cmc", {"size": 32, "space": "ydbdr"}), ("image/linear-hue", {}), ("image/mixup", {}), ("image/cutmix", {}),
+])  # fmt: skip
+def test_views_are_finished_on_a_device_from_what_was_drawn_on_the_cpu(name, options):
+    """On "meta", where nothing can be read back: a device is never waited for, and no tensor meets one of the CPU."""
+    pictures = torch.rand(N, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    rows = TensorSource(pictures, modality="image")
+    view = create_view(name, **options)
+    loader = ViewLoader(
+        rows, {"image": [view, view]}, UniformSampler(rows.ids, batch_size=N, seed=0), seed=0, device="meta"
+    )
+    (views,) = next(iter(loader)).views["image"]
+    assert views.device.type == "meta"
+    assert views.shape == (2 * N, 3, 32, 32)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -164,6 +164,5 @@ class LinearHue(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Turn where drawn."""
         x = to_float(batch, self.name or "image/linear-hue")
-        (turn,) = columns_on(x, params["hue"])
         (where,) = columns_on(x, params["apply"])
-        return torch.where(where.bool(), linear_hue(x, turn), x)
+        return torch.where(where.bool(), linear_hue(x, params["hue"].to(torch.float32).view(-1, 1, 1, 1)), x)

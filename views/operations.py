@@ -1,7 +1,8 @@
 """The operations that policies choose from: each `f(pictures, magnitude) -> pictures`, a magnitude for each picture.
 
-Pictures are float32 `b c h w` in [0, 1]; magnitudes `b 1 1 1` in the operation's own unit. What each unit is stands in
-its function; where an operation has none, the magnitude is ignored.
+Pictures are float32 `b c h w` in [0, 1]; magnitudes `b 1 1 1` in the operation's own unit, on the pictures' device or,
+for geometry, whose matrices are made there, on the CPU. What each unit is stands in its function; where an operation
+has none, the magnitude is ignored.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def turn(degrees: Float[Tensor, "b"]) -> dict[tuple[int, int], Tensor]:
 def cutout(x: Pictures, box: Float[Tensor, "b 3 1 1"], fill: float = 0.0) -> Pictures:
     """A square of `fill`: half its side (pixels), and its centre as fractions of the height and width."""
     h, w = x.shape[-2:]
-    half, row, column = box.split(1, dim=1)
+    half, row, column = box.to(x.device, non_blocking=True).split(1, dim=1)
     down = torch.arange(h, device=x.device).view(1, 1, h, 1) - torch.floor(row * h)
     across = torch.arange(w, device=x.device).view(1, 1, 1, w) - torch.floor(column * w)
     inside = (down >= -half) & (down < half) & (across >= -half) & (across < half)

@@ -191,8 +191,10 @@ def apply_operations(
             function = functions[name]
 
             def some(pictures: Tensor, amount: Tensor, name: str = name, function: Any = function) -> Tensor:
-                columns = amount.to(pictures.device, torch.float32)[:, :, None, None]
-                return function(pictures, columns, fill=fill) if name in GEOMETRIC else function(pictures, columns)
+                columns = amount.to(torch.float32)[:, :, None, None]
+                if name in GEOMETRIC:
+                    return function(pictures, columns, fill=fill)
+                return function(pictures, columns.to(pictures.device, non_blocking=True))
 
             change_rows(x, operation[:, slot] == chosen, some, amounts)
 

@@ -77,9 +77,12 @@ class Drawn:
     failures: dict[int, str] = field(default_factory=dict)
 
     def map(self, f: Any) -> Drawn:
-        """The same with a function applied to every tensor but those of the table."""
-        samples, params, partners = (tree_map(f, x) for x in (self.samples, self.params, self.partners))
-        return replace(self, samples=samples, params=params, partners=partners)
+        """The same with a function applied to the samples, and to where their partners stand.
+
+        What was drawn stays on the CPU, where `apply` reads which pictures it changes and in what order; a device would
+        have to be waited for.
+        """
+        return replace(self, samples=tree_map(f, self.samples), partners=tree_map(f, self.partners))
 
     def pin_memory(self) -> Drawn:
         """The same in page-locked memory, from which a GPU copies beside its work; a loader's thread asks for it."""

@@ -65,7 +65,10 @@ class ViewGenerator(ABC):
 
     @abstractmethod
     def apply(self, batch: Any, params: Params) -> Any:
-        """Make the views: a function of the samples and the parameters alone."""
+        """Make the views: a function of the samples and the parameters alone.
+
+        Parameters are on the CPU, as they were drawn, wherever the samples are.
+        """
 
     def apply_over(self, batch: Tensor, params: Params) -> None:
         """As `apply`, to the same bits, but written over the batch: for generators that have `pour`."""
