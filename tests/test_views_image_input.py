@@ -135,6 +135,17 @@ def test_bytes_and_floats_of_one_picture_give_one_view():
             )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_floats_of_any_width_are_resampled_in_float32(dtype, interpolation):
+    x = torch.rand(2, 3, 80, 72, generator=torch.Generator().manual_seed(0)).to(dtype)
+    crop = create_view("image/random-resized-crop", size=70, interpolation=interpolation)
+    in_bytes = create_view("image/random-resized-crop", size=70, interpolation=interpolation, bytes=True)
+    views = in_bytes(x, keys(seed=0, sample=[1, 2]))
+    assert views.dtype == torch.float32
+    assert torch.equal(views, crop(x.to(torch.float32), keys(seed=0, sample=[1, 2])))
+
+
 def test_an_empty_batch_is_told_or_stays_empty():
     none = keys(seed=0, sample=torch.zeros(0, dtype=torch.int64))
     with pytest.raises(InputError, match="an empty batch"):

@@ -78,7 +78,8 @@ def _resample_each(
             part = sample.decode(region=(top, left, height, width), size=size)
         view = resize_picture(part, size, interpolation)
         if out is None:
-            out = room_for((len(boxes), *view.shape), view.dtype if bytes else torch.float32)
+            kept = bytes and view.dtype == torch.uint8
+            out = room_for((len(boxes), *view.shape), torch.uint8 if kept else torch.float32)
         if view.shape != out.shape[1:]:
             raise InputError(
                 where,
@@ -111,6 +112,8 @@ def resize_picture(picture: Num[Tensor, "c h w"], size: tuple[int, int], interpo
         layout = torch.channels_last if picture.stride(0) == 1 else torch.contiguous_format
         whole = picture[None].contiguous(memory_format=layout)
         return F.interpolate(whole, size, mode=interpolation, antialias=True)[0]
+    # torch has no antialiasing of half precision on a CPU.
+    picture = picture.to(torch.float32)
     # Where neither side shrinks the triangle is not widened: the plain kernel is the same, and more than twice as fast.
     shrinks = picture.shape[-2] > size[0] or picture.shape[-1] > size[1]
     smooth = shrinks or interpolation != "bilinear"
