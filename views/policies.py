@@ -267,7 +267,7 @@ def _magnitudes(rule: Any, code: Tensor, level: Tensor, sign: Tensor, height: Te
 @register_view("image/randaugment", modality="image")
 @final
 class RandAugment(ViewGenerator):
-    """A few operations at random at one strength (Cubuk et al. 2020), in one of three variants.
+    """A few operations at random at one strength (Cubuk et al. 2020), in one of four variants.
 
     - "torchvision": 14 operations, 2 of them, bin 9 of 31; signed enhancements; black fill.
     - "tf": TensorFlow's, used by SupCon: 16 operations and the identity, 2 of them at level 10; shifts up to 100

@@ -1,7 +1,8 @@
 """Resampling: a part of each picture brought to one size, antialiased as Pillow does it.
 
-Large pictures go one by one through torch's own kernels, photos in bytes; small ones, and all on an accelerator, go
-together, their taps gathered and weighted. Which of the two runs depends on size and device alone.
+Large pictures, and those that are not stacked, go one by one through torch's own kernels, photos in bytes; small ones
+that are, and all on an accelerator, go together, their taps gathered and weighted. Which of the two runs never depends
+on how many there are.
 """
 
 from __future__ import annotations

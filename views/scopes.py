@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.random import FIELDS, Keys
-from mmcon.view import Chain, Meta, Params, Scope, ViewGenerator
+from mmcon.view import Chain, Meta, Params, Scope, ViewGenerator, take_rows
 from views.geometry import RandomResizedCrop, Resize
 from views.pixels import check_picture
 from views.resample import SMALL, resize_picture
@@ -83,7 +83,7 @@ class PerClip(ViewGenerator):
         """Clips of one shape, stacked or not; `rows` are theirs of the parameters."""
         image, frames = self.image, len(clips[0])
         if isinstance(image, RandomResizedCrop | Resize | CropWithin) and _is_large(clips[0], image.size):
-            return _resample_clips(clips, _rows(params, rows), image, self.name)
+            return _resample_clips(clips, take_rows(params, rows), image, self.name)
         stacked = clips if isinstance(clips, Tensor) else torch.stack(list(clips))
         pictures = image.apply(stacked.flatten(0, 1), _repeat(params, rows, frames))
         return pictures.unflatten(0, (len(stacked), frames))
@@ -239,10 +239,6 @@ def _is_large(clip: Tensor, size: tuple[int, int]) -> bool:
 def _check_clips(batch: Tensor, where: str) -> None:
     if batch.dim() != 5:
         raise InputError(where, expected="clips `b t c h w`", got=f"shape {tuple(batch.shape)}")
-
-
-def _rows(params: Any, rows: slice | Tensor) -> Any:
-    return params[rows] if isinstance(params, Tensor) else {name: _rows(part, rows) for name, part in params.items()}
 
 
 def _repeat(params: Any, rows: slice | Tensor, times: int) -> Any:

@@ -181,7 +181,8 @@ def _decode_singly(part: Part, opened: Opened, own: int, partners: Tensor | None
             got=f"{len(failures)} failures, the first: {next(iter(failures.values()))}",
             fix="check the data with `mmcon doctor --data PATH`",
         )
-    rows = kept if partners is None else kept + [row for row in done if row not in set(kept)]
+    own_rows = set(kept)
+    rows = kept if partners is None else kept + [row for row in done if row not in own_rows]
     samples, params, index = _cat([done[row] for row in rows]), take_rows(opened.params, rows), opened.index.take(rows)
     if partners is not None:
         at = {row: place for place, row in enumerate(rows)}
