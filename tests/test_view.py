@@ -30,6 +30,7 @@ from mmcon.view import (
     stack,
     take_rows,
 )
+from views.scopes import SharedByViews
 
 
 class Shift(ViewGenerator):
@@ -213,6 +214,13 @@ def test_scope_decides_which_keys_are_seen():
     drawn = Chain(Sigma(), Shift()).draw(table(), {})
     assert drawn["Sigma"]["by"].unique().numel() == 1
     assert drawn["Shift"]["by"].unique().numel() == 5
+
+
+def test_what_is_drawn_once_a_batch_stays_so_where_views_share_it():
+    view = Chain(("sigma", SharedByViews(Sigma())))
+    first, second = (view.draw(keys(seed=0, sample=range(5), view=0, step=step), {})["sigma"]["by"] for step in (1, 2))
+    assert first.unique().numel() == second.unique().numel() == 1
+    assert first[0] != second[0]
 
 
 # --- plain functions and third parties ---

@@ -165,8 +165,8 @@ class SharedByViews(ViewGenerator):
 
     @property
     def scope(self) -> Scope:  # type: ignore[override]
-        """Whether it needs partners, as the generator; its draws depend on the sample."""
-        return "partner" if self.generator.scope == "partner" else "sample"
+        """Whether it needs partners or draws once a batch, as the generator; else its draws depend on the sample."""
+        return self.generator.scope if self.generator.scope in ("partner", "batch") else "sample"
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw from keys without the view."""
@@ -224,7 +224,9 @@ class CropWithin(ViewGenerator):
 
 
 def _without_view(keys: Keys) -> Keys:
-    """Keys that all views of a sample share."""
+    """Keys that all views of a sample share; those of a whole batch are shared already."""
+    if keys.of_batch:
+        return keys
     shared = Keys(keys.fields, step=keys.step).drop("view", *keys.dropped)
     for name in keys.path:
         shared = shared.child(name)
