@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: The file in a run folder that names what could not be read, a line of JSON each.
 QUARANTINE = "quarantine.jsonl"
-#: The share of time spent before a step from which on the run says so.
+#: The share of time spent before steps from which on the run says so, once.
 SLOW = 0.5
 
 
@@ -41,6 +41,7 @@ class Logbook:
         self.clock = Clock(accelerator.device)
         self.journal = Journal(folder / "metrics.jsonl")
         self._notes: dict[str, Any] = {}
+        self._told = False
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl and to the trackers, on the main process."""
@@ -62,7 +63,8 @@ class Logbook:
             return
         figures = self.clock.read()
         waiting, views = figures["waiting_for_data"], figures["views"]
-        if waiting + views > SLOW and step > 1:
+        if waiting + views > SLOW and step > 1 and not self._told:
+            self._told = True
             told = f"step {step}: {waiting:.0%} of the time went by waiting for data, {views:.0%} by making views here"
             self.accelerator.print(f"{told}; more --workers, or a faster place for the data, would help", flush=True)
         norm = {} if stepper.norm is None else {"gradient_norm": stepper.norm}
