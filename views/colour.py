@@ -207,13 +207,12 @@ class ColourJitter(ViewGenerator):
 
 def jitter_of(strength: float, p: float = 0.8) -> ColourJitter:
     """SimCLR's colour jitter at strength s: .8s, .8s, .8s and .2s, with probability p."""
-    return ColourJitter(
-        brightness=0.8 * strength,
-        contrast=0.8 * strength,
-        saturation=0.8 * strength,
-        hue=0.2 * strength,
-        p=p,
-    )
+    return ColourJitter(**at_strength(strength), p=p)
+
+
+def at_strength(s: float) -> dict[str, float]:
+    """SimCLR's ranges of brightness, contrast, saturation and hue at strength s."""
+    return {"brightness": 0.8 * s, "contrast": 0.8 * s, "saturation": 0.8 * s, "hue": 0.2 * s}
 
 
 @register_view("image/grayscale", modality="image")

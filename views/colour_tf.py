@@ -21,6 +21,7 @@ from views.colour import (
     Factor,
     Operation,
     Pictures,
+    at_strength,
     brightness_,
     check_strengths,
     draw_jitter,
@@ -131,13 +132,7 @@ class TensorFlowJitter(ViewGenerator):
 
 def tf_jitter_of(strength: float, brightness: str) -> TensorFlowJitter:
     """TensorFlow's colour jitter at strength s: .8s, .8s, .8s and .2s, with probability .8."""
-    return TensorFlowJitter(
-        brightness=0.8 * strength,
-        contrast=0.8 * strength,
-        saturation=0.8 * strength,
-        hue=0.2 * strength,
-        brightness_is=brightness,
-    )
+    return TensorFlowJitter(**at_strength(strength), brightness_is=brightness)
 
 
 @register_view("image/linear-hue", modality="image")

@@ -9,10 +9,11 @@ Memory is that of one chunk; time is one more forward pass.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -118,20 +119,20 @@ def _pieces_everywhere(batch: ViewBatch, chunk_size: int) -> dict[tuple[str, int
     return pieces
 
 
-class _Replay:
+class _Replay(ABC):
     """Embeds chunks twice: without a graph, then in the backward pass with one."""
 
     def __init__(self, model: nn.Module, chunks: list[Chunk]) -> None:
         self.model, self.chunks = model, chunks
         self.names: list[tuple[str, str]] = []
 
+    @abstractmethod
     def leaves(self) -> list[Tensor]:
         """What the second pass returns gradients of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def second_pass(self, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """The gradients of the leaves, from those of all embeddings."""
-        raise NotImplementedError
 
     def embed(self, batch: ViewBatch) -> Embeddings:
         """Embeddings of all rows, by space and modality; the graph behind them is one node, the second pass."""
@@ -161,6 +162,7 @@ class _Replay:
         return [z for z, _ in learning], [gradient for _, gradient in learning]
 
 
+@final
 class _ReplayOfWhole(_Replay):
     """With all weights in each process: gradients are summed here, and averaged over processes once."""
 
@@ -188,6 +190,7 @@ class _ReplayOfWhole(_Replay):
         return torch.autograd.grad(outputs, self.parameters, at_outputs, allow_unused=True)
 
 
+@final
 class _ReplayInParts(_Replay):
     """With a part of the weights in each process: FSDP2's hooks gather weights for every pass.
 
