@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 
-from mmcon.data.sources import held_out
+from mmcon.evaluation.audio import across_languages
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.retrieval import retrieve
-from mmcon.evaluation.sounds import across_languages
 from mmcon.evaluation.statistics import bootstrap, paired_permutation, t_interval
 from mmcon.random import stable_ids
+from mmcon.sources.factory import held_out
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "audio_supcon.py"
 NO_SPEECH = re.compile(r"silence|beep|2tone|^tt-monkeys$")

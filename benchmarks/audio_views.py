@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import mmcon
-from mmcon.view import Chain
+from mmcon.views import Chain
 
 RATE, CLIPS, SECONDS = 16_000, 16, 2
 

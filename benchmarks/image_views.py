@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmcon.random import keys
 from mmcon.registry import create_view
-from mmcon.view import meta_of
+from mmcon.views import meta_of
 
 
 @dataclass(frozen=True)

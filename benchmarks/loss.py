@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmcon.affinity import Dense, SameLabel, TimeKernel
 from mmcon.losses import weighted_supcon
-from mmcon.training.budget import peak_bytes
+from mmcon.operations.memory_budget import peak_bytes
 
 TEMPERATURE = 0.1
 

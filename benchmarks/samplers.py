@@ -20,7 +20,7 @@ def mib(what):  # of Linux; ru_maxrss would include the process that started thi
     return int(re.search(what + r":\s*(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
 """
 OURS = """
-from mmcon.data.class_batches import ClassAwareSampler
+from mmcon.samplers.class_balanced import ClassAwareSampler
 before, t = mib('VmRSS'), time.perf_counter()
 sampler = ClassAwareSampler(labels, batch_size=256, samples_per_class=4, seed=0)
 built = time.perf_counter()

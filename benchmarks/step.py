@@ -27,14 +27,14 @@ from torch import Tensor, nn
 import mmcon
 from mmcon.affinity import SameLabel
 from mmcon.batch import ViewBatch
-from mmcon.data.loading import ViewLoader
-from mmcon.data.pairs import bundled_pairs
-from mmcon.data.samplers import UniformSampler
-from mmcon.data.sources import create_source
 from mmcon.evaluation.statistics import Interval, bootstrap
+from mmcon.loading.loader import ViewLoader
 from mmcon.losses import presets, weighted_supcon
 from mmcon.models.encoders import create_encoder
-from mmcon.training.run import Run, Settings
+from mmcon.samplers.base import UniformSampler
+from mmcon.sources.factory import create_source
+from mmcon.sources.pairs import bundled_pairs
+from mmcon.training.run import Run, RunSettings
 
 TEMPERATURE = 0.1
 CLOCK: Callable[[], float] = time.perf_counter
@@ -171,7 +171,7 @@ def main() -> None:
         global CLOCK
         CLOCK = time.process_time
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(epochs=1, log_every=10, checkpoint_every=10 * options.steps)
+        settings = RunSettings(epochs=1, log_every=10, checkpoint_every=10 * options.steps)
         run = Run(Path(folder) / "run", settings=settings, cpu=options.device == "cpu")
         report(run, options)
         run.close()

@@ -34,17 +34,17 @@ from torch import Tensor, nn
 
 import mmcon
 from mmcon.batch import Index
-from mmcon.data.class_batches import ClassAwareSampler
-from mmcon.data.samplers import BatchSampler, UniformSampler
-from mmcon.data.sources import held_out
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import fit_probe
 from mmcon.evaluation.statistics import paired_permutation, t_interval
 from mmcon.models.encoders import create_encoder
 from mmcon.random import keys, stable_ids
+from mmcon.samplers.base import BatchSampler, UniformSampler
+from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.sources.factory import held_out
 from mmcon.training.optim import create_schedule
 from mmcon.training.run import seed_model
-from mmcon.view import stack
+from mmcon.views import stack
 
 SEEDS = range(3)
 Tokens = dict[str, Tensor]

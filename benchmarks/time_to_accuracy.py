@@ -41,16 +41,17 @@ from torch import Tensor, nn
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
 from mmcon.batch import Index
-from mmcon.data.loading import ViewLoader
-from mmcon.data.samplers import UniformSampler
-from mmcon.data.sources import TensorSource
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import linear_probe
+from mmcon.loading.loader import ViewLoader
+from mmcon.models.classifier import Classifier
 from mmcon.models.encoders import create_encoder
+from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.random import keys
-from mmcon.training.baseline import Classifier, CrossEntropy
+from mmcon.samplers.base import UniformSampler
+from mmcon.sources.factory import TensorSource
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings
+from mmcon.training.run import Run, RunSettings
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 HELD_OUT = 5_000 / 60_000
@@ -100,7 +101,7 @@ def by_recipe(
         run = Run(
             Path(folder) / "run",
             seed=seed,
-            settings=Settings(epochs=epochs),
+            settings=RunSettings(epochs=epochs),
             mixed_precision=options.mixed_precision,
             cpu=options.device == "cpu",
         )

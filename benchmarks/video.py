@@ -19,15 +19,15 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from mmcon_views.video.published import PerClip
 from torch import Tensor
 from torchvision.transforms import v2
 
 import mmcon
-from mmcon.data import samples
 from mmcon.errors import MmconError
-from mmcon.media.clip import scaled_size
-from mmcon.media.clip_files import FrameCache, open_clip
-from views.video import PerClip
+from mmcon.media.video import scaled_size
+from mmcon.media.video_files import FrameCache, open_clip
+from mmcon.sources import bundled
 
 FRAMES, SIDE = 16, 112
 
@@ -133,7 +133,7 @@ def augmenting(rounds: int) -> None:
         "flip": (mmcon.create_view("image/flip"), v2.RandomHorizontalFlip()),
         "gray": (mmcon.create_view("image/grayscale", p=0.2), v2.RandomGrayscale(0.2)),
         "jitter": (
-            mmcon.create_view("image/colour-jitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+            mmcon.create_view("image/color-jitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
         ),
         "crop": (
@@ -158,7 +158,7 @@ def augmenting(rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, default=next(iter(samples.path("clip").glob("*.mp4"))))
+    parser.add_argument("--input", type=Path, default=next(iter(bundled.path("clip").glob("*.mp4"))))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -34,7 +34,7 @@ import torch
 import mmcon
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.statistics import bootstrap, paired_permutation
-from mmcon.report.clips import write_similarity_by_lag
+from mmcon.report.video_sheet import write_similarity_by_lag
 
 FIGURES = ("lag_correlation", "retrieval_seconds", "lag_error_seconds", "order_accuracy")
 ENCODERS = ("trained", "slow", "fast", "random", "raw_pixels")

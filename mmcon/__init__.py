@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 # Public name -> the module that holds it.
 _HOMES = {
-    "ViewGenerator": "mmcon.view",
-    "Chain": "mmcon.view",
-    "Source": "mmcon.data.source",
-    "TensorSource": "mmcon.data.source",
+    "ViewGenerator": "mmcon.views",
+    "Chain": "mmcon.views",
+    "Source": "mmcon.sources.base",
+    "TensorSource": "mmcon.sources.base",
     "keys": "mmcon.random",
     "register_view": "mmcon.registry",
     "register_sampler": "mmcon.registry",
@@ -26,10 +26,10 @@ _HOMES = {
     "describe_view": "mmcon.registry",
     "SupConLoss": "mmcon.losses",
     "weighted_supcon": "mmcon.losses",
-    "Objective": "mmcon.training.objective",
-    "Block": "mmcon.training.blocks",
-    "ContrastiveModel": "mmcon.models.spaces",
-    "SharedSpace": "mmcon.models.spaces",
+    "Objective": "mmcon.objective.objective",
+    "Block": "mmcon.objective.pair_blocks",
+    "ContrastiveModel": "mmcon.models.shared_spaces",
+    "SharedSpace": "mmcon.models.shared_spaces",
     "Run": "mmcon.training.run",
 }
 
@@ -58,9 +58,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mmcon import affinity
-    from mmcon.data.source import Source, TensorSource
     from mmcon.losses import SupConLoss, weighted_supcon
-    from mmcon.models.spaces import ContrastiveModel, SharedSpace
+    from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+    from mmcon.objective.objective import Objective
+    from mmcon.objective.pair_blocks import Block
     from mmcon.random import keys
     from mmcon.registry import (
         create_view,
@@ -71,10 +72,9 @@ if TYPE_CHECKING:
         register_source,
         register_view,
     )
-    from mmcon.training.blocks import Block
-    from mmcon.training.objective import Objective
+    from mmcon.sources.base import Source, TensorSource
     from mmcon.training.run import Run
-    from mmcon.view import Chain, ViewGenerator
+    from mmcon.views import Chain, ViewGenerator
 
 
 def __getattr__(name: str) -> Any:

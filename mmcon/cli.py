@@ -142,7 +142,7 @@ def _views(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from mmcon.evaluation.views_score import score_names, spread_picture, spread_table
+    from mmcon.evaluation.view_spread import score_names, spread_picture, spread_table
 
     names = options.names[1:]
     if not names:
@@ -164,7 +164,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from mmcon.report.show import Record, show
+    from mmcon.report.view_sheet import Record, show
 
     if options.replay:
         show(Record.read(options.replay), options.output, file=options.input)
@@ -253,7 +253,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from mmcon.training.plan import Plan
+    from mmcon.operations.capacity_plan import Plan
 
     settings = {name: value for name, value in vars(options).items() if name != "run"}
     print(Plan.measure(settings.pop("encoder"), **settings).describe())
@@ -263,7 +263,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from mmcon import doctor
+    from mmcon.operations import doctor
 
     findings = [*doctor.environment(), *(doctor.data(options.data, everything=options.all) if options.data else ())]
     for finding in findings:

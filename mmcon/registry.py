@@ -1,7 +1,7 @@
 """One registry for everything that can be named: view generators, samplers, encoders, sources.
 
 Built-in and third-party components arrive the same way: an installed package names a module in the entry-point group
-`mmcon.views`, and importing that module registers what it decorates. The modules are imported at the first look-up.
+`mmcon.plugins`, and importing that module registers what it decorates. The modules are imported at the first look-up.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from functools import cache
 from typing import Any, Literal, TypeVar
 
 from mmcon.errors import DuplicateNameError, InputError, MmconError, UnknownNameError, nearest
-from mmcon.view import FunctionView, ViewGenerator, takes_generator
+from mmcon.views import FunctionView, ViewGenerator, takes_generator
 
-GROUP = "mmcon.views"
+GROUP = "mmcon.plugins"
 Kind = Literal["view", "sampler", "encoder", "source"]
 F = TypeVar("F", bound=Callable[..., Any])
 

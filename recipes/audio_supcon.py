@@ -27,19 +27,19 @@ from torch import Tensor, nn
 
 import mmcon
 from mmcon.affinity import Affinity, SameLabel, SameSample
-from mmcon.data.class_batches import ClassAwareSampler
-from mmcon.data.loading import ViewLoader, one_pass
-from mmcon.data.samplers import BatchSampler, UniformSampler
-from mmcon.data.sounds import open_source
-from mmcon.data.sources import Source
 from mmcon.errors import ConfigError, MmconError
+from mmcon.evaluation.audio import judge, log_mel_statistics, table
 from mmcon.evaluation.features import extract
-from mmcon.evaluation.sounds import judge, log_mel_statistics, table
+from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.models.audio import create_audio_encoder
 from mmcon.registry import lookup
+from mmcon.samplers.base import BatchSampler, UniformSampler
+from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.sources.audio import open_source
+from mmcon.sources.factory import Source
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.run import Run, RunSettings, unused_folder
 from mmcon.training.settings import EngineFlags
 
 OURS = "mmcon/log-mel-conv"
@@ -107,7 +107,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"audio_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings.of(config),
+        settings=RunSettings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,

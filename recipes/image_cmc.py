@@ -22,20 +22,20 @@ import torch
 
 import mmcon
 from mmcon.affinity import SameLabel
-from mmcon.data.loading import ViewLoader, one_pass
-from mmcon.data.samplers import UniformSampler
-from mmcon.data.sources import Source, channels_of, create_source
 from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.features import Features, extract
 from mmcon.evaluation.probe import linear_probe
 from mmcon.evaluation.retrieval import knn
+from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.losses import presets
 from mmcon.models.encoders import create_encoder
+from mmcon.samplers.base import UniformSampler
+from mmcon.sources.factory import Source, channels_of, create_source
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.run import Run, RunSettings, unused_folder
 from mmcon.training.settings import EngineFlags
-from mmcon.view import Chain
+from mmcon.views import Chain
 
 CHANNELS = {"luminance": 1, "chroma": 2, "edges": 1}
 
@@ -97,7 +97,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"image_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings.of(config),
+        settings=RunSettings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
@@ -183,7 +183,7 @@ def plain_views(config: Config) -> list[mmcon.ViewGenerator]:
     def channels_view(channels: str) -> mmcon.ViewGenerator:
         if channels == "edges":
             return mmcon.create_view("image/edges")
-        return mmcon.create_view("image/colour-channels", space=config.colours, part=channels)
+        return mmcon.create_view("image/color-channels", space=config.colours, part=channels)
 
     return [Chain(plain, channels_view(channels)) for channels in config.channels]
 

@@ -24,23 +24,23 @@ from torch import nn
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample, SideFeatures
-from mmcon.data.loading import ViewLoader, one_pass
-from mmcon.data.pairs import Pairs, bundled_pairs, read_pairs
-from mmcon.data.samplers import UniformSampler
-from mmcon.data.sources import JoinedSource
-from mmcon.data.texts import TextSource
 from mmcon.errors import ConfigError, MmconError
-from mmcon.evaluation.between import InSpace, between, evenness, prompt_texts, table, zero_shot
+from mmcon.evaluation.cross_modal import InSpace, between, evenness, prompt_texts, table, zero_shot
 from mmcon.evaluation.features import Features, extract, precomputed
-from mmcon.evaluation.texts import bag_of_words
+from mmcon.evaluation.text import bag_of_words
+from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.losses import LearnableTemperature, presets
 from mmcon.models.encoders import create_encoder
-from mmcon.models.tuning import merge_low_rank, tune
+from mmcon.models.fine_tuning import merge_low_rank, tune
+from mmcon.samplers.base import UniformSampler
+from mmcon.sources.factory import JoinedSource
+from mmcon.sources.pairs import Pairs, bundled_pairs, read_pairs
+from mmcon.sources.text import TextSource
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.run import Run, RunSettings, unused_folder
 from mmcon.training.settings import EngineFlags
-from mmcon.view import Chain, Identity
+from mmcon.views import Chain, Identity
 
 BAG = "text/embedding-bag"
 TEMPLATES = ("{}", "{} emoji", "a picture of {}", "a drawing of {}", "an icon of {}")
@@ -119,7 +119,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"image_text_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings.of(config),
+        settings=RunSettings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,

@@ -26,27 +26,28 @@ import torch
 
 import mmcon
 from mmcon.affinity import MixedLabel, SameLabel, SameSample
-from mmcon.candidates.queue import Queue
-from mmcon.data.batching import sampler_for
-from mmcon.data.loading import ViewLoader
-from mmcon.data.sources import Subset, channels_of, create_source
 from mmcon.errors import ConfigError, MmconError
-from mmcon.evaluation.linear_stage import LinearStage
+from mmcon.evaluation.linear_classifier import LinearStage
 from mmcon.evaluation.online_knn import TrainingKnn
 from mmcon.evaluation.online_probe import OnlineProbe
-from mmcon.evaluation.stage_two import features_of, judge, pixels, published_stage, results, table
+from mmcon.evaluation.second_stage import features_of, judge, pixels, published_stage, results, table
+from mmcon.loading.loader import ViewLoader
+from mmcon.models.classifier import Classifier
+from mmcon.models.ema import MomentumEncoder
 from mmcon.models.encoders import create_encoder
-from mmcon.models.momentum import MomentumEncoder
+from mmcon.objective.cross_entropy import CrossEntropy
+from mmcon.objective.queue import Queue
+from mmcon.operations import dry_run
 from mmcon.registry import lookup
-from mmcon.training import dry_run
-from mmcon.training.baseline import Classifier, CrossEntropy
+from mmcon.samplers.factory import sampler_for
+from mmcon.sources.factory import Subset, channels_of, create_source
 from mmcon.training.config import parse
-from mmcon.training.large_batch import cached
+from mmcon.training.gradient_caching import cached
 from mmcon.training.optim import create_optimizer, create_schedule, weight_average
-from mmcon.training.run import QUARANTINE, Run, Settings, unused_folder
+from mmcon.training.run import QUARANTINE, Run, RunSettings, unused_folder
 from mmcon.training.seeds import over_seeds
 from mmcon.training.settings import EngineFlags
-from mmcon.view import Chain
+from mmcon.views import Chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"imagenet_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings.of(config),
+        settings=RunSettings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,

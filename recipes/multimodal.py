@@ -27,23 +27,23 @@ from torch import nn
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
-from mmcon.data.class_batches import ClassAwareSampler
-from mmcon.data.loading import ViewLoader, one_pass
-from mmcon.data.samplers import BatchSampler, UniformSampler
-from mmcon.data.sources import JoinedSource, create_source
 from mmcon.errors import ConfigError, MmconError
-from mmcon.evaluation.between import InSpace, evenness, every_pair, table
+from mmcon.evaluation.cross_modal import InSpace, evenness, every_pair, table
 from mmcon.evaluation.features import Features, extract
 from mmcon.evaluation.probe import linear_probe
+from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.losses import LearnableTemperature
 from mmcon.models.encoders import create_encoder
+from mmcon.objective.objective import Block
 from mmcon.registry import lookup
+from mmcon.samplers.base import BatchSampler, UniformSampler
+from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.sources.factory import JoinedSource, create_source
 from mmcon.training.config import parse
-from mmcon.training.objective import Block
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.run import Run, RunSettings, unused_folder
 from mmcon.training.settings import EngineFlags
-from mmcon.view import Chain
+from mmcon.views import Chain
 
 BUNDLED = "image=samples/emoji", "text=samples/emoji-texts", "audio=samples/emoji-spoken"
 ENCODERS = {"image": "mmcon/resnet-tiny", "text": "text/embedding-bag", "audio": "mmcon/log-mel-conv"}
@@ -107,7 +107,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / "multimodal", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings.of(config),
+        settings=RunSettings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,

@@ -21,30 +21,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from mmcon_views.text.tokens import load_tokenizer
 from torch import Tensor
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
-from mmcon.data.loading import ViewLoader, one_pass
-from mmcon.data.samplers import BatchSampler
-from mmcon.data.sources import Source, Subset
-from mmcon.data.texts import TextSource, emoji_names, read_texts
 from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.features import Features, extract
 from mmcon.evaluation.probe import linear_probe
 from mmcon.evaluation.retrieval import knn, retrieve
-from mmcon.evaluation.texts import bag_of_words, clustering_nmi, rank_correlation, results, table
+from mmcon.evaluation.text import bag_of_words, clustering_nmi, rank_correlation, results, table
+from mmcon.loading.loader import ViewLoader, one_pass
+from mmcon.models.classifier import Classifier
 from mmcon.models.encoders import create_encoder
 from mmcon.models.export import export_sentence_transformers
+from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.random import keys
 from mmcon.registry import create
-from mmcon.training.baseline import Classifier, CrossEntropy
+from mmcon.samplers.base import BatchSampler
+from mmcon.sources.factory import Source, Subset
+from mmcon.sources.text import TextSource, emoji_names, read_texts
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.run import Run, RunSettings, unused_folder
 from mmcon.training.settings import EngineFlags
-from mmcon.view import Chain
-from views.tokens import load_tokenizer
+from mmcon.views import Chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"text_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=Settings.of(config),
+        settings=RunSettings.of(config),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,

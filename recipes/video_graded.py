@@ -30,17 +30,17 @@ import mmcon
 from mmcon.affinity import SameLabel, TimeKernel
 from mmcon.affinity.base import Affinity
 from mmcon.batch import ViewBatch
-from mmcon.data.loading import ViewLoader, one_pass
-from mmcon.data.samplers import UniformSampler
-from mmcon.data.sources import Subset, create_source
 from mmcon.errors import MmconError
 from mmcon.evaluation.features import Features, extract
-from mmcon.evaluation.in_time import judge_in_time, table_in_time
-from mmcon.models.spaces import SharedSpace
+from mmcon.evaluation.temporal_report import judge_in_time, table_in_time
+from mmcon.loading.loader import ViewLoader, one_pass
+from mmcon.models.shared_spaces import SharedSpace
 from mmcon.models.video import create_video_encoder
+from mmcon.samplers.base import UniformSampler
+from mmcon.sources.factory import Subset, create_source
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, Settings, unused_folder
+from mmcon.training.run import Run, RunSettings, unused_folder
 from mmcon.training.settings import EngineFlags
 
 
@@ -144,7 +144,7 @@ def main(config: Config) -> None:
         config.output_dir or unused_folder(Path("runs") / f"video_{config.objective}", resume=config.resume),
         config=config,
         seed=config.seed,
-        settings=replace(Settings.of(config), checkpoint_every=config.checkpoint_every or max(1, steps // 10)),
+        settings=replace(RunSettings.of(config), checkpoint_every=config.checkpoint_every or max(1, steps // 10)),
         resume=config.resume,
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,

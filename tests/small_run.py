@@ -16,16 +16,16 @@ from torch import nn
 
 import mmcon
 from mmcon.affinity import SameLabel
-from mmcon.candidates.gather import whole
-from mmcon.candidates.queue import Queue
-from mmcon.data.loading import ViewLoader
-from mmcon.data.samplers import UniformSampler
-from mmcon.data.sources import Subset, create_source
-from mmcon.models.momentum import MomentumEncoder
-from mmcon.training import engine
-from mmcon.training.large_batch import cached
-from mmcon.training.objective import Objective
-from mmcon.training.run import Run, Settings
+from mmcon.distributed import fsdp
+from mmcon.distributed.collectives import whole
+from mmcon.loading.loader import ViewLoader
+from mmcon.models.ema import MomentumEncoder
+from mmcon.objective.objective import Objective
+from mmcon.objective.queue import Queue
+from mmcon.samplers.base import UniformSampler
+from mmcon.sources.factory import Subset, create_source
+from mmcon.training.gradient_caching import cached
+from mmcon.training.run import Run, RunSettings
 
 STEPS_PER_EPOCH, EPOCHS = 6, 2
 
@@ -71,7 +71,7 @@ def train(
 ):
     """Train; after step `at`, before its checkpoint, do `act(run)`. Returns the trace of this process's steps."""
     settings = {"epochs": EPOCHS, "log_every": 1, "checkpoint_every": 4, **settings}
-    run = Run(folder, config=config or {}, seed=3, settings=Settings(**settings), resume=resume, cpu=True)
+    run = Run(folder, config=config or {}, seed=3, settings=RunSettings(**settings), resume=resume, cpu=True)
     source = create_source("samples/fashion", split="train")
     source = Subset(source, range(0, len(source), 100))
     view = mmcon.create_view("image/crop-flip", size=28)
@@ -137,10 +137,10 @@ def main():
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--chunk-size", type=int)
-    parser.add_argument("--shard-weights", type=int, default=engine.SHARD_WEIGHTS)
+    parser.add_argument("--shard-weights", type=int, default=fsdp.SHARD_WEIGHTS)
     parser.add_argument("--nan", action="store_true", help="the loss of the last process is no number at --at")
     options = parser.parse_args()
-    engine.SHARD_WEIGHTS = options.shard_weights
+    fsdp.SHARD_WEIGHTS = options.shard_weights
 
     def act(run):
         os.kill(os.getpid(), signal.Signals(options.signal))

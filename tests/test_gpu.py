@@ -11,18 +11,18 @@ import torch
 
 import mmcon
 from mmcon.affinity import SameLabel
-from mmcon.candidates.queue import Queue
-from mmcon.data.loading import ViewLoader
-from mmcon.data.samplers import UniformSampler
-from mmcon.data.sources import Subset, create_source
+from mmcon.loading.loader import ViewLoader
 from mmcon.losses import weighted_supcon
-from mmcon.losses.dense import dense_rows
+from mmcon.losses.backends.dense import dense_rows
 from mmcon.losses.problem import prepare
+from mmcon.models.ema import MomentumEncoder
 from mmcon.models.encoders import create_encoder
-from mmcon.models.momentum import MomentumEncoder
-from mmcon.training.large_batch import cached
-from mmcon.training.run import Run, Settings
-from mmcon.view import meta_of
+from mmcon.objective.queue import Queue
+from mmcon.samplers.base import UniformSampler
+from mmcon.sources.factory import Subset, create_source
+from mmcon.training.gradient_caching import cached
+from mmcon.training.run import Run, RunSettings
+from mmcon.views import meta_of
 
 DEVICE = torch.device(os.environ.get("MMCON_TEST_DEVICE", "cuda"))
 pytestmark = pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="needs a GPU")
@@ -51,7 +51,7 @@ def results(rows, anchors, candidates, affinity, own=None):
 @pytest.mark.parametrize(("operands", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
 @pytest.mark.parametrize(("anchors", "candidates"), [(1, None), (70, None), (1024, None), (1500, 4100), (3, 200)])
 def test_compiled_kernels_equal_the_reference(operands, tolerance, anchors, candidates):
-    from mmcon.losses.triton import triton_rows
+    from mmcon.losses.backends.triton import triton_rows
 
     labels = torch.arange(anchors, device=DEVICE) % 7
     labels[0] = 99  # an anchor without positives
@@ -96,7 +96,7 @@ def test_views_are_the_same_on_the_device(name):
 
 def trained(folder, *, steps=6, resume=False, chunk_size=None, precision="bf16"):
     """A short run with queue and momentum encoder; its losses, and its model."""
-    settings = Settings(epochs=2, max_steps=steps, log_every=1, checkpoint_every=3)
+    settings = RunSettings(epochs=2, max_steps=steps, log_every=1, checkpoint_every=3)
     run = Run(folder, seed=1, settings=settings, resume=resume, mixed_precision=precision, cpu=DEVICE.type == "cpu")
     source = create_source("samples/fashion", split="train")
     source = Subset(source, range(0, len(source), 20))

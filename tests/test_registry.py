@@ -9,7 +9,7 @@ import mmcon
 from mmcon import registry
 from mmcon.errors import DuplicateNameError, InputError, UnknownNameError
 from mmcon.testing import check_view
-from mmcon.view import FunctionView, Identity
+from mmcon.views import FunctionView, Identity
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -40,7 +40,7 @@ def test_a_class_a_factory_and_a_function_can_be_registered():
     @mmcon.register_view("test/factory", modality="image")
     def twice(std=0.3):
         """Add noise twice."""
-        return mmcon.view.Chain(Noise(std=std), Noise(std=std))
+        return mmcon.views.Chain(Noise(std=std), Noise(std=std))
 
     mmcon.register_view("test/function", modality="image")(dim)
     samples = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -82,7 +82,7 @@ def test_views_for_any_modality_stand_with_every_modality():
 
 def test_a_taken_name_is_refused():
     mmcon.register_view("test/one", modality="image")(Identity)
-    with pytest.raises(DuplicateNameError, match=r"'test/one', registered by mmcon.view(.|\n)*choose another name"):
+    with pytest.raises(DuplicateNameError, match=r"'test/one', registered by mmcon.views(.|\n)*choose another name"):
         mmcon.register_view("test/one", modality="audio")(Identity)
     mmcon.register_encoder("test/one", modality="image")(torch.nn.Identity)  # another kind has names of its own
 
@@ -147,7 +147,7 @@ def test_a_broken_package_takes_no_other_down_and_is_named(python, tmp_path):
     info = tmp_path / "broken_views-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-views\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mmcon.views]\nbroken = broken_views\n")
+    (info / "entry_points.txt").write_text("[mmcon.plugins]\nbroken = broken_views\n")
     run = python("import mmcon.registry, mmcon.errors\n" + BROKEN, path=[tmp_path, Path(__file__).parent / "plugin"])
     assert run.returncode == 0, run.stderr
     assert "Entry point 'broken = broken_views' failed to load" in run.stdout

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from samples import BUILDERS
 
-OUTPUT = Path(__file__).resolve().parent.parent / "mmcon" / "data" / "samples"
+OUTPUT = Path(__file__).resolve().parent.parent / "mmcon" / "sources" / "bundled"
 
 
 def main() -> None:

@@ -11,16 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from mmcon_views.image.corruptions import CORRUPTIONS
+from mmcon_views.image.geometry import Resize
 from PIL import Image
 from torch import Tensor
 
-from mmcon.data.partners import meet, mixing_part
+from mmcon.loading.mixing import meet, mixing_part
 from mmcon.media import ImageHandle
 from mmcon.random import Keys, keys
 from mmcon.registry import create_view
-from mmcon.view import Chain, ViewGenerator, meta_of, stack
-from views.corruptions import CORRUPTIONS
-from views.geometry import Resize
+from mmcon.views import Chain, ViewGenerator, meta_of, stack
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 SIDE, COUNT = 96, 8
@@ -32,9 +32,9 @@ SETTINGS: list[tuple[str, dict]] = [
     ("image/random-resized-crop", {"size": SIDE}),
     ("image/flip", {}),
     ("image/crop-flip", {"size": SIDE}),
-    ("image/colour-jitter", {"p": 1.0}),
-    ("image/colour-jitter-tf", {"p": 1.0, "brightness_is": "added"}),
-    ("image/colour-jitter-tf", {"p": 1.0, "brightness_is": "multiplied"}),
+    ("image/color-jitter", {"p": 1.0}),
+    ("image/color-jitter-tf", {"p": 1.0, "brightness_is": "added"}),
+    ("image/color-jitter-tf", {"p": 1.0, "brightness_is": "multiplied"}),
     ("image/linear-hue", {"p": 1.0, "hue": 0.5}),
     ("image/grayscale", {"p": 0.5}),
     ("image/solarize", {"p": 0.5}),
@@ -51,7 +51,7 @@ SETTINGS: list[tuple[str, dict]] = [
     ("image/randaugment", {"variant": "torchvision"}),
     ("image/randaugment", {"variant": "tf"}),
     ("image/randaugment", {"variant": "timm"}),
-    ("image/randaugment", {"variant": "colour-safe"}),
+    ("image/randaugment", {"variant": "color-safe"}),
     ("image/stacked-randaugment-talk", {"size": SIDE}),
     ("image/stacked-randaugment-supcon", {"size": SIDE}),
     ("image/stacked-randaugment-infomin", {"size": SIDE}),
@@ -62,7 +62,7 @@ SETTINGS: list[tuple[str, dict]] = [
     ("image/dino", {"size": SIDE, "crop": "local"}),
     ("image/cmc", {"size": SIDE, "part": "luminance"}),
     ("image/cmc", {"size": SIDE, "part": "chroma"}),
-    ("image/colour-channels", {"space": "ydbdr", "part": "both"}),
+    ("image/color-channels", {"space": "ydbdr", "part": "both"}),
     ("image/edges", {}),
     ("image/mixup", {}),
     ("image/cutmix", {}),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmcon.random import keys
 from mmcon.registry import create_view
-from mmcon.view import as_chain, meta_of
+from mmcon.views import as_chain, meta_of
 
 
 def seconds(run: Callable[[], object], repeats: int = 10) -> float:

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmcon.batch import Index, ViewBatch
-from mmcon.data.loading import Views, one_pass
-from mmcon.data.source import JoinedSource, Source, TensorSource
 from mmcon.errors import DataError, InputError, NonFiniteError
+from mmcon.loading.loader import Views, one_pass
+from mmcon.sources.base import JoinedSource, Source, TensorSource
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def extract(
 def precomputed(model: nn.Module, source: Source, views: Views, **options: Any) -> Source:
     """What frozen encoders say of every sample, once, as a source: features take the place of media.
 
-    Train `model.on_features()` on it, with `mmcon.view.Identity()` as the view of each modality.
+    Train `model.on_features()` on it, with `mmcon.views.Identity()` as the view of each modality.
 
     Args:
         model: with a method `features`.

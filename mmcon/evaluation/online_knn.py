@@ -7,11 +7,11 @@ from typing import final
 import torch
 from torch import nn
 
-from mmcon.data.loading import Views, one_pass
-from mmcon.data.source import Source, Subset, held_out
 from mmcon.errors import InputError
 from mmcon.evaluation.features import extract
 from mmcon.evaluation.retrieval import knn
+from mmcon.loading.loader import Views, one_pass
+from mmcon.sources.base import Source, Subset, held_out
 
 
 @final

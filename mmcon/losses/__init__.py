@@ -4,9 +4,9 @@ from mmcon.losses import presets
 from mmcon.losses.apart import rank_n_contrast, siglip
 from mmcon.losses.baselines import cross_entropy, max_margin, triplet
 from mmcon.losses.diagnostics import Diagnostics, diagnose
-from mmcon.losses.reweighting import HardNegatives
+from mmcon.losses.negative_weights import HardNegatives
+from mmcon.losses.supcon import SupConLoss, explain_backend, row_losses, weighted_supcon
 from mmcon.losses.temperature import LearnableTemperature
-from mmcon.losses.weighted import SupConLoss, explain_backend, row_losses, weighted_supcon
 
 __all__ = [
     "Diagnostics",

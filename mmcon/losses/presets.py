@@ -27,7 +27,7 @@ from mmcon.affinity import (
     SideFeatures,
     TimeKernel,
 )
-from mmcon.losses.reweighting import HardNegatives
+from mmcon.losses.negative_weights import HardNegatives
 
 Preset = dict[str, Any]
 Temperature = float | Tensor | nn.Module

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmcon.affinity import Affinity, as_affinity, as_number, check_choice
 from mmcon.errors import InputError
-from mmcon.losses.reweighting import HardNegatives
+from mmcon.losses.negative_weights import HardNegatives
 
 WHERE = "weighted_supcon"
 FORMS = ("out", "in")
@@ -20,7 +20,7 @@ SCALES = ("none", "temperature")
 Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
-class Rows(NamedTuple):
+class RowLosses(NamedTuple):
     """What a backend returns: `losses` of anchors, `a`, 0 where not valid, and `valid`, bool `a`."""
 
     losses: Tensor

@@ -7,7 +7,7 @@ from typing import TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from mmcon.candidates.gather import process_count, summed_over_processes
+from mmcon.distributed.collectives import process_count, summed_over_processes
 from mmcon.errors import ConfigError, InputError
 
 M = TypeVar("M", bound=nn.Module)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmcon.errors import InputError, UnknownNameError, nearest
 from mmcon.models import resnet_tiny as _registers_itself  # noqa: F401
-from mmcon.models.image_encoder import ImageEncoder
+from mmcon.models.image import ImageEncoder
 from mmcon.registry import create, entries, lookup, register_encoder
 
 
@@ -99,7 +99,7 @@ def list_encoders(modality: str = "image") -> list[str]:
     """The registered encoders of a modality; for images torchvision's too (timm's are named by `timm.list_models`)."""
     names = [entry.name for entry in entries("encoder", modality)]
     if modality == "image":
-        from mmcon.models.libraries import torchvision_names
+        from mmcon.models.image_libraries import torchvision_names
 
         names += torchvision_names()
     return names
@@ -132,17 +132,17 @@ def _registered(name: str, modality: str, given: dict[str, Any], options: dict[s
 
 
 def _library(name: str) -> Callable[..., ImageEncoder]:
-    from mmcon.models import libraries
+    from mmcon.models import image_libraries
 
     if name.startswith(("timm/", "hf-hub:timm/")):
-        return libraries.timm_encoder
-    if name in libraries.torchvision_names():
-        return libraries.torchvision_encoder
-    if libraries.is_local_timm(name):
-        return libraries.timm_encoder
-    if not name.startswith("mmcon/") and ("/" in name or libraries.is_folder(name)):
-        return libraries.transformers_encoder
-    known = list_encoders("image") + libraries.timm_names()
+        return image_libraries.timm_encoder
+    if name in image_libraries.torchvision_names():
+        return image_libraries.torchvision_encoder
+    if image_libraries.is_local_timm(name):
+        return image_libraries.timm_encoder
+    if not name.startswith("mmcon/") and ("/" in name or image_libraries.is_folder(name)):
+        return image_libraries.transformers_encoder
+    known = list_encoders("image") + image_libraries.timm_names()
     raise UnknownNameError(
         f"create_encoder({name!r})",
         expected="a registered encoder, torchvision's name, timm/NAME, owner/model of a hub, or a local folder",

@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmcon.models.image_encoder import ImageEncoder
+from mmcon.models.image import ImageEncoder
 from mmcon.registry import register_encoder
 
 # A single grey level and spread: the network's first batch norm takes care of the rest.

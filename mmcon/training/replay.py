@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from mmcon.batch import ViewBatch, rows_of, tree_map
-from mmcon.data.drawing import Part
-from mmcon.data.loading import ViewLoader
 from mmcon.errors import InputError
+from mmcon.loading.loader import ViewLoader
+from mmcon.loading.pipeline import Part
 from mmcon.random import stable_id
 from mmcon.training.checkpoint import Checkpoints, load
-from mmcon.training.journal import Journal
-from mmcon.view import params_to_json, take_rows
+from mmcon.training.metrics_log import Journal
+from mmcon.views import params_to_json, take_rows
 
 VARIABLE = "MMCON_REPLAY"
 

@@ -23,14 +23,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
-from mmcon.candidates.gather import any_process, from_all, patient_group, share_from_first, wait_for_all
-from mmcon.data.loading import ViewLoader
-from mmcon.models.batch_norm import synchronised
-from mmcon.models.momentum import inside
-from mmcon.random import keys
-from mmcon.training.checkpoint import Checkpoints
-from mmcon.training.config import as_plain
-from mmcon.training.engine import (
+from mmcon.distributed.collectives import any_process, from_all, patient_group, share_from_first, wait_for_all
+from mmcon.distributed.fsdp import (
     check_alike,
     check_sharding,
     compile_encoders,
@@ -40,14 +34,20 @@ from mmcon.training.engine import (
     whole_state,
     wrap,
 )
-from mmcon.training.journal import Journal
-from mmcon.training.logbook import QUARANTINE, Logbook, failures_of_all
-from mmcon.training.opening import open_folder
+from mmcon.loading.loader import ViewLoader
+from mmcon.models.batch_norm import synchronised
+from mmcon.models.ema import inside
+from mmcon.random import keys
+from mmcon.training.checkpoint import Checkpoints
+from mmcon.training.config import as_plain
+from mmcon.training.logging import QUARANTINE, Logbook, failures_of_all
+from mmcon.training.metrics_log import Journal
 from mmcon.training.profiling import Profile
 from mmcon.training.progress import Progress
 from mmcon.training.replay import Replay, describe_run
+from mmcon.training.run_folder import open_folder
 from mmcon.training.settings import (
-    Settings,
+    RunSettings,
     check_batch,
     check_devices,
     check_precision,
@@ -56,10 +56,10 @@ from mmcon.training.settings import (
     use_all_threads,
 )
 from mmcon.training.signals import STOPPED, Signals
+from mmcon.training.state import Trained, memories_of, remember
 from mmcon.training.step import Groups, Place, Stepper
-from mmcon.training.trained import Trained, memories_of, remember
 
-__all__ = ["QUARANTINE", "Run", "Settings", "seed_model", "unused_folder"]
+__all__ = ["QUARANTINE", "Run", "RunSettings", "seed_model", "unused_folder"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -72,7 +72,7 @@ class Run:
             first one's counts.
         config: what the recipe was asked to do: a dataclass or a mapping; written down, and compared on resume.
         seed: the run's seed.
-        settings: see `Settings`.
+        settings: see `RunSettings`.
         resume: go on from the newest whole checkpoint, or start where there is none.
         mixed_precision: "bf16", "fp16", or "no", which leaves it to Accelerate's launcher.
         cpu: stay on the CPU although there is a GPU.
@@ -90,7 +90,7 @@ class Run:
         *,
         config: Any = None,
         seed: int = 0,
-        settings: Settings | None = None,
+        settings: RunSettings | None = None,
         resume: bool = False,
         mixed_precision: str = "no",
         cpu: bool = False,
@@ -100,7 +100,7 @@ class Run:
         check_precision(precision, cpu)
         self._replay = Replay.asked()
         self.seed = seed
-        self.settings = settings or Settings()
+        self.settings = settings or RunSettings()
         self.accelerator = Accelerator(
             mixed_precision=precision,
             cpu=cpu,

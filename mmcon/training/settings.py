@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmcon.candidates.gather import from_all
+from mmcon.distributed.collectives import from_all
 from mmcon.errors import ConfigError
 
 Engine = Literal["ddp", "fsdp2"]
@@ -36,7 +36,7 @@ class EngineFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RunSettings:
     """What a run does besides its steps.
 
     Attributes:
@@ -54,7 +54,7 @@ class Settings:
         engine: "ddp", each process with a whole copy of the weights, or "fsdp2", with a part of them.
         compile: compile the encoders by torch.compile.
         accumulate: batches whose gradients are averaged before the optimizer moves. This does not enlarge the set of
-            negatives, which stays that of one batch: gradient caching (`mmcon.training.large_batch`) does.
+            negatives, which stays that of one batch: gradient caching (`mmcon.training.gradient_caching`) does.
         profile: profile a few early steps.
     """
 
@@ -83,7 +83,7 @@ class Settings:
             raise ConfigError("--accumulate", expected="1 batch or more", got=str(self.accumulate))
 
     @classmethod
-    def of(cls, config: Any) -> Settings:
+    def of(cls, config: Any) -> RunSettings:
         """Those of a recipe's configuration that go by the same names."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls) if hasattr(config, field.name)})
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mmcon.batch import ViewBatch
-from mmcon.candidates.gather import any_process
+from mmcon.distributed.collectives import any_process
+from mmcon.distributed.fsdp import clip_gradients, gradient_norm
 from mmcon.errors import ConfigError, NonFiniteError
-from mmcon.training.engine import clip_gradients, gradient_norm
-from mmcon.training.settings import Settings
+from mmcon.training.settings import RunSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,7 +33,7 @@ class Groups:
     last: int = -1
 
     @staticmethod
-    def of(settings: Settings, batches: int) -> Groups:
+    def of(settings: RunSettings, batches: int) -> Groups:
         """The groups of a run that has so many batches in all, of which `max_steps` may leave some to a later run.
 
         Raises:
@@ -82,7 +82,7 @@ class Stepper:
         accelerator: Accelerator,
         optimizer: Any,
         schedule: Any,
-        settings: Settings,
+        settings: RunSettings,
         tell: Callable[[str], Any] = print,
     ) -> None:
         self.accelerator, self.optimizer, self.schedule = accelerator, optimizer, schedule

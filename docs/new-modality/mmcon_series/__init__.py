@@ -1,6 +1,6 @@
 """Multichannel time series for mmcon: a source, three views and an encoder; samples are float tensors `channels time`.
 
-An installed package names this module in the entry-point group `mmcon.views`; importing it registers what it decorates.
+An installed package names this module in the entry-point group `mmcon.plugins`; importing it registers its contents.
 """
 
 import math

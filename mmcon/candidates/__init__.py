@@ -1,1 +1,0 @@
-"""Whom anchors are contrasted with beyond their own batch: other processes, a queue, a bank."""

@@ -1,1 +1,0 @@
-"""Sources with stable ids, samplers, and the loader that makes batches of views."""

@@ -1,0 +1,217 @@
+"""The second stage as published: a linear classifier trained on views of its own over a frozen encoder.
+
+    stage = LinearStage(epochs=90, learning_rate=0.05 * batch_size / 256)
+    classifier = train_classifier(model, loader, classes=1000, stage=stage)
+    accuracy(classifier, test_loader)                # {"top1": …, "top5": …}
+
+It costs a pass of the encoder for every view. The probe on features that are computed once (`mmcon.evaluation.probe`)
+is the cheap alternative; figures of the two are not the same quantity.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmcon.batch import ViewBatch
+from mmcon.distributed.collectives import mean_over_processes
+from mmcon.errors import ConfigError, DataError, InputError
+from mmcon.evaluation.features import evaluating
+from mmcon.training.optim import create_optimizer, create_schedule
+
+BatchNorm = Literal["frozen", "updated"]
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearStage:
+    """How the classifier is trained; the defaults are those of SupCon's ImageNet runs, at a batch of 256.
+
+    Attributes:
+        epochs: passes over the loader.
+        learning_rate: the peak; published rates are for a batch of 256 and grow with it.
+        optimizer: "rmsprop", "lars", "sgd" or "adamw".
+        optimizer_options: for the optimizer itself, such as {"eps": 1e-3}.
+        schedule: of the learning rate; "exponential" multiplies it by `decay_factor` every `decay_epochs`.
+        decay_factor: of "exponential".
+        decay_epochs: of "exponential".
+        warmup_epochs: of a linear rise.
+        weight_decay: on the weights, not on the bias.
+        label_smoothing: how much of each target is spread over all classes.
+        unit_features: whether features are brought to length one before the classifier.
+        batch_norm: whether the encoder's batch norms use the statistics of stage one as they are ("frozen"), or the
+            batch's, while running statistics are brought up to date ("updated").
+        batch_norm_momentum: how fast they are brought up to date.
+    """
+
+    epochs: int = 90
+    learning_rate: float = 0.05
+    optimizer: str = "rmsprop"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    schedule: str = "exponential"
+    decay_factor: float = 0.97
+    decay_epochs: float = 1.0
+    warmup_epochs: float = 0.0
+    weight_decay: float = 1e-6
+    label_smoothing: float = 0.05
+    unit_features: bool = True
+    batch_norm: BatchNorm = "frozen"
+    batch_norm_momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not 0 <= self.label_smoothing < 1 or not 0 < self.batch_norm_momentum <= 1:
+            raise ConfigError(
+                "LinearStage",
+                expected="epochs >= 1, 0 <= label_smoothing < 1, 0 < batch_norm_momentum <= 1",
+                got=f"{self.epochs}, {self.label_smoothing}, {self.batch_norm_momentum}",
+            )
+        if self.batch_norm not in ("frozen", "updated"):
+            raise ConfigError("LinearStage", expected="batch_norm 'frozen' or 'updated'", got=repr(self.batch_norm))
+
+
+@final
+class LinearClassifier(nn.Module):
+    """An encoder that gets no gradient, and one linear layer on its features.
+
+    Args:
+        model: a ContrastiveModel (whose heads are not used) or an encoder; it is copied, so that statistics which the
+            second stage brings up to date leave the first stage's model as it is.
+        modality: whose features are classified.
+        classes: how many there are.
+        unit_features: whether features are brought to length one.
+    """
+
+    def __init__(self, model: nn.Module, *, modality: str, classes: int, unit_features: bool) -> None:
+        super().__init__()
+        encoders = getattr(model, "encoders", None)
+        known = encoders is None or modality in encoders
+        encoder = model if encoders is None else encoders[modality] if known else None
+        width = getattr(encoder, "feature_dim", None)
+        if encoder is None or not isinstance(width, int):
+            raise InputError(
+                "LinearClassifier",
+                expected=f"an encoder of {modality!r} with `feature_dim`",
+                got=f"encoders of {sorted(encoders)}" if encoders is not None else type(model).__name__,
+            )
+        self.modality, self.unit_features = modality, unit_features
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.linear = nn.Linear(width, classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, batch: ViewBatch) -> Float[Tensor, "n classes"]:
+        """Logits of every row of the batch, in order."""
+        with torch.no_grad():
+            features = torch.cat([self.encoder(part) for part in batch.views[self.modality]]).float()
+        if self.unit_features:
+            features = functional.normalize(features, dim=1)
+        return self.linear(features)
+
+
+def train_classifier(
+    model: nn.Module,
+    loader: Iterable[ViewBatch],
+    *,
+    classes: int,
+    stage: LinearStage,
+    modality: str = "image",
+    class_weights: Float[Tensor, " classes"] | None = None,
+    device: torch.device | str | None = None,
+) -> LinearClassifier:
+    """Train a linear classifier on views over a frozen encoder.
+
+    In several processes each gives the loader of its own part, and all must start from one random state; gradients are
+    averaged. Batch norms that are updated see their own process's rows.
+
+    Args:
+        model: a ContrastiveModel or an encoder; it stays as it is.
+        loader: an epoch of batches each time that it is iterated, with views of this stage's own choice.
+        classes: how many there are.
+        stage: how to train.
+        modality: whose views.
+        class_weights: of the loss, such as `mmcon.sources.base.class_weights` gives for long tails.
+        device: where to train; by default where the model is.
+    """
+    if not isinstance(loader, Sized) or not len(loader):
+        raise InputError("train_classifier", expected="a loader of at least one batch", got=type(loader).__name__)
+    device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
+    classifier = LinearClassifier(model, modality=modality, classes=classes, unit_features=stage.unit_features)
+    classifier = classifier.to(device)
+    _set_batch_norm(classifier.encoder, stage)
+    optimizer = create_optimizer(
+        classifier.linear,
+        stage.optimizer,
+        learning_rate=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        **stage.optimizer_options,
+    )
+    decay = {"factor": stage.decay_factor, "decay_steps": max(1, round(stage.decay_epochs * len(loader)))}
+    schedule = create_schedule(
+        optimizer,
+        stage.schedule,
+        steps=stage.epochs * len(loader),
+        warmup_steps=round(stage.warmup_epochs * len(loader)),
+        **(decay if stage.schedule == "exponential" else {}),
+    )
+    weight = None if class_weights is None else class_weights.to(device)
+    for _ in range(stage.epochs):
+        for batch in loader:
+            batch = batch.to(device)
+            labels = _labels(batch, modality, classes)
+            loss = functional.cross_entropy(
+                classifier(batch), labels, weight=weight, label_smoothing=stage.label_smoothing
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            _average_gradients(classifier.linear)
+            optimizer.step()
+            schedule.step()
+    return classifier.eval()
+
+
+def accuracy(classifier: LinearClassifier, loader: Iterable[ViewBatch]) -> dict[str, float]:
+    """Top-1 and top-5 of a classifier, as fractions; top-5 is left out where there are five classes or fewer."""
+    device = classifier.linear.weight.device
+    classes = classifier.linear.out_features
+    right, count = torch.zeros(2, dtype=torch.float64), 0
+    with evaluating(classifier), torch.inference_mode():
+        for batch in loader:
+            batch = batch.to(device)
+            labels = _labels(batch, classifier.modality, classes)
+            hits = classifier(batch).topk(min(5, classes)).indices == labels[:, None]
+            right += torch.stack([hits[:, 0].sum(), hits.sum()]).cpu()
+            count += len(labels)
+    if not count:
+        raise InputError("accuracy", expected="at least one row", got="an empty loader")
+    top1, top5 = (right / count).tolist()
+    return {"top1": top1, "top5": top5} if classes > 5 else {"top1": top1}
+
+
+def _set_batch_norm(encoder: nn.Module, stage: LinearStage) -> None:
+    """Dropout and the like rest; batch norms rest too, or go on with the momentum of this stage."""
+    encoder.eval()
+    if stage.batch_norm == "updated":
+        for part in encoder.modules():
+            if isinstance(part, _NORMS):
+                part.train()
+                part.momentum = stage.batch_norm_momentum
+
+
+def _average_gradients(layer: nn.Linear) -> None:
+    parameters = [p for p in layer.parameters() if p.grad is not None]
+    for parameter, mean in zip(parameters, mean_over_processes([p.grad for p in parameters]), strict=True):  # type: ignore[misc]
+        parameter.grad = mean
+
+
+def _labels(batch: ViewBatch, modality: str, classes: int) -> Tensor:
+    labels = batch.index[modality]["label"]
+    if int(labels.max()) >= classes:
+        raise DataError("second stage", expected=f"labels below {classes}", got=str(int(labels.max())))
+    return labels

@@ -1,0 +1,218 @@
+"""How far a view generator spreads a sample: what views keep, against what tells samples and classes apart.
+
+A good generator makes views that share the sample's meaning and little else. In the features of an encoder, as mean
+squared distances between unit rows, this asks for
+
+    within a sample  <  within a class  <  between classes,
+
+with views as far apart as the first inequality allows. Beside the distances stands the InfoNCE bound on the information
+that two views share about which sample they come from (van den Oord et al. 2018): log n − loss, at most log n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.models.encoders import create_encoder
+from mmcon.models.shared_spaces import ContrastiveModel
+from mmcon.random import keys
+from mmcon.registry import create, lookup
+from mmcon.sources.factory import channels_of, create_source
+from mmcon.views import ViewGenerator, stack
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What `spread_of` and `score_view` measure; distances are mean squared, between unit features (0 to 4).
+
+    Attributes:
+        within_sample: between two views of one sample.
+        within_class: between views of two samples of a class; None without labels.
+        between_classes: between views of two samples of different classes (or of two samples, without labels).
+        bound_nats: the InfoNCE bound between the two views, in nats.
+        ceiling_nats: log n, the most that the bound can be with so many samples.
+        recognised: the fraction of views whose nearest other view is of the same sample.
+    """
+
+    within_sample: float
+    within_class: float | None
+    between_classes: float
+    bound_nats: float
+    ceiling_nats: float
+    recognised: float
+
+    def table(self) -> str:
+        """The figures as Markdown."""
+        return spread_table({"": self})
+
+
+def spread_table(spreads: Mapping[str, Spread]) -> str:
+    """The figures of several generators as Markdown, a column each."""
+
+    def shown(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    rows = {
+        "distance of two views of a sample": [shown(s.within_sample) for s in spreads.values()],
+        "of two samples of a class": [shown(s.within_class) for s in spreads.values()],
+        "of two classes": [shown(s.between_classes) for s in spreads.values()],
+        "InfoNCE bound": [f"{s.bound_nats:.2f} of at most {s.ceiling_nats:.2f} nats" for s in spreads.values()],
+        "views recognised": [shown(s.recognised) for s in spreads.values()],
+    }
+    head = f"| | {' | '.join(spreads)} |"
+    return "\n".join(
+        [head, "|---" * (len(spreads) + 1) + "|", *(f"| {n} | {' | '.join(v)} |" for n, v in rows.items())]
+    )
+
+
+def spread_of(
+    features: Float[Tensor, "n v d"], labels: Int[Tensor, "n"] | None = None, *, temperature: float = 0.1
+) -> Spread:
+    """Measure the spread of views in features.
+
+    Args:
+        features: of n samples in v views, from any encoder; brought to unit length.
+        labels: classes of the samples.
+        temperature: of the InfoNCE bound; the bound holds at any, and is tighter at some.
+    """
+    n, v, _ = features.shape
+    if n < 2 or v < 2:
+        raise InputError("spread_of", expected="at least two samples in two views", got=f"{n} samples, {v} views")
+    unit = F.normalize(features.to(torch.float64), dim=-1)
+    first, second = unit[:, 0], unit[:, 1]
+    distances = (2 - 2 * first @ second.T).clamp_min(0)  # rounding may fall below
+    own = torch.eye(n, dtype=torch.bool, device=features.device)
+    alike = own if labels is None else labels[:, None] == labels[None]
+    within_class = distances[alike & ~own]
+    logits = first @ second.T / temperature
+    target = torch.arange(n, device=features.device)
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    apart = distances[~alike]
+    return Spread(
+        within_sample=float(distances.diagonal().mean()),
+        within_class=float(within_class.mean()) if labels is not None and len(within_class) else None,
+        between_classes=float(apart.mean()) if len(apart) else math.nan,
+        bound_nats=math.log(n) - float(loss),
+        ceiling_nats=math.log(n),
+        recognised=float((distances.argmin(1) == target).double().mean()),
+    )
+
+
+@torch.no_grad()
+def score_view(
+    view: ViewGenerator,
+    samples: Any,
+    *,
+    ids: Tensor,
+    labels: Tensor | None = None,
+    encoder: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    temperature: float = 0.1,
+) -> Spread:
+    """Measure how far a generator spreads samples.
+
+    >>> print(score_view(create_view("image/simclr", size=28), images, ids=ids, labels=labels, encoder=model).table())
+
+    Args:
+        view: the generator or chain.
+        samples: what it takes.
+        ids: the samples' stable identities.
+        labels: their classes.
+        encoder: views to features `b d`; by default the views themselves, flattened and centred.
+        seed: of the draws.
+        temperature: of the InfoNCE bound.
+    """
+    views = [stack(view(samples, keys(seed=seed, sample=ids, view=number))) for number in (0, 1)]
+    if encoder is not None:
+        features = torch.stack([encoder(one) for one in views], dim=1)
+    else:
+        flat = torch.stack([one.flatten(1) for one in views], dim=1)
+        features = flat - flat.mean((0, 1))
+    return spread_of(features, labels, temperature=temperature)
+
+
+def score_names(
+    names: Sequence[str],
+    data: str,
+    *,
+    encoder: str | None = None,
+    samples: int = 256,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Spread]:
+    """Measure how far registered generators of images spread the same samples of a source.
+
+    Args:
+        names: of the generators.
+        data: a source by name, such as "samples/fashion" or a folder.
+        encoder: a folder that `ContrastiveModel.save_pretrained` wrote, or an encoder by name with its published
+            weights; by default the pixels themselves.
+        samples: how many rows are drawn from the training part, by their keys.
+        seed: of the choice and of the draws.
+        options: of the generators, of which each takes those that it has; `size` is 28 for bundled images, else 224.
+
+    Raises:
+        InputError: a generator is not one of images, or fewer than two samples are asked for.
+    """
+    other = [name for name in names if lookup("view", name).modality != "image"]
+    if other or samples < 2:
+        got = f"{', '.join(other) or 'images'}, {samples} samples"
+        raise InputError("mmcon views score", expected="views of images, and two samples or more", got=got)
+    source = create_source(data, split="train")
+    rows = keys(seed=seed, sample=source.ids).uniform("score").argsort()[:samples]
+    chosen = source.open(rows)
+    labels = source.labels[rows] if source.labels is not None else None
+    given = {"size": 28 if data.startswith("samples/") else 224, **(options or {})}
+    taken = {name: {k: v for k, v in given.items() if k in lookup("view", name).options} for name in names}
+    unused = set(options or ()) - {option for of in taken.values() for option in of}
+    if unused:
+        raise InputError("mmcon views score", expected="options of the views", got=f"{sorted(unused)}, which none has")
+    encode = _encoder(encoder, given["size"], channels_of(source)) if encoder else None
+    return {
+        name: score_view(
+            create("view", name, **taken[name]), chosen, ids=source.ids[rows], labels=labels, encoder=encode, seed=seed
+        )
+        for name in names
+    }
+
+
+def _encoder(name: str, size: int, channels: int) -> Callable[[Tensor], Tensor]:
+    """A trained model in a folder, or an encoder by name, as a function of views."""
+    if (Path(name) / "model.safetensors").is_file():
+        model = ContrastiveModel.from_pretrained(name).eval()
+        return lambda views: model.features(views, "image")
+    encoder = create_encoder(name, pretrained=True, image_size=size, in_channels=channels).eval()
+    return lambda views: encoder(views)
+
+
+def spread_picture(spreads: dict[str, Spread]) -> Any:
+    """A matplotlib figure: the distances of each generator, by name, one line each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1 + 0.5 * len(spreads)), layout="constrained")
+    axes = figure.subplots()
+    for row, spread in enumerate(spreads.values()):
+        marks = {
+            "a sample's views": (spread.within_sample, "C0", "o"),
+            "a class's samples": (spread.within_class, "C1", "s"),
+            "classes": (spread.between_classes, "C2", "D"),
+        }
+        for label, (value, colour, marker) in marks.items():
+            if value is not None:
+                axes.plot(value, row, marker, color=colour, label=label if row == 0 else None)
+        axes.annotate(f"{spread.bound_nats:.1f} nats", (1.01, row), xycoords=("axes fraction", "data"), va="center")
+        axes.axhline(row, color="0.9", zorder=0)
+    axes.set_yticks(range(len(spreads)), list(spreads))
+    axes.set_xlabel("mean squared distance of unit features")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure

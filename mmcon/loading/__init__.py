@@ -1,0 +1,1 @@
+"""The loader: draws, decodes, collates and finishes batches of views."""

@@ -1,0 +1,1 @@
+"""Implementations of the weighted loss: dense (the reference), tiled, symmetric and Triton."""

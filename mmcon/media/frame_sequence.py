@@ -1,0 +1,146 @@
+"""Clips that are images: a folder of frames, and animated GIF, WebP and PNG."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from mmcon.errors import DataError
+from mmcon.media.video import SAME_MOMENT_SECONDS, Clip, ClipHeader, FrameStack, scaled
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+@final
+class FrameFolder(Clip):
+    """A folder of images, one a frame, in the natural order of their names (`2.png` before `10.png`).
+
+    Args:
+        folder: the folder.
+        frames_per_second: the rate at which they were taken; a folder does not say it.
+        name: what it is called in messages.
+    """
+
+    def __init__(self, folder: str | Path, *, frames_per_second: int | float | None, name: str = "") -> None:
+        self.files = frame_files(folder)
+        if not self.files:
+            raise DataError(
+                str(folder), expected="images, one a frame", got="none", fix=f"use {', '.join(FRAME_SUFFIXES)}"
+            )
+        if not frames_per_second:
+            raise DataError(
+                name or str(folder),
+                expected="the rate at which the frames were taken",
+                got=f"frames_per_second={frames_per_second}",
+                fix="open_clip(folder, frames_per_second=25), or a column frames_per_second in the manifest",
+            )
+        from PIL import Image
+
+        with _as_data_error(str(self.files[0])), Image.open(self.files[0]) as first:
+            width, height = first.size
+        count = len(self.files)
+        super().__init__(
+            name or str(folder), ClipHeader(count / frames_per_second, float(frames_per_second), count, height, width)
+        )
+
+    def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
+        """Decode the images that are shown, each once."""
+        rate, last = self.header.frames_per_second, len(self.files) - 1
+        shown = [min(max(0, math.floor((t + SAME_MOMENT_SECONDS) * rate)), last) for t in times]
+        decoded = {i: scaled(self._image(self.files[i])[None], shorter_side)[0] for i in dict.fromkeys(shown)}
+        return torch.stack([decoded[i] for i in shown])
+
+    def everything(self, shorter_side: int | None) -> FrameStack:
+        """Decode all images."""
+        rate = self.header.frames_per_second
+        frames = self.read([i / rate for i in range(len(self.files))], shorter_side)
+        return FrameStack(frames, frames_per_second=rate, name=self.name)
+
+    def _image(self, file: Path) -> UInt8[Tensor, "c h w"]:
+        from torchvision.io import ImageReadMode, decode_image
+
+        with _as_data_error(str(file)):
+            image = decode_image(str(file), ImageReadMode.RGB)
+        if image.shape[-2:] != (self.header.height, self.header.width):
+            size = f"{self.header.height}×{self.header.width}"
+            raise DataError(str(file), expected=f"{size}, as the first frame", got="×".join(map(str, image.shape[-2:])))
+        return image
+
+
+@final
+class AnimatedImage(Clip):
+    """An animated GIF, WebP or PNG, each frame shown for as long as the file says (100 ms where it says 0).
+
+    Such files store differences between frames, so they are decoded from the start; they are small.
+    """
+
+    def __init__(self, file: str | Path, *, name: str = "") -> None:
+        from PIL import Image
+
+        self.file = Path(file)
+        with _as_data_error(str(file)), Image.open(self.file) as image:
+            width, height = image.size
+            durations = [_milliseconds(image, i) for i in range(getattr(image, "n_frames", 1))]
+        ends = torch.tensor(durations, dtype=torch.float64).cumsum(0) / 1000
+        self.times, self.end = [0.0, *ends[:-1].tolist()], float(ends[-1])
+        count = len(durations)
+        super().__init__(name or str(file), ClipHeader(self.end, count / self.end, count, height, width))
+
+    def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
+        """Decode all and look up."""
+        return self.everything(shorter_side).read(times, None)
+
+    def everything(self, shorter_side: int | None) -> FrameStack:
+        """Decode all frames."""
+        from PIL import Image
+        from torchvision.transforms.functional import pil_to_tensor
+
+        with _as_data_error(str(self.file)), Image.open(self.file) as image:
+            frames = []
+            for number in range(len(self.times)):
+                image.seek(number)
+                frames.append(pil_to_tensor(image.convert("RGB")))
+        rate = self.header.frames_per_second
+        stack = scaled(torch.stack(frames), shorter_side)
+        return FrameStack(stack, times=self.times, frames_per_second=rate, name=self.name, end=self.end)
+
+
+def _milliseconds(image: Any, number: int) -> float:
+    """How long a frame is shown; it is known once the frame is loaded."""
+    image.seek(number)
+    image.load()
+    return float(image.info.get("duration", 0) or 100)
+
+
+def frame_files(folder: str | Path) -> list[Path]:
+    """The images of a folder in the natural order of their names."""
+    files = (f for f in Path(folder).iterdir() if f.suffix.lower() in FRAME_SUFFIXES and not f.name.startswith("."))
+    return sorted(files, key=lambda f: natural_key(f.name))
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key by which `2` stands before `10`."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+class _as_data_error:
+    """Turn what a library raises on a damaged file into DataError with the file's name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError | ValueError | SyntaxError | EOFError | RuntimeError) and not isinstance(
+            error, DataError
+        ):
+            raise DataError(self.name, expected="a readable file", got=f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,73 @@
+"""A momentum encoder: a model that follows another at a distance (MoCo, BYOL)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmcon.distributed.collectives import whole
+from mmcon.errors import InputError
+
+
+class MomentumEncoder(nn.Module):
+    """An exponential moving average of a model's parameters and buffers, which embeds without gradient.
+
+    Integer buffers (batch norm's count of batches) are copied. With `total_steps`, momentum rises from its first value
+    to 1
+    along a cosine, as in BYOL: `1 - (1 - momentum) (cos(π step / total_steps) + 1) / 2`. The position is in
+        `state_dict`.
+
+    Args:
+        model: what is followed; a copy of it is taken now, of a data-parallel wrapper its inside. The copy stays
+            whole where the model is later sharded over processes.
+        momentum: the share of the old average that an update keeps, in [0, 1).
+        total_steps: over which momentum rises; None: it stays.
+
+    >>> momentum_encoder = MomentumEncoder(nn.Linear(4, 2), momentum=0.99)
+    >>> momentum_encoder(torch.zeros(1, 4)).requires_grad
+    False
+    """
+
+    step: Tensor
+
+    def __init__(self, model: nn.Module, *, momentum: float, total_steps: int | None = None) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise InputError("MomentumEncoder", expected="momentum in [0, 1)", got=str(momentum))
+        self.model = copy.deepcopy(inside(model)).requires_grad_(False)
+        self.momentum, self.total_steps = momentum, total_steps
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """What the averaged model returns, without a graph."""
+        return self.model(*inputs, **named)
+
+    def current_momentum(self) -> float:
+        """The momentum of the next update."""
+        if self.total_steps is None:
+            return self.momentum
+        progress = min(int(self.step) / self.total_steps, 1.0)
+        return 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the model; call after the optimiser's step."""
+        keep = self.current_momentum()
+        source = inside(model)
+        averages = [*self.model.parameters(), *self.model.buffers()]
+        for average, current in zip(averages, [*source.parameters(), *source.buffers()], strict=True):
+            if average.is_floating_point():
+                average.lerp_(whole(current).to(average), 1 - keep)
+            else:
+                average.copy_(whole(current))
+        self.step += 1
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """The model itself, without a data-parallel wrapper."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

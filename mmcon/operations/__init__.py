@@ -1,0 +1,1 @@
+"""Tools around a run: environment checks, fault injection, and estimates of memory and time."""

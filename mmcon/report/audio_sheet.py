@@ -1,0 +1,204 @@
+"""Drawn audio views for a person: spectrograms as one picture, and the sounds as wav files beside it.
+
+mmcon show audio/speech --input recording.flac --output views.png
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.media import Sound, SoundContract
+from mmcon.random import keys
+from mmcon.sources.base import Source
+from mmcon.views import Chain, Params, ViewGenerator, as_chain, meta_of, stack
+
+# What the command decodes to: the rate that audio views have by default.
+SHOWN_RATE_HZ = 16_000
+
+
+def open_sample(path: Path) -> Sound:
+    """Open a recording, or the sound of a video, at 16,000 Hz in one channel.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    sound = Sound(path, contract=SoundContract(rate_hz=SHOWN_RATE_HZ), id=path.name)
+    sound.header  # noqa: B018 (an unreadable file is told before anything is drawn)
+    return sound
+
+
+def write_sheet(
+    output: Path,
+    sample: Sound,
+    views: Any,
+    captions: Sequence[str],
+    title: str,
+    *,
+    view: ViewGenerator,
+    params: Params,
+) -> None:
+    """Write the picture, and beside it a wav file of the recording and of each view.
+
+    Of a chain that crosses to spectrograms, the wav files hold what stood before the crossing.
+
+    Args:
+        output: a file whose ending says the format: .png, .jpg, .pdf or .svg.
+        sample: the recording.
+        views: what came out: waveforms or log-mel spectrograms.
+        captions: what was drawn for each view, lines of text.
+        title: stands above.
+        view: what drew, to hear it before the crossing.
+        params: what was drawn.
+    """
+    from matplotlib.figure import Figure
+
+    waveform, _ = _stages(view, [sample] * len(captions), params)
+    whole = sample.decode()
+    recording, drawn = _spectrograms(whole[None], SHOWN_RATE_HZ), _spectrograms(views, SHOWN_RATE_HZ)
+    long = whole.shape[-1] / SHOWN_RATE_HZ
+    wide = waveform["signal"].shape[-1] / SHOWN_RATE_HZ
+    pictures = [(recording, 0, long), *((drawn, number, wide) for number in range(len(captions)))]
+    texts = ["as it is", *captions]
+    lines = max(text.count("\n") + 1 for text in texts)
+    rows = -(-len(pictures) // 3)
+    figure = Figure(figsize=(10, rows * (2.0 + 0.11 * lines) + 0.4), layout="constrained")
+    figure.suptitle(title)
+    for place, ((of, number, seconds), text) in enumerate(zip(pictures, texts, strict=True)):
+        axes = figure.add_subplot(rows, 3, place + 1)
+        _draw(axes, of, number, seconds=seconds)
+        axes.set_xlabel(text, fontsize=6, loc="left", family="monospace")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(output, dpi=130)
+    except (OSError, ValueError) as error:
+        raise InputError("sheet of sounds", expected="a .png, .jpg, .pdf or .svg to write", got=str(error)) from error
+    _wav(output.with_name(f"{output.stem}-recording.wav"), whole, SHOWN_RATE_HZ)
+    for number, (signal, length) in enumerate(zip(waveform["signal"], waveform["length"], strict=True)):
+        _wav(output.with_name(f"{output.stem}-view{number}.wav"), signal[:, : int(length)], SHOWN_RATE_HZ)
+
+
+def write_sound_views(
+    view: ViewGenerator,
+    source: Source,
+    folder: str | Path,
+    *,
+    rows: Sequence[int] = (0, 1, 2),
+    views: int = 3,
+    seed: int = 0,
+) -> list[Path]:
+    """Draw views of some rows and write `views.png`, and a wav file for each view that is still a waveform.
+
+    Of a chain that crosses to spectrograms, the wav files hold what stood before the crossing.
+
+    Args:
+        view: what draws.
+        source: rows of sounds.
+        folder: where the files go.
+        rows: positions in the source, one a row of the picture.
+        views: how many of each, one a column.
+        seed: of the draws.
+
+    Returns:
+        The files that were written, the picture first.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rate_hz, waveforms, final = 0, [], []
+    for number in range(views):
+        samples = source.open(list(rows))
+        rate_hz = int(meta_of(samples, "audio").get("rate_hz", torch.tensor([16_000]))[0])
+        table = keys(seed=seed, sample=source.ids[list(rows)], view=number, step=0)
+        params = as_chain(view).draw(table, meta_of(samples, "audio"))
+        waveform, out = _stages(as_chain(view), samples, params)
+        waveforms.append(waveform)
+        final.append(out)
+    widths = [part["signal"].shape[-1] / rate_hz for part in waveforms]
+    columns = [(_spectrograms(part, rate_hz), wide) for part, wide in zip(final, widths, strict=True)]
+    files = [_picture(folder / "views.png", columns, rows)]
+    for number, part in enumerate(waveforms):
+        for row, (signal, length) in zip(rows, zip(part["signal"], part["length"], strict=True), strict=True):
+            name = re.sub(r"[^\w.-]+", "_", f"row{row}_view{number}.wav")
+            files.append(_wav(folder / name, signal[:, : int(length)], rate_hz))
+    return files
+
+
+def _stages(view: ViewGenerator, samples: Sequence[Sound], params: Params) -> tuple[Mapping[str, Tensor], Any]:
+    """The last waveform of a generator, and what comes out of it."""
+    waveform: Any = None
+    batch: Any = samples
+    for name, part in view.parts():
+        drawn = params[name] if isinstance(view, Chain) else params
+        batch = current = stack(part.apply(batch if part.ragged else stack(batch), drawn))
+        if isinstance(current, Tensor):
+            current = {"signal": current, "length": torch.full((len(current),), current.shape[-1])}
+        if "signal" in current:
+            waveform = current
+    if waveform is None:
+        raise InputError(
+            "write_sound_views", expected="a view of waveforms", got=repr(view), fix="begin with audio/crop"
+        )
+    return waveform, batch
+
+
+@dataclass(frozen=True)
+class _Spectrograms:
+    """Of a batch: `b f t` in logarithms, not a number where padding is; the top of the axis, and its unit."""
+
+    images: Tensor
+    top: float
+    unit: str
+
+
+def _spectrograms(part: Any, rate_hz: int) -> _Spectrograms:
+    """Of waveforms, or log-mels as they are."""
+    part = part if isinstance(part, Mapping) else {"signal": part, "length": torch.full((len(part),), part.shape[-1])}
+    if "log_mel" in part:
+        images, real = part["log_mel"].mean(1), part["length"]
+        top, unit = float(images.shape[-2]), "mel band"
+    else:
+        n = 1 << (rate_hz // 40).bit_length()
+        window, signal = torch.hann_window(n), part["signal"].mean(1)
+        spectrum = torch.stft(signal, n, n // 4, window=window, return_complex=True, pad_mode="constant")
+        images, real = spectrum.abs().clamp(min=1e-4).log(), part["length"] // (n // 4) + 1
+        top, unit = rate_hz / 2_000, "kHz"
+    padding = torch.arange(images.shape[-1]) >= real[:, None]
+    return _Spectrograms(images.masked_fill(padding[:, None], torch.nan), top, unit)
+
+
+def _draw(axes: Any, of: _Spectrograms, row: int, *, seconds: float) -> None:
+    """One spectrogram over its seconds; colours span the real frames, padding is grey."""
+    axes.set_facecolor("0.85")
+    extent = (0.0, max(seconds, 1e-3), 0.0, of.top)
+    axes.imshow(of.images[row].numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
+    axes.tick_params(labelsize=6)
+    axes.set_ylabel(of.unit, fontsize=6)
+    axes.xaxis.set_major_formatter(lambda second, _: f"{second:g} s")
+
+
+def _picture(file: Path, columns: Sequence[tuple[_Spectrograms, float]], rows: Sequence[int]) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 * len(columns), 1.6 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for column, (of, seconds) in enumerate(columns):
+        for row, number in enumerate(rows):
+            _draw(axes[row, column], of, row, seconds=seconds)
+            axes[row, column].set_title(f"row {number}, view {column}", fontsize=7)
+    figure.savefig(file, dpi=110)
+    return file
+
+
+def _wav(file: Path, signal: Tensor, rate_hz: int) -> Path:
+    import soundfile
+
+    peak = float(signal.abs().max()) if signal.numel() else 0.0
+    soundfile.write(file, (signal / max(1.0, peak)).T.numpy(), rate_hz)
+    return file

@@ -1,0 +1,5 @@
+"""Laws that anything registered obeys; a plug-in's tests call `check_view` and `check_sampler`."""
+
+from mmcon.testing.laws import LawBroken, check_sampler, check_view, unchanged_global_randomness
+
+__all__ = ["LawBroken", "check_sampler", "check_view", "unchanged_global_randomness"]

@@ -1,0 +1,245 @@
+"""The laws that anything registered obeys, built-in or third-party.
+
+    from mmcon.testing import check_view
+    check_view(mmcon.create_view("my/view"), samples)      # raises LawBroken, naming the law
+
+A law is a property that users rely on: that a view does not depend on the batch that it sits in, that parameters can be
+logged and replayed, that nothing touches the global random state. Which laws hold follows a generator's scope.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random as python_random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcon.batch import rows_of, tree_map
+from mmcon.loading.mixing import meet, mixing_part
+from mmcon.random import Keys, keys, stable_ids
+from mmcon.samplers.base import BatchSampler
+from mmcon.views import (
+    Params,
+    ViewGenerator,
+    as_chain,
+    check_params,
+    meta_of,
+    params_from_json,
+    params_to_json,
+    stack,
+    take_rows,
+)
+
+
+class LawBroken(AssertionError):
+    """A component does not keep a law; the message names both, and how it was seen."""
+
+    def __init__(self, component: Any, law: str, seen: str) -> None:
+        super().__init__(f"{component!r} breaks the law {law!r}: {seen}")
+
+
+def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 1)) -> None:
+    """Put a view generator through every law of its scope.
+
+    Args:
+        view: the generator or chain.
+        samples: at least three samples that it takes: a stacked tensor, a mapping of tensors, or a list of samples.
+        seeds: seeds to draw with.
+
+    Raises:
+        LawBroken: a law does not hold.
+    """
+    n = rows_of(samples) if isinstance(samples, Tensor | Mapping) else len(samples)
+    if n < 3:
+        raise ValueError(f"check_view needs at least 3 samples, got {n}")
+    for seed in seeds:
+        table = keys(seed=seed, epoch=1, sample=stable_ids(f"sample {i}" for i in range(n)), view=1, step=5)
+        params = _draws_are_functions_of_keys(view, samples, table)
+        _params_are_data(view, params, n)
+        if any(part.scope == "stateful" for _, part in view.parts()):
+            continue  # what it makes depends on a memory, as its scope declares
+        if mixing_part(view) is not None:
+            _partners_alone_matter(view, samples, params, n)
+            continue
+        _apply_is_a_function(view, samples, params)
+        _alone_equals_in_a_batch(view, samples, params, n)
+        _over_equals_anew(view, samples, params)
+        _sizes_are_as_declared(view, samples, params)
+    _pickles(view)
+
+
+def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None:
+    """Put a sampler through its laws.
+
+    Args:
+        make: makes the sampler for a seed, `make(seed=0)`.
+        epochs: how many to look at.
+
+    Raises:
+        LawBroken: a law does not hold.
+    """
+    sampler, same, other = make(seed=0), make(seed=0), make(seed=1)
+    steps = range(epochs * sampler.steps_per_epoch)
+    batches = [sampler.batch(step) for step in steps]
+    for step in reversed(steps):
+        if not _equal(same.batch(step).positions, batches[step].positions):
+            raise LawBroken(sampler, "state is the step", f"batch {step} differs when batches are asked for backwards")
+    for batch in batches:
+        if len(batch) != sampler.batch_size:
+            raise LawBroken(
+                sampler, "whole batches", f"step {batch.step} has {len(batch)} of {sampler.batch_size} rows"
+            )
+        for processes in (1, 2, 3):
+            joined = torch.cat([batch.shard(p, processes).positions for p in range(processes)])
+            if not _equal(joined, batch.positions):
+                raise LawBroken(sampler, "shards make the batch", f"{processes} processes")
+    for epoch in range(epochs):
+        of_epoch = batches[epoch * sampler.steps_per_epoch : (epoch + 1) * sampler.steps_per_epoch]
+        rows = torch.stack([torch.cat([b.positions for b in of_epoch]), torch.cat([b.occurrence for b in of_epoch])], 1)
+        if len(rows.unique(dim=0)) < len(rows):
+            raise LawBroken(sampler, "repeats are told apart", f"epoch {epoch} has a row twice with one occurrence")
+    if all(_equal(other.batch(step).positions, batches[step].positions) for step in steps):
+        raise LawBroken(sampler, "seeds matter", "another seed gives the same batches")
+
+
+# --- the laws of views -----------------------------------------------------------------------------------------------
+
+
+def _draws_are_functions_of_keys(view: ViewGenerator, samples: Any, table: Keys) -> Params:
+    """Draws are bitwise the same in any split of the batch, twice in a row, and touch no global random state."""
+    chain, meta = as_chain(view), meta_of(samples, view.modality)
+    with unchanged_global_randomness(view, "draw"):
+        params = chain.draw(table, meta)
+    if not _equal(chain.draw(table, meta), params):
+        raise LawBroken(view, "draw is a function", "the same keys drew other parameters the second time")
+    for part in (slice(0, 1), slice(1, None), torch.tensor([2, 0])):
+        split = chain.draw(table[part], take_rows(meta, part))
+        if not _equal(split, take_rows(params, part)):
+            raise LawBroken(view, "draws do not depend on the batch", f"rows {part} alone drew other parameters")
+    return params
+
+
+def _params_are_data(view: ViewGenerator, params: Params, n: int) -> None:
+    """Parameters are CPU tensors with one row a sample, and survive JSON bit by bit."""
+    check_params(repr(view), params, n)
+    if not _equal(params_from_json(params_to_json(params)), params):
+        raise LawBroken(view, "parameters are data", "they differ after a trip through JSON")
+
+
+def _apply_is_a_function(view: ViewGenerator, samples: Any, params: Params) -> None:
+    """Applying twice gives the same bits, and changes neither samples, parameters nor the global random state."""
+    before = copy.deepcopy(samples), copy.deepcopy(params)
+    with unchanged_global_randomness(view, "apply"):
+        views = stack(as_chain(view).apply(samples, params))
+    if not _equal(stack(as_chain(view).apply(samples, params)), views):
+        raise LawBroken(view, "apply is a function", "the same parameters made other views the second time")
+    tensors = isinstance(samples, Tensor | Mapping) or all(isinstance(s, Tensor) for s in samples)
+    if (tensors and not _equal(samples, before[0])) or not _equal(params, before[1]):
+        raise LawBroken(view, "apply changes nothing", "the samples or the parameters were written to")
+
+
+def _alone_equals_in_a_batch(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
+    """A sample gets the same bits alone as in the batch."""
+    chain = as_chain(view)
+    together = stack(chain.apply(samples, params))
+    for row in range(n):
+        one = slice(row, row + 1)
+        alone = stack(chain.apply(_rows(samples, one), take_rows(params, one)))
+        if not _equal(alone, _rows(together, one)):
+            raise LawBroken(view, "alone equals in a batch", f"sample {row} differs")
+
+
+def _partners_alone_matter(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
+    """A mixed sample gets the same bits from its partner alone as in the batch, and partners are in the batch."""
+    chain, places = as_chain(view), torch.arange(n)
+    mixing = mixing_part(chain)
+    assert mixing is not None
+    partners = mixing.generator.partners(mixing.of(params), places, n)
+    if not bool(((partners >= 0) & (partners < n)).all()):
+        raise LawBroken(view, "partners are in the batch", f"of {n} samples, {partners.tolist()}")
+    drawn = stack(chain.apply_ragged(samples, params))
+    together = meet(chain, drawn, params, partners)
+    if not _equal(meet(chain, drawn, params, partners), together):
+        raise LawBroken(view, "apply is a function", "the same parameters made other views the second time")
+    for row in range(n):
+        two = torch.tensor([row, int(partners[row])])
+        alone = meet(chain, _rows(drawn, two), take_rows(params, two), torch.tensor([1]))
+        if not _equal(alone, _rows(together, slice(row, row + 1))):
+            raise LawBroken(view, "partners alone matter", f"sample {row} differs without the rest of the batch")
+
+
+def _over_equals_anew(view: ViewGenerator, samples: Any, params: Params) -> None:
+    """A part that can work in place makes the same bits there."""
+    chain = as_chain(view)
+    batch = stack(chain.apply_ragged(samples, params))
+    for name, part in chain.parts():
+        if part.ragged:
+            continue
+        made = part.apply(batch, params[name])
+        if part.pour is not None:
+            over, anew = torch.empty(batch.shape), torch.empty(batch.shape)
+            part.pour(batch, over, name)
+            part.apply_over(over, params[name])
+            part.pour(made, anew, name)
+            if not _equal(over, anew):
+                raise LawBroken(view, "in place equals anew", f"{name} made other views over the batch")
+        batch = made
+
+
+def _sizes_are_as_declared(view: ViewGenerator, samples: Any, params: Params) -> None:
+    """The facts that the generator says it leaves are those of its views."""
+    declared = as_chain(view).leaves(meta_of(samples, view.modality), params)
+    found = meta_of(stack(as_chain(view).apply(samples, params)), view.modality)
+    for name in set(declared) & set(found):
+        if not _equal(declared[name].double(), found[name].double()):
+            raise LawBroken(view, "sizes are as declared", f"{name}: declared {declared[name]}, found {found[name]}")
+
+
+def _pickles(view: ViewGenerator) -> None:
+    try:
+        pickle.loads(pickle.dumps(view))
+    except Exception as error:
+        raise LawBroken(view, "travels to workers", f"it does not pickle: {error!r}") from error
+
+
+@contextmanager
+def unchanged_global_randomness(component: Any, doing: str) -> Iterator[None]:
+    """Raise LawBroken if the global random state of torch, NumPy or Python is another after the block."""
+    before = _global_randomness()
+    yield
+    after = _global_randomness()
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        raise LawBroken(component, "no global randomness", f"{doing} changed the state of {', '.join(changed)}")
+
+
+def _global_randomness() -> dict[str, Any]:
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 (the state that others use)
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "NumPy": str(numpy_state["state"]["key"].tolist()) + str(numpy_state["state"]["pos"]),  # type: ignore[index,call-overload]
+        "Python": python_random.getstate(),
+    }
+
+
+def _rows(batch: Any, rows: slice | Tensor) -> Any:
+    if isinstance(batch, Tensor | Mapping):
+        return tree_map(lambda x: x[rows], batch)
+    return batch[rows]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Bitwise equality of nested tensors: NaN equals NaN, and types and shapes count."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and bool(torch.all((a == b) | (a.isnan() & b.isnan())))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return set(a) == set(b) and all(_equal(a[name], b[name]) for name in a)
+    if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b

@@ -1,0 +1,99 @@
+"""Generators that every modality shares: the sample itself, and functions that know nothing of keys."""
+
+from __future__ import annotations
+
+import inspect
+import random as python_random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcon.random import Keys
+from mmcon.views.chain import stack
+from mmcon.views.generator import Meta, Params, ViewGenerator
+
+
+@final
+class Identity(ViewGenerator):
+    """The sample itself: nothing is drawn and nothing is changed."""
+
+    ragged: ClassVar[bool] = True
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw nothing."""
+        return {}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Return the samples as they came."""
+        return batch
+
+
+@final
+class FunctionView(ViewGenerator):
+    """A plain function of one sample as a view generator.
+
+    Args:
+        function: `f(x, generator)`, which takes its randomness from the torch.Generator; or a third-party callable
+            `f(x)` that uses the global random states of torch, NumPy and Python: these are seeded before each call
+            and put back after it. Either gets one sample and returns a tensor, whose
+            size may differ from sample to sample.
+        modality: what it takes.
+    """
+
+    ragged: ClassVar[bool] = True
+
+    def __init__(self, function: Callable[..., Any], *, modality: str = "any", name: str = "") -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self._modality = modality
+        self._takes_generator = takes_generator(function)
+
+    @property
+    def modality(self) -> str:  # type: ignore[override]
+        """What the function takes."""
+        return self._modality
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw one seed a sample, `b` int64."""
+        return {"seed": keys.bits("seed")}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Call the function sample by sample, each with its own seed."""
+        samples = batch if isinstance(batch, Tensor) else [s.decode() if hasattr(s, "decode") else s for s in batch]
+        out = [self._call(sample, int(seed)) for sample, seed in zip(samples, params["seed"], strict=True)]
+        alike = len({tuple(sample.shape) for sample in out}) == 1
+        return stack(out) if isinstance(batch, Tensor) and alike else out
+
+    def _call(self, sample: Any, seed: int) -> Any:
+        if self._takes_generator:
+            return self.function(sample, torch.Generator().manual_seed(seed))
+        with seeded(seed):
+            return self.function(sample)
+
+
+def takes_generator(function: Callable[..., Any]) -> bool:
+    """Whether a callable's second parameter is `generator`."""
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return False
+    return len(parameters) >= 2 and parameters[1] == "generator"
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global random states of torch (CPU), NumPy and Python, and put them back afterwards."""
+    states = torch.get_rng_state(), np.random.get_state(), python_random.getstate()  # noqa: NPY002 (it is what others use)
+    try:
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        python_random.seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        python_random.setstate(states[2])

@@ -1,0 +1,144 @@
+"""The `mmcon` command."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmcon import cli
+from mmcon.operations import doctor
+
+
+@pytest.fixture
+def mmcon(capsys):
+    """Run the command in this process: (status, what it printed, what it complained)."""
+
+    def run(*arguments):
+        status = cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.jpg"
+    rows, columns = np.indices((60, 80))
+    Image.fromarray(np.stack([rows * 4, columns * 3, rows * columns % 255], 2).astype("uint8")).save(path)
+    return path
+
+
+def test_views_are_listed_with_what_they_are(mmcon):
+    status, out, _ = mmcon("views")
+    assert status == 0
+    assert any(line.split()[0] == "image/simclr" and "SimAugment" in line for line in out.splitlines())
+    assert "sampler/uniform" in out
+    only = mmcon("views", "--modality", "image")[1]
+    assert "image/simclr" in only
+    assert "video/" not in only
+
+
+def test_a_view_is_described(mmcon):
+    status, out, _ = mmcon("views", "image/simclr")
+    assert status == 0
+    assert out.startswith("image/simclr  (view, image; from mmcon_views.image.published)")
+    assert "strength = 1.0" in out
+
+
+def test_mistakes_are_told_in_a_line_and_a_fix(mmcon, tmp_path, photo):
+    for arguments, told in (
+        (("views", "image/simcrl"), "did you mean 'image/simclr'"),
+        (("views", "--modality", "smell"), "expected a modality"),
+        (("show", "image/simclr", "--input", tmp_path / "gone.jpg"), "gone.jpg"),
+        (("show", "image/simclr", "--input", photo, "--option", "sise=8"), "did you mean 'size'"),
+        (("show", "image/simclr", "--input", photo, "--views", 0), "--views of 1 or more"),
+        (("show",), "mmcon show image/simclr --input photo.jpg"),
+        (("show", "--replay", photo), "a record that `mmcon show` wrote"),
+        (("recipe", "copy", "imagenet_supcom"), "did you mean 'imagenet_supcon'"),
+    ):
+        status, out, err = mmcon(*arguments)
+        assert (status, out) == (2, ""), arguments
+        assert err.startswith("mmcon: ")
+        assert told in err
+        assert "Traceback" not in err
+
+
+def test_a_sheet_is_drawn_recorded_and_replayed(mmcon, tmp_path, photo):
+    sheet = tmp_path / "new" / "sheet.png"
+    common = ("--option", "size=24", "--seed", 7)
+    status, out, err = mmcon("show", "image/simclr", "--input", photo, "--views", 3, "--output", sheet, *common)
+    assert (status, err) == (0, "")
+    assert f"3 views: {sheet}" in out
+    record = json.loads(sheet.with_suffix(".json").read_text())
+    assert (record["view"], record["options"], record["seed"], record["views"]) == ("image/simclr", {"size": 24}, 7, 3)
+    again = tmp_path / "again.png"
+    assert mmcon("show", "--replay", sheet.with_suffix(".json"), "--output", again)[0] == 0
+    pictures = [np.asarray(Image.open(path)) for path in (sheet, again)]
+    assert np.array_equal(*pictures)
+    assert pictures[0].std() > 10
+    other = tmp_path / "other.png"
+    mmcon("show", "image/simclr", "--input", photo, "--views", 3, "--output", other, "--option", "size=24", "--seed", 8)
+    assert not np.array_equal(np.asarray(Image.open(other)), pictures[0])
+
+
+def test_two_samples_are_mixed_on_a_sheet(mmcon, tmp_path, photo):
+    other, sheet = tmp_path / "black.png", tmp_path / "sheet.png"
+    with Image.open(photo) as image:
+        Image.new("RGB", image.size).save(other)
+    arguments = "show", "image/cutmix", "--input", photo, "--views", 2, "--output", sheet
+    status, _, err = mmcon(*arguments)
+    assert status == 2
+    assert "--partner FILE" in err
+    assert mmcon(*arguments, "--partner", other)[0] == 0
+    record = json.loads(sheet.with_suffix(".json").read_text())
+    assert record["partner"] == str(other)
+    assert mmcon("show", "--replay", sheet.with_suffix(".json"), "--output", tmp_path / "again.png")[0] == 0
+    first, again = (np.asarray(Image.open(path)) for path in (sheet, tmp_path / "again.png"))
+    assert np.array_equal(first, again)
+
+
+def test_recipes_are_listed_and_copied(mmcon, tmp_path):
+    assert any(
+        line.startswith("imagenet_supcon ") and "Supervised contrastive learning" in line
+        for line in mmcon("recipe", "list")[1].splitlines()
+    )
+    status, out, _ = mmcon("recipe", "copy", "imagenet_supcon", "--to", tmp_path / "mine")
+    copied = tmp_path / "mine" / "imagenet_supcon.py"
+    assert status == 0
+    assert str(copied) in out
+    assert copied.read_text() == cli.recipes()["imagenet_supcon"].read_text()
+    status, _, err = mmcon("recipe", "copy", "imagenet_supcon.py", "--to", tmp_path / "mine")
+    assert status == 2
+    assert "expected no such file yet" in err
+
+
+def test_the_doctor_examines_data(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (16, 16), (i * 20, 0, 0)).save(tmp_path / name / f"{i}.png")
+    healthy = list(doctor.data(str(tmp_path)))
+    assert {finding.level for finding in healthy} == {"good"}, [str(f) for f in healthy]
+    assert "2 classes" in str(healthy[1])
+    whole = (tmp_path / "dog" / "3.png").read_bytes()
+    (tmp_path / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cat" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (finding,) = doctor.data(str(tmp_path), everything=True)  # a fifth of the files is too much to go on
+    assert finding.level == "bad"
+    assert "1.png" in str(finding)
+
+
+def test_the_doctor_names_a_folder_that_is_not_there(tmp_path):
+    (finding,) = doctor.data(str(tmp_path / "gone"))
+    assert finding.level == "bad"
+    assert "gone" in str(finding)
+
+
+@pytest.mark.slow
+def test_the_doctor_examines_the_environment():
+    findings = {finding.what: finding for finding in doctor.environment()}
+    for what in ("versions", "decoding images", "decoding sounds", "decoding video", "process groups"):
+        assert findings[what].level == "good", str(findings[what])
+    assert "gloo" in findings["process groups"].told

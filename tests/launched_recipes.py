@@ -1,0 +1,25 @@
+"""Recipes run by their real command, in a process of their own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "imagenet_supcon.py"
+
+
+def launch(*arguments, recipe=RECIPE, processes=1, fails=False):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    if processes > 1:
+        command += ["--main_process_port", "0"]
+    done = subprocess.run(
+        [*command, str(recipe), *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=900
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

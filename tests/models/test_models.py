@@ -1,0 +1,327 @@
+"""Encoders by name, shared spaces, and saving: shapes, normalisation, order of rows, and clear refusals."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmcon.batch import Index, ViewBatch
+from mmcon.errors import CheckpointError, ConfigError, DataError, InputError, UnknownNameError
+from mmcon.models.batch_norm import GlobalBatchNorm, synchronised
+from mmcon.models.encoders import create_encoder, list_encoders
+from mmcon.models.image import ImageEncoder
+from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+from mmcon.registry import register_encoder
+
+
+def images(n=4, c=1, side=28, seed=0):
+    return torch.rand(n, c, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def batch_of(**parts):
+    """A batch whose modalities have one view a part."""
+    index = {}
+    for modality, views in parts.items():
+        rows = [(s, v) for v, part in enumerate(views) for s in range(len(part))]
+        sample, view = (torch.tensor(column) for column in zip(*rows, strict=True))
+        index[modality] = Index({"sample": sample, "view": view})
+    return ViewBatch({m: tuple(p) for m, p in parts.items()}, index)
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    return create_encoder("mmcon/resnet-tiny", in_channels=1).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "width"),
+    [
+        ("resnet18", {"image_size": 28}, 512),
+        ("mobilenet_v3_small", {}, 576 + 448),
+        ("timm/test_resnet", {"image_size": 32}, None),
+        ("timm/test_vit", {"image_size": 64}, None),
+        ("timm/test_convnext", {"in_channels": 1}, None),
+    ],
+)
+def test_encoders_of_libraries(name, options, width):
+    torch.manual_seed(0)
+    encoder = create_encoder(name, **options).eval()
+    side = encoder.image_size or 64
+    with torch.no_grad():
+        features = encoder(images(2, side=side))
+    assert features.shape == (2, encoder.feature_dim)
+    assert width in (None, encoder.feature_dim)
+    assert features.std() > 0
+    assert encoder.image_size == options.get("image_size", encoder.image_size)
+
+
+def test_small_images_get_a_stem_that_keeps_resolution():
+    small = create_encoder("resnet18", image_size=32).network
+    assert (small.conv1.stride, isinstance(small.maxpool, nn.Identity)) == ((1, 1), True)
+    large = create_encoder("resnet18", image_size=224).network
+    assert (large.conv1.stride, isinstance(large.maxpool, nn.MaxPool2d)) == ((2, 2), True)
+    assert create_encoder("resnet18", image_size=32, small_images=False).network.conv1.stride == (2, 2)
+    with pytest.raises(InputError, match="ResNet's stem"):
+        create_encoder("mobilenet_v3_small", small_images=True)
+
+
+def test_normalisation_is_the_encoders_own():
+    encoder = ImageEncoder(nn.Flatten(), feature_dim=12, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.25))
+    x = images(2, c=3, side=2)
+    expected = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.5, 0.25]).view(3, 1, 1)
+    torch.testing.assert_close(encoder(x), expected.flatten(1))
+
+
+def test_one_channel_is_repeated():
+    torch.manual_seed(0)
+    encoder = create_encoder("mmcon/resnet-tiny").eval()
+    x = images(2)
+    torch.testing.assert_close(encoder(x), encoder(x.expand(-1, 3, -1, -1)))
+
+
+def test_resnet_tiny_is_small():
+    encoder = create_encoder("mmcon/resnet-tiny", in_channels=1, image_size=28)
+    assert 7e4 < sum(p.numel() for p in encoder.parameters()) < 4e5
+
+
+def test_vision_models_of_transformers_from_a_folder(tmp_path):
+    from transformers import ResNetConfig, ViTConfig, ViTImageProcessor, ViTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    model = ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes)).eval()
+    model.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(image_mean=[0.1] * 3, image_std=[0.3] * 3, size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path / "vit"
+    )
+    encoder = create_encoder(str(tmp_path / "vit"), pretrained=True).eval()
+    x = images(2, c=3, side=32)
+    with torch.no_grad():
+        expected = model(pixel_values=(x - 0.1) / 0.3).last_hidden_state[:, 0]
+        torch.testing.assert_close(encoder(x), expected)
+    assert (encoder.image_size, encoder.feature_dim) == (32, 16)
+    with pytest.raises(InputError, match="32 × 32"):
+        encoder(images(2, c=3, side=28))
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    config.save_pretrained(tmp_path / "resnet")
+    fresh = create_encoder(str(tmp_path / "resnet"), in_channels=1)
+    assert fresh(images(2, c=1, side=32)).shape == (2, 16)
+
+
+def test_hub_names_without_a_network(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="local folder") as caught:
+        create_encoder("nobody/nothing")
+    assert "download it once" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("resnet19", "'resnet18'"), ("timm/resnt18", "'timm/resnet18'"), ("mmcon/resnet-tin", "'mmcon/resnet-tiny'")],
+)
+def test_unknown_names(name, near):
+    with pytest.raises(UnknownNameError, match=near):
+        create_encoder(name)
+
+
+def test_networks_without_a_usable_feature():
+    with pytest.raises(InputError, match="linear classifier"):
+        create_encoder("squeezenet1_0")
+    maps = ImageEncoder(nn.Conv2d(3, 4, 3), feature_dim=4, mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(InputError, match="one vector an image"):
+        maps(images(2, c=3))
+
+
+def test_images_that_do_not_fit(tiny):
+    with pytest.raises(InputError, match=r"in_channels=3"):
+        tiny(images(c=3))
+    with pytest.raises(InputError, match=r"torch\.uint8"):
+        tiny(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+
+
+def test_registered_encoders(own_registry):
+    @register_encoder("test/mean-colour", modality="image")
+    class MeanColour(nn.Module):
+        def __init__(self, in_channels: int = 3):
+            super().__init__()
+            self.feature_dim = in_channels
+
+        def forward(self, views):
+            return views.mean((2, 3))
+
+    @register_encoder("test/no-width", modality="image")
+    def no_width():
+        return nn.Identity()
+
+    encoder = create_encoder("test/mean-colour", in_channels=2, image_size=28)
+    assert encoder(images(3, c=2)).shape == (3, 2)
+    assert "test/mean-colour" in list_encoders()
+    with pytest.raises(InputError, match="feature_dim"):
+        create_encoder("test/no-width")
+    with pytest.raises(InputError, match="pretrained"):
+        create_encoder("test/mean-colour", pretrained=True)
+    with pytest.raises(InputError, match="'audio'"):
+        create_encoder("test/mean-colour", modality="audio")
+
+
+# --- shared spaces ---------------------------------------------------------------------------------------------------
+
+
+def test_unit_embeddings_in_the_order_of_rows(tiny):
+    model = ContrastiveModel({"image": tiny}, {"shared": SharedSpace(dim=16)}).eval()
+    first, second = images(4, seed=1), images(4, seed=2)
+    together = model(batch_of(image=[first, second]))["shared"]["image"]
+    apart = [model(batch_of(image=[part]))["shared"]["image"] for part in (first, second)]
+    assert together.shape == (8, 16)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(8))
+    torch.testing.assert_close(together, torch.cat(apart))
+    crops = model(batch_of(image=[first, images(4, side=16), second]))["shared"]["image"]
+    torch.testing.assert_close(crops[8:], apart[1])
+
+
+def test_features_come_before_the_head(tiny):
+    model = ContrastiveModel({"image": tiny}).eval()
+    x = images()
+    torch.testing.assert_close(model.features(x), tiny(x))
+    torch.testing.assert_close(model.features(batch_of(image=[x]), "image"), tiny(x))
+    torch.testing.assert_close(model.features(batch_of(image=[x]))["image"], tiny(x))
+    with pytest.raises(InputError, match="'sound'"):
+        model.features(x, "sound")
+
+
+def test_heads():
+    encoder = create_encoder("mmcon/given-features", feature_dim=6, modality="any")
+    model = ContrastiveModel(
+        {"a": encoder},
+        {"line": SharedSpace(dim=2, head="linear", unit_features=True), "bend": SharedSpace(dim=3, hidden_dim=5)},
+    )
+    x = images(4, c=1, side=6)[:, 0, 0]
+    out = model(batch_of(a=[x]))
+    assert {name: tuple(space["a"].shape) for name, space in out.items()} == {"line": (4, 2), "bend": (4, 3)}
+    scaled = model(batch_of(a=[3 * x]))
+    torch.testing.assert_close(scaled["line"]["a"], out["line"]["a"])  # features of length one have no scale
+    assert not torch.allclose(scaled["bend"]["a"], out["bend"]["a"])
+
+
+def test_several_modalities_some_missing(tiny):
+    words = create_encoder("mmcon/given-features", feature_dim=6, modality="any")
+    spaces = {"all": SharedSpace(dim=8), "seen": SharedSpace(dim=4, modalities=("image",))}
+    model = ContrastiveModel({"image": tiny, "text": words}, spaces)
+    both = model(batch_of(image=[images()], text=[torch.ones(3, 6)]))
+    assert {s: {m: tuple(e.shape) for m, e in ms.items()} for s, ms in both.items()} == {
+        "all": {"image": (4, 8), "text": (3, 8)},
+        "seen": {"image": (4, 4)},
+    }
+    assert set(model(batch_of(text=[torch.ones(3, 6)]))["all"]) == {"text"}
+
+
+def test_an_encoder_for_each_view():
+    light, colour = (create_encoder("mmcon/resnet-tiny", in_channels=c).eval() for c in (1, 2))
+    model = ContrastiveModel({"image": [light, colour]}, {"shared": SharedSpace(dim=8)}).eval()
+    x, y = images(3, c=1), images(3, c=2)
+    out = model(batch_of(image=[x, y]))["shared"]["image"]
+    heads = model.heads["shared"]
+    torch.testing.assert_close(out, torch.cat([heads["image:0"](light(x)), heads["image:1"](colour(y))]))
+    torch.testing.assert_close(model.features((x, y), "image"), torch.cat([light(x), colour(y)]))
+    with pytest.raises(InputError, match="views below 2"):
+        model(batch_of(image=[x, y, x]))
+    # Views that one generator made stand in one part, and are told apart by the index.
+    twins = ContrastiveModel({"image": [light, create_encoder("mmcon/resnet-tiny", in_channels=1).eval()]}).eval()
+    whole = ViewBatch({"image": (torch.cat([x, x]),)}, {"image": Index({"view": torch.tensor([0] * 3 + [1] * 3)})})
+    assert not torch.allclose(*twins(whole)["shared"]["image"].chunk(2))
+
+
+def test_models_that_do_not_fit_are_refused(tiny):
+    with pytest.raises(ConfigError, match="feature_dim"):
+        ContrastiveModel({"image": nn.Identity()})
+    with pytest.raises(ConfigError, match=r"\['sound'\]"):
+        ContrastiveModel({"image": tiny}, {"s": SharedSpace(modalities=("sound",))})
+    with pytest.raises(ConfigError, match="dim=0"):
+        SharedSpace(dim=0)
+    tiny.feature_dim = 7
+    with pytest.raises(InputError, match=r"\(4, 7\)"):
+        ContrastiveModel({"image": tiny})(batch_of(image=[images()]))
+
+
+def test_save_and_load(tiny, tmp_path):
+    model = ContrastiveModel({"image": tiny}, {"shared": SharedSpace(dim=16, modalities=("image",))}).eval()
+    batch = batch_of(image=[images()])
+    model.save_pretrained(tmp_path / "model")
+    again = ContrastiveModel.from_pretrained(tmp_path / "model").eval()
+    assert torch.equal(again(batch)["shared"]["image"], model(batch)["shared"]["image"])
+    assert again.spaces == model.spaces
+    assert sorted(f.name for f in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_save_and_load_shared_and_separate_encoders(tiny, tmp_path):
+    model = ContrastiveModel({"left": tiny, "right": tiny, "both": [tiny, create_encoder("mmcon/resnet-tiny")]})
+    model.save_pretrained(tmp_path)
+    again = ContrastiveModel.from_pretrained(tmp_path)
+    assert again.encoders["left"] is again.encoders["right"] is again.encoders["both:0"]
+    assert torch.equal(again.encoders["right"].network[0].weight, tiny.network[0].weight)
+
+
+def test_encoders_that_were_not_made_by_name(tmp_path):
+    def build():
+        return ImageEncoder(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), feature_dim=3, mean=[0.5], std=[0.5])
+
+    torch.manual_seed(0)
+    model = ContrastiveModel({"image": build()})
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="'image', which was not"):
+        ContrastiveModel.from_pretrained(tmp_path)
+    again = ContrastiveModel.from_pretrained(tmp_path, encoders={"image": build()})
+    x = images(2, side=2)
+    assert torch.equal(again.features(x), model.features(x))
+
+
+def test_checkpoints_that_do_not_fit(tiny, tmp_path):
+    folder = ContrastiveModel({"image": tiny}).save_pretrained(tmp_path)
+    wider = create_encoder("mmcon/resnet-tiny", in_channels=3)
+    with pytest.raises(CheckpointError, match=r"network\.0\.weight: model \(\d+, 3, 3, 3\), saved \(\d+, 1, 3, 3\)"):
+        ContrastiveModel.from_pretrained(folder, encoders={"image": wider})
+    deeper = create_encoder("mmcon/resnet-tiny", in_channels=1, depth=3)
+    with pytest.raises(CheckpointError, match=r"that differ:(\n    encoders\..*){8}\n    and \d+ more"):
+        ContrastiveModel.from_pretrained(folder, encoders={"image": deeper})
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"a whole model\.safetensors"):
+        ContrastiveModel.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        ContrastiveModel.from_pretrained(folder)
+
+
+def test_gradients_reach_every_parameter(tiny):
+    model = ContrastiveModel({"image": tiny}).train()
+    model(batch_of(image=[images()]))["shared"]["image"].sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_batch_norms_are_replaced_in_place_under_their_names():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4, momentum=None)))
+    before, parameters = copy.deepcopy(model), list(model.parameters())
+    assert synchronised(model) is model
+    assert [type(part) for part in (model[1], model[2][0])] == [GlobalBatchNorm] * 2
+    assert all(now is was for now, was in zip(model.parameters(), parameters, strict=True))
+    assert list(model.state_dict()) == list(before.state_dict())
+    x = torch.randn(3, 1, 6, 6)
+    torch.testing.assert_close(model(x), before(x))
+    torch.testing.assert_close(model.state_dict(), before.state_dict())
+
+
+def test_a_batch_norm_that_does_more_is_refused():
+    class NormAndActivation(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ConfigError, match="NormAndActivation"):
+        synchronised(nn.Sequential(NormAndActivation(4)))
+
+
+def test_on_a_gpu_batch_norms_become_torchs():
+    assert type(synchronised(nn.Sequential(nn.BatchNorm1d(4)), "cuda")[0]) is nn.SyncBatchNorm

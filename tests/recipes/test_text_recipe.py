@@ -1,0 +1,61 @@
+"""The text recipe by the real command, on bundled and on given texts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmcon.errors import DataError
+from mmcon.sources.text import read_texts
+
+RECIPE = Path(__file__).parents[2] / "recipes/text_supcon.py"
+
+
+def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(RECIPE), "--tiny", "--cpu", "--output-dir", str(folder), *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["supcon", "parallel"])
+def test_the_recipe_runs_from_one_command_on_bundled_texts(tmp_path, objective):
+    done = run(tmp_path / "run", "--objective", objective)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert 0 < results["linear_probe"]["top1"] <= 1
+    assert set(results["recall_at_1"]) == {"de", "fr", "es", "ja", "ar"}
+    assert {"knn", "nmi", "rank_correlation", "untrained_encoder", "bag_of_words"} <= set(results)
+    # Counts of words and triples tell the groups apart far better than one in nine.
+    assert results["bag_of_words"]["linear_probe"]["top1"] > 0.4
+
+
+@pytest.mark.slow
+def test_the_recipe_takes_a_table_and_few_labels(tmp_path):
+    rows = [f"{a} {b},{a}" for a in ("red", "blue", "green") for b in (f"thing{i}" for i in range(60))]
+    (tmp_path / "texts.csv").write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
+    flags = ["--data", str(tmp_path / "texts.csv"), "--labels-per-class", "16", "--batch-size", "12"]
+    done = run(tmp_path / "run", "--objective", "cross-entropy", *flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run/results.json").read_text())["bag_of_words"]["knn"]["top1"] > 0.9
+    refused = run(tmp_path / "other", "--objective", "parallel", *flags)
+    assert refused.returncode != 0
+    assert "two columns of text or more" in refused.stderr
+
+
+def test_tables_are_split_by_text_and_bad_ones_refused(tmp_path):
+    table = tmp_path / "texts.csv"
+    table.write_text("text,label\n" + "\n".join(f"text {i % 40},{i % 2}" for i in range(80)), encoding="utf-8")
+    train, test = read_texts(str(table), columns=("text",), label="label")
+    assert len(train) + len(test) == 80
+    assert not set(train.texts["text"]) & set(test.texts["text"])
+    with pytest.raises(DataError, match="body"):
+        read_texts(str(table), columns=("body",), label="label")
+    with pytest.raises(DataError, match="check --data"):
+        read_texts(str(tmp_path / "none.csv"), columns=("text",), label="label")
+    table.write_text("text,label\na,1\nb,\n", encoding="utf-8")
+    with pytest.raises(DataError, match="label for every row"):
+        read_texts(str(table), columns=("text",), label="label")

@@ -1,0 +1,340 @@
+"""Manifests, tar shards, tables and streams, each made of the bundled images and trained from."""
+
+import csv
+import io
+import json
+import tarfile
+from itertools import chain
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from torchvision.io import encode_png
+
+import mmcon
+from mmcon.affinity import SameLabel
+from mmcon.errors import ConfigError, DataError
+from mmcon.loading.loader import ViewLoader
+from mmcon.loading.streaming import Stream, StreamLoader, StreamRow
+from mmcon.models.encoders import create_encoder
+from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+from mmcon.samplers.base import UniformSampler
+from mmcon.sources.factory import create_source, fashion
+from mmcon.sources.hub import DatasetSource, load_table
+from mmcon.sources.manifests import expand, manifest, tar_shards
+from mmcon.training.optim import create_optimizer
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Ninety of the bundled test images of three classes: PNG bytes, label, class name, id."""
+    source = fashion("test")
+    rows = torch.cat([(source.labels == label).nonzero()[:30, 0] for label in range(3)])
+    rows = rows[torch.randperm(90, generator=torch.Generator().manual_seed(0))].tolist()
+    return [
+        {
+            "id": f"row-{row:04d}",
+            "image": bytes(encode_png(source.values[row]).numpy().tobytes()),
+            "label": int(source.labels[row]),
+            "class_name": source.classes[int(source.labels[row])],
+            "pixels": source.values[row],
+        }
+        for row in rows
+    ]
+
+
+@pytest.fixture
+def tables(tmp_path, pictures):
+    """A folder of parquet files as a hub has them: data/train-… and data/test-…."""
+    (tmp_path / "table" / "data").mkdir(parents=True)
+    for split, part in (("train", pictures[:60]), ("test", pictures[60:])):
+        columns = {name: [p[name] for p in part] for name in ("id", "image", "label", "class_name")}
+        columns["image"] = [{"bytes": b, "path": None} for b in columns["image"]]
+        features = {
+            "image": {"_type": "Image"},
+            "label": {"_type": "ClassLabel", "names": ["top", "trouser", "pullover"]},
+        }
+        features |= {name: {"_type": "Value", "dtype": "string"} for name in ("id", "class_name")}
+        table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        parquet.write_table(table, tmp_path / "table" / "data" / f"{split}-00000-of-00001.parquet", row_group_size=16)
+    return tmp_path / "table"
+
+
+@pytest.fixture
+def shards(tmp_path, pictures):
+    """Three webdataset shards for training and one for testing."""
+    (tmp_path / "shards").mkdir()
+    parts = {f"train-{i:03d}": pictures[20 * i : 20 * i + 20] for i in range(3)} | {"test-000": pictures[60:]}
+    for name, part in parts.items():
+        with tarfile.open(tmp_path / "shards" / f"{name}.tar", "w") as archive:
+            for p in part:
+                notes = json.dumps({"kind": p["class_name"]}).encode()
+                for suffix, data in (("png", p["image"]), ("cls", str(p["label"]).encode()), ("json", notes)):
+                    member = tarfile.TarInfo(f"{p['id']}.{suffix}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return tmp_path / "shards"
+
+
+def losses_of(batches, steps=4):
+    """Losses of a few steps of SupCon on the labels that a loader gives."""
+    torch.manual_seed(0)
+    model = ContrastiveModel(
+        {"image": create_encoder("mmcon/resnet-tiny", width=8)}, {"shared": SharedSpace(dim=16, head="linear")}
+    )
+    objective = mmcon.Objective(affinity=SameLabel(), temperature=0.5)
+    optimizer = create_optimizer(model, "adamw", learning_rate=3e-3)
+    seen = []
+    while len(seen) < steps:
+        for batch in batches:
+            loss = objective(model(batch), batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.append(loss.item())
+    return seen
+
+
+def view():
+    return mmcon.create_view("image/random-resized-crop", size=28)
+
+
+def trains(source):
+    loader = ViewLoader(
+        source, {"image": [view()] * 2}, UniformSampler(source.ids, batch_size=len(source), seed=0), seed=0
+    )
+    seen = losses_of(loader, steps=8)
+    return seen[-1] < seen[0] - 0.05
+
+
+# --- manifests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path, pictures):
+    (tmp_path / "media").mkdir()
+    for p in pictures:
+        (tmp_path / "media" / f"{p['id']}.png").write_bytes(p["image"])
+    return tmp_path
+
+
+def rows_of_manifest(pictures):
+    return [
+        {"file": f"media/{p['id']}.png", "class": p["class_name"], "split": "train" if i < 60 else "val"}
+        for i, p in enumerate(pictures)
+    ]
+
+
+def write_manifest(files, pictures, suffix):
+    rows, path = rows_of_manifest(pictures), files / f"list.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif suffix == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="") as out:
+            writer = csv.DictWriter(out, list(rows[0]), delimiter="\t" if suffix == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_manifests_point_to_files(files, pictures, suffix):
+    path = write_manifest(files, pictures, suffix)
+    train, test = create_source(path, split="train"), create_source(path, split="test")
+    assert (len(train), len(test)) == (60, 30)
+    assert train.classes == test.classes == ("T-shirt/top", "pullover", "trouser")
+    assert "media column: 'file', by its name" in train.describe()
+    assert torch.equal(train.open([7])[0].decode()[:1], pictures[7]["pixels"])
+    assert train.classes[int(train.labels[7])] == pictures[7]["class_name"]
+    assert trains(train)
+
+
+def test_parquet_that_holds_the_bytes(tmp_path, pictures):
+    rows = [{"id": p["id"], "photo": p["image"], "label": p["label"]} for p in pictures]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "all.parquet")
+    train, test = (create_source(tmp_path / "all.parquet", split=s, test_share=0.3) for s in ("train", "test"))
+    assert len(train) + len(test) == 90
+    assert set(train.names) | set(test.names) == {p["id"] for p in pictures}
+    assert trains(train)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"label_column": "clas"}, "did you mean 'class'"),
+        ({"file": "scan"}, {}, r"--image-column NAME"),
+        ({}, {"root": "/"}, "are not there"),
+        ({}, {"split": "extra"}, r"\['train', 'val'\]"),
+        ({}, {"classes": ["pullover"]}, "T-shirt/top"),
+        ({}, {"label_column": "file"}, "different texts"),
+    ],
+)
+def test_manifests_that_cannot_be_used(files, pictures, change, options, message):
+    rows = [{change.get(k, k): v for k, v in row.items()} for row in rows_of_manifest(pictures)]
+    (files / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=message):
+        manifest(files / "list.jsonl", **options)
+
+
+@pytest.mark.parametrize(("label", "message"), [(0.5, "whole numbers or as text"), (None, "1 rows without one")])
+def test_labels_that_are_none(files, pictures, label, message):
+    rows = rows_of_manifest(pictures)
+    rows[3]["class"] = label
+    (files / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=message):
+        manifest(files / "list.jsonl")
+    assert manifest(files / "list.jsonl", label_column="none").labels is None
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_read_by_position(shards, pictures):
+    train, test = create_source(shards, split="train"), create_source(shards, split="val")
+    assert (len(train), len(test)) == (60, 30)
+    assert train.names[25] == pictures[25]["id"]
+    assert torch.equal(train.open([25])[0].decode()[:1], pictures[25]["pixels"])
+    assert train.labels.tolist() == [p["label"] for p in pictures[:60]]
+    assert trains(train)
+
+
+def test_shards_by_pattern_and_by_a_json_field(shards):
+    source = create_source(f"{shards}/train-{{000..001}}.tar", label_column="json:kind")
+    assert len(source) == 40
+    assert source.classes == ("T-shirt/top", "pullover", "trouser")
+    assert expand("a{08..11}.tar") == ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]
+    assert len(tar_shards(f"{shards}/t*.tar")) == 90
+
+
+def test_shards_that_cannot_be_used(shards):
+    with pytest.raises(DataError, match="not there"):
+        create_source(f"{shards}/train-{{000..007}}.tar")
+    with pytest.raises(DataError, match=r"suffixes \['cls', 'json', 'png'\]"):
+        tar_shards(shards, modality="audio")
+    (shards / "train-000.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(DataError, match=r"train-000\.tar"):
+        create_source(shards)
+
+
+# --- the datasets library --------------------------------------------------------------------------------------------
+
+
+def test_tables_of_the_datasets_library(tables, pictures, tmp_path):
+    cache = str(tmp_path / "cache")
+    train, test = (create_source(tables, split=s, cache_dir=cache) for s in ("train", "test"))
+    assert (len(train), len(test)) == (60, 30)
+    assert train.classes == ("top", "trouser", "pullover")
+    assert train.names[4] == pictures[4]["id"]
+    assert train.open([4])[0].facts["height"] == 28
+    assert torch.equal(train.open([9, 4])[1].decode()[:1], pictures[4]["pixels"])
+    assert trains(train)
+    by_name = load_table(tables, label_column="class_name", split="validation", cache_dir=cache)
+    assert by_name.classes == ("T-shirt/top", "pullover", "trouser")
+    with pytest.raises(DataError, match="did you mean 'class_name' or 'label'"):
+        load_table(tables, label_column="classname", cache_dir=cache)
+    with pytest.raises(DataError, match="a split among"):
+        load_table(tables, split="other", cache_dir=cache)
+
+
+def test_hub_names_without_a_network(monkeypatch):
+    import datasets.config
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="without a network, give the path"):
+        create_source("nobody/nothing")
+
+
+def test_map_style_datasets(pictures):
+    rows = [(p["pixels"], p["label"]) for p in pictures]
+    source = DatasetSource(rows, labels=torch.tensor([p["label"] for p in pictures]))
+    assert torch.equal(source.open([5])[0], pictures[5]["pixels"])
+    assert trains(source)
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def numbers(n, calls=None):
+    def open_rows(skip):
+        if calls is not None:
+            calls.append(skip)
+        return (StreamRow(f"row {i}", torch.full((1, 4, 4), i, dtype=torch.uint8), i % 3) for i in range(skip, n))
+
+    return Stream(open_rows, handle=lambda media, name: media)
+
+
+def samples(loader):
+    return [batch.index["image"]["sample"].tolist() for batch in loader]
+
+
+def whole(stream, **options):
+    views = {"image": [mmcon.create_view("image/resize", size=4)]}
+    return StreamLoader(stream, views, **{"batch_size": 10, "steps_per_epoch": 10, "seed": 0, "buffer": 32, **options})
+
+
+def test_an_epoch_of_a_stream_has_every_row_once():
+    loader = whole(numbers(100))
+    first, second = samples(loader), samples(loader)
+    assert len({s for batch in first for s in batch}) == 100
+    assert sorted(chain(*first)) == sorted(chain(*second))
+    assert first != second
+    assert first == samples(whole(numbers(100)))
+
+
+def test_processes_share_a_stream_without_loss_or_repeat():
+    one = samples(whole(numbers(100)))
+    three = [samples(whole(numbers(100), process=p, processes=3)) for p in range(3)]
+    assert [list(chain(*parts)) for parts in zip(*three, strict=True)] == one
+
+
+def test_the_position_of_a_stream_is_a_number():
+    straight = whole(numbers(100))
+    expected = samples(straight) + samples(straight)
+    calls = []
+    resumed = whole(numbers(100, calls))
+    resumed.load_state_dict({"step": 17})
+    assert samples(resumed) == expected[17:]
+    assert calls == [64]  # the block that row 70 of the second pass stands in
+
+
+def test_a_stream_that_ends_early_starts_anew():
+    loader = whole(numbers(45), steps_per_epoch=10)
+    seen = samples(loader)
+    passes = [list(chain(*seen[i : i + 4])) for i in (0, 4)]
+    assert all(len(set(rows)) == 40 for rows in passes)
+    assert passes[0] != passes[1]
+    resumed = whole(numbers(45), steps_per_epoch=10)
+    resumed.load_state_dict({"step": 6})
+    assert samples(resumed) == seen[6:]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_streams_of_the_datasets_library(kind, tables, shards, pictures):
+    if kind == "parquet":
+        stream = Stream.of(tables, split="train")
+    else:
+        data = {"train": sorted(str(f) for f in shards.glob("train*.tar"))}
+        stream = Stream.of("webdataset", data_files=data, media_column="png", label_column="cls")
+    rows = list(stream.open_rows(0))
+    assert [r.name for r in rows] == [p["id"] for p in pictures[:60]]
+    assert [r.name for r in stream.open_rows(40)] == [p["id"] for p in pictures[40:60]]
+    assert torch.equal(stream.handle(rows[3].media, "x").decode()[:1], pictures[3]["pixels"])
+    loader = StreamLoader(stream, {"image": [view()] * 2}, batch_size=60, steps_per_epoch=1, seed=0)
+    seen = losses_of(loader, steps=8)
+    assert seen[-1] < seen[0] - 0.05
+
+
+def test_streams_that_cannot_be_used(tables):
+    with pytest.raises(DataError, match="give classes="):
+        next(iter(Stream.of(tables, label_column="class_name").open_rows(0)))
+    named = Stream.of(tables, label_column="class_name", classes=["T-shirt/top", "trouser", "pullover"])
+    assert next(iter(named.open_rows(0))).label in (0, 1, 2)
+    with pytest.raises(ConfigError, match="raise buffer"):
+        whole(numbers(100), buffer=5)
+    with pytest.raises(DataError, match="at least 10 rows"):
+        samples(whole(numbers(7)))

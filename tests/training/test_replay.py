@@ -1,0 +1,104 @@
+"""A step that is looked at again, and runs over several seeds."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmcon import cli
+from mmcon.errors import ConfigError
+from mmcon.training.replay import program_of
+from mmcon.training.seeds import over_seeds, summarise
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "imagenet_supcon.py"
+
+
+@pytest.mark.slow
+def test_a_replay_shows_the_views_and_the_very_loss(tmp_path, capfd, monkeypatch):
+    folder = tmp_path / "run"
+    words = [sys.executable, str(RECIPE), "--tiny", "--output-dir", str(folder), "--checkpoint-every", "3", "--cpu"]
+    subprocess.run(words, check=True, capture_output=True)
+    logged = {
+        line["step"]: line["loss"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    }
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+
+    assert cli.main(["replay", str(folder), "--step", "7", "--sample", "0"]) != 0
+    told = capfd.readouterr()
+    known = re.search(r"a sample of step 7: \[(-?\d+)", told.out + told.err)
+    assert known, told
+    assert cli.main(["replay", str(folder), "--step", "7", "--sample", known[1], "--output", "seen"]) == 0
+    told = capfd.readouterr().out
+    assert f"loss of step 7: {logged[7]!r}, logged as {logged[7]!r}" in told
+    assert "0 step(s) after checkpoint step-000000006" in told
+
+    views = [torch.load(tmp_path / "seen" / f"image-view{v}.pt") for v in (0, 1)]
+    assert views[0].shape == views[1].shape == (1, 28, 28)
+    assert not torch.equal(*views)
+    with Image.open(tmp_path / "seen" / "image-view0.png") as picture:
+        assert np.asarray(picture).std() > 0
+    assert json.loads((tmp_path / "seen" / "image-view0.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+    # Too far to repeat: the batch alone is made again, and it is the same.
+    shutil.rmtree(folder / "checkpoints")
+    asked = ["replay", str(folder), "--step", "7", "--sample", known[1], "--output", "alone", "--repeat", "0"]
+    assert cli.main(asked) == 0
+    assert f"was {logged[7]!r}, as metrics.jsonl says" in capfd.readouterr().out
+    assert torch.equal(torch.load(tmp_path / "alone" / "image-view1.pt"), views[1])
+
+
+@pytest.mark.parametrize(("step", "sample"), [("0", "1"), ("3", "1")])
+def test_what_cannot_be_replayed_is_told(step, sample, tmp_path, capsys):
+    assert cli.main(["replay", str(tmp_path), "--step", step, "--sample", sample]) == 2
+    assert "mmcon replay" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text(json.dumps({"program": ["/no/python"], "directory": str(tmp_path)}))
+    with pytest.raises(Exception, match="/no/python"):
+        program_of(tmp_path)
+
+
+def test_every_seed_is_told(tmp_path, capsys):
+    @dataclass(frozen=True)
+    class Config:
+        output_dir: Path | None = tmp_path
+        seed: int = 0
+        seeds: tuple[int, ...] = (4, 7, 9)
+        resume: bool = False
+
+    made = []
+
+    def main(config):
+        made.append(config.seed)
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        figures = {"probe": {"top1": config.seed / 10, "classes": ["a"]}, "done": True}
+        (config.output_dir / "results.json").write_text(json.dumps(figures))
+
+    figure = over_seeds(main, Config())["probe.top1"]
+    assert made == [4, 7, 9]
+    assert figure["by_seed"] == {"4": 0.4, "7": 0.7, "9": 0.9}
+    assert figure["mean"] == pytest.approx(2 / 3)
+    # scipy.stats.t.interval(.95, 2, loc=2/3, scale=sem([.4, .7, .9]))
+    assert (figure["low"], figure["high"]) == pytest.approx((0.041504, 1.291829), abs=1e-5)
+    assert "4: 0.4  7: 0.7  9: 0.9" in capsys.readouterr().out
+    assert json.loads((tmp_path / "seeds.json").read_text())["probe.top1"] == figure
+
+    assert over_seeds(main, Config(resume=True))
+    assert made == [4, 7, 9]
+    assert over_seeds(main, Config(seeds=(), seed=5, output_dir=tmp_path / "one")) == {}
+    assert made[-1] == 5
+    for wrong in (Config(seeds=(1, 1)), Config(output_dir=None)):
+        with pytest.raises(ConfigError, match="--seeds"):
+            over_seeds(main, wrong)
+
+
+def test_one_seed_has_no_interval():
+    assert "low" not in summarise({3: {"x": 1.0}})["x"]

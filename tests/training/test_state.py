@@ -1,0 +1,46 @@
+"""What a checkpoint holds of what is trained, and where it goes when it comes back."""
+
+import copy
+
+import torch
+from torch import nn
+
+from mmcon.training.state import Trained
+
+
+class Memory:
+    """Something with a state that is no module, and tells what becomes of it."""
+
+    def __init__(self):
+        self.told = []
+
+    def state_dict(self):
+        return {"rows": torch.ones(2)}
+
+    def load_state_dict(self, state):
+        self.told.append(("loaded", float(state["rows"].sum())))
+
+    def to(self, device):
+        self.told.append(("moved", str(device)))
+
+
+def test_everything_comes_back_and_onto_the_device():
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    scaler, memory = torch.amp.GradScaler("cpu", init_scale=8.0), Memory()
+    trained = Trained(layer, optimizer, schedule, scaler, {"memory": memory})
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    schedule.step()
+    saved = copy.deepcopy(trained.state(keep=True))
+    before = copy.deepcopy(layer.state_dict())
+    optimizer.step()
+    schedule.step()
+    scaler.load_state_dict(torch.amp.GradScaler("cpu", init_scale=2.0).state_dict())
+    trained.restore(saved, torch.device("cpu"))
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+    assert schedule.last_epoch == 1
+    assert scaler.state_dict()["scale"] == 8.0
+    assert memory.told == [("loaded", 2.0), ("moved", "cpu")]
+    assert all(torch.equal(state["momentum_buffer"], torch.ones_like(p)) for p, state in optimizer.state.items())

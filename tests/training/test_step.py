@@ -1,0 +1,117 @@
+"""A step by itself: groups of batches, the guard, and the gradient scaler of fp16 (which a CPU has too)."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from small_run import EPOCHS, STEPS_PER_EPOCH, train
+from torch import nn
+
+from mmcon.errors import ConfigError, NonFiniteError
+from mmcon.training.settings import RunSettings
+from mmcon.training.step import Groups, Place, Stepper
+
+STEPS = EPOCHS * STEPS_PER_EPOCH
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_end_where_they_are_full_and_at_the_end_of_the_run():
+    groups = Groups.of(RunSettings(accumulate=3), 8)
+    assert [step for step in range(1, 9) if groups.end(step)] == [3, 6, 8]
+    assert [groups.batches(step) for step in (3, 6, 8)] == [3, 3, 2]
+    assert Groups.of(RunSettings(accumulate=3, max_steps=6), 8).last == 6
+    assert Groups.of(RunSettings(accumulate=3, max_steps=8), 8).last == 8  # where the run ends anyway
+    assert Groups.of(RunSettings(max_steps=5), 8).last == 5
+
+
+@pytest.mark.parametrize(("steps", "fix"), [(4, "--max-steps 3 or 6"), (2, "--max-steps 3")])
+def test_a_group_is_not_cut(tmp_path, steps, fix):
+    with pytest.raises(ConfigError, match=f"a multiple of --accumulate 3(.|\n)*{fix}$"):
+        train(tmp_path, accumulate=3, max_steps=steps)
+
+
+def test_a_log_is_json_before_the_optimizer_has_moved(tmp_path):
+    def no_number(name):
+        raise AssertionError(name)
+
+    train(tmp_path, accumulate=3, max_steps=3)
+    lines = [
+        json.loads(line, parse_constant=no_number) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert ["gradient_norm" in line for line in lines] == [False, False, True]
+
+
+# --- fp16 ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scaled(tmp_path):
+    """Make a stepper of w · x by SGD of rate 1 under a gradient scaler: (stepper, w, schedule, a step)."""
+    AcceleratorState._reset_state()
+
+    def make(scale=1024.0, **settings):
+        accelerator = Accelerator(cpu=True)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(layer.weight)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        told = []
+        stepper = Stepper(
+            accelerator, accelerator.prepare_optimizer(optimizer), schedule, RunSettings(**settings), told.append
+        )
+
+        def step(x, loss=None):
+            out = layer(torch.tensor([[x]])).sum()
+            stepper.backward(out if loss is None else out * loss)
+            stepper.move(1, Place(tmp_path, 0, 0, 0, None))
+            return float(layer.weight.detach())
+
+        return stepper, schedule, step, told
+
+    yield make
+    AcceleratorState._reset_state()
+
+
+def test_norms_are_told_and_clipped_without_the_scale(scaled):
+    stepper, schedule, step, _ = scaled(clip_norm=0.5)
+    assert step(2.0) == pytest.approx(-0.5, abs=1e-5)
+    assert float(stepper.norm) == pytest.approx(2.0)
+    assert schedule.last_epoch == 1
+    stepper, _, step, _ = scaled()
+    assert step(2.0) == -2.0
+    assert float(stepper.norm) == 2.0
+
+
+def test_gradients_that_overflow_when_scaled_are_left_to_the_scaler(scaled):
+    stepper, schedule, step, told = scaled(scale=2.0**127)
+    assert step(4.0) == 0  # 4 · 2^127 is no float32
+    assert stepper.accelerator.scaler.get_scale() == 2.0**126
+    assert schedule.last_epoch == 0
+    assert step(1.0) == -1.0
+    assert (schedule.last_epoch, told) == (1, [])
+
+
+def test_a_loss_that_is_no_number_stops_fp16_too(scaled):
+    _, _, step, _ = scaled()
+    with pytest.raises(NonFiniteError, match="loss nan"):
+        step(1.0, loss=float("nan"))
+
+
+def test_or_is_skipped_and_the_scaler_goes_on(scaled):
+    stepper, schedule, step, told = scaled(on_nonfinite="skip")
+    assert step(1.0, loss=float("nan")) == 0
+    assert stepper.skipped == 1
+    assert "skipped (1 in a row)" in told[0]
+    assert step(1.0) == -1.0
+    assert (stepper.skipped, schedule.last_epoch) == (0, 1)
+
+
+def test_gradients_that_are_infinite_without_a_scale_stop_fp16(scaled):
+    _, _, step, _ = scaled(scale=0.5)
+    with pytest.raises(NonFiniteError, match=r"loss 0\.0, gradient norm inf"):
+        step(3e38, loss=3e38)  # w is 0, and so is the loss; its gradient is their product

@@ -1,0 +1,156 @@
+"""The crossing from waveforms to log-mel spectrograms, and their scale.
+
+A batch of them is `{"log_mel": b c f t, "length": b}`: mel bands from low to high, frames, and how many frames of each
+row are real.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.random import Keys
+from mmcon.registry import register_view
+from mmcon.views import Meta, Params, ViewGenerator
+from mmcon_views.audio import signal as operations
+from mmcon_views.audio.waveform import sounding
+
+
+@lru_cache(maxsize=32)
+def mel_bank(rate_hz: int, fft: int, bands: int, low_hz: float, high_hz: float) -> Float[Tensor, "bins bands"]:
+    """The triangular filters of torchaudio (HTK's mel scale, no normalisation), made once."""
+    from torchaudio.functional import melscale_fbanks
+
+    return melscale_fbanks(fft // 2 + 1, low_hz, high_hz, bands, rate_hz)
+
+
+def spectrogram_parts(batch: Any) -> tuple[Tensor, Tensor]:
+    """The log-mel `b c f t` and the frames `b` of a batch."""
+    if not isinstance(batch, Mapping) or "log_mel" not in batch:
+        raise InputError(
+            "spectrogram views",
+            expected='{"log_mel": b c f t, "length": b}',
+            got=str(sorted(batch)) if isinstance(batch, Mapping) else type(batch).__name__,
+            fix="put audio/log-mel before them in the chain",
+        )
+    return batch["log_mel"], batch["length"]
+
+
+@final
+@register_view("audio/log-mel", modality="audio")
+class LogMel(ViewGenerator):
+    """Cross from waveform to log-mel spectrogram; nothing is drawn.
+
+    Frames are centred (frame i around sample i · hop), so that `length` samples give `length // hop + 1` frames; the
+    window is Hann's. Powers below `floor` are clipped to it before the natural logarithm.
+
+    Args:
+        rate_hz: the rate of the samples.
+        bands: mel bands.
+        window: samples in a window. By default 25 ms.
+        hop: samples from frame to frame. By default 10 ms.
+        fft: points of the transform; by default the power of two from the window up.
+        low_hz: lower edge of the bands.
+        high_hz: upper edge of the bands; by default half of the rate.
+        floor: powers below it are clipped to it.
+    """
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(
+        self,
+        *,
+        rate_hz: int = 16_000,
+        bands: int = 64,
+        window: int | None = None,
+        hop: int | None = None,
+        fft: int | None = None,
+        low_hz: float = 60.0,
+        high_hz: float | None = None,
+        floor: float = 1e-5,
+    ) -> None:
+        self.rate_hz, self.bands, self.floor = rate_hz, bands, floor
+        self.window, self.hop = window or rate_hz // 40, hop or rate_hz // 100
+        self.fft = fft or 1 << (self.window - 1).bit_length()
+        self.low_hz, self.high_hz = low_hz, high_hz or rate_hz / 2
+        if not (0 <= self.low_hz < self.high_hz <= rate_hz / 2 and self.window <= self.fft):
+            got = f"{self.low_hz}–{self.high_hz} Hz at {rate_hz} Hz, window {self.window} in fft {self.fft}"
+            raise InputError("audio/log-mel", expected="bands below half of the rate, window <= fft", got=got)
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw nothing."""
+        return {}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Transform; frames beyond a row's real part hold the value of silence."""
+        signal, length = sounding(batch)
+        power = self.power(signal)
+        bank = mel_bank(self.rate_hz, self.fft, self.bands, self.low_hz, self.high_hz).to(power)
+        # Row by row: one product over all rows may round otherwise than over a row alone.
+        mel = torch.stack([row @ bank for row in power]).transpose(-1, -2)
+        frames = self._frames(length)
+        log_mel = mel.clamp(min=self.floor).log()
+        real = operations.valid(frames, log_mel.shape[-1])[:, None, None]
+        return {"log_mel": torch.where(real, log_mel, math.log(self.floor)), "length": frames}
+
+    def power(self, signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c frames bins"]:
+        """The power spectrogram."""
+        b, c, t = signal.shape
+        spectrum = torch.stft(
+            signal.reshape(b * c, t),
+            self.fft,
+            self.hop,
+            self.window,
+            torch.hann_window(self.window, device=signal.device),
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        return torch.view_as_real(spectrum).square().sum(-1).transpose(-1, -2).reshape(b, c, -1, self.fft // 2 + 1)
+
+    def _frames(self, length: Tensor) -> Tensor:
+        return (length // self.hop + 1) * (length > 0)
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """Lengths and widths in frames."""
+        return {**meta, **{name: self._frames(meta[name]) for name in ("length", "width") if name in meta}}
+
+
+@final
+@register_view("audio/standardize", modality="audio")
+class Standardize(ViewGenerator):
+    """Subtract a mean and divide by a standard deviation: given ones, or each sample's own over its real frames."""
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(self, *, mean: float | None = None, std: float | None = None) -> None:
+        if (mean is None) != (std is None):
+            raise InputError("audio/standardize", expected="mean and std, or neither", got=f"mean={mean}, std={std}")
+        self.mean, self.std = mean, std
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw nothing."""
+        return {}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Standardise; padding becomes 0, the mean."""
+        x, length = spectrogram_parts(batch)
+        real = operations.valid(length, x.shape[-1])[:, None, None]
+        if self.mean is not None and self.std is not None:
+            return {**batch, "log_mel": torch.where(real, (x - self.mean) / self.std, 0.0)}
+        count = (length * x.shape[1] * x.shape[2]).clamp(min=1)[:, None, None, None]
+        mean = sum_of_rows(torch.where(real, x, 0.0)) / count
+        centred = torch.where(real, x - mean, 0.0)
+        return {**batch, "log_mel": centred / (sum_of_rows(centred.square()) / count).sqrt().clamp(min=1e-5)}
+
+
+def sum_of_rows(x: Tensor) -> Tensor:
+    """Sums over a sample, row by row first: the same bits in any batch."""
+    return x.sum(-1, keepdim=True).sum(-2, keepdim=True).sum(-3, keepdim=True)

@@ -1,0 +1,165 @@
+"""When a sound is heard, and how fast and how high: shifts, masks, speed, tempo, pitch.
+
+slower = mmcon.create_view("audio/time-stretch", tempo=(0.8, 1.0))
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from mmcon.random import Keys
+from mmcon.registry import register_view
+from mmcon.views import Meta, Params, ViewGenerator
+from mmcon_views.audio import signal as operations
+from mmcon_views.audio import tempo
+from mmcon_views.audio.waveform import Range, drawn, like, sounding, to
+
+
+@final
+@register_view("audio/shift", modality="audio")
+class Shift(ViewGenerator):
+    """The sound moved in time, up to so many seconds either way; what leaves enters at the other end, or is lost."""
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(self, *, max_seconds: float = 0.5, wrap: bool = True, rate_hz: int = 16_000, p: float = 1.0) -> None:
+        self.max_seconds, self.wrap, self.rate_hz, self.p = max_seconds, wrap, rate_hz, p
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw the shift, in samples; positive is later."""
+        most = round(self.max_seconds * self.rate_hz)
+        return {"by": keys.integers("by", -most, most + 1) * keys.bernoulli("on", self.p)}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Move the real part of each row."""
+        signal, length = sounding(batch)
+        return like(batch, operations.shift(signal, to(params["by"], signal), length, wrap=self.wrap))
+
+
+@final
+@register_view("audio/time-mask", modality="audio")
+class TimeMask(ViewGenerator):
+    """Silence over a random span of up to `max_share` of the real length."""
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(self, *, max_share: float = 0.125, p: float = 1.0) -> None:
+        self.max_share, self.p = max_share, p
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw the span's width and place as shares, since the length may be known only where it is applied."""
+        width = drawn(keys, "width", (0.0, self.max_share), self.p, 0.0)
+        return {"width_share": width, "start_share": keys.uniform("start") * (1 - width)}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Silence the span."""
+        signal, length = sounding(batch)
+        width = (length.cpu() * params["width_share"].cpu()).long()
+        start = (length.cpu() * params["start_share"].cpu()).long()
+        return like(batch, operations.silence(signal, to(start, signal), to(width, signal)))
+
+
+@final
+@register_view("audio/speed", modality="audio")
+class Speed(ViewGenerator):
+    """Played faster or slower, pitch and all; the speed is a whole number of percent."""
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(self, *, percent: tuple[int, int] = (90, 110), p: float = 1.0) -> None:
+        self.percent, self.p = percent, p
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw the speed, percent."""
+        drawn_percent = keys.integers("percent", self.percent[0], self.percent[1] + 1)
+        return {"percent": torch.where(keys.bernoulli("on", self.p), drawn_percent, 100)}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Resample each row; rows stay as wide, and what is longer is cut."""
+        signal, length = sounding(batch)
+        new = self._length(length.cpu(), params, signal.shape[-1]).to(length)
+        return like(batch, tempo.change_speed(signal, length, params["percent"]), new)
+
+    @staticmethod
+    def _length(length: Tensor, params: Params, most: int | Tensor) -> Tensor:
+        return torch.minimum(torch.as_tensor(most), -(-length * 100 // params["percent"].cpu()))
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """Shorter where faster; longer only as far as the row is wide, which only `width` tells before."""
+        return _stretched(meta, lambda n, width: self._length(n, params, width))
+
+
+@final
+@register_view("audio/time-stretch", modality="audio")
+class TimeStretch(ViewGenerator):
+    """Another tempo at the same pitch, by a phase vocoder (see mmcon_views.audio.tempo for its quality).
+
+    Args:
+        tempo: range; 2 is twice as fast.
+        frame: samples in a frame; 1024 is 64 ms at 16 kHz. Halve it for 8 kHz.
+        p: the probability of any change.
+    """
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(self, *, tempo: Range = (0.8, 1.25), frame: int = 1024, p: float = 1.0) -> None:
+        self.tempo, self.frame, self.p = tempo, frame, p
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw the tempo."""
+        return {"tempo": drawn(keys, "tempo", self.tempo, self.p, 1.0)}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Stretch; rows stay as wide, and what is longer is cut."""
+        signal, length = sounding(batch)
+        rate = params["tempo"].cpu()
+        played = tempo.change_tempo_and_pitch(
+            signal, length, tempo=rate, semitones=torch.zeros_like(rate), frame=self.frame
+        )
+        return like(batch, played, tempo.new_length(length.cpu(), rate, signal.shape[-1]).to(length))
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """Shorter where faster; longer only as far as the row is wide."""
+        return _stretched(
+            meta, lambda n, width: torch.minimum(torch.ceil(n / params["tempo"].cpu()).long(), torch.as_tensor(width))
+        )
+
+
+@final
+@register_view("audio/pitch-shift", modality="audio")
+class PitchShift(ViewGenerator):
+    """Another pitch at the same tempo, by a phase vocoder (see mmcon_views.audio.tempo for its quality).
+
+    Args:
+        semitones: range of the shift.
+        frame: samples in a frame; 1024 is 64 ms at 16 kHz. Halve it for 8 kHz.
+        p: the probability of any change.
+    """
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(self, *, semitones: Range = (-4.0, 4.0), frame: int = 1024, p: float = 1.0) -> None:
+        self.semitones, self.frame, self.p = semitones, frame, p
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw the shift, semitones."""
+        return {"semitones": drawn(keys, "semitones", self.semitones, self.p, 0.0)}
+
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Shift."""
+        signal, length = sounding(batch)
+        by = params["semitones"].cpu()
+        shifted = tempo.change_tempo_and_pitch(
+            signal, length, tempo=torch.ones_like(by), semitones=by, frame=self.frame
+        )
+        return like(batch, shifted)
+
+
+def _stretched(meta: Meta, length: Any) -> Meta:
+    """Lengths after a change of tempo, where the width of the rows is known; else the length is left unsaid."""
+    if "width" in meta:
+        return {**meta, "length": length(meta["length"], meta["width"])}
+    return {name: fact for name, fact in meta.items() if name != "length"}

@@ -1,0 +1,190 @@
+"""Filters over neighbourhoods: Gaussian blur.
+
+Kernels are separable, columns first, and each picture may have its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.random import Keys
+from mmcon.registry import register_view
+from mmcon.views import Meta, Params, ViewGenerator
+from mmcon_views.image.pixels import change_rows, on_rows, pour, to_float
+
+# Up to this many pixels pictures are blurred together on a CPU; larger ones go one by one, each at its own reach.
+SMALL = 64 * 64
+# From this reach, products with a band matrix, in blocks of so many pixels, are faster than sums tap by tap.
+FAR, BLOCK = 4, 16
+
+
+def gaussian_weights(sigma: Float[Tensor, "b"], radius: int) -> Float[Tensor, "b taps"]:
+    """The right half of a Gaussian kernel of 2·radius + 1 taps that sum to 1: `b radius+1`, the centre first.
+
+    Args:
+        sigma: standard deviations in pixels, float64.
+        radius: taps on each side.
+    """
+    at = torch.arange(radius + 1, dtype=torch.float64)
+    half = torch.exp(-0.5 * (at / sigma[:, None].to(torch.float64)) ** 2)
+    total = half[:, 0].clone()
+    for tap in range(1, radius + 1):
+        total += 2 * half[:, tap]
+    return half / total[:, None]
+
+
+def gaussian_blur(
+    x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius: int, outside: float | None = None
+) -> Float[Tensor, "b c h w"]:
+    """Convolve each picture with a Gaussian of its own standard deviation (pixels), the edges mirrored.
+
+    Args:
+        x: pictures.
+        sigma: one a picture.
+        radius: taps on each side of the centre.
+        outside: a grey that lies beyond the edges, in place of the mirror.
+    """
+    return convolve(x, gaussian_weights(sigma, radius), outside)
+
+
+def convolve(
+    x: Float[Tensor, "b c h w"], weights: Float[Tensor, "b taps"], outside: float | None = None
+) -> Float[Tensor, "b c h w"]:
+    """Convolve the columns and the rows of each picture with its own symmetric kernel, the edges mirrored.
+
+    Taps whose weight is below 1e-7 are left out: the result is that of the full kernel to 1e-6. Where weights sum to a
+    bit above 1, white stays 1.
+
+    Args:
+        x: pictures.
+        weights: the right half of each kernel, the centre first, on the CPU.
+        outside: a grey that lies beyond the edges, in place of the mirror.
+    """
+    weights = weights.to(torch.float32)
+    weights = torch.where(weights > 1e-7, weights, 0.0)
+    if x.device.type != "cpu" or x.shape[-2] * x.shape[-1] <= SMALL:
+        reach = int((weights > 0).any(0).nonzero().max())
+        columns = weights.to(x.device, non_blocking=True)[:, : reach + 1, None, None, None]
+        return _tap_by_tap(x, columns.unbind(1), outside).clamp_(max=1)
+    made = []
+    for picture, own in zip(x.split(1), weights.tolist(), strict=True):
+        taps = [weight for weight in own if weight]
+        made.append((_in_blocks if len(taps) > FAR else _tap_by_tap)(picture, taps, outside).clamp_(max=1))
+    return made[0] if len(made) == 1 else torch.cat(made)
+
+
+def _tap_by_tap(x: Tensor, taps: Sequence[float | Tensor], outside: float | None) -> Tensor:
+    reach = len(taps) - 1
+    out = _widened(x, reach, outside)
+    for axis in (-2, -1):
+        size = x.shape[axis]
+        total = out.narrow(axis, reach, size) * taps[0]
+        both = torch.empty_like(total)
+        for tap in range(1, reach + 1):
+            torch.add(out.narrow(axis, reach - tap, size), out.narrow(axis, reach + tap, size), out=both)
+            _add_times(total, both, taps[tap])
+        out = total
+    return out
+
+
+def _widened(x: Tensor, reach: int, outside: float | None) -> Tensor:
+    return F.pad(x, (reach,) * 4, "reflect") if outside is None else F.pad(x, (reach,) * 4, value=outside)
+
+
+def _add_times(total: Tensor, x: Tensor, weight: float | Tensor) -> None:
+    if isinstance(weight, Tensor):
+        total.addcmul_(x, weight)
+    else:
+        total.add_(x, alpha=weight)
+
+
+def _in_blocks(x: Tensor, taps: list[float], outside: float | None) -> Tensor:
+    """BLOCK rows that leave are a band matrix times BLOCK + 2·reach rows that come; then the same for columns."""
+    reach = len(taps) - 1
+    span, (c, h, w) = BLOCK + 2 * reach, x.shape[1:]
+    down, across = -(-h // BLOCK), -(-w // BLOCK)
+    band = torch.zeros(BLOCK, span)
+    band.as_strided((BLOCK, 2 * reach + 1), (span + 1, 1)).copy_(torch.tensor([*taps[:0:-1], *taps]))
+    wide = _widened(x, reach, outside)
+    wide = F.pad(wide, (0, across * BLOCK - w, 0, down * BLOCK - h))[0]
+    width = wide.shape[-1]
+    rows = torch.empty(c, down, BLOCK, width)
+    for plane, out in zip(wide, rows, strict=True):
+        windows = plane.as_strided((down, span, width), (BLOCK * width, width, 1), plane.storage_offset())
+        torch.bmm(band.expand(down, -1, -1), windows, out=out)
+    windows = rows.as_strided((across, c * down * BLOCK, span), (BLOCK, width, 1))
+    out = torch.empty(c, down * BLOCK, across * BLOCK)
+    torch.bmm(windows, band.T.expand(across, -1, -1), out=out.view(-1, across, BLOCK).transpose(0, 1))
+    return out[None, :, :h, :w]
+
+
+@register_view("image/blur", modality="image")
+@final
+class Blur(ViewGenerator):
+    """A Gaussian blur with probability p, its width even between two bounds (SimCLR; torchvision's GaussianBlur).
+
+    Args:
+        sigma: bounds of the standard deviation in pixels.
+        kernel: the number of taps, odd; by default a tenth of the shorter side, as SimCLR has it (23 at 224).
+        p: the probability.
+        outside: a grey, 0 to 1, that lies beyond the edges; by default they are mirrored.
+    """
+
+    modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
+
+    def __init__(
+        self,
+        *,
+        sigma: tuple[float, float] = (0.1, 2.0),
+        kernel: int | None = None,
+        p: float = 0.5,
+        outside: float | None = None,
+    ) -> None:
+        self.sigma, self.kernel, self.p, self.outside = sigma, kernel, p, outside
+        if not 0 < sigma[0] <= sigma[1] or (kernel is not None and (kernel < 1 or kernel % 2 == 0)):
+            raise InputError(
+                "image/blur",
+                expected="0 < sigma[0] <= sigma[1] and an odd kernel",
+                got=f"sigma={sigma}, kernel={kernel}",
+            )
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw whether (`b` bool) and the standard deviation (`b`, pixels)."""
+        return {"apply": keys.bernoulli("apply", self.p), "sigma": keys.uniform("sigma", *self.sigma)}
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+        """Blur where drawn."""
+        x = to_float(batch, self.name or "image/blur")
+        weights = gaussian_weights(params["sigma"], self._radius(x))
+        return on_rows(x, params["apply"], partial(convolve, outside=self.outside), weights)
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Blur in place."""
+        weights = gaussian_weights(params["sigma"], self._radius(batch))
+        change_rows(batch, params["apply"], partial(convolve, outside=self.outside), weights)
+
+    def _radius(self, x: Tensor) -> int:
+        """Taps on each side of the centre, for pictures of this size."""
+        shorter = min(x.shape[-2:])
+        radius = (self.kernel or default_kernel(shorter)) // 2
+        if radius >= shorter:
+            raise InputError(
+                self.name or "image/blur",
+                expected=f"a kernel below twice the shorter side ({shorter} px)",
+                got=f"kernel={self.kernel}",
+            )
+        return radius
+
+
+def default_kernel(side: int) -> int:
+    """A tenth of the side, made odd: 23 at 224, 3 at 32."""
+    return side // 20 * 2 + 1

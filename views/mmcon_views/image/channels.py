@@ -1,0 +1,133 @@
+"""Channels as views: luminance and chroma of a colour space (Tian et al. 2019, contrastive multiview coding)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.random import Keys
+from mmcon.registry import register_view
+from mmcon.views import Meta, Params, ViewGenerator
+from mmcon_views.image.pixels import to_float
+
+# sRGB primaries to CIE XYZ (IEC 61966-2-1), over the D65 white.
+_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+_WHITE = (0.95047, 1.0, 1.08883)
+# ITU-R BT.601 with head room, as scikit-image has it: luminance from 16 to 235, chroma from 16 to 240 about 128.
+_YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
+_YCBCR_ZERO = (16.0, 128.0, 128.0)
+_LUMINANCE = (0.299, 0.587, 0.114)
+_YDBDR = ((0.299, 0.587, 0.114), (-0.450, -0.883, 1.333), (-1.333, 1.116, 0.217))
+# What CMC's encoders expect: half of each channel's range and its middle in Lab, and figures of its code in the others.
+MEAN = {
+    "lab": (50.0, (98.233 - 86.183) / 2, (94.478 - 107.857) / 2),
+    "ycbcr": (116.151, 121.080, 132.342),
+    "ydbdr": (0.457, -0.082, -0.052),
+}
+STD = {
+    "lab": (50.0, (98.233 + 86.183) / 2, (94.478 + 107.857) / 2),
+    "ycbcr": (109.500, 111.855, 111.964),
+    "ydbdr": (0.500, 1.331, 1.333),
+}
+
+
+def linear_channels(x: Float[Tensor, "b 3 h w"], matrix: tuple[tuple[float, ...], ...]) -> Float[Tensor, "b rows h w"]:
+    """Each pixel's colour times a matrix, summed in channel order."""
+    red, green, blue = x.unbind(1)
+    return torch.stack([red * m[0] + green * m[1] + blue * m[2] for m in matrix], dim=1)
+
+
+def lab(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """CIE Lab (D65) of sRGB in [0, 1]: L 0 to 100, a and b about −128 to 127."""
+    linear = torch.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
+    xyz = linear_channels(linear, _XYZ) / torch.tensor(_WHITE, device=x.device).view(1, 3, 1, 1)
+    f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    fx, fy, fz = f.unbind(1)
+    return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], dim=1)
+
+
+@register_view("image/color-channels", modality="image")
+@final
+class ColorChannels(ViewGenerator):
+    """The luminance, the chroma, or all channels of a colour space: nothing is drawn.
+
+    All come standardised with the means and deviations of CMC's code (Lab, YCbCr) and of PyContrast's (YDbDr).
+
+    Args:
+        space: "lab", "ycbcr" or "ydbdr".
+        part: "luminance" (1 channel), "chroma" (2 channels) or "both" (3).
+    """
+
+    modality: ClassVar[str] = "image"
+    PARTS: ClassVar[dict[str, slice]] = {"luminance": slice(0, 1), "chroma": slice(1, 3), "both": slice(0, 3)}
+
+    ZERO: ClassVar[dict[str, tuple[float, ...]]] = {
+        "lab": (0.0, 0.0, 0.0), "ycbcr": _YCBCR_ZERO, "ydbdr": (0.0, 0.0, 0.0)
+    }  # fmt: skip
+
+    def __init__(self, *, space: str = "lab", part: str = "both") -> None:
+        if space not in ("lab", "ycbcr", "ydbdr") or part not in self.PARTS:
+            raise InputError(
+                "image/color-channels",
+                expected="space lab, ycbcr or ydbdr, part luminance, chroma or both",
+                got=f"space={space!r}, part={part!r}",
+            )
+        self.space, self.part = space, part
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw nothing."""
+        return {}
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+        """Change the space and take the part."""
+        x = to_float(batch, self.name or "image/color-channels")
+        if x.shape[1] != 3:
+            raise InputError("image/color-channels", expected="RGB pictures", got=f"{x.shape[1]} channel")
+        mean, std, zero = (
+            torch.tensor(v[self.space], device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD, self.ZERO)
+        )
+        out = lab(x) if self.space == "lab" else linear_channels(x, _YCBCR if self.space == "ycbcr" else _YDBDR)
+        out = (out + zero - mean) / std
+        return out[:, self.PARTS[self.part]].contiguous()
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """The number of channels of the part."""
+        part = self.PARTS[self.part]
+        count = part.stop - part.start
+        return {**meta, "channels": torch.full_like(meta["channels"], count)} if "channels" in meta else meta
+
+
+@register_view("image/edges", modality="image")
+@final
+class Edges(ViewGenerator):
+    """The strength of edges as a picture of one channel: the length of Sobel's gradient of the luminance.
+
+    A view without colour, brightness or texture at large; nothing is drawn. Values are the slope from one pixel
+    to the next.
+    """
+
+    modality: ClassVar[str] = "image"
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw nothing."""
+        return {}
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b 1 h w"]:
+        """Filter, with the border repeated."""
+        x = to_float(batch, self.name or "image/edges")
+        if x.shape[1] == 3:
+            x = linear_channels(x, (_LUMINANCE,))
+        elif x.shape[1] != 1:
+            raise InputError("image/edges", expected="RGB or grey pictures", got=f"{x.shape[1]} channels")
+        across = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+        kernels = torch.stack([across, across.T])[:, None]
+        padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+        return torch.nn.functional.conv2d(padded, kernels).square().sum(1, keepdim=True).sqrt()
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """One channel."""
+        return {**meta, "channels": torch.ones_like(meta["channels"])} if "channels" in meta else meta

@@ -1,0 +1,275 @@
+"""Colour: brightness, contrast, saturation, hue, grey.
+
+Pure functions of float pictures `b c h w` in [0, 1] with one factor a picture, and the generators that draw the
+factors. Where a picture is grey (one channel), saturation, hue and graying leave it as it is: it has no colour to move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.random import Keys
+from mmcon.registry import register_view
+from mmcon.views import Meta, Params, ViewGenerator
+from mmcon_views.image.pixels import change, change_rows, mean_of_picture, on_rows, own_float, pour, to_float
+
+# ITU-R BT.601 luma, to the digits that torchvision and Pillow use.
+LUMA = (0.2989, 0.587, 0.114)
+
+Pictures = Float[Tensor, "b c h w"]
+Factor = Float[Tensor, "b 1 1 1"]
+
+
+def luma(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+    """The grey value of each pixel; a grey picture is its own."""
+    if x.shape[1] == 1:
+        return x
+    red, green, blue = x.split(1, dim=1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def brightness(x: Pictures, factor: Factor) -> Pictures:
+    """X · factor, clipped."""
+    return brightness_(x.clone(), factor)
+
+
+def contrast(x: Pictures, factor: Factor) -> Pictures:
+    """Away from the picture's mean grey value: factor · x + (1 − factor) · mean, clipped."""
+    return contrast_(x.clone(), factor)
+
+
+def saturation(x: Pictures, factor: Factor) -> Pictures:
+    """Away from each pixel's grey value: factor · x + (1 − factor) · luma, clipped."""
+    return saturation_(x.clone(), factor)
+
+
+def hue(x: Pictures, factor: Factor) -> Pictures:
+    """Turn the hue by a fraction of the circle, at constant value and saturation of the HSV hexcone."""
+    return hue_(x.clone(), factor)
+
+
+def gray(x: Pictures) -> Pictures:
+    """The grey value in every channel."""
+    return luma(x).expand_as(x)
+
+
+# --- in place: a large picture leaves the cache when each step makes a new one ---------------------------------------
+
+
+def brightness_(x: Pictures, factor: Factor) -> Pictures:
+    """`brightness`, written over x."""
+    return x.mul_(factor).clamp_(0, 1)
+
+
+def contrast_(x: Pictures, factor: Factor) -> Pictures:
+    """`contrast`, written over x."""
+    means = mean_of_picture(x)
+    if x.shape[1] == 3:
+        means = (means[:, :1] * LUMA[0]).add_(means[:, 1:2] * LUMA[1]).add_(means[:, 2:] * LUMA[2])
+    return x.mul_(factor).add_(means.view(-1, 1, 1, 1) * (1 - factor)).clamp_(0, 1)
+
+
+def saturation_(x: Pictures, factor: Factor) -> Pictures:
+    """`saturation`, written over x."""
+    if x.shape[1] == 1:
+        return x
+    grey = luma(x).mul_(1 - factor)
+    return x.mul_(factor).add_(grey).clamp_(0, 1)
+
+
+def hue_(x: Pictures, factor: Factor) -> Pictures:
+    """`hue`, written over x, without branches and with one division.
+
+    With max, min and chroma c = max − min of a pixel, p = max − red and d = green − blue, the hue in sextants is
+    a / c with a = sign(d) · (|d| + p · (3 − 2|d|/c)), on each of the six edges of the hexagon; and a hue h gives the
+    channel whose own hue is o as min + c · clip(||h − o| − 3| − 1, 0, 1), here with c multiplied in: ||a + c·t| − 3c|
+    + min − c, between min and max, where t is the turn less o.
+    """
+    if x.shape[1] == 1:
+        return x
+    red, green, blue = x.split(1, dim=1)
+    high, low = torch.maximum(green, blue), torch.minimum(green, blue)
+    torch.maximum(high, red, out=high)
+    torch.minimum(low, red, out=low)
+    chroma = high - low
+    difference = green - blue
+    angle = difference.abs()
+    steep = chroma.clamp(min=1e-12)
+    torch.div(angle, steep, out=steep).mul_(-2).add_(3)
+    angle.addcmul_(high - red, steep)
+    torch.copysign(angle, difference, out=angle)
+    turn = 6 * factor - torch.tensor([0.0, 2.0, -2.0], device=x.device).view(1, 3, 1, 1)
+    turn = turn - 6 * torch.round(turn / 6)
+    torch.addcmul(angle, chroma, turn, out=x)
+    x.abs_().sub_(chroma, alpha=3).abs_().add_(torch.sub(low, chroma, out=chroma))
+    torch.maximum(x, low, out=x)
+    return torch.minimum(x, high, out=x)
+
+
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+
+def check_strengths(where: str, **strengths: float) -> None:
+    """Refuse a jitter's strengths below 0, and a hue above half a circle."""
+    if min(strengths.values()) < 0 or strengths["hue"] > 0.5:
+        got = ", ".join(f"{name}={strength}" for name, strength in strengths.items())
+        raise InputError(where, expected="strengths of at least 0, hue at most .5", got=got)
+
+
+def draw_jitter(keys: Keys, strengths: dict[str, float], p: float, *, added: bool = False) -> Params:
+    """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors.
+
+    Factors are even in [max(0, 1 − s), 1 + s]; what is added, as the hue is, in [−s, s].
+    """
+    drawn: Params = {"apply": keys.bernoulli("apply", p), "order": keys.permutation("order", 4)}
+    for name, s in strengths.items():
+        sums = name == "hue" or (added and name == "brightness")
+        drawn[name] = keys.uniform(name, -s if sums else max(0.0, 1 - s), s if sums else 1 + s)
+    return drawn
+
+
+def in_drawn_order_(x: Pictures, params: Params, operations: tuple[Operation, ...]) -> None:
+    """The four operations, where drawn, in each picture's own order, over x; pictures that share one go together."""
+    names = ("brightness", "contrast", "saturation", "hue")
+    factors = torch.stack([params[name] for name in names], dim=1).to(x.device, torch.float32)[..., None, None, None]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, (drawn, order) in enumerate(zip(params["apply"].tolist(), params["order"].tolist(), strict=True)):
+        if drawn:
+            alike.setdefault(tuple(order), []).append(row)
+    for order, rows in alike.items():
+        change(x, torch.tensor(rows), partial(_one_after_another, order, operations), factors)
+
+
+def _one_after_another(
+    order: tuple[int, ...], operations: tuple[Operation, ...], part: Tensor, factors: Tensor
+) -> Tensor:
+    for operation in order:
+        part = operations[operation](part, factors[:, operation])
+    return part
+
+
+@register_view("image/color-jitter", modality="image")
+@final
+class ColorJitter(ViewGenerator):
+    """Brightness, contrast, saturation and hue, in drawn order, clipped after each (torchvision's ColorJitter).
+
+    Factors of the first three are even in [max(0, 1 − s), 1 + s]; the hue turns by an even fraction in [−s, s] of the
+    circle. Grey pictures take brightness and contrast alone.
+
+    >>> jitter = mmcon.create_view("image/color-jitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)
+
+    Args:
+        brightness: s, from 0.
+        contrast: s, from 0.
+        saturation: s, from 0.
+        hue: s, from 0 to .5.
+        p: the probability that a picture is jittered at all.
+    """
+
+    modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
+    OPERATIONS: ClassVar[tuple[Operation, ...]] = (brightness_, contrast_, saturation_, hue_)
+
+    def __init__(
+        self,
+        *,
+        brightness: float = 0.8,
+        contrast: float = 0.8,
+        saturation: float = 0.8,
+        hue: float = 0.2,
+        p: float = 0.8,
+    ) -> None:
+        self.strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        self.p = p
+        check_strengths("image/color-jitter", **self.strengths)
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors."""
+        return draw_jitter(keys, self.strengths, self.p)
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+        """Adjust; pictures that share an order go together."""
+        out = own_float(batch, self.name or "image/color-jitter")
+        self.apply_over(out, params)
+        return out
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Adjust in place."""
+        in_drawn_order_(batch, params, self.OPERATIONS)
+
+
+def jitter_of(strength: float, p: float = 0.8) -> ColorJitter:
+    """SimCLR's colour jitter at strength s: .8s, .8s, .8s and .2s, with probability p."""
+    return ColorJitter(**at_strength(strength), p=p)
+
+
+def at_strength(s: float) -> dict[str, float]:
+    """SimCLR's ranges of brightness, contrast, saturation and hue at strength s."""
+    return {"brightness": 0.8 * s, "contrast": 0.8 * s, "saturation": 0.8 * s, "hue": 0.2 * s}
+
+
+@register_view("image/grayscale", modality="image")
+@final
+class Grayscale(ViewGenerator):
+    """All channels set to the grey value with probability p.
+
+    Args:
+        p: the probability.
+    """
+
+    modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
+
+    def __init__(self, *, p: float = 0.2) -> None:
+        self.p = p
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw whether, `b` bool."""
+        return {"apply": keys.bernoulli("apply", self.p)}
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+        """Set to grey where drawn."""
+        return on_rows(to_float(batch, self.name or "image/grayscale"), params["apply"], gray)
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Set to grey in place."""
+        change_rows(batch, params["apply"], gray)
+
+
+@register_view("image/solarize", modality="image")
+@final
+class Solarize(ViewGenerator):
+    """Values at or above a threshold inverted, with probability p (DINO's second global crop).
+
+    Args:
+        threshold: from 0 to 1; 128/255 is what pipelines of bytes use.
+        p: the probability.
+    """
+
+    modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
+
+    def __init__(self, *, threshold: float = 128 / 255, p: float = 0.2) -> None:
+        self.threshold, self.p = threshold, p
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw whether, `b` bool."""
+        return {"apply": keys.bernoulli("apply", self.p)}
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+        """Invert where drawn."""
+        return on_rows(to_float(batch, self.name or "image/solarize"), params["apply"], self._invert)
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Invert in place."""
+        change_rows(batch, params["apply"], self._invert)
+
+    def _invert(self, some: Tensor) -> Tensor:
+        return torch.where(some >= self.threshold, 1 - some, some)

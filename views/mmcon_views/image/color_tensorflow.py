@@ -1,0 +1,163 @@
+"""Colour as TensorFlow moves it, and the linear hue.
+
+Brightness may be added, contrast moves away from each channel's own mean, saturation scales S of HSV; hue is that of
+`mmcon_views.image.color`. The linear hue turns the chroma plane of YIQ, which is cheaper and is another function.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.random import Keys
+from mmcon.registry import register_view
+from mmcon.views import Meta, Params, ViewGenerator
+from mmcon_views.image.color import (
+    Factor,
+    Operation,
+    Pictures,
+    at_strength,
+    brightness_,
+    check_strengths,
+    draw_jitter,
+    hue_,
+    in_drawn_order_,
+)  # fmt: skip
+from mmcon_views.image.pixels import columns_on, mean_of_picture, own_float, pour, to_float
+
+BRIGHTNESS = ("added", "multiplied")
+
+# From red, green, blue to Y, I, Q (NTSC 1953), to three digits; the way back is its inverse.
+YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+
+
+def added_brightness(x: Pictures, amount: Factor) -> Pictures:
+    """X + amount, clipped."""
+    return x.add(amount).clamp_(0, 1)
+
+
+def contrast_of_channels(x: Pictures, factor: Factor) -> Pictures:
+    """Away from each channel's mean: factor · x + (1 − factor) · mean, clipped."""
+    means = mean_of_picture(x).view(len(x), -1, 1, 1)
+    return x.mul(factor).add_(means * (1 - factor)).clamp_(0, 1)
+
+
+def hsv_saturation(x: Pictures, factor: Factor) -> Pictures:
+    """S of HSV times factor, at most 1, at constant value and hue: a channel's distance from the highest scales.
+
+    With S = (max − min)/max the distances scale by min(factor, 1/S).
+    """
+    if x.shape[1] == 1:
+        return x
+    high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    most = high / (high - low).clamp_(min=1e-12)
+    return (high - (high - x).mul_(torch.minimum(factor.expand_as(most), most))).clamp_(0, 1)
+
+
+def linear_hue(x: Pictures, factor: Factor) -> Pictures:
+    """Turn I and Q of YIQ by a fraction of the circle, at constant Y, clipped."""
+    if x.shape[1] == 1:
+        return x
+    forth = torch.tensor(YIQ, dtype=torch.float64)
+    angle = 2 * math.pi * factor.view(-1).to("cpu", torch.float64)
+    turn = torch.zeros(len(x), 3, 3, dtype=torch.float64)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
+    turn[:, 2, 1], turn[:, 1, 2] = angle.sin(), -angle.sin()
+    matrix = (forth.inverse() @ turn @ forth).to(x.device, x.dtype)
+    red, green, blue = (matrix[:, :, i, None, None] * x[:, i : i + 1] for i in range(3))
+    return red.add_(green).add_(blue).clamp_(0, 1)
+
+
+@register_view("image/color-jitter-tf", modality="image")
+@final
+class TensorFlowJitter(ViewGenerator):
+    """SimCLR's colour jitter as its TensorFlow code has it: four adjustments in drawn order, clipped after each.
+
+    Factors of contrast and saturation are even in [max(0, 1 − s), 1 + s], and the hue turns by an even fraction in
+    [−s, s] of the circle. Brightness is multiplied by a factor like these, or gets an even amount in [−s, s].
+
+    >>> jitter = mmcon.create_view("image/color-jitter-tf", brightness_is="added")
+
+    Args:
+        brightness: s, from 0.
+        contrast: s, from 0.
+        saturation: s, from 0.
+        hue: s, from 0 to .5.
+        p: the probability that a picture is jittered at all.
+        brightness_is: "added" (SimCLR's first version) or "multiplied" (its second).
+    """
+
+    modality: ClassVar[str] = "image"
+    pour = staticmethod(pour)
+
+    def __init__(
+        self,
+        *,
+        brightness: float = 0.8,
+        contrast: float = 0.8,
+        saturation: float = 0.8,
+        hue: float = 0.2,
+        p: float = 0.8,
+        brightness_is: str = "multiplied",
+    ) -> None:
+        self.strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        self.p, self.brightness_is = p, brightness_is
+        check_strengths("image/color-jitter-tf", **self.strengths)
+        if brightness_is not in BRIGHTNESS:
+            raise InputError(
+                "image/color-jitter-tf", expected='brightness "added" or "multiplied"', got=repr(brightness_is)
+            )
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors."""
+        return draw_jitter(keys, self.strengths, self.p, added=self.brightness_is == "added")
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+        """Adjust; pictures that share an order go together."""
+        out = own_float(batch, self.name or "image/color-jitter-tf")
+        self.apply_over(out, params)
+        return out
+
+    def apply_over(self, batch: Tensor, params: Params) -> None:
+        """Adjust in place."""
+        first: Operation = added_brightness if self.brightness_is == "added" else brightness_
+        in_drawn_order_(batch, params, (first, contrast_of_channels, hsv_saturation, hue_))
+
+
+def tf_jitter_of(strength: float, brightness: str) -> TensorFlowJitter:
+    """TensorFlow's colour jitter at strength s: .8s, .8s, .8s and .2s, with probability .8."""
+    return TensorFlowJitter(**at_strength(strength), brightness_is=brightness)
+
+
+@register_view("image/linear-hue", modality="image")
+@final
+class LinearHue(ViewGenerator):
+    """The hue turned in the plane of YIQ's I and Q: linear but for the clip, and not the hue of HSV.
+
+    Args:
+        hue: the turn is an even fraction in [−hue, hue] of the circle; from 0 to .5.
+        p: the probability.
+    """
+
+    modality: ClassVar[str] = "image"
+
+    def __init__(self, *, hue: float = 0.2, p: float = 0.8) -> None:
+        self.hue, self.p = hue, p
+        if not 0 <= hue <= 0.5:
+            raise InputError("image/linear-hue", expected="hue from 0 to .5", got=f"hue={hue}")
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw whether (`b` bool) and by how much (`b`)."""
+        return {"apply": keys.bernoulli("apply", self.p), "hue": keys.uniform("hue", -self.hue, self.hue)}
+
+    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+        """Turn where drawn."""
+        x = to_float(batch, self.name or "image/linear-hue")
+        (where,) = columns_on(x, params["apply"])
+        return torch.where(where.bool(), linear_hue(x, params["hue"].to(torch.float32).view(-1, 1, 1, 1)), x)

@@ -1,0 +1,164 @@
+"""Views that mix a sample with another of the global batch: mixup and CutMix.
+
+Both need a partner. What is drawn for it is a number in [0, 1): with n samples in the global batch, the sample at
+position i meets the one at (i + 1 + ⌊u (n − 1)⌋) mod n (`partner_positions`). The global batch is the same for any
+number of processes, so the partner is too. A loader supplies the partners' views to `apply`; without them, the batch at
+hand is taken for the global one.
+
+The mixed label is `share` of the own and 1 − share of the partner's. The table of a batch says which (`share`, and from
+the loader `partner_label` and `partner_sample`), and `mmcon.affinity.MixedLabel` reads it; `soft_labels` writes it out.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.random import Keys, exp, log
+from mmcon.registry import register_view
+from mmcon.views import Meta, Params, Scope, ViewGenerator
+from mmcon_views.image.geometry import sizes_in
+from mmcon_views.image.pixels import columns_on, to_float
+
+
+def partner_positions(chosen: Float[Tensor, "b"], positions: Int[Tensor, "b"], n: int) -> Int[Tensor, "b"]:
+    """Where the partners stand in the global batch.
+
+    Args:
+        chosen: the drawn `partner`, float64 in [0, 1).
+        positions: where the samples themselves stand.
+        n: the size of the global batch; with 1, a sample is its own partner.
+    """
+    return (positions + 1 + torch.floor(chosen * max(n - 1, 1)).to(torch.int64)) % n
+
+
+def soft_labels(
+    labels: Int[Tensor, "b"], partners: Int[Tensor, "b"], share: Tensor, classes: int
+) -> Float[Tensor, "b classes"]:
+    """Mixed labels: `share` of the own class and the rest of the partner's; rows sum to 1.
+
+    Args:
+        labels: the samples' own.
+        partners: the partners' labels.
+        share: the own share, `b`.
+        classes: how many classes there are.
+    """
+    own = torch.nn.functional.one_hot(labels, classes) * share[:, None]
+    return (own + torch.nn.functional.one_hot(partners, classes) * (1 - share[:, None])).to(torch.float32)
+
+
+def beta(keys: Keys, name: str, alpha: float) -> Tensor:
+    """Draw from Beta(α, α), `b` float64, for 0 < α ≤ 1 (Jöhnk 1964) or a whole α (an order statistic)."""
+    if alpha >= 1 and alpha == int(alpha):
+        return keys.uniform(name, shape=(2 * int(alpha) - 1,)).sort(dim=1).values[:, int(alpha) - 1]
+    if not 0 < alpha < 1:
+        raise InputError("beta", expected="alpha in (0, 1] or a whole number", got=str(alpha))
+    # A pair is kept with a probability above a half, so that 60 tries fail less than once in 10^18 draws.
+    powers = exp(log(keys.uniform(name, shape=(60, 2)) + 2.0**-54) / alpha)
+    total = powers[..., 0] + powers[..., 1]
+    first = (total <= 1).to(torch.uint8).argmax(dim=1, keepdim=True)
+    own, both = powers[..., 0].gather(1, first)[:, 0], total.gather(1, first)[:, 0]
+    return torch.where(both > 0, own / both.clamp(min=1e-300), 0.5)
+
+
+class _Mixing(ViewGenerator):
+    modality: ClassVar[str] = "image"
+    scope: ClassVar[Scope] = "partner"
+
+    def __init__(self, *, alpha: float = 1.0) -> None:
+        self.alpha = alpha
+        if not (0 < alpha <= 1 or alpha == int(alpha) > 0):
+            raise InputError(type(self).__name__, expected="alpha in (0, 1] or a whole number", got=str(alpha))
+
+    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
+        """The `share` of the own label, `b` float64."""
+        return {"share": params["share"]}
+
+    def partners(self, params: Params, positions: Tensor, n: int) -> Tensor:
+        """Where the partners stand, by `partner_positions`."""
+        return partner_positions(params["partner"], positions, n)
+
+    def apply(self, batch: Tensor, params: Params, partners: Tensor | None = None) -> Float[Tensor, "b c h w"]:
+        """Mix.
+
+        Args:
+            batch: the views of this process.
+            params: what was drawn.
+            partners: the partners' views, row by row; without them, rows of the batch itself.
+
+        Raises:
+            InputError: there is nobody to mix with, or partners have another size.
+        """
+        where = self.name or type(self).__name__
+        x = to_float(batch, where)
+        if partners is None:
+            if len(x) == 1:
+                fix = "give it a batch, or apply(batch, params, partners=...); a ViewLoader supplies partners"
+                raise InputError(where, expected="a partner for every sample", got="a batch of one", fix=fix)
+            rows = self.partners(params, torch.arange(len(x)), len(x))
+            other = x.index_select(0, rows.to(x.device))
+        else:
+            other = to_float(partners, where)
+        if other.shape != x.shape:
+            raise InputError(where, expected=f"partners of shape {tuple(x.shape)}", got=f"{tuple(other.shape)}")
+        return self._mix(x, other, params)
+
+    @abstractmethod
+    def _mix(self, x: Tensor, other: Tensor, params: Params) -> Tensor: ...
+
+
+@register_view("image/mixup", modality="image")
+@final
+class Mixup(_Mixing):
+    """share · sample + (1 − share) · partner, with share from Beta(α, α) (Zhang et al. 2018).
+
+    Args:
+        alpha: α.
+    """
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw `share` and `partner`, `b` float64 each."""
+        return {"share": beta(keys, "share", self.alpha), "partner": keys.uniform("partner")}
+
+    def _mix(self, x: Tensor, other: Tensor, params: Params) -> Tensor:
+        (share,) = columns_on(x, params["share"])
+        return x * share + other * (1 - share)
+
+
+@register_view("image/cutmix", modality="image")
+@final
+class CutMix(_Mixing):
+    """A box of the partner's view laid over the sample (Yun et al. 2019).
+
+    The box has √(1 − λ) of each side, λ from Beta(α, α), and an even centre; it is cut at the edges, and `share` is the
+    part of the picture that stays the sample's own.
+
+    Args:
+        alpha: α.
+    """
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw `top`, `left`, `bottom`, `right` (`b` int64), `share` and `partner` (`b` float64)."""
+        height, width = sizes_in(meta, "image/cutmix")
+        side = torch.sqrt(1 - beta(keys, "share", self.alpha))
+        edges = {}
+        for low, high, size in (("top", "bottom", height), ("left", "right", width)):
+            half = torch.floor(side * size).to(torch.int64) // 2
+            centre = keys.integers(low, 0, size)
+            edges[low] = (centre - half).clamp(min=0)
+            edges[high] = torch.minimum(centre + half, size)
+        area = (edges["bottom"] - edges["top"]) * (edges["right"] - edges["left"])
+        share = 1 - area.to(torch.float64) / (height * width)
+        return {**edges, "share": share, "partner": keys.uniform("partner")}
+
+    def _mix(self, x: Tensor, other: Tensor, params: Params) -> Tensor:
+        top, left, bottom, right = columns_on(x, *(params[n] for n in ("top", "left", "bottom", "right")))
+        down = torch.arange(x.shape[-2], device=x.device).view(1, 1, -1, 1)
+        across = torch.arange(x.shape[-1], device=x.device).view(1, 1, 1, -1)
+        inside = (down >= top) & (down < bottom) & (across >= left) & (across < right)
+        return torch.where(inside, other, x)

@@ -1,0 +1,195 @@
+"""The operations that policies choose from: each `f(pictures, magnitude) -> pictures`, a magnitude for each picture.
+
+Pictures are float32 `b c h w` in [0, 1]; magnitudes `b 1 1 1` in the operation's own unit, on the pictures' device or,
+for geometry, whose matrices are made there, on the CPU. What each unit is stands in its function; where an operation
+has none, the magnitude is ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mmcon_views.image.color import brightness, contrast, saturation
+
+Pictures = Float[Tensor, "b c h w"]
+Magnitude = Float[Tensor, "b 1 1 1"]
+
+
+def identity(x: Pictures, magnitude: Magnitude) -> Pictures:
+    """The picture itself."""
+    return x
+
+
+def invert(x: Pictures, magnitude: Magnitude) -> Pictures:
+    """1 − x."""
+    return 1 - x
+
+
+def solarize(x: Pictures, threshold: Magnitude) -> Pictures:
+    """1 − x where x is at or above the threshold (0 to 1; above 1 nothing changes)."""
+    return torch.where(x >= threshold, 1 - x, x)
+
+
+def solarize_add(x: Pictures, addition: Magnitude) -> Pictures:
+    """X + addition, clipped, where x is below 128/255 (policies of TensorFlow)."""
+    return torch.where(x < 128 / 255, (x + addition).clamp(0, 1), x)
+
+
+def posterize(x: Pictures, bits: Magnitude) -> Pictures:
+    """X cut to so many bits (0 to 8)."""
+    levels = torch.ldexp(torch.ones_like(bits), bits)
+    return torch.minimum((x * levels).floor(), levels - 1).clamp(min=0) / levels
+
+
+def autocontrast(x: Pictures, magnitude: Magnitude) -> Pictures:
+    """Each channel stretched to [0, 1]; a constant one stays."""
+    low, high = x.amin(dim=(-2, -1), keepdim=True), x.amax(dim=(-2, -1), keepdim=True)
+    constant = low == high
+    low, width = torch.where(constant, 0.0, low), torch.where(constant, 1.0, high - low)
+    return ((x - low) / width).clamp_(0, 1)
+
+
+def equalize(x: Pictures, magnitude: Magnitude) -> Pictures:
+    """Each channel's histogram of 256 levels evened out (Pillow's rule for the table)."""
+    b, c, h, w = x.shape
+    level = (x * 255.999).to(torch.int64).view(b, c, h * w)
+    counts = torch.zeros(b, c, 256, dtype=torch.int64, device=x.device)
+    counts.scatter_add_(2, level, torch.ones_like(level))
+    below = counts.cumsum(2)
+    brightest = counts.gather(2, below.argmax(2, keepdim=True))
+    step = (h * w - brightest).div(255, rounding_mode="floor")
+    table = (below[..., :-1] + step // 2).div(step.clamp(min=1), rounding_mode="floor").clamp(0, 255)
+    table = F.pad(table, (1, 0)).to(torch.float32) / 255
+    evened = table.gather(2, level)
+    return torch.where(step == 0, level.to(torch.float32) / 255, evened).view(b, c, h, w)
+
+
+def sharpness(x: Pictures, factor: Magnitude) -> Pictures:
+    """Away from a 3 × 3 smoothing (centre 5, others 1, over 13): factor · x + (1 − factor) · smooth; borders stay."""
+    if min(x.shape[-2:]) <= 2:
+        return x
+    rows = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
+    smooth = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * x[..., 1:-1, 1:-1]) / 13
+    out = x.clone()
+    out[..., 1:-1, 1:-1] = x[..., 1:-1, 1:-1] * factor + smooth * (1 - factor)
+    return out.clamp_(0, 1)
+
+
+def affine(
+    x: Pictures, matrix: Float[Tensor, "b 2 3"], *, fill: float = 0.0, interpolation: str = "nearest"
+) -> Pictures:
+    """One resampling of each picture: a pixel at (x, y) from the middle comes from matrix · (x, y, 1), in pixels.
+
+    Turns, shears and shifts compose by multiplying their matrices, so that a chain of them blurs once.
+
+    Args:
+        x: pictures.
+        matrix: from places that leave to places that come.
+        fill: the grey outside of the picture.
+        interpolation: "nearest", "bilinear" or "bicubic".
+    """
+    grid = affine_grid(matrix, x.shape[-2], x.shape[-1], x.device)
+    out = F.grid_sample(x - fill, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
+    return (out + fill).clamp_(0, 1)
+
+
+def affine_grid(
+    matrix: Float[Tensor, "b 2 3"], height: int, width: int, device: torch.device
+) -> Float[Tensor, "b h w 2"]:
+    """Where each pixel comes from, as `grid_sample` counts: the picture from −1 to 1."""
+    # torchvision's arithmetic, step by step in float32, so that a pixel between two neighbours falls to the same one.
+    scaled = matrix.to(device, torch.float32).transpose(1, 2) / torch.tensor([width / 2, height / 2], device=device)
+    places = torch.ones(height, width, 3, device=device)
+    places[..., 0] = torch.arange(width, device=device) - (width - 1) / 2
+    places[..., 1] = (torch.arange(height, device=device) - (height - 1) / 2)[:, None]
+    places = places.view(1, height * width, 3).expand(len(matrix), -1, -1)
+    return torch.bmm(places, scaled).view(-1, height, width, 2)
+
+
+def affine_matrix(magnitude: Tensor, cells: dict[tuple[int, int], Tensor]) -> Float[Tensor, "b 2 3"]:
+    """The identity but for some cells, in float64 on the CPU."""
+    matrix = torch.eye(2, 3, dtype=torch.float64).repeat(len(magnitude), 1, 1)
+    for (row, column), value in cells.items():
+        matrix[:, row, column] = value.to("cpu", torch.float64)
+    return matrix
+
+
+def _slopes(magnitude: Magnitude) -> Float[Tensor, "b"]:
+    """Slopes by way of an angle in degrees, as torchvision has them: the last bit decides ties."""
+    angles = [math.degrees(math.atan(slope)) for slope in magnitude.flatten().tolist()]
+    return torch.tensor([math.tan(math.radians(angle)) for angle in angles], dtype=torch.float64)
+
+
+def shear_x(x: Pictures, slope: Magnitude, fill: float = 0.0) -> Pictures:
+    """Rows shifted in proportion to their distance from the top edge; the magnitude is the slope."""
+    m = _slopes(slope)
+    return affine(x, affine_matrix(m, {(0, 1): m, (0, 2): m * (x.shape[-2] / 2)}), fill=fill)
+
+
+def shear_y(x: Pictures, slope: Magnitude, fill: float = 0.0) -> Pictures:
+    """Columns shifted in proportion to their distance from the left edge; the magnitude is the slope."""
+    m = _slopes(slope)
+    return affine(x, affine_matrix(m, {(1, 0): m, (1, 2): m * (x.shape[-1] / 2)}), fill=fill)
+
+
+def translate_x(x: Pictures, pixels: Magnitude, fill: float = 0.0) -> Pictures:
+    """Shifted to the right by whole pixels."""
+    m = pixels.view(-1)
+    return affine(x, affine_matrix(m, {(0, 2): -torch.trunc(m)}), fill=fill)
+
+
+def translate_y(x: Pictures, pixels: Magnitude, fill: float = 0.0) -> Pictures:
+    """Shifted down by whole pixels."""
+    m = pixels.view(-1)
+    return affine(x, affine_matrix(m, {(1, 2): -torch.trunc(m)}), fill=fill)
+
+
+def rotate(x: Pictures, degrees: Magnitude, fill: float = 0.0) -> Pictures:
+    """Turned about the middle, counterclockwise."""
+    return affine(x, affine_matrix(degrees.view(-1), turn(degrees.view(-1))), fill=fill)
+
+
+def turn(degrees: Float[Tensor, "b"]) -> dict[tuple[int, int], Tensor]:
+    """The cells of a rotation's matrix."""
+    angles = [math.radians(angle % 360) for angle in degrees.tolist()]
+    cos, sin = (torch.tensor([f(angle) for angle in angles], dtype=torch.float64) for f in (math.cos, math.sin))
+    return {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos}
+
+
+def cutout(x: Pictures, box: Float[Tensor, "b 3 1 1"], fill: float = 0.0) -> Pictures:
+    """A square of `fill`: half its side (pixels), and its centre as fractions of the height and width."""
+    h, w = x.shape[-2:]
+    half, row, column = box.to(x.device, non_blocking=True).split(1, dim=1)
+    down = torch.arange(h, device=x.device).view(1, 1, h, 1) - torch.floor(row * h)
+    across = torch.arange(w, device=x.device).view(1, 1, 1, w) - torch.floor(column * w)
+    inside = (down >= -half) & (down < half) & (across >= -half) & (across < half)
+    return torch.where(inside, fill, x)
+
+
+# By the names that the policies' papers use, in the order that "operation" counts in drawn parameters.
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "Identity": identity,
+    "ShearX": shear_x,
+    "ShearY": shear_y,
+    "TranslateX": translate_x,
+    "TranslateY": translate_y,
+    "Rotate": rotate,
+    "Brightness": brightness,
+    "Color": saturation,
+    "Contrast": contrast,
+    "Sharpness": sharpness,
+    "Posterize": posterize,
+    "Solarize": solarize,
+    "AutoContrast": autocontrast,
+    "Equalize": equalize,
+    "Invert": invert,
+    "SolarizeAdd": solarize_add,
+    "Cutout": cutout,
+}
+GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Cutout")

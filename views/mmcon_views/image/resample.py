@@ -1,0 +1,199 @@
+"""Resampling: a part of each picture brought to one size, antialiased as Pillow does it.
+
+Large pictures, and those that are not stacked, go one by one through torch's own kernels, photos in bytes; small ones
+that are, and all on an accelerator, go together, their taps gathered and weighted. Which of the two runs never depends
+on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int, Num
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.views import Params, room_for
+from mmcon_views.image.pixels import check_picture, check_stacked, chunks, names_of
+
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+
+# Up to this many pixels in and out, a call for each picture costs more than gathering all pictures' taps at once.
+SMALL = 64 * 64
+
+
+def check_interpolation(where: str, interpolation: str) -> None:
+    """Refuse a filter that is not known."""
+    if interpolation not in ("bilinear", "bicubic", "nearest"):
+        raise InputError(where, expected="interpolation bilinear, bicubic or nearest", got=repr(interpolation))
+
+
+def resample(
+    batch: Any, box: Params, size: tuple[int, int], interpolation: str, where: str, *, bytes: bool = False
+) -> Num[Tensor, "b c h w"]:
+    """Bring a part of each picture to one size, antialiased as Pillow does it.
+
+    Photos (uint8) above SMALL pixels are resampled in bytes on a CPU, rounded to 1/255 as they are in any pipeline of
+    bytes; all else is resampled in float32.
+
+    Args:
+        batch: handles, pictures `c h w`, or a stacked batch `b c h w`.
+        box: `top`, `left`, `height`, `width`, `b` int64 each.
+        size: height and width that leave.
+        interpolation: the filter: a triangle, Keys' cubic (a = −1/2), or the nearest pixel.
+        where: the generator's name, for messages.
+        bytes: what is resampled in bytes stays uint8.
+
+    Returns:
+        `b c h w` float32 in [0, 1], or uint8.
+    """
+    if isinstance(batch, Tensor):
+        check_stacked(batch, where)
+        small = max(batch.shape[-1] * batch.shape[-2], size[0] * size[1]) <= SMALL
+        if small or batch.device.type != "cpu":
+            return _resample_stacked(batch, box, size, interpolation)
+    boxes = torch.stack([box[name] for name in ("top", "left", "height", "width")], dim=1).tolist()
+    return _resample_each(batch, boxes, size, interpolation, where, bytes)
+
+
+def _resample_each(
+    batch: Sequence[Any] | Tensor,
+    boxes: list[list[int]],
+    size: tuple[int, int],
+    interpolation: str,
+    where: str,
+    bytes: bool = False,
+) -> Tensor:
+    names = names_of(batch)
+    out: Tensor | None = None
+    for row, (top, left, height, width) in enumerate(boxes):
+        sample = batch[row]
+        if isinstance(sample, Tensor):
+            if not isinstance(batch, Tensor):
+                check_picture(sample, where, names[row])
+            part = sample[:, top : top + height, left : left + width]
+        else:
+            part = sample.decode(region=(top, left, height, width), size=size)
+        view = resize_picture(part, size, interpolation)
+        if out is None:
+            kept = bytes and view.dtype == torch.uint8
+            out = room_for((len(boxes), *view.shape), torch.uint8 if kept else torch.float32)
+        if view.shape != out.shape[1:]:
+            raise InputError(
+                where,
+                expected=f"{out.shape[1]} channels, as in the batch's first picture",
+                got=f"{view.shape[0]} in sample {names[row]}",
+                fix="open files with one number of channels: ImageHandle(..., channels=3)",
+            )
+        if view.dtype != torch.uint8 and out.dtype == torch.uint8:
+            raise InputError(
+                where,
+                expected="pictures of one type in a batch",
+                got=f"{view.dtype} in sample {names[row]} after uint8",
+            )
+        out[row] = view
+        if view.dtype == torch.uint8 and out.dtype != torch.uint8:
+            out[row] /= 255
+    if out is None:
+        raise InputError(where, expected="at least one picture", got="an empty batch")
+    return out
+
+
+def resize_picture(picture: Num[Tensor, "c h w"], size: tuple[int, int], interpolation: str) -> Num[Tensor, "c h2 w2"]:
+    """One picture at another size; bytes stay bytes."""
+    if picture.shape[-2:] == size:
+        return picture
+    if interpolation == "nearest":
+        return F.interpolate(picture[None], size, mode="nearest-exact")[0]
+    if picture.dtype == torch.uint8:
+        # torch's byte kernel keeps the layout: reading one and writing the other costs more than it saves.
+        layout = torch.channels_last if picture.stride(0) == 1 else torch.contiguous_format
+        whole = picture[None].contiguous(memory_format=layout)
+        return F.interpolate(whole, size, mode=interpolation, antialias=True)[0]
+    # torch has no antialiasing of half precision on a CPU.
+    picture = picture.to(torch.float32)
+    # Where neither side shrinks the triangle is not widened: the plain kernel is the same, and more than twice as fast.
+    shrinks = picture.shape[-2] > size[0] or picture.shape[-1] > size[1]
+    smooth = shrinks or interpolation != "bilinear"
+    return F.interpolate(picture[None], size, mode=interpolation, antialias=smooth)[0].clamp_(0, 1)
+
+
+def _resample_stacked(batch: Tensor, box: Params, size: tuple[int, int], interpolation: str) -> Tensor:
+    """All pictures at once: rows of each are gathered and weighted tap by tap, then columns, as rows of the turned."""
+    scale = 1 / 255 if batch.dtype == torch.uint8 else 1.0
+    down = taps(box["top"], box["height"], size[0], interpolation, scale)
+    across = taps(box["left"], box["width"], size[1], interpolation)
+    out = torch.empty(*batch.shape[:2], *size, device=batch.device)
+    for some in chunks(out):
+        part = slice(int(some[0]), int(some[-1]) + 1)
+        rows = _gather_rows(batch[part], [(i[part], w[part]) for i, w in down])
+        turned = _gather_rows(rows.transpose(2, 3), [(i[part], w[part]) for i, w in across])
+        out[part] = turned.transpose(2, 3)
+    # Weights sum to one but for rounding, so that white may come out a bit above 1.
+    return out.clamp_(0, 1)
+
+
+def _gather_rows(batch: Tensor, taps_of_rows: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Weighted sums of rows: `b c h w` to `b c out w`, one tap after another."""
+    b, c, h, w = batch.shape
+    flat = batch.contiguous().to(torch.float32).view(b * c * h, w)
+    starts = (torch.arange(b * c, device=batch.device) * h).view(b, c, 1)
+    total: Tensor | None = None
+    for index, weight in taps_of_rows:
+        at = (starts + index.to(batch.device, non_blocking=True)[:, None]).view(-1)
+        rows = flat.index_select(0, at).view(b, c, -1, w)
+        weight = weight.to(batch.device, non_blocking=True)[:, None, :, None]
+        total = rows.mul_(weight) if total is None else total.addcmul_(rows, weight)
+    assert total is not None
+    return total
+
+
+def taps(
+    start: Int[Tensor, "b"], length: Int[Tensor, "b"], out: int, interpolation: str, scale: float = 1.0
+) -> list[tuple[Int[Tensor, "b out"], Float[Tensor, "b out"]]]:
+    """Positions and weights that resample `length` pixels from `start` to `out`, a pair for each tap.
+
+    As Pillow: the filter is widened by the reduction, cut at the part's edges, and its weights sum to 1. Sums go tap
+    by tap, so that a row's weights do not depend on how many taps another row needs.
+
+    Args:
+        start: first pixel of each part.
+        length: pixels of each part.
+        out: pixels that leave.
+        interpolation: the filter.
+        scale: what the weights sum to.
+    """
+    step = (length.to(torch.float64) / out)[:, None]
+    centre = (torch.arange(out, dtype=torch.float64) + 0.5) * step
+    if interpolation == "nearest":
+        nearest = torch.minimum(centre.floor().to(torch.int64), length[:, None] - 1)
+        return [(start[:, None] + nearest, torch.full_like(centre, scale).to(torch.float32))]
+    wide = step.clamp(min=1.0)
+    support = (1.0 if interpolation == "bilinear" else 2.0) * wide
+    first = (centre - support + 0.5).floor().clamp(min=0)
+    last = torch.minimum((centre + support + 0.5).floor(), length[:, None].to(torch.float64))
+    kernel = _triangle if interpolation == "bilinear" else _cubic
+    positions, weights = [], []
+    for tap in range(int((last - first).max())):
+        at = first + tap
+        weights.append(torch.where(at < last, kernel((at - centre + 0.5) / wide), 0.0))
+        positions.append(start[:, None] + torch.minimum(at, length[:, None] - 1.0).to(torch.int64))
+    total = weights[0].clone()
+    for weight in weights[1:]:
+        total += weight
+    return [(at, (weight / total * scale).to(torch.float32)) for at, weight in zip(positions, weights, strict=True)]
+
+
+def _triangle(x: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    return (1 - x.abs()).clamp(min=0)
+
+
+def _cubic(x: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """Keys' cubic convolution with a = −1/2 (1981, equation 15)."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

@@ -1,0 +1,59 @@
+"""Which of a sample's instances a view shows: one of several recordings, captions or photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from mmcon.media.instances import Several
+from mmcon.random import Keys
+from mmcon.registry import register_view
+from mmcon.views import Meta, Params, ViewGenerator
+
+
+@final
+@register_view("any/instance", modality="any")
+class Instance(ViewGenerator):
+    """One of the sample's instances, drawn evenly for each view; a sample that has but one is that one.
+
+    >>> view = Chain(create_view("any/instance"), create_view("audio/speech"))
+
+    Args:
+        draws: False: always the first, for evaluation.
+    """
+
+    ragged: ClassVar[bool] = True
+
+    def __init__(self, *, draws: bool = True) -> None:
+        self.draws = draws
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw the number of the instance, `b` int64."""
+        count = meta["instances"] if self.draws and "instances" in meta else 1
+        return {"instance": keys.integers("instance", 0, count)}
+
+    def leaves(self, meta: Meta, params: Params) -> Meta:
+        """What the header of the drawn instance says."""
+        if "instances" not in meta:
+            return meta
+        told: Meta = {name: column for name, column in meta.items() if "/" not in name and name != "instances"}
+        for name in {name.partition("/")[2] for name in meta if "/" in name}:
+            several = torch.stack([meta[f"{i}/{name}"] for i in range(_widest(meta, name))], 1)
+            told[name] = several.gather(1, params["instance"][:, None])[:, 0]
+        return told
+
+    def apply(self, batch: Sequence[Any] | Tensor, params: Params) -> Any:
+        """The handle of the drawn instance; other handles, and stacked tensors, pass through."""
+        if isinstance(batch, Tensor):
+            return batch
+        return [
+            sample.instances[number] if isinstance(sample, Several) else sample
+            for sample, number in zip(batch, params["instance"].tolist(), strict=True)
+        ]
+
+
+def _widest(meta: Meta, name: str) -> int:
+    return sum(known.partition("/")[2] == name for known in meta)

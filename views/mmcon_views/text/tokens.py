@@ -1,0 +1,196 @@
+"""Views of texts as tokens: where strings become numbers, and what is done to the numbers.
+
+    view = Chain(create_view("text/tokens", max_tokens=32), create_view("text/token-dropout"))
+
+After `text/tokens` a view takes and gives `{"input_ids": b t, "attention_mask": b t}`. A text's random choices are
+expanded from one drawn seed, number by number, so that they depend neither on the other texts nor on the padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from mmcon.errors import DataError, InputError
+from mmcon.media.text import Text, as_texts
+from mmcon.random import Keys, keys
+from mmcon.registry import register_view
+from mmcon.views import Meta, Params, ViewGenerator
+
+Tokens = dict[str, Tensor]
+
+
+@final
+@register_view("text/tokens", modality="text")
+class TokenView(ViewGenerator):
+    """Where strings become numbers: `{"input_ids": b t, "attention_mask": b t}` int64, padded to `max_tokens`.
+
+    A longer text is cut off there. Encoders drop the columns that are padding in a whole batch, so the fixed width
+    costs a few bytes of transfer and makes a sample's tokens the same in any batch.
+
+    Args:
+        tokenizer: a transformers name or local folder; or "words": hashed words and their letter triples, which needs
+            no vocabulary (for the embedding bag).
+        max_tokens: t.
+        vocabulary: of "words": how many numbers there are.
+    """
+
+    modality: ClassVar[str] = "text"
+    ragged: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
+
+    def __init__(self, tokenizer: str = "words", max_tokens: int = 64, vocabulary: int = 8192) -> None:
+        if max_tokens < 2 or vocabulary < 2:
+            got = f"max_tokens={max_tokens}, vocabulary={vocabulary}"
+            raise InputError("text/tokens", expected="both 2 or more", got=got)
+        self.tokenizer, self.max_tokens, self.vocabulary = tokenizer, max_tokens, vocabulary
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw nothing."""
+        return {}
+
+    def apply(self, batch: Sequence[Text | str], params: Params) -> list[Tokens]:
+        """Tokenise."""
+        texts = as_texts(batch)
+        empty = next((text for text in texts if not text.value.strip()), None)
+        if empty is not None:
+            raise DataError(f"text {empty.id!r}", expected="a text that is not empty", got=repr(empty.value))
+        if self.tokenizer == "words":
+            rows = [_hashed(text.value, self.vocabulary)[: self.max_tokens] for text in texts]
+        else:
+            encoded = load_tokenizer(self.tokenizer)(
+                [text.value for text in texts], truncation=True, max_length=self.max_tokens
+            )
+            rows = encoded["input_ids"]
+        return [self._padded(row) for row in rows]
+
+    def _padded(self, row: list[int]) -> Tokens:
+        pad = 0 if self.tokenizer == "words" else (load_tokenizer(self.tokenizer).pad_token_id or 0)
+        ids = torch.full((self.max_tokens,), pad, dtype=torch.int64)
+        ids[: len(row)] = torch.tensor(row, dtype=torch.int64)
+        return {"input_ids": ids, "attention_mask": (torch.arange(self.max_tokens) < len(row)).to(torch.int64)}
+
+
+@register_view("text/simcse", modality="text")
+def simcse(tokenizer: str = "words", max_tokens: int = 64) -> TokenView:
+    """The same text as every view, told apart by the encoder's dropout alone (Gao et al. 2021: dropout .1, T .05).
+
+    Rows of a batch get dropout masks of their own, so give this view twice and train with dropout in the encoder.
+    """
+    return TokenView(tokenizer, max_tokens)
+
+
+@lru_cache(maxsize=8)
+def load_tokenizer(name: str) -> Any:
+    """A transformers tokenizer by name or folder, loaded once a process."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # no such name, no network, a broken folder: many kinds
+        raise DataError(
+            f"text/tokens({name!r})",
+            expected="the name or the folder of a transformers tokenizer",
+            got=str(error).strip().partition("\n")[0],
+            fix="check the path; without a network give a local folder, or tokenizer='words'",
+        ) from error
+
+
+@lru_cache(maxsize=1 << 18)
+def _hash(piece: str, vocabulary: int) -> int:
+    digest = hashlib.blake2b(piece.encode(), digest_size=8).digest()
+    return 1 + int.from_bytes(digest, "little") % (vocabulary - 1)
+
+
+def _hashed(text: str, vocabulary: int) -> list[int]:
+    """Numbers of words, and of the letter triples of each between boundaries; 0 is padding."""
+    pieces: list[str] = []
+    for word in text.lower().split():
+        bounded = f"<{word}>"
+        pieces += [bounded, *(bounded[i : i + 3] for i in range(len(bounded) - 2))]
+    return [_hash(piece, vocabulary) for piece in pieces]
+
+
+@final
+@register_view("text/token-dropout", modality="text")
+class TokenDropout(ViewGenerator):
+    """Each token is taken out of the attention mask with a probability; the ends, which are special, stay.
+
+    Args:
+        share: the probability.
+        keep_first: tokens at the beginning that always stay.
+        keep_last: tokens at the end that always stay.
+    """
+
+    modality: ClassVar[str] = "text"
+
+    def __init__(self, share: float = 0.1, keep_first: int = 1, keep_last: int = 1) -> None:
+        self.share = _share("text/token-dropout", share)
+        self.keep_first, self.keep_last = keep_first, keep_last
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw a seed a text, `b` int64, which is expanded where it is applied."""
+        return {"seed": keys.bits("seed")}
+
+    def apply(self, batch: Tokens, params: Params) -> Tokens:
+        """Take tokens out of the mask."""
+        mask = batch["attention_mask"]
+        uniform = _field(params["seed"], "token", mask)
+        dropped = (uniform < self.share) & _inner(mask, self.keep_first, self.keep_last)
+        return {**batch, "attention_mask": mask.masked_fill(dropped, 0)}
+
+
+@final
+@register_view("text/span-mask", modality="text")
+class SpanMask(ViewGenerator):
+    """One span of tokens, a share of the text, is replaced by the mask token.
+
+    Args:
+        mask_id: the mask token's number (tokenizer.mask_token_id).
+        share: of the tokens between the special ones.
+        keep_first: tokens at the beginning that always stay.
+        keep_last: tokens at the end that always stay.
+    """
+
+    modality: ClassVar[str] = "text"
+
+    def __init__(self, mask_id: int, share: float = 0.15, keep_first: int = 1, keep_last: int = 1) -> None:
+        self.mask_id, self.share = mask_id, _share("text/span-mask", share)
+        self.keep_first, self.keep_last = keep_first, keep_last
+
+    def draw(self, keys: Keys, meta: Meta) -> Params:
+        """Draw where the span begins, `b` float64 in [0, 1), as a share of the places that it can take."""
+        return {"place": keys.uniform("place")}
+
+    def apply(self, batch: Tokens, params: Params) -> Tokens:
+        """Mask the span."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        inner = _inner(mask, self.keep_first, self.keep_last)
+        count = inner.sum(1)
+        length = (count * self.share + 0.5).long()
+        begin = (params["place"].to(ids.device) * (count - length + 1)).long()
+        number = inner.long().cumsum(1) - 1
+        masked = inner & (number >= begin[:, None]) & (number < (begin + length)[:, None])
+        return {**batch, "input_ids": ids.masked_fill(masked, self.mask_id)}
+
+
+def _field(seed: Tensor, name: str, like: Tensor) -> Tensor:
+    """Uniforms `b t` from a seed a row; a longer row begins with those of a shorter one."""
+    return keys(sample=seed.cpu()).child("tokens").uniform(name, shape=(like.shape[1],)).to(like.device)
+
+
+def _inner(mask: Tensor, first: int, last: int) -> Tensor:
+    """The tokens of a text but its first and last few, `b t` bool."""
+    number = mask.cumsum(1) - 1
+    return (mask > 0) & (number >= first) & (number < mask.sum(1, keepdim=True) - last)
+
+
+def _share(where: str, share: float) -> float:
+    if not 0 <= share < 1:
+        raise InputError(where, expected="0 <= share < 1", got=str(share))
+    return share
