@@ -137,7 +137,7 @@ def collisions(files: list[File]) -> str:
                 classes[node.name].append(str(file.path))
     plurals = {f"`{name}` and `{name}s`": names[name] | names[f"{name}s"] for name in [*names] if f"{name}s" in names}
     twice = {f"class `{name}`": paths for name, paths in classes.items() if len(paths) > 1}
-    head = f"{len(plurals)} pairs of names that differ by a plural s, {len(twice)} class names defined twice | where"
+    head = f"names that differ by a plural s: {len(plurals)}; class names defined twice: {len(twice)} | where"
     return table(head, [[name, ", ".join(sorted(paths))] for name, paths in sorted((plurals | twice).items())])
 
 
