@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--image-size", type=int, default=224)
     plan.add_argument("--batch-size", type=int, required=True, help="samples over all GPUs")
     plan.add_argument("--views", type=int, default=2)
-    plan.add_argument("--gpus", type=int, default=1, dest="processes")
+    plan.add_argument("--gpus", type=int, default=1, dest="world_size")
     plan.add_argument("--gpus-per-node", type=int, default=8, dest="per_node")
     plan.add_argument("--device", default="H100", help="A100, H100 or H200 (default: H100)")
     plan.add_argument("--network-gb-per-second", type=float, default=50.0, help="between nodes, for each GPU")

@@ -149,6 +149,12 @@ def lookup(kind: Kind, name: str) -> Entry:
         ) from None
 
 
+def supported_options(kind: Kind, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The subset of `options` that the factory of a registered component accepts by name."""
+    accepted = lookup(kind, name).options
+    return {option: value for option, value in options.items() if option in accepted}
+
+
 def create(kind: Kind, name: str, /, **options: Any) -> Any:
     """Make a registered component; an option that it does not take is refused with the ones that it does."""
     entry = lookup(kind, name)

@@ -119,12 +119,12 @@ def main(config: Config) -> None:
     loader = ViewLoader(
         train,
         {"audio": [make_view(config)] * config.views},
-        make_sampler(config, train, processes=run.processes),
+        make_sampler(config, train, world_size=run.world_size),
         seed=config.seed,
         workers=config.workers,
         device=run.device,
-        process=run.process,
-        processes=run.processes,
+        rank=run.rank,
+        world_size=run.world_size,
     )
 
     if loader.sampler.batch_size != config.batch_size:
@@ -240,7 +240,7 @@ def make_objective(config: Config, train: Source) -> mmcon.Objective:
     )
 
 
-def make_sampler(config: Config, train: Source, *, processes: int = 1) -> BatchSampler:
+def make_sampler(config: Config, train: Source, *, world_size: int = 1) -> BatchSampler:
     """Batches at random; or, where classes or prompts are positives, with several recordings of each.
 
     Of a prompt as many meet as there are languages, so that all translations do; and there are as many prompts less as
@@ -254,7 +254,7 @@ def make_sampler(config: Config, train: Source, *, processes: int = 1) -> BatchS
     least = 2 if languages is None else max(2, len(languages.unique()))
     classes = min(len(labels.unique()), max(2, size // least))
     each = max(2, size // classes)
-    share = processes // math.gcd(processes, each)
+    share = world_size // math.gcd(world_size, each)
     classes = max(share, classes - classes % share)
     return ClassAwareSampler(labels, batch_size=classes * each, seed=config.seed, samples_per_class=each)
 

@@ -147,8 +147,8 @@ def main(config: Config) -> None:
         seed=config.seed,
         workers=config.workers,
         device=run.device,
-        process=run.process,
-        processes=run.processes,
+        rank=run.rank,
+        world_size=run.world_size,
     )
 
     objective = make_objective(config, pairs)

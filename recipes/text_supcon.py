@@ -120,8 +120,8 @@ def main(config: Config) -> None:
         seed=config.seed,
         workers=config.workers,
         device=run.device,
-        process=run.process,
-        processes=run.processes,
+        rank=run.rank,
+        world_size=run.world_size,
     )
 
     # Model: an encoder, and a projection head that the second stage drops.

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "imagenet_supcon.py"
 
 
-def launch(*arguments, recipe=RECIPE, processes=1, fails=False):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+def launch(*arguments, recipe=RECIPE, world_size=1, fails=False):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(world_size)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    if processes > 1:
+    if world_size > 1:
         command += ["--main_process_port", "0"]
     done = subprocess.run(
         [*command, str(recipe), *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=900

@@ -77,7 +77,7 @@ def train(
     view = mmcon.create_view("image/crop-flip", size=28)
     sampler = UniformSampler(source.labels, batch_size=16, seed=3)
     loader = ViewLoader(
-        source, {"image": [view, view]}, sampler, seed=3, workers=workers, process=run.process, processes=run.processes
+        source, {"image": [view, view]}, sampler, seed=3, workers=workers, rank=run.rank, world_size=run.world_size
     )
     batch_norm = settings.get("sync_batch_norm", False)
     model = Network(nn.BatchNorm1d(16) if batch_norm else nn.GroupNorm(4, 16))

@@ -28,14 +28,14 @@ from mmcon.errors import InputError
 SCATTERING = ("nccl", "gloo")
 
 
-def process_count() -> int:
+def get_world_size() -> int:
     """How many processes take part."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def process_rank() -> int:
+def get_rank() -> int:
     """Which of them this one is."""
-    return dist.get_rank() if process_count() > 1 else 0
+    return dist.get_rank() if get_world_size() > 1 else 0
 
 
 class Gathered(NamedTuple):
@@ -59,7 +59,7 @@ def gather(embeddings: Mapping[Any, Tensor], tables: Mapping[Any, Index]) -> Gat
         embeddings: by name, this process's rows `n d`.
         tables: by name, the columns of the same rows.
     """
-    if process_count() == 1:
+    if get_world_size() == 1:
         return Gathered(dict(embeddings), dict(tables), dict.fromkeys(embeddings, 0))
     plan = _exchange({name: _Description.of(embeddings[name], tables[name]) for name in embeddings})
     names = sorted({name for described in plan for name in described})
@@ -69,7 +69,7 @@ def gather(embeddings: Mapping[Any, Tensor], tables: Mapping[Any, Index]) -> Gat
     return Gathered(
         embeddings=dict(zip(names, rows, strict=True)),
         tables={name: _gather_table(name, tables, plan, device_of(embeddings)) for name in names},
-        offsets={name: sum(sizes[i][: process_rank()]) for i, name in enumerate(names)},
+        offsets={name: sum(sizes[i][: get_rank()]) for i, name in enumerate(names)},
     )
 
 
@@ -79,7 +79,7 @@ def total(share: Tensor) -> Tensor:
     The value is the sum of shares over processes; the gradient of this process's share is multiplied by their number,
     since data parallelism averages.
     """
-    return share if process_count() == 1 else _Total.apply(share)
+    return share if get_world_size() == 1 else _Total.apply(share)
 
 
 def shared(parameter: Tensor) -> Tensor:
@@ -88,37 +88,37 @@ def shared(parameter: Tensor) -> Tensor:
     With it a learnable temperature is right whether or not the objective is wrapped: averaging equal gradients again
     leaves them as they are.
     """
-    return parameter if process_count() == 1 else _Shared.apply(parameter)
+    return parameter if get_world_size() == 1 else _Shared.apply(parameter)
 
 
-def sum_over_processes(values: Tensor) -> Tensor:
+def sum_over_ranks(values: Tensor) -> Tensor:
     """Sums of counts or statistics, without gradient."""
-    if process_count() == 1:
+    if get_world_size() == 1:
         return values
     summed = values.detach().clone()
     dist.all_reduce(summed)
     return summed
 
 
-def summed_over_processes(values: Tensor) -> Tensor:
+def summed_over_ranks(values: Tensor) -> Tensor:
     """Sums that all processes go on with: each receives the gradients that all of them have for the sum."""
-    return values if process_count() == 1 else _Summed.apply(values)
+    return values if get_world_size() == 1 else _Summed.apply(values)
 
 
-def any_process(here: bool, device: torch.device | str) -> bool:
+def any_rank(here: bool, device: torch.device | str) -> bool:
     """Whether something holds on any process, so that all act alike; `device` is one that they can talk from."""
-    return here if process_count() == 1 else bool(sum_over_processes(torch.tensor(int(here), device=device)))
+    return here if get_world_size() == 1 else bool(sum_over_ranks(torch.tensor(int(here), device=device)))
 
 
-def from_all(value: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """Every process's value, in their order: anything that can be pickled."""
-    return [value] if process_count() == 1 else _exchange(value)
+    return [value] if get_world_size() == 1 else _exchange(value)
 
 
 @torch.no_grad()
-def share_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
     """Give all processes the first one's values, in place."""
-    for tensor in tensors if process_count() > 1 else ():
+    for tensor in tensors if get_world_size() > 1 else ():
         values = tensor.detach().contiguous()  # backends do not take channels-last ones
         dist.broadcast(values, src=0)
         tensor.copy_(values)
@@ -129,10 +129,10 @@ def patient_group() -> Any:
 
     Over gloo, which waits without using a device; None in a single process. Every process must ask.
     """
-    return dist.new_group(backend="gloo", timeout=timedelta(days=30)) if process_count() > 1 else None
+    return dist.new_group(backend="gloo", timeout=timedelta(days=30)) if get_world_size() > 1 else None
 
 
-def wait_for_all(group: Any) -> None:
+def barrier(group: Any) -> None:
     """Wait until every process has come here."""
     if group is not None:
         dist.barrier(group)
@@ -143,16 +143,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def mean_over_processes(gradients: list[Tensor]) -> list[Tensor]:
+def mean_over_ranks(gradients: list[Tensor]) -> list[Tensor]:
     """Averages of gradients, by one message a dtype and device."""
-    if process_count() == 1:
+    if get_world_size() == 1:
         return gradients
     averaged: list[Tensor] = list(gradients)
     for kind in sorted({(g.dtype, g.device) for g in gradients}, key=str):
         members = [i for i, g in enumerate(gradients) if (g.dtype, g.device) == kind]
         flat = torch.cat([gradients[i].reshape(-1) for i in members])
         dist.all_reduce(flat)
-        parts = (flat / process_count()).split([gradients[i].numel() for i in members])
+        parts = (flat / get_world_size()).split([gradients[i].numel() for i in members])
         for i, part in zip(members, parts, strict=True):
             averaged[i] = part.view_as(gradients[i])
     return averaged
@@ -183,7 +183,7 @@ class _Description(NamedTuple):
 
 
 def _exchange(value: Any) -> list[Any]:
-    everyone: list[Any] = [None] * process_count()
+    everyone: list[Any] = [None] * get_world_size()
     dist.all_gather_object(everyone, value)
     return everyone
 
@@ -232,7 +232,7 @@ def _own_sum(gathered: Tensor, sizes: list[int]) -> Tensor:
     Half the traffic of summing everything everywhere. Blocks are padded to the longest, since backends take equal ones.
     """
     if dist.get_backend() not in SCATTERING:
-        return sum_over_processes(gathered.contiguous()).split(sizes)[process_rank()]
+        return sum_over_ranks(gathered.contiguous()).split(sizes)[get_rank()]
     longest, blocks = max(sizes), gathered.contiguous()
     if len(set(sizes)) > 1:
         padded = gathered.new_zeros(len(sizes), longest, *gathered.shape[1:])
@@ -241,7 +241,7 @@ def _own_sum(gathered: Tensor, sizes: list[int]) -> Tensor:
         blocks = padded.flatten(0, 1)
     summed = gathered.new_empty(longest, *gathered.shape[1:])
     dist.reduce_scatter_tensor(summed, blocks)
-    return summed[: sizes[process_rank()]]
+    return summed[: sizes[get_rank()]]
 
 
 class _GatherRows(torch.autograd.Function):
@@ -263,22 +263,22 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return sum_over_processes(values)
+        return sum_over_ranks(values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return sum_over_processes(gradients[0].contiguous())
+        return sum_over_ranks(gradients[0].contiguous())
 
 
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor) -> Tensor:
-        return sum_over_processes(share)
+        return sum_over_ranks(share)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * process_count()
+        return gradients[0] * get_world_size()
 
 
 class _Shared(torch.autograd.Function):
@@ -288,4 +288,4 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return mean_over_processes([gradients[0]])[0]
+        return mean_over_ranks([gradients[0]])[0]

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from mmcon.batch import ViewBatch, tree_map
-from mmcon.distributed.collectives import from_all, share_from_first, whole
+from mmcon.distributed.collectives import broadcast_from_first, gather_objects, whole
 from mmcon.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -50,21 +50,21 @@ def compile_encoders(model: nn.Module) -> None:
         part.compile()
 
 
-def shard(model: nn.Module, optimizer: Optimizer, device: torch.device, processes: int, **options: Any) -> None:
+def shard(model: nn.Module, optimizer: Optimizer, device: torch.device, world_size: int, **options: Any) -> None:
     """Leave each process its part of every parameter, in place, and point the optimizer at the parts.
 
     Args:
         model: whole, on the device; all processes begin with the weights of the first.
         optimizer: over parameters of the model, and perhaps of others (an objective's), which stay whole.
         device: of this process.
-        processes: how many there are.
+        world_size: how many there are.
         options: for `fully_shard`.
     """
-    share_from_first([*model.parameters(), *model.buffers()])
+    broadcast_from_first([*model.parameters(), *model.buffers()])
     before = dict(model.named_parameters())
     for parameter in before.values():
         parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last weights; images may be so still
-    mesh = init_device_mesh(device.type, (processes,))
+    mesh = init_device_mesh(device.type, (world_size,))
     for part in _parts(model):
         fully_shard(part, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
@@ -124,7 +124,7 @@ def check_alike(batch: ViewBatch) -> None:
     Raises:
         InputError: processes have rows of different modalities.
     """
-    found = from_all(tuple(sorted(name for name in batch.modalities)))
+    found = gather_objects(tuple(sorted(name for name in batch.modalities)))
     if len(set(found)) > 1:
         raise InputError(
             "--engine fsdp2",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmcon.batch import ViewBatch
-from mmcon.distributed.collectives import mean_over_processes
+from mmcon.distributed.collectives import mean_over_ranks
 from mmcon.errors import ConfigError, DataError, InputError
 from mmcon.evaluation.features import evaluating
 from mmcon.training.optim import create_optimizer, create_schedule
@@ -206,7 +206,7 @@ def _set_batch_norm(encoder: nn.Module, stage: LinearStage) -> None:
 
 def _average_gradients(layer: nn.Linear) -> None:
     parameters = [p for p in layer.parameters() if p.grad is not None]
-    for parameter, mean in zip(parameters, mean_over_processes([p.grad for p in parameters]), strict=True):  # type: ignore[misc]
+    for parameter, mean in zip(parameters, mean_over_ranks([p.grad for p in parameters]), strict=True):  # type: ignore[misc]
         parameter.grad = mean
 
 

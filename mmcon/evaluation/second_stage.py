@@ -46,9 +46,9 @@ def features_of(
 
     def of(name: str, part: str, source: Source) -> Features:
         encode, views = encoders[name]
-        rows = one_pass(source, views, device=run.device, process=run.process, processes=run.processes)
-        files = [run.folder / "features" / f"{name}, {part}, {p}.safetensors" for p in range(run.processes)]
-        extract(encode, rows).save(files[run.process])
+        rows = one_pass(source, views, device=run.device, rank=run.rank, world_size=run.world_size)
+        files = [run.folder / "features" / f"{name}, {part}, {p}.safetensors" for p in range(run.world_size)]
+        extract(encode, rows).save(files[run.rank])
         run.accelerator.wait_for_everyone()
         return Features.cat([Features.load(file) for file in files])
 
@@ -90,7 +90,7 @@ def published_stage(
         got = f"{len(train)} rows {'without' if train.labels is None else 'with'} labels, a batch of {batch_size}"
         raise ConfigError("the second stage", expected="labels, and a batch of rows at least", got=got)
     sampler = UniformSampler(train.labels, batch_size=batch_size, seed=run.seed)
-    part: dict[str, Any] = {"device": run.device, "process": run.process, "processes": run.processes}
+    part: dict[str, Any] = {"device": run.device, "rank": run.rank, "world_size": run.world_size}
     loader = ViewLoader(train, views, sampler, seed=run.seed, **part)
     seed_model(run.seed, "second stage")
     weights = class_weights(class_counts(train), power=weight_power) if weight_power else None

@@ -46,7 +46,7 @@ class ViewLoader:
         seed: the run's seed.
         workers: worker processes; 0 works in the training process.
         device: where the batched stage runs and the batch ends up.
-        process: which part of each global batch is this process's, of `processes`.
+        rank: which part of each global batch is this process's, of `world_size`.
         prefetch: batches that each worker makes ahead.
 
     Attributes:
@@ -64,17 +64,17 @@ class ViewLoader:
         seed: int,
         workers: int = 0,
         device: torch.device | str = "cpu",
-        process: int = 0,
-        processes: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
         prefetch: int = 2,
     ) -> None:
         missing = sorted(set(views) - set(source.members))
         if missing:
             raise ConfigError("ViewLoader", expected=f"views for {sorted(source.members)}", got=f"views for {missing}")
-        if sampler.batch_size < processes:
+        if sampler.batch_size < world_size:
             raise ConfigError(
                 "ViewLoader",
-                expected=f"a global batch of at least {processes} rows, one a process",
+                expected=f"a global batch of at least {world_size} rows, one a process",
                 got=f"batch_size={sampler.batch_size}",
                 fix="raise --batch-size or launch fewer processes",
             )
@@ -83,7 +83,7 @@ class ViewLoader:
         self.parts = parts_of(views)
         self.workers, self.prefetch = workers, prefetch
         self.device = torch.device(device)
-        self.process, self.processes = process, processes
+        self.rank, self.world_size = rank, world_size
         self.step = 0
         self.failures: dict[int, str] = {}
         self._stream: Iterator[tuple[int, Any]] | None = None
@@ -121,7 +121,7 @@ class ViewLoader:
     def make(self, step: int) -> list[DrawnBatch] | ViewBatch:
         """This process's work for a step, as far as a worker takes it."""
         batch = self.sampler.batch(step)
-        own = batch.part(self.process, self.processes)
+        own = batch.part(self.rank, self.world_size)
         made = [draw_part(p, self.source.members[p.modality], batch, own, seed=self.seed) for p in self.parts]
         drawn = [one for one in made if one is not None]
         return finish(drawn, step) if self.finishes_in_worker and not self._fails(drawn) else drawn
@@ -167,7 +167,7 @@ class ViewLoader:
         """The sample of a step that ends the process in which its views are made, or nothing."""
         rows = self.sampler.batch(step)
         if all(mixing_part(part.generator) is None for part in self.parts):
-            rows = rows.shard(self.process, self.processes)
+            rows = rows.shard(self.rank, self.world_size)
 
         def make(number: int) -> None:
             alone = rows.take([number])
@@ -220,13 +220,13 @@ def one_pass(
     batch_size: int = 512,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    process: int = 0,
-    processes: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[ViewBatch]:
     """Every row of a source once, in order, for evaluation; of several processes each gets its part."""
-    sampler = _InOrder(len(source), max(batch_size, processes))
+    sampler = _InOrder(len(source), max(batch_size, world_size))
     yield from ViewLoader(
-        source, views, sampler, seed=0, workers=workers, device=device, process=process, processes=processes
+        source, views, sampler, seed=0, workers=workers, device=device, rank=rank, world_size=world_size
     )
 
 

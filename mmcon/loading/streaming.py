@@ -190,7 +190,7 @@ class StreamLoader(ViewLoader):
         seed: the run's seed.
         buffer: rows in a block, which are shuffled with one another; at least a batch.
         device: where the batched stage runs.
-        process, processes: which part of each global batch is this process's.
+        rank, world_size: which part of each global batch is this process's.
     """
 
     def __init__(
@@ -203,13 +203,13 @@ class StreamLoader(ViewLoader):
         seed: int,
         buffer: int = 8192,
         device: torch.device | str = "cpu",
-        process: int = 0,
-        processes: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        if not processes <= batch_size <= buffer or steps_per_epoch < 1:
+        if not world_size <= batch_size <= buffer or steps_per_epoch < 1:
             raise ConfigError(
                 "StreamLoader",
-                expected=f"{processes} processes <= batch_size <= buffer, and steps_per_epoch >= 1",
+                expected=f"{world_size} processes <= batch_size <= buffer, and steps_per_epoch >= 1",
                 got=f"batch_size={batch_size}, buffer={buffer}, steps_per_epoch={steps_per_epoch}",
                 fix="raise buffer",
             )
@@ -221,7 +221,7 @@ class StreamLoader(ViewLoader):
         self.sampler = StreamOrder(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
         self.batch_size, self.workers = batch_size, 0
         self.device = torch.device(device)
-        self.process, self.processes = process, processes
+        self.rank, self.world_size = rank, world_size
         self.step = 0
         self.failures: dict[int, str] = {}
         self._batches: Iterator[tuple[int, list[StreamRow]]] | None = None
@@ -281,7 +281,7 @@ class StreamLoader(ViewLoader):
     def _make(self, held: list[StreamRow], epoch: int) -> ViewBatch:
         window = Window(held, self.stream)
         batch = BatchPlan(torch.arange(len(held)), torch.zeros(len(held), dtype=torch.int64), epoch, self.step)
-        own = batch.part(self.process, self.processes)
+        own = batch.part(self.rank, self.world_size)
         made = (draw_part(part, window, batch, own, seed=self.seed) for part in self.parts)
         drawn = [one for one in made if one is not None]
         for one in drawn:

@@ -7,7 +7,7 @@ from typing import TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from mmcon.distributed.collectives import process_count, summed_over_processes
+from mmcon.distributed.collectives import get_world_size, summed_over_ranks
 from mmcon.errors import ConfigError, InputError
 
 M = TypeVar("M", bound=nn.Module)
@@ -27,17 +27,17 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """From `n c *` to the same shape; processes may hold different numbers of rows."""
-        if not self.training or process_count() == 1:
+        if not self.training or get_world_size() == 1:
             return super().forward(input)
         axes = [d for d in range(input.dim()) if d != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         given, input = input.dtype, input.to(torch.promote_types(input.dtype, torch.float32))  # sums need the digits
         here = input.new_tensor([input.numel() / input.shape[1]])
-        sums = summed_over_processes(torch.cat([input.sum(axes), here]))
+        sums = summed_over_ranks(torch.cat([input.sum(axes), here]))
         n = sums[-1].detach()
         mean = sums[:-1] / n
         centred = input - mean.view(shape)
-        variance = summed_over_processes(centred.square().sum(axes)) / n
+        variance = summed_over_ranks(centred.square().sum(axes)) / n
         self._remember(mean.detach(), variance.detach() * n / (n - 1), n)
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
         if self.weight is not None:

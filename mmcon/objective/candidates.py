@@ -50,7 +50,7 @@ class Step(NamedTuple):
         Without candidates the anchors are meant; without positions no anchor is among the candidates.
         """
         beyond = [found for name in names if queue is not None and (found := rows_beyond(queue, name)) is not None]
-        if self.own and anchors == names and not beyond and collectives.process_count() == 1:
+        if self.own and anchors == names and not beyond and collectives.get_world_size() == 1:
             return None, None, None
         pool = _stacked([*(self.others.embeddings[name] for name in names), *(rows for rows, _ in beyond)])
         table = _table([*(self.others.tables[name] for name in names), *(table for _, table in beyond)])

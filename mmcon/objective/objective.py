@@ -189,7 +189,7 @@ class Objective(nn.Module):
 
     def _combine(self, sums: Mapping[str, Tensor | None], blocks: Mapping[str, tuple[str, Block]]) -> Tensor:
         found = {label: s for label, s in sums.items() if s is not None}
-        everywhere = collectives.sum_over_processes(torch.stack(list(found.values())).detach())
+        everywhere = collectives.sum_over_ranks(torch.stack(list(found.values())).detach())
         self.last = Report()
         shares = []
         for (label, local), (loss, anchors, valid) in zip(found.items(), everywhere, strict=True):
@@ -253,7 +253,7 @@ class Objective(nn.Module):
         self.similarity = self.settings.similarity if isinstance(self.settings.similarity, nn.Module) else None
         if self.similarity is not None:
             for parameter in self.similarity.parameters():
-                parameter.register_hook(lambda gradient: collectives.mean_over_processes([gradient])[0])
+                parameter.register_hook(lambda gradient: collectives.mean_over_ranks([gradient])[0])
 
 
 def _tables(embeddings: Embeddings | Tensor, batch: ViewBatch | Mapping[str, Index] | Index) -> Mapping[str, Index]:

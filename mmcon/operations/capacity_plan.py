@@ -82,7 +82,7 @@ class Plan:
         operations: of a forward pass of a row.
         batch_size: samples in a step over all processes.
         views: of each sample.
-        processes: devices, each with a process.
+        world_size: devices, each with a process.
         per_node: devices of a node.
         embedding_dim: width of the embeddings.
         chunk_rows: rows embedded at once (gradient caching), or None for all of a process.
@@ -101,7 +101,7 @@ class Plan:
     operations: int | float
     batch_size: int
     views: int = 2
-    processes: int = 1
+    world_size: int = 1
     per_node: int = 8
     embedding_dim: int = 128
     chunk_rows: int | None = None
@@ -114,13 +114,13 @@ class Plan:
     network_gb_per_second: int | float = 50.0
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.processes:
-            below = self.batch_size - self.batch_size % self.processes
+        if self.batch_size % self.world_size:
+            below = self.batch_size - self.batch_size % self.world_size
             raise ConfigError(
                 "mmcon plan",
                 expected="a batch that the processes divide",
-                got=f"--batch-size {self.batch_size} over --gpus {self.processes}",
-                fix=f"--batch-size {below or self.processes}",
+                got=f"--batch-size {self.batch_size} over --gpus {self.world_size}",
+                fix=f"--batch-size {below or self.world_size}",
             )
         for flag, value, known in (("--optimizer", self.optimizer, STATES), ("--device", self.device, DEVICES)):
             if value not in known:
@@ -167,7 +167,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """Rows of one process."""
-        return self.batch_size * self.views // self.processes
+        return self.batch_size * self.views // self.world_size
 
     @property
     def candidates(self) -> int:
@@ -183,9 +183,9 @@ class Plan:
     def memory(self) -> Memory:
         """Bytes of one process at the peak of a step."""
         weights = self.parameters * FLOAT
-        parts = self.processes if self.engine == "fsdp2" else 1
+        parts = self.world_size if self.engine == "fsdp2" else 1
         # DDP sums gradients in buckets of their own; autocast keeps a half-precision copy of the weights.
-        buckets = weights if self.engine == "ddp" and self.processes > 1 else 0
+        buckets = weights if self.engine == "ddp" and self.world_size > 1 else 0
         halves = weights // 2 if self.precision != "no" else 0
         queue = self.queue_rows * (self.embedding_dim * FLOAT + TABLE_BYTES)
         momentum = weights if self.momentum_encoder else 0
@@ -201,7 +201,7 @@ class Plan:
     @property
     def loss_bytes(self) -> int:
         """What the tiled loss takes in one process: gathered rows and their gradient, tables, a few tiles."""
-        gathered = 0 if self.processes == 1 else self.candidates * (self.embedding_dim * FLOAT + TABLE_BYTES)
+        gathered = 0 if self.world_size == 1 else self.candidates * (self.embedding_dim * FLOAT + TABLE_BYTES)
         gradients = (self.candidates + self.rows) * self.embedding_dim * FLOAT
         numbers = (self.candidates + self.rows) * ANCHOR_NUMBERS * FLOAT
         tiles = TILES * min(TILE, self.rows) * min(TILE, self.candidates) * FLOAT
@@ -215,7 +215,7 @@ class Plan:
     @property
     def traffic(self) -> Traffic:
         """What one process receives in a step."""
-        others = (self.processes - 1) / self.processes
+        others = (self.world_size - 1) / self.world_size
         weights, rows = self.parameters * FLOAT * others, self.batch_size * self.views * others
         whole = self.engine == "ddp"
         return Traffic(
@@ -242,13 +242,13 @@ class Plan:
     def computing_seconds(self) -> float:
         """Of a step in one process: the towers at the assumed share, and the loss's four products."""
         loss = 8 * self.rows * self.candidates * self.embedding_dim
-        return self.cost.hours * 3600 / self.processes + loss / (DEVICES[self.device][0] * ACHIEVED)
+        return self.cost.hours * 3600 / self.world_size + loss / (DEVICES[self.device][0] * ACHIEVED)
 
     @property
     def network_seconds(self) -> float:
         """Of a step's traffic, by its slowest link, nothing hidden behind computing."""
         within = DEVICES[self.device][2]
-        rate = within if self.processes <= self.per_node else min(within, self.network_gb_per_second)
+        rate = within if self.world_size <= self.per_node else min(within, self.network_gb_per_second)
         return self.traffic.total / (rate * 1e9)
 
     def describe(self) -> str:
@@ -257,7 +257,7 @@ class Plan:
         fit = memory.rows_that_fit(device_gib * GIB)
         lines = [
             f"{self.encoder}: {self.parameters / 1e6:.1f} million weights, {self.operations / 1e9:.1f} GFLOP a row;"
-            f" {self.batch_size:,} samples × {self.views} views over {self.processes:,} {self.device}"
+            f" {self.batch_size:,} samples × {self.views} views over {self.world_size:,} {self.device}"
             f" by {self.engine} in {'float32' if self.precision == 'no' else self.precision}",
             f"memory of one process, {self.rows:,} rows of which {self.embedded:,} at once:",
             memory.describe(),
@@ -265,7 +265,7 @@ class Plan:
             f" (one matrix of similarities would be {self.dense_loss_bytes / GIB:.2f} GiB)",
             self._verdict(memory, fit, device_gib),
         ]
-        if self.processes > 1:
+        if self.world_size > 1:
             named = {
                 "embeddings and tables": traffic.rows,
                 "their gradients": traffic.row_gradients,

@@ -69,7 +69,7 @@ def report(
         f"memory of {embedded:,} rows at once in one process"
         f" (activations measured at 2 and 4 rows on {part.device.type}, extrapolated):",
         memory.describe(),
-        _processes(memory, rows),
+        _world_size(memory, rows),
         "hours, by arithmetic:",
         "  stage one " + Cost(views=asked.views, epochs=asked.epochs, passes=passes, **work).describe(),
     ]
@@ -78,7 +78,7 @@ def report(
     return "\n".join(lines)
 
 
-def _processes(memory: Memory, rows: int) -> str:
+def _world_size(memory: Memory, rows: int) -> str:
     """How many devices hold the batch, and what a chunk may be on one."""
     fit = memory.rows_that_fit(DEVICE_GIB * GIB)
     if not fit:

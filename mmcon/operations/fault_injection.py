@@ -146,10 +146,10 @@ PROGRAMS: dict[str, Callable[[Path], str]] = {
 # --- from outside: the programs, alone and several together ----------------------------------------------------------
 
 
-def start(folder: Path, *words: Any, processes: int = 1, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, *words: Any, world_size: int = 1, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run the program, by torch's launcher if there are several processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", __name__, str(folder), *map(str, words)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]
+    command = [sys.executable, *(launcher if world_size > 1 else []), "-m", __name__, str(folder), *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
@@ -170,11 +170,11 @@ def elastic(folder: Path) -> str:
     traces: dict[str, list[dict[str, Any]]] = {}
     for name, lives in {"1": [1], "2": [2], "1 to 2": [1, 2], "2 to 1": [2, 1]}.items():
         place = folder / name.replace(" ", "-")
-        for life, processes in enumerate(lives):
+        for life, world_size in enumerate(lives):
             more = ["--max-steps", 5] if life + 1 < len(lives) else []
-            done = start(place, "--train", "--resume", *more, processes=processes)
+            done = start(place, "--train", "--resume", *more, world_size=world_size)
             must(done.returncode == 0, f"{name}: {done.stderr[-2000:]}")
-            traces.setdefault(name, []).extend(_together(place, processes))
+            traces.setdefault(name, []).extend(_together(place, world_size))
     worst = 0.0
     for name, lines in traces.items():
         for line, alone in zip(lines, traces["1"], strict=True):
@@ -184,9 +184,9 @@ def elastic(folder: Path) -> str:
     return f"1 -> 2 and 2 -> 1 processes: the same samples and views, losses within {worst:.0e} (float64)"
 
 
-def _together(folder: Path, processes: int) -> list[dict[str, Any]]:
+def _together(folder: Path, world_size: int) -> list[dict[str, Any]]:
     """The steps of all processes: the loss, and the views of every sample in any order."""
-    own = [json.loads((folder / f"trace.{p}.json").read_text()) for p in range(processes)]
+    own = [json.loads((folder / f"trace.{p}.json").read_text()) for p in range(world_size)]
     return [
         {
             "step": lines[0]["step"],
@@ -200,10 +200,10 @@ def _together(folder: Path, processes: int) -> list[dict[str, Any]]:
 def process_dies(folder: Path) -> str:
     """One of two processes is killed; the other must not wait for it."""
     began = time.monotonic()
-    done = start(folder, "--train", "--die", 5, processes=2)
+    done = start(folder, "--train", "--die", 5, world_size=2)
     seconds = time.monotonic() - began
     must(done.returncode != 0 and seconds < MINUTE, f"status {done.returncode} after {seconds:.0f} s")
-    again = start(folder, "--train", "--resume", processes=2)
+    again = start(folder, "--train", "--resume", world_size=2)
     must(again.returncode == 0 and "from step-000000004" in again.stdout, again.stderr[-2000:])
     return f"a process of two was killed: all ended within {seconds:.0f} s, imports included, and resumed"
 

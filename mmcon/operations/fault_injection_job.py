@@ -140,8 +140,8 @@ def train(
         sampler,
         seed=SEED,
         workers=workers,
-        process=run.process,
-        processes=run.processes,
+        rank=run.rank,
+        world_size=run.world_size,
     )
     model = Network(dropout)
     queue, momentum = Queue(size=32), MomentumEncoder(model, momentum=0.9)
@@ -173,7 +173,7 @@ def train(
             }
         )
         if trace is not None:
-            trace.with_suffix(f".{run.process}.json").write_text(json.dumps(lines))
+            trace.with_suffix(f".{run.rank}.json").write_text(json.dumps(lines))
         if after is not None:
             after(run.global_step)
     run.close()

@@ -41,13 +41,13 @@ class BatchPlan:
         """Some of the rows, by slice, positions or mask."""
         return BatchPlan(self.positions[part], self.occurrence[part], self.epoch, self.step)
 
-    def shard(self, process: int, processes: int) -> BatchPlan:
+    def shard(self, rank: int, world_size: int) -> BatchPlan:
         """The part of one process: consecutive rows, sizes differing by one at most."""
-        return self.take(self.part(process, processes))
+        return self.take(self.part(rank, world_size))
 
-    def part(self, process: int, processes: int) -> slice:
+    def part(self, rank: int, world_size: int) -> slice:
         """Where the part of one process stands."""
-        return slice(*(len(self) * p // processes for p in (process, process + 1)))
+        return slice(*(len(self) * p // world_size for p in (rank, rank + 1)))
 
 
 class BatchSampler(ABC):

@@ -159,13 +159,13 @@ def _nearest_shape(known: int, batch_size: int, p: int | None, k: int | None) ->
     return f"batch_size={p * k}, classes_per_batch={p}, samples_per_class={k}"
 
 
-def _check_whole(where: str, places: int, processes: int) -> None:
-    if processes < 0 or (processes and (places % processes or places // processes < 2)):
+def _check_whole(where: str, places: int, world_size: int) -> None:
+    if world_size < 0 or (world_size and (places % world_size or places // world_size < 2)):
         raise InputError(
             where,
             expected="classes_per_batch as a multiple of whole_classes, two classes a process at least",
-            got=f"classes_per_batch={places}, whole_classes={processes}",
-            fix=f"classes_per_batch={max(2, round(places / max(processes, 1))) * max(processes, 1)}",
+            got=f"classes_per_batch={places}, whole_classes={world_size}",
+            fix=f"classes_per_batch={max(2, round(places / max(world_size, 1))) * max(world_size, 1)}",
         )
 
 

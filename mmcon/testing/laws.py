@@ -95,10 +95,10 @@ def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None
             raise LawBroken(
                 sampler, "whole batches", f"step {batch.step} has {len(batch)} of {sampler.batch_size} rows"
             )
-        for processes in (1, 2, 3):
-            joined = torch.cat([batch.shard(p, processes).positions for p in range(processes)])
+        for world_size in (1, 2, 3):
+            joined = torch.cat([batch.shard(p, world_size).positions for p in range(world_size)])
             if not _equal(joined, batch.positions):
-                raise LawBroken(sampler, "shards make the batch", f"{processes} processes")
+                raise LawBroken(sampler, "shards make the batch", f"{world_size} processes")
     for epoch in range(epochs):
         of_epoch = batches[epoch * sampler.steps_per_epoch : (epoch + 1) * sampler.steps_per_epoch]
         rows = torch.stack([torch.cat([b.positions for b in of_epoch]), torch.cat([b.occurrence for b in of_epoch])], 1)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch, rows_of, tree_map
-from mmcon.distributed.collectives import from_all, mean_over_processes
+from mmcon.distributed.collectives import gather_objects, mean_over_ranks
 from mmcon.distributed.fsdp import is_sharded, synchronise_gradients, synchronises_gradients
 from mmcon.errors import InputError
 from mmcon.models.ema import inside
@@ -105,7 +105,7 @@ def split(
 def _pieces_everywhere(batch: ViewBatch, chunk_size: int) -> dict[tuple[str, int], int]:
     """How many pieces each part makes, the same number in every process, since all gather weights for each."""
     own = {(m, i): rows_of(part) for m, parts in batch.views.items() for i, part in enumerate(parts)}
-    rows = from_all(own)
+    rows = gather_objects(own)
     pieces = {name: max(-(-of.get(name, 0) // chunk_size) for of in rows) for of in rows for name in of}
     scarce = sorted(name for name, count in pieces.items() if any(of.get(name, 0) < count for of in rows))
     if scarce:
@@ -181,7 +181,7 @@ class _ReplayOfWhole(_Replay):
                 for total, gradient in zip(summed, self._chunk_gradients(chunk, gradients), strict=True):
                     if gradient is not None:
                         total += gradient
-        return mean_over_processes(summed) if self.average else summed
+        return mean_over_ranks(summed) if self.average else summed
 
     def _chunk_gradients(self, chunk: Chunk, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
         outputs, at_outputs = self.again(chunk, gradients)

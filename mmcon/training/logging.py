@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmcon.batch import ViewBatch
-from mmcon.distributed.collectives import from_all
+from mmcon.distributed.collectives import gather_objects
 from mmcon.loading.loader import ViewLoader
 from mmcon.training.metrics_log import Clock, Journal
 from mmcon.training.settings import RunSettings
@@ -83,4 +83,4 @@ class Logbook:
 
 def failures_of_all(loader: ViewLoader | None) -> dict[int, str]:
     """The samples that any process could not read, with reasons; every process must ask."""
-    return {sample: why for own in from_all(loader.failures if loader else {}) for sample, why in own.items()}
+    return {sample: why for own in gather_objects(loader.failures if loader else {}) for sample, why in own.items()}

@@ -127,13 +127,13 @@ class Replay:
         print("what the model saw: " + ", ".join(map(str, written)), flush=True)
 
 
-def describe_run(loader: ViewLoader, seed: int, processes: int) -> str:
+def describe_run(loader: ViewLoader, seed: int, world_size: int) -> str:
     """What run.json holds: the program, and what its batches are made of, for a person and for `mmcon replay`."""
     about = {
         "program": [sys.executable, *sys.orig_argv[1:]],
         "directory": os.getcwd(),
         "seed": seed,
-        "processes": processes,
+        "world_size": world_size,
         "source": loader.source.describe(),
         "views": [{"modality": p.modality, "views": list(p.views), "made by": repr(p.generator)} for p in loader.parts],
         "sampler": {

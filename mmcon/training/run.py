@@ -23,7 +23,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
-from mmcon.distributed.collectives import any_process, from_all, patient_group, share_from_first, wait_for_all
+from mmcon.distributed.collectives import any_rank, barrier, broadcast_from_first, gather_objects, patient_group
 from mmcon.distributed.fsdp import (
     check_alike,
     check_sharding,
@@ -107,8 +107,8 @@ class Run:
             log_with=list(self.settings.trackers) or None,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
-        check_devices(from_all(f"{self.device.type}, precision {precision}"))
-        self.folder = Path(from_all(self._replay.folder if self._replay else str(output_dir))[0])
+        check_devices(gather_objects(f"{self.device.type}, precision {precision}"))
+        self.folder = Path(gather_objects(self._replay.folder if self._replay else str(output_dir))[0])
         self.accelerator.project_configuration.set_directories(str(self.folder))
         self.threads = use_all_threads()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep)
@@ -136,12 +136,12 @@ class Run:
         return self.accelerator.device
 
     @property
-    def process(self) -> int:
+    def rank(self) -> int:
         """The number of this process."""
         return self.accelerator.process_index
 
     @property
-    def processes(self) -> int:
+    def world_size(self) -> int:
         """How many processes train together."""
         return self.accelerator.num_processes
 
@@ -154,7 +154,7 @@ class Run:
     def sharded(self) -> bool:
         """Whether several processes hold a part of the weights each, as flags or Accelerate's launcher asked for."""
         asked = self.settings.engine == "fsdp2" or self.accelerator.is_fsdp2
-        return asked and self.processes > 1
+        return asked and self.world_size > 1
 
     @property
     def journal(self) -> Journal:
@@ -186,7 +186,7 @@ class Run:
         start = f"from {name}" if name else "from the beginning"
         precision = self.accelerator.mixed_precision
         self.print(
-            f"run {self.folder}: {start}, {self.processes} process(es) with {self.threads} thread(s) on {self.device}"
+            f"run {self.folder}: {start}, {self.world_size} process(es) with {self.threads} thread(s) on {self.device}"
             + (f" in {precision}" if precision != "no" else "")
         )
         if self.settings.accumulate > 1:
@@ -212,7 +212,7 @@ class Run:
         beside = [part for part in tracked.values() if isinstance(part, nn.Module)]
         for part in beside:
             part.to(self.device)
-            share_from_first([*part.parameters(), *part.buffers()])
+            broadcast_from_first([*part.parameters(), *part.buffers()])
         if self.settings.sync_batch_norm:
             for part in (model, *beside):
                 synchronised(part, self.device)
@@ -269,7 +269,7 @@ class Run:
         if self._replay:
             yield from self._again(loader, self._replay)
         if self.is_main:
-            (self.folder / "run.json").write_text(describe_run(loader, self.seed, self.processes))
+            (self.folder / "run.json").write_text(describe_run(loader, self.seed, self.world_size))
         last, every = self._groups.last, self.settings.checkpoint_every or len(loader)
         due, profile = False, Profile(self.folder, on=self.settings.profile and self.is_main, tell=self.print)
         with Signals() as signals, Progress(last, self.global_step, shown=self.is_main) as progress, profile:
@@ -279,7 +279,7 @@ class Run:
                     self._logbook.record(self.global_step, batch, self._stepper, loader)
                     profile.advance()
                     progress.advance(self.global_step, self._stepper.loss)
-                    stopping = any_process(bool(signals.received), self.device)
+                    stopping = any_rank(bool(signals.received), self.device)
                     due = due or self.global_step % every == 0
                     # Gradients are in no checkpoint, so that one waits until the optimizer has moved.
                     if not self._groups.end(self.global_step):
@@ -298,7 +298,7 @@ class Run:
     def _begin(self, loader: ViewLoader, score: Callable[[], float] | None) -> None:
         """Refuse what cannot be trained on, and bring the loader to where the run stands."""
         self._check_blocks(loader)
-        check_batch(loader.sampler.batch_size, self.processes)
+        check_batch(loader.sampler.batch_size, self.world_size)
         self._groups = Groups.of(self.settings, self.settings.epochs * len(loader))
         if self.sharded:
             check_sharding(self._trained.tracked, score)
@@ -306,12 +306,12 @@ class Run:
         loader.load_state_dict({"step": self.global_step})
         self._loader, self._score = loader, score
         if self._saved is not None and self._saved.get("memories"):
-            remember(loader, self._saved["memories"], process=self.process, processes=self.processes, tell=self.print)
+            remember(loader, self._saved["memories"], rank=self.rank, world_size=self.world_size, tell=self.print)
 
     def _one(self, batch: ViewBatch) -> Iterator[ViewBatch]:
         """Hand out a batch, and see that it became a step."""
         step, self._batch = self.global_step, batch
-        seed_model(self.seed, "step", step, self.process)
+        seed_model(self.seed, "step", step, self.rank)
         if self.settings.accumulate > 1:
             synchronise_gradients(self._trained.model, self._groups.end(step + 1))
         if self._may_differ:
@@ -347,7 +347,7 @@ class Run:
         self._stepper.backward(loss)
         clock.mark("backward")
         if self._groups.end(number):
-            place = Place(self.folder, self.seed, self.global_step, self.process, self._batch)
+            place = Place(self.folder, self.seed, self.global_step, self.rank, self._batch)
             self._stepper.move(self._groups.batches(number), place)
         clock.mark("optimizer")
         self.global_step = number
@@ -388,7 +388,7 @@ class Run:
         if self._closed:
             return
         self._closed = True
-        wait_for_all(self._end)
+        barrier(self._end)
         self.accelerator.free_memory()
         self.accelerator.end_training()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from mmcon.distributed.collectives import from_all
+from mmcon.distributed.collectives import gather_objects
 from mmcon.errors import ConfigError
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.config import check_changes
@@ -59,12 +59,12 @@ def open_folder(
         for name, (was, now) in check_changes(before, dict(config), force=force).items():
             tell(f"resume: {name} was {was!r} and is {now!r}")
     name = newest.name if newest else ""
-    found = from_all(name)
+    found = gather_objects(name)
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         written.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    from_all(None)  # the folder is there from now on
-    check_shared(folder, from_all(_sees(written)), found)
+    gather_objects(None)  # the folder is there from now on
+    check_shared(folder, gather_objects(_sees(written)), found)
     return name, load(newest) if newest else None
 
 
@@ -81,8 +81,8 @@ def check_shared(folder: Path, seen: list[bool], checkpoints: list[str]) -> None
     """
     if all(seen) and len(set(checkpoints)) == 1:
         return
-    blind = [process for process, sees in enumerate(seen) if not sees]
-    found = [f"process {process}: {name or 'none'}" for process, name in enumerate(checkpoints)]
+    blind = [rank for rank, sees in enumerate(seen) if not sees]
+    found = [f"process {rank}: {name or 'none'}" for rank, name in enumerate(checkpoints)]
     raise ConfigError(
         "--output-dir",
         expected="a folder that all processes share, on every machine",

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmcon.distributed.collectives import from_all
+from mmcon.distributed.collectives import gather_objects
 from mmcon.errors import ConfigError
 
 Engine = Literal["ddp", "fsdp2"]
@@ -104,15 +104,15 @@ def use_all_threads() -> int:
     """
     known = hasattr(os, "sched_getaffinity")
     cores = os.sched_getaffinity(0) if known else range(os.cpu_count() or 1)
-    machines = from_all((socket.gethostname(), tuple(cores)))
+    machines = gather_objects((socket.gethostname(), tuple(cores)))
     threads = share_of_cores(list(cores), [others for name, others in machines if name == socket.gethostname()])
     torch.set_num_threads(threads)
     return threads
 
 
-def share_of_cores(mine: Iterable[int], processes: Sequence[Iterable[int]]) -> int:
+def share_of_cores(mine: Iterable[int], world_size: Sequence[Iterable[int]]) -> int:
     """How many threads fall to a process: its cores, each divided by the processes of the machine that may use it."""
-    users = Counter(core for cores in processes for core in cores)
+    users = Counter(core for cores in world_size for core in cores)
     return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
 
 
@@ -137,17 +137,17 @@ def check_precision(precision: str, cpu: bool) -> None:
         raise ConfigError("--mixed-precision", expected="a GPU with bfloat16", got=name, fix="choose fp16 or no")
 
 
-def check_batch(batch_size: int, processes: int) -> None:
+def check_batch(batch_size: int, world_size: int) -> None:
     """Refuse a global batch of which processes would get unequal parts.
 
     Raises:
         ConfigError: the processes do not divide it.
     """
-    if batch_size % processes:
-        near = {batch_size - batch_size % processes, batch_size + processes - batch_size % processes} - {0}
+    if batch_size % world_size:
+        near = {batch_size - batch_size % world_size, batch_size + world_size - batch_size % world_size} - {0}
         raise ConfigError(
             "--batch-size",
-            expected=f"a global batch that {processes} processes divide",
+            expected=f"a global batch that {world_size} processes divide",
             got=str(batch_size),
             fix=f"--batch-size {' or '.join(map(str, sorted(near)))}",
         )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmcon.batch import tree_map
-from mmcon.distributed.collectives import from_all
+from mmcon.distributed.collectives import gather_objects
 from mmcon.distributed.fsdp import load_model, load_optimizer, whole_state
 from mmcon.loading.loader import ViewLoader
 from mmcon.models.ema import inside
@@ -65,15 +65,15 @@ def memories_of(loader: ViewLoader | None) -> list[dict[str, Any]]:
     """By process, what its loader remembers of earlier batches."""
     parts = loader.memories() if loader is not None else {}
     own = {name: tree_map(lambda x: x.detach().cpu(), part.state_dict()) for name, part in parts.items()}
-    return from_all(own) if parts else [own]
+    return gather_objects(own) if parts else [own]
 
 
 def remember(
-    loader: ViewLoader, saved: list[dict[str, Any]], *, process: int, processes: int, tell: Callable[[str], Any]
+    loader: ViewLoader, saved: list[dict[str, Any]], *, rank: int, world_size: int, tell: Callable[[str], Any]
 ) -> None:
     """Give the loader its memories back; of another number of processes, each takes one of theirs."""
     parts = loader.memories()
-    if parts and len(saved) != processes:
-        tell(f"resume: memories of {len(saved)} process(es) go on in {processes}")
+    if parts and len(saved) != world_size:
+        tell(f"resume: memories of {len(saved)} process(es) go on in {world_size}")
     for name, part in parts.items():
-        part.load_state_dict(saved[process % len(saved)].get(name, {}))
+        part.load_state_dict(saved[rank % len(saved)].get(name, {}))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmcon.batch import ViewBatch
-from mmcon.distributed.collectives import any_process
+from mmcon.distributed.collectives import any_rank
 from mmcon.distributed.fsdp import clip_gradients, gradient_norm
 from mmcon.errors import ConfigError, NonFiniteError
 from mmcon.training.settings import RunSettings
@@ -106,7 +106,7 @@ class Stepper:
             NonFiniteError: the loss or a gradient is not finite on any process; weights and optimizer are as before.
         """
         self.norm = self._gradient_norm()
-        if any_process(not self._sound(self.norm), self.accelerator.device):
+        if any_rank(not self._sound(self.norm), self.accelerator.device):
             self._refuse(place)
         else:
             self.skipped = 0
@@ -150,7 +150,7 @@ class Stepper:
             got=got,
             fix="lower the learning rate, raise the temperature, clip gradients, or pass --on-nonfinite skip;"
             f" `{place.replay}` shows what the model saw",
-            key=f"seed={place.seed}, step={place.step}, process={place.process}, sample={place.samples}",
+            key=f"seed={place.seed}, step={place.step}, process={place.rank}, sample={place.samples}",
         )
 
 
@@ -162,14 +162,14 @@ class Place:
         folder: of the run.
         seed: of the run.
         step: how many steps are done.
-        process: which one tells.
+        rank: which one tells.
         batch: what the step saw.
     """
 
     folder: Path
     seed: int
     step: int
-    process: int
+    rank: int
     batch: ViewBatch | None
 
     @property

@@ -150,7 +150,7 @@ def test_a_loader_goes_on_from_any_step():
 
 
 def test_processes_share_a_global_batch():
-    for whole, *shards in zip(loader(), *(loader(process=p, processes=4) for p in range(4)), strict=True):
+    for whole, *shards in zip(loader(), *(loader(rank=p, world_size=4) for p in range(4)), strict=True):
         rows = Index.cat([shard.index["image"] for shard in shards])
         assert sum(shard.index["image"].n for shard in shards) == whole.index["image"].n
         order = torch.argsort(rows["view"] * 1000 + rows["sample"])
@@ -202,7 +202,7 @@ def test_one_pass_gives_every_row_once_in_order():
     batches = list(one_pass(Pictures(), {"image": [Window()]}, batch_size=5))
     assert torch.cat([batch.index["image"]["sample"] for batch in batches]).tolist() == list(range(100, 100 + N))
     assert [batch.index["image"].n for batch in batches] == [5, 5, 5, 5, 2]
-    halves = [one_pass(Pictures(), {"image": [Window()]}, batch_size=6, process=p, processes=2) for p in range(2)]
+    halves = [one_pass(Pictures(), {"image": [Window()]}, batch_size=6, rank=p, world_size=2) for p in range(2)]
     seen = [batch.index["image"]["sample"] for half in halves for batch in half]
     assert sorted(torch.cat(seen).tolist()) == list(range(100, 100 + N))
 
@@ -211,4 +211,4 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match=r"views for \['image'\]; got views for \['audio'\]"):
         loader(views={"audio": [Identity()]})
     with pytest.raises(ConfigError, match=r"at least 7 rows, one a process; got batch_size=6"):
-        loader(processes=7)
+        loader(world_size=7)

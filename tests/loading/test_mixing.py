@@ -47,7 +47,7 @@ def mixed(name: str = "image/mixup") -> Chain:
     return Chain(crop, mmcon.create_view(name), mmcon.create_view("image/color-jitter", brightness=0.4))
 
 
-def batches(data, views, steps: int = 2, processes: int = 1, batch_size: int = BATCH, **options) -> list[ViewBatch]:
+def batches(data, views, steps: int = 2, world_size: int = 1, batch_size: int = BATCH, **options) -> list[ViewBatch]:
     """The batches of some steps, in each the rows of all processes one after another, view-major as one process has."""
     loaders = [
         ViewLoader(
@@ -55,11 +55,11 @@ def batches(data, views, steps: int = 2, processes: int = 1, batch_size: int = B
             views,
             UniformSampler(data.ids, batch_size=batch_size, seed=0),
             seed=5,
-            process=p,
-            processes=processes,
+            rank=p,
+            world_size=world_size,
             **options,
         )
-        for p in range(processes)
+        for p in range(world_size)
     ]
     made = [list(zip(range(steps), loader, strict=False)) for loader in loaders]
     return [joined([of[step][1] for of in made]) for step in range(steps)]
@@ -85,11 +85,11 @@ def same(a: ViewBatch, b: ViewBatch) -> bool:
 
 
 @pytest.mark.parametrize("name", ["image/mixup", "image/cutmix"])
-@pytest.mark.parametrize("processes", [2, 3, 9])
-def test_any_number_of_processes_makes_the_same_mixed_views(name, processes):
+@pytest.mark.parametrize("world_size", [2, 3, 9])
+def test_any_number_of_processes_makes_the_same_mixed_views(name, world_size):
     view = mixed(name)
     views = {"image": [view, view, mixed("image/cutmix")]}
-    for one, several in zip(batches(source(), views), batches(source(), views, processes=processes), strict=True):
+    for one, several in zip(batches(source(), views), batches(source(), views, world_size=world_size), strict=True):
         assert {"share", "partner_label", "partner_sample"} <= set(one.index["image"])
         assert same(one, several)
 
@@ -97,7 +97,7 @@ def test_any_number_of_processes_makes_the_same_mixed_views(name, processes):
 def test_a_worker_and_a_device_that_mixes_late_make_the_same():
     views = {"image": [mixed(), mixed("image/cutmix")]}
     here = batches(source(), views)
-    for other in (batches(source(), views, workers=1), batches(source(), views, device="cpu", processes=2)):
+    for other in (batches(source(), views, workers=1), batches(source(), views, device="cpu", world_size=2)):
         assert all(same(a, b) for a, b in zip(here, other, strict=True))
 
 
@@ -138,9 +138,9 @@ def test_other_modalities_say_that_they_are_not_mixed():
     words = TensorSource(torch.rand(12, 3), modality="vector", ids=torch.arange(12))
     data = JoinedSource(pictures, words)
     views = {"image": [mixed()], "vector": [mmcon.views.Identity()]}
-    for process in range(6):
+    for rank in range(6):
         sampler = UniformSampler(data.ids, batch_size=12, seed=0)
-        batch = next(iter(ViewLoader(data, views, sampler, seed=0, process=process, processes=6)))
+        batch = next(iter(ViewLoader(data, views, sampler, seed=0, rank=rank, world_size=6)))
         text = batch.index["vector"]
         assert torch.equal(text["partner_sample"], text["sample"])
         assert torch.equal(text["share"], torch.ones(2, dtype=torch.float64))
@@ -156,7 +156,7 @@ def test_all_views_of_a_sample_may_share_the_draw_of_a_partner():
     crop = mmcon.create_view("image/random-resized-crop", size=SIZE)
     view = Chain(("crop", crop), ("mix", SharedByViews(mmcon.create_view("image/cutmix"))))
     views = {"image": [view, view]}
-    (one,), (three,) = batches(source(), views, steps=1), batches(source(), views, steps=1, processes=3)
+    (one,), (three,) = batches(source(), views, steps=1), batches(source(), views, steps=1, world_size=3)
     assert same(one, three)
     table = one.index["image"]
     assert torch.equal(table["partner_sample"][:BATCH], table["partner_sample"][BATCH:])
@@ -182,7 +182,7 @@ def test_who_has_an_unreadable_partner_stays_as_it_is(photos):
     data = image_folder(photos, split="train", check="none")
     views = {"image": [mixed()] * 2}
     (one,) = batches(data, views, steps=1, batch_size=12)
-    (two,) = batches(data, views, steps=1, batch_size=12, processes=2)
+    (two,) = batches(data, views, steps=1, batch_size=12, world_size=2)
     assert same(one, two)
     table = one.index["image"]
     assert table.n == 22  # both views of the faulty sample are left out
@@ -199,7 +199,7 @@ def test_missing_modalities_count_in_no_place():
     data = JoinedSource(there, words)
     views = {"image": [mixed()], "vector": [mmcon.views.Identity()]}
     options = {"batch_size": 20, "steps": 1}
-    (one,), (three,) = batches(data, views, **options), batches(data, views, processes=3, **options)
+    (one,), (three,) = batches(data, views, **options), batches(data, views, world_size=3, **options)
     assert one.index["image"].n < 20
     assert same(one, three)
 
@@ -210,7 +210,7 @@ def test_a_stream_mixes_within_its_global_batches():
     def rows(skip: int):
         return iter([StreamRow(f"row {i}", pixels[i], i % 3) for i in range(skip, 30)])
 
-    def loaded(process: int, processes: int) -> ViewBatch:
+    def loaded(rank: int, world_size: int) -> ViewBatch:
         stream = Stream(rows, modality="image", handle=lambda media, name: media, classes=("a", "b", "c"))
         loader = StreamLoader(
             stream,
@@ -219,8 +219,8 @@ def test_a_stream_mixes_within_its_global_batches():
             buffer=20,
             steps_per_epoch=2,
             seed=0,
-            process=process,
-            processes=processes,
+            rank=rank,
+            world_size=world_size,
         )
         return next(iter(loader))
 

@@ -17,7 +17,7 @@ from mmcon.training.optim import create_optimizer
 
 # 1,000 weights, 100 bytes and 10 operations a row; 64 samples in 2 views over 4 processes: 32 rows each, 128 in all.
 SMALL = Plan(
-    encoder="made up", parameters=1000, row_bytes=100, operations=10, batch_size=64, processes=4, precision="no"
+    encoder="made up", parameters=1000, row_bytes=100, operations=10, batch_size=64, world_size=4, precision="no"
 )
 
 
@@ -52,20 +52,20 @@ def test_traffic_by_hand():
     assert (traffic.gradients, traffic.weights) == (2 * 3000, 0)
     parts = replace(SMALL, engine="fsdp2").traffic
     assert (parts.gradients, parts.weights) == (3000, 6000)
-    assert replace(SMALL, processes=1).traffic.total == 0
+    assert replace(SMALL, world_size=1).traffic.total == 0
 
 
 def test_tiles_do_not_grow_with_the_batch():
-    large = replace(SMALL, batch_size=65_536, processes=1024)
+    large = replace(SMALL, batch_size=65_536, world_size=1024)
     assert large.loss_bytes < large.candidates * 1200 + TILES * TILE**2 * 4
     # 128 rows of one of 1,024 processes against 131,072: 64 MiB, if it were written out.
     assert large.dense_loss_bytes == 128 * 131_072 * 4
 
 
 def test_the_slowest_link_counts():
-    near, far = SMALL.network_seconds, replace(SMALL, processes=16).network_seconds
+    near, far = SMALL.network_seconds, replace(SMALL, world_size=16).network_seconds
     assert near == pytest.approx(SMALL.traffic.total / 450e9)
-    assert far == pytest.approx(replace(SMALL, processes=16).traffic.total / 50e9)
+    assert far == pytest.approx(replace(SMALL, world_size=16).traffic.total / 50e9)
 
 
 @pytest.mark.parametrize(("settings", "told"), [

@@ -125,7 +125,7 @@ def test_processes_divide_batches_of_whole_prompts(recipe):
     """Three languages: of a batch of 16, five prompts alone, and four where two processes share them."""
     config = recipe.Config(objective="cross-lingual", batch_size=16)
     train = open_source(config.data, "train", rate_hz=config.hertz)
-    sizes = [recipe.make_sampler(config, train, processes=n).batch_size for n in (1, 2, 4, 8)]
+    sizes = [recipe.make_sampler(config, train, world_size=n).batch_size for n in (1, 2, 4, 8)]
     assert sizes == [15, 12, 12, 24]
 
 

@@ -87,11 +87,11 @@ def test_occurrences_number_the_repeats_within_an_epoch(chosen, epoch):
 
 @settings(max_examples=30, deadline=None)
 @given(settings_of_samplers, st.integers(1, 5), st.integers(0, 60))
-def test_shards_of_any_number_of_processes_make_up_the_batch_at_any_resume_point(chosen, processes, step):
+def test_shards_of_any_number_of_processes_make_up_the_batch_at_any_resume_point(chosen, world_size, step):
     _, sampler = make(*chosen)
     _, again = make(*chosen)
     whole = sampler.batch(step)
-    parts = [again.batch(step).shard(p, processes) for p in range(processes)]
+    parts = [again.batch(step).shard(p, world_size) for p in range(world_size)]
     assert torch.cat([p.positions for p in parts]).tolist() == whole.positions.tolist()
     assert torch.cat([p.occurrence for p in parts]).tolist() == whole.occurrence.tolist()
 

@@ -55,7 +55,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("name", SAMPLERS)
 @settings(max_examples=15, deadline=None)
 @given(SIZES, SEEDS, st.integers(0, 50), st.integers(1, 5))
-def test_the_state_is_a_step_and_processes_only_share_out(name, sizes, seed, step, processes):
+def test_the_state_is_a_step_and_processes_only_share_out(name, sizes, seed, step, world_size):
     labels = shuffled(sizes, seed)
     resumed, walked = SAMPLERS[name](labels, seed), SAMPLERS[name](labels, seed)
     for before in range(max(0, step - 3), step):
@@ -63,7 +63,7 @@ def test_the_state_is_a_step_and_processes_only_share_out(name, sizes, seed, ste
     whole = walked.batch(step)
     assert len(whole) == resumed.batch_size
     assert bool(((whole.positions >= 0) & (whole.positions < len(labels))).all())
-    parts = [resumed.batch(step).shard(process, processes) for process in range(processes)]
+    parts = [resumed.batch(step).shard(rank, world_size) for rank in range(world_size)]
     assert torch.cat([part.positions for part in parts]).tolist() == whole.positions.tolist()
     assert torch.cat([part.occurrence for part in parts]).tolist() == whole.occurrence.tolist()
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -82,14 +82,14 @@ def test_repeats_within_an_epoch_are_numbered(name, sizes, seed, epoch):
 
 @settings(max_examples=25, deadline=None)
 @given(SIZES, SEEDS, st.integers(1, 3), st.integers(2, 3), st.integers(2, 4), st.integers(0, 200))
-def test_whole_classes_stand_on_one_process(sizes, seed, processes, each, piece, step):
-    places = processes * each
+def test_whole_classes_stand_on_one_process(sizes, seed, world_size, each, piece, step):
+    places = world_size * each
     sizes = sizes + [3] * max(0, places - len(sizes))
     labels = shuffled(sizes, seed)
     sampler = ClassAwareSampler(
-        labels, batch_size=places * piece, classes_per_batch=places, seed=seed, whole_classes=processes
+        labels, batch_size=places * piece, classes_per_batch=places, seed=seed, whole_classes=world_size
     )
-    shards = [labels[sampler.batch(step).shard(p, processes).positions] for p in range(processes)]
+    shards = [labels[sampler.batch(step).shard(p, world_size).positions] for p in range(world_size)]
     counts = [shard.unique(return_counts=True) for shard in shards]
     assert all(of.tolist() == [piece] * each for _, of in counts)
     assert len(torch.cat([classes for classes, _ in counts]).unique()) == places

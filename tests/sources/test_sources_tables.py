@@ -288,7 +288,7 @@ def test_an_epoch_of_a_stream_has_every_row_once():
 
 def test_processes_share_a_stream_without_loss_or_repeat():
     one = samples(whole(numbers(100)))
-    three = [samples(whole(numbers(100), process=p, processes=3)) for p in range(3)]
+    three = [samples(whole(numbers(100), rank=p, world_size=3)) for p in range(3)]
     assert [list(chain(*parts)) for parts in zip(*three, strict=True)] == one
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import fsdp
-from mmcon.distributed.collectives import any_process, from_all, patient_group, share_from_first, wait_for_all, whole
+from mmcon.distributed.collectives import any_rank, barrier, broadcast_from_first, gather_objects, patient_group, whole
 from mmcon.errors import ConfigError, InputError
 from mmcon.models.batch_norm import GlobalBatchNorm
 from mmcon.training import run_folder
@@ -36,12 +36,12 @@ def together(rank, port, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=3))
     found = {
-        "all": from_all(("process", rank)),
-        "any": [any_process(rank == 1, "cpu"), any_process(False, "cpu")],
+        "all": gather_objects(("process", rank)),
+        "any": [any_rank(rank == 1, "cpu"), any_rank(False, "cpu")],
         "failures": failures_of_all(Loader({rank: f"unreadable {rank}"})),
     }
     image = torch.arange(24.0).view(1, 4, 2, 3).to(memory_format=torch.channels_last) * (rank + 1)
-    share_from_first([image, number := torch.tensor(rank + 5)])
+    broadcast_from_first([image, number := torch.tensor(rank + 5)])
     found["shared"] = image, number
     found |= in_parts(rank)
     found["normalised"] = normalised(rank)
@@ -51,7 +51,7 @@ def together(rank, port, folder):
     found["modalities"] = told(lambda: fsdp.check_alike(batch))
     patience = patient_group()
     time.sleep(5 * (rank == 0))  # longer than the limit of three seconds
-    wait_for_all(patience)
+    barrier(patience)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -142,7 +142,7 @@ def test_two_processes(tmp_path):
 # --- what one process can show ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mine", "processes", "threads"), [
+@pytest.mark.parametrize(("mine", "world_size", "threads"), [
     (range(2), [range(2)], 2),
     (range(8), [range(8)] * 8, 1),
     (range(20), [range(20)] * 8, 2),  # 2.5 each
@@ -150,8 +150,8 @@ def test_two_processes(tmp_path):
     (range(12), [range(12 * i, 12 * i + 12) for i in range(8)], 12),  # tasks tied to cores of their own
     (range(18), [range(18)] * 6, 3),
 ])  # fmt: skip
-def test_cores_are_shared_by_those_who_may_use_them(mine, processes, threads):
-    assert share_of_cores(mine, processes) == threads
+def test_cores_are_shared_by_those_who_may_use_them(mine, world_size, threads):
+    assert share_of_cores(mine, world_size) == threads
 
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path):
@@ -163,8 +163,8 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path):
 
 
 def test_one_process_talks_to_itself():
-    assert from_all(3) == [3]
-    assert any_process(True, "cpu")
+    assert gather_objects(3) == [3]
+    assert any_rank(True, "cpu")
     assert patient_group() is None
-    wait_for_all(None)
+    barrier(None)
     assert failures_of_all(None) == {}

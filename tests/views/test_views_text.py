@@ -166,7 +166,7 @@ def test_emoji_names_go_through_the_loader_the_same_for_any_number_of_processes(
     view = Chain(create_view("text/any-column"), create_view("text/typos"), create_view("text/tokens", max_tokens=12))
     sampler = FixedOrderSampler(source.labels, batch_size=8, seed=0)
     whole = next(iter(ViewLoader(source, {"text": [view, view]}, sampler, seed=0)))
-    part = next(iter(ViewLoader(source, {"text": [view, view]}, sampler, seed=0, process=1, processes=2)))
+    part = next(iter(ViewLoader(source, {"text": [view, view]}, sampler, seed=0, rank=1, world_size=2)))
     ids = whole.views["text"][0]["input_ids"].view(2, 8, -1)[:, 4:]
     assert torch.equal(part.views["text"][0]["input_ids"].view(2, 4, -1), ids)
     assert not torch.equal(ids[0], ids[1])

@@ -2,8 +2,8 @@
 
 Every sampler here is one generator, `ClipSampler`, with another rule for its frame times (`mmcon_views.video.moments`).
 It draws in seconds, from the clip's duration and frame rate, and `apply` decodes only those frames. It fills four
-columns of the index table, which is all that a graded affinity of time needs: `time` (center of the span), `time_start`,
-`time_end` (seconds of the clip's clock) and `group` (the clip).
+columns of the index table for graded affinities of time: `time` (center of the span), `time_start`, `time_end` (seconds
+of the clip's clock) and `group` (the clip).
 """
 
 from __future__ import annotations
