@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 import mmcon
 from mmcon.errors import MmconError
 from mmcon.media.video import scaled_size
-from mmcon.media.video_files import FrameCache, open_clip
+from mmcon.media.video_files import FrameCache, open_video
 from mmcon.sources import bundled
 
 FRAMES, SIDE = 16, 112
@@ -78,7 +78,7 @@ def seeking_pyav(path: Path, times: list[float]) -> Tensor:
 
 
 def decoders(path: Path) -> dict[str, Callable[[list[float]], Tensor]]:
-    clip, cached = open_clip(path), open_clip(path, cache=FrameCache(4 << 30))
+    clip, cached = open_video(path), open_video(path, cache=FrameCache(4 << 30))
     found: dict[str, Callable[[list[float]], Tensor]] = {
         "mmcon": lambda times: clip.decode(times, shorter_side=SIDE),
         "mmcon, frames cached": lambda times: cached.decode(times, shorter_side=SIDE),
@@ -99,7 +99,7 @@ def decoders(path: Path) -> dict[str, Callable[[list[float]], Tensor]]:
     except ImportError:
         print("decord is not installed: left out")
     try:
-        other = open_clip(path, decoder="torchcodec")
+        other = open_video(path, decoder="torchcodec")
         other.decode([0.0])
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
@@ -115,7 +115,7 @@ def decoders(path: Path) -> dict[str, Callable[[list[float]], Tensor]]:
 
 
 def decoding(path: Path, rounds: int) -> None:
-    header = open_clip(path).header
+    header = open_video(path).header
     starts = torch.linspace(0, max(0.0, header.duration_seconds - FRAMES * 0.08), 6).tolist()
     spans = [[start + 0.08 * i for i in range(FRAMES)] for start in starts]
     contestants = {n: (lambda _, f=f: [f(times) for times in spans]) for n, f in decoders(path).items()}

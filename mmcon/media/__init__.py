@@ -1,19 +1,19 @@
 """Handles on media: read the header, then decode a region, a scale or a span on request."""
 
-from mmcon.media.audio import Sound, SoundContract, open_sounds
+from mmcon.media.audio import AudioFormat, AudioHandle, open_audio
 from mmcon.media.image import ImageHandle, open_images
-from mmcon.media.video import Clip, FrameStack, Span
-from mmcon.media.video_files import FrameCache, open_clip
+from mmcon.media.video import FrameStack, VideoHandle, VideoSpan
+from mmcon.media.video_files import FrameCache, open_video
 
 __all__ = [
-    "Clip",
+    "AudioFormat",
+    "AudioHandle",
     "FrameCache",
     "FrameStack",
     "ImageHandle",
-    "Sound",
-    "SoundContract",
-    "Span",
-    "open_clip",
+    "VideoHandle",
+    "VideoSpan",
+    "open_audio",
     "open_images",
-    "open_sounds",
+    "open_video",
 ]

@@ -1,7 +1,7 @@
 """Handles on sounds: the header says how long a recording is; only the span that is drawn is decoded.
 
-    contract = SoundContract(rate_hz=16_000, channels=1)
-    sound = Sound("interview.flac", contract=contract)
+    audio_format = AudioFormat(rate_hz=16_000, channels=1)
+    sound = AudioHandle("interview.flac", audio_format=audio_format)
     sound.facts                                   # {"length": 81_920, "rate_hz": 16_000}: at the contract's rate
     sound.decode(start=16_000, length=32_000)     # 1 32000: two seconds from the second second on
 
@@ -34,14 +34,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmcon.errors import DataError, InputError
-from mmcon.media.audio_files import CONTAINERS, SUFFIXES, Header, open_file
+from mmcon.media.audio_files import CONTAINERS, SUFFIXES, AudioHeader, open_audio_file
 
 # torchaudio's resampling kernel has rate·rate/gcd² entries or so; beyond this a pair of rates is refused.
 _LARGEST_KERNEL = 20_000_000
 
 
 @dataclass(frozen=True)
-class SoundContract:
+class AudioFormat:
     """What every sound of a source is brought to, and what happens to bad ones.
 
     Attributes:
@@ -60,11 +60,11 @@ class SoundContract:
     def __post_init__(self) -> None:
         if self.rate_hz < 1 or self.channels < 1:
             got = f"rate_hz={self.rate_hz}, channels={self.channels}"
-            raise InputError("SoundContract", expected="rate_hz >= 1 and channels >= 1", got=got)
+            raise InputError("AudioFormat", expected="rate_hz >= 1 and channels >= 1", got=got)
 
 
 @final
-class Sound:
+class AudioHandle:
     """A sound that is opened but not decoded.
 
     Args:
@@ -78,21 +78,21 @@ class Sound:
         self,
         source: str | Path | bytes | np.ndarray | Tensor,
         *,
-        contract: SoundContract | None = None,
+        audio_format: AudioFormat | None = None,
         id: str = "",
         source_rate_hz: int | None = None,
     ) -> None:
-        self.source, self.contract = source, contract or SoundContract()
+        self.source, self.audio_format = source, audio_format or AudioFormat()
         self.id = id or (str(source) if isinstance(source, str | Path) else f"a sound from {type(source).__name__}")
         self.source_rate_hz = source_rate_hz
         if isinstance(source, np.ndarray | Tensor) and source_rate_hz is None:
-            raise InputError("Sound", expected="source_rate_hz with samples in memory", got="None")
+            raise InputError("AudioHandle", expected="source_rate_hz with samples in memory", got="None")
 
     def __repr__(self) -> str:
-        return f"Sound({self.id!r})"
+        return f"AudioHandle({self.id!r})"
 
     @cached_property
-    def header(self) -> Header:
+    def header(self) -> AudioHeader:
         """Length, rate and channels as the file states them.
 
         Raises:
@@ -101,8 +101,10 @@ class Sound:
         if isinstance(self.source, np.ndarray | Tensor):
             samples = torch.as_tensor(self.source)
             assert self.source_rate_hz is not None
-            return Header(samples.shape[-1], self.source_rate_hz, 1 if samples.dim() == 1 else len(samples), "memory")
-        return open_file(self.source, self.id)[0]
+            return AudioHeader(
+                samples.shape[-1], self.source_rate_hz, 1 if samples.dim() == 1 else len(samples), "memory"
+            )
+        return open_audio_file(self.source, self.id)[0]
 
     @cached_property
     def facts(self) -> dict[str, int]:
@@ -114,9 +116,9 @@ class Sound:
         try:
             header = self.header
         except DataError:
-            return {"length": 0, "rate_hz": self.contract.rate_hz}
-        length = math.ceil(header.length * self.contract.rate_hz / header.rate_hz)
-        return {"length": length, "rate_hz": self.contract.rate_hz}
+            return {"length": 0, "rate_hz": self.audio_format.rate_hz}
+        length = math.ceil(header.length * self.audio_format.rate_hz / header.rate_hz)
+        return {"length": length, "rate_hz": self.audio_format.rate_hz}
 
     def decode(self, start: int = 0, length: int | None = None) -> Float[Tensor, "c t"]:
         """Decode a span, brought to the contract's rate and channels.
@@ -136,15 +138,15 @@ class Sound:
         length = total - start if length is None else length
         if not 0 <= start <= start + length <= total:
             raise InputError(
-                f"Sound.decode of {self.id!r}",
+                f"AudioHandle.decode of {self.id!r}",
                 expected=f"a span within the {total} samples",
                 got=f"start={start}, length={length}",
                 fix="sound.facts['length'] says how many there are; audio/crop pads what is shorter",
             )
-        if header.rate_hz == self.contract.rate_hz:
+        if header.rate_hz == self.audio_format.rate_hz:
             return self._mix(self._read(start, length))
-        g = math.gcd(header.rate_hz, self.contract.rate_hz)
-        old, new = header.rate_hz // g, self.contract.rate_hz // g
+        g = math.gcd(header.rate_hz, self.audio_format.rate_hz)
+        old, new = header.rate_hz // g, self.audio_format.rate_hz // g
         # Blocks of `new` samples come from blocks of `old`; one filter's width more on both sides.
         margin = math.ceil((6 * old / (0.99 * min(old, new)) + 1) / old) + 1
         first = max(0, start // new - margin)
@@ -159,31 +161,31 @@ class Sound:
             samples = torch.as_tensor(self.source, dtype=torch.float32)
             span = (samples if samples.dim() == 2 else samples[None])[:, start : start + length]
         else:
-            header, file = open_file(self.source, self.id)
+            header, file = open_audio_file(self.source, self.id)
             span = file(start, length)
             missing = length - span.shape[1]
             slack = header.rate_hz // 10 if header.estimated else 0
-            if missing > slack and self.contract.on_short == "error":
+            if missing > slack and self.audio_format.on_short == "error":
                 raise DataError(
                     f"sound {self.id!r}",
                     expected=f"{header.length} samples, as its header says",
                     got=f"{start + span.shape[1]} before it breaks off",
-                    fix="replace the file, or fill the end with SoundContract(on_short='zero')",
+                    fix="replace the file, or fill the end with AudioFormat(on_short='zero')",
                 )
             span = nn.functional.pad(span, (0, missing))
         if not bool(torch.isfinite(span).all()):
-            if self.contract.on_non_finite == "error":
+            if self.audio_format.on_non_finite == "error":
                 raise DataError(
                     f"sound {self.id!r}",
                     expected="finite samples",
                     got=f"{int((~torch.isfinite(span)).sum())} of {span.numel()} NaN or infinite",
-                    fix="replace the file, or silence them with SoundContract(on_non_finite='zero')",
+                    fix="replace the file, or silence them with AudioFormat(on_non_finite='zero')",
                 )
             span = torch.nan_to_num(span, nan=0.0, posinf=0.0, neginf=0.0)
         return span
 
     def _mix(self, span: Tensor) -> Tensor:
-        wanted = self.contract.channels
+        wanted = self.audio_format.channels
         if len(span) == wanted:
             return span
         if wanted == 1:
@@ -194,7 +196,7 @@ class Sound:
             f"sound {self.id!r}",
             expected=f"{wanted} channels, or one that is repeated",
             got=f"{len(span)} channels",
-            fix="SoundContract(channels=1) mixes all files down",
+            fix="AudioFormat(channels=1) mixes all files down",
         )
 
 
@@ -214,9 +216,9 @@ def resampler(old: int, new: int) -> nn.Module:
     return torchaudio.transforms.Resample(old // g, new // g)
 
 
-def open_sounds(
-    sources: str | Path | Sequence[str | Path | bytes], *, contract: SoundContract | None = None
-) -> list[Sound]:
+def open_audio(
+    sources: str | Path | Sequence[str | Path | bytes], *, audio_format: AudioFormat | None = None
+) -> list[AudioHandle]:
     """Handles on all sounds below a folder, or on those that are named, with one contract; every header is read.
 
     Raises:
@@ -227,7 +229,7 @@ def open_sounds(
         files: Sequence[Any] = sorted(f for f in Path(sources).expanduser().rglob("*") if f.suffix.lower() in endings)
     else:
         files = sources
-    sounds = [Sound(file, contract=contract) for file in files]
+    sounds = [AudioHandle(file, audio_format=audio_format) for file in files]
     if not sounds:
         raise DataError("sounds", expected="at least one", got=f"none in {str(sources)!r}", fix="check the path")
     for sound in sounds:

@@ -13,13 +13,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmcon.errors import DataError
-from mmcon.media.video import SAME_MOMENT_SECONDS, Clip, ClipHeader, FrameStack, scaled
+from mmcon.media.video import SAME_MOMENT_SECONDS, FrameStack, VideoHandle, VideoHeader, scaled
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 @final
-class FrameFolder(Clip):
+class FrameFolder(VideoHandle):
     """A folder of images, one a frame, in the natural order of their names (`2.png` before `10.png`).
 
     Args:
@@ -39,7 +39,7 @@ class FrameFolder(Clip):
                 name or str(folder),
                 expected="the rate at which the frames were taken",
                 got=f"frames_per_second={frames_per_second}",
-                fix="open_clip(folder, frames_per_second=25), or a column frames_per_second in the manifest",
+                fix="open_video(folder, frames_per_second=25), or a column frames_per_second in the manifest",
             )
         from PIL import Image
 
@@ -47,7 +47,7 @@ class FrameFolder(Clip):
             width, height = first.size
         count = len(self.files)
         super().__init__(
-            name or str(folder), ClipHeader(count / frames_per_second, float(frames_per_second), count, height, width)
+            name or str(folder), VideoHeader(count / frames_per_second, float(frames_per_second), count, height, width)
         )
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
@@ -57,7 +57,7 @@ class FrameFolder(Clip):
         decoded = {i: scaled(self._image(self.files[i])[None], shorter_side)[0] for i in dict.fromkeys(shown)}
         return torch.stack([decoded[i] for i in shown])
 
-    def everything(self, shorter_side: int | None) -> FrameStack:
+    def decode_all(self, shorter_side: int | None) -> FrameStack:
         """Decode all images."""
         rate = self.header.frames_per_second
         frames = self.read([i / rate for i in range(len(self.files))], shorter_side)
@@ -75,7 +75,7 @@ class FrameFolder(Clip):
 
 
 @final
-class AnimatedImage(Clip):
+class AnimatedImage(VideoHandle):
     """An animated GIF, WebP or PNG, each frame shown for as long as the file says (100 ms where it says 0).
 
     Such files store differences between frames, so they are decoded from the start; they are small.
@@ -91,13 +91,13 @@ class AnimatedImage(Clip):
         ends = torch.tensor(durations, dtype=torch.float64).cumsum(0) / 1000
         self.times, self.end = [0.0, *ends[:-1].tolist()], float(ends[-1])
         count = len(durations)
-        super().__init__(name or str(file), ClipHeader(self.end, count / self.end, count, height, width))
+        super().__init__(name or str(file), VideoHeader(self.end, count / self.end, count, height, width))
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
         """Decode all and look up."""
-        return self.everything(shorter_side).read(times, None)
+        return self.decode_all(shorter_side).read(times, None)
 
-    def everything(self, shorter_side: int | None) -> FrameStack:
+    def decode_all(self, shorter_side: int | None) -> FrameStack:
         """Decode all frames."""
         from PIL import Image
         from torchvision.transforms.functional import pil_to_tensor

@@ -10,7 +10,7 @@ from mmcon.errors import InputError
 
 
 @final
-class Several:
+class Instances:
     """Handles on all instances of a sample; `any/instance` draws one for each view.
 
     Args:
@@ -20,7 +20,7 @@ class Several:
 
     def __init__(self, instances: Sequence[Any], *, widest: int) -> None:
         if not 1 <= len(instances) <= widest:
-            raise InputError("Several", expected=f"1 to {widest} instances", got=str(len(instances)))
+            raise InputError("Instances", expected=f"1 to {widest} instances", got=str(len(instances)))
         self.instances, self.widest = list(instances), widest
 
     @cached_property
@@ -37,4 +37,4 @@ class Several:
         return self.instances[0].decode()
 
     def __repr__(self) -> str:
-        return f"Several({self.instances!r})"
+        return f"Instances({self.instances!r})"

@@ -1,6 +1,6 @@
 """Handles on texts: a text, or several versions of it (title and body, translations), still as strings.
 
-Text(("Apples are red.", "Äpfel sind rot."), names=("en", "de")).decode()   # the first version
+TextHandle(("Apples are red.", "Äpfel sind rot."), names=("en", "de")).decode()   # the first version
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mmcon.errors import DataError
 
 @final
 @dataclass(frozen=True)
-class Text:
+class TextHandle:
     """A text that is not yet tokenised; views of words and characters work on it.
 
     Attributes:
@@ -41,17 +41,17 @@ class Text:
         """The text at hand, as a string."""
         return self.value
 
-    def version(self, name: str) -> Text:
+    def version(self, name: str) -> TextHandle:
         """Another column as the text at hand."""
         if name not in self.names:
             raise DataError(f"text {self.id!r}", expected=f"a column among {list(self.names)}", got=repr(name))
         return self.only(self.versions[self.names.index(name)])
 
-    def only(self, value: str) -> Text:
+    def only(self, value: str) -> TextHandle:
         """A changed text; the other columns stay behind."""
         return replace(self, versions=(value,), names=self.names[:1])
 
 
-def as_texts(samples: Sequence[Text | str]) -> list[Text]:
+def as_text_handles(samples: Sequence[TextHandle | str]) -> list[TextHandle]:
     """Handles, also for plain strings."""
-    return [sample if isinstance(sample, Text) else Text((sample,)) for sample in samples]
+    return [sample if isinstance(sample, TextHandle) else TextHandle((sample,)) for sample in samples]

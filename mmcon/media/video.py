@@ -26,7 +26,7 @@ Decoder = Literal["pyav", "torchcodec", "auto"]
 
 
 @dataclass(frozen=True)
-class ClipHeader:
+class VideoHeader:
     """What is known of a clip without decoding what will be drawn.
 
     Attributes:
@@ -44,7 +44,7 @@ class ClipHeader:
     width: int
 
 
-class Clip(ABC):
+class VideoHandle(ABC):
     """A clip whose frames are decoded on request. A subclass implements `read`.
 
     Args:
@@ -52,13 +52,13 @@ class Clip(ABC):
         header: the whole clip's header.
     """
 
-    def __init__(self, name: str, header: ClipHeader) -> None:
+    def __init__(self, name: str, header: VideoHeader) -> None:
         if not (header.duration_seconds > 0 and header.frames_per_second > 0 and min(header.height, header.width) > 0):
             raise DataError(
                 name,
                 expected="a clip with a duration, a frame rate and a size above 0",
                 got=str(header),
-                fix="give its rate, open_clip(path, frames_per_second=25), or leave the clip out",
+                fix="give its rate, open_video(path, frames_per_second=25), or leave the clip out",
             )
         self.name, self.header = name, header
 
@@ -67,7 +67,7 @@ class Clip(ABC):
         """Decode the frames that ascending moments show, on the clip's own clock."""
 
     @abstractmethod
-    def everything(self, shorter_side: int | None) -> FrameStack:
+    def decode_all(self, shorter_side: int | None) -> FrameStack:
         """Decode the whole clip, every frame at its own time."""
 
     @property
@@ -121,10 +121,10 @@ class Clip(ABC):
 
 
 @final
-class Span(Clip):
+class VideoSpan(VideoHandle):
     """A part of a clip, on the whole clip's clock, so that times in two parts of one clip can be compared."""
 
-    def __init__(self, clip: Clip, begin: int | float, end: int | float) -> None:
+    def __init__(self, clip: VideoHandle, begin: int | float, end: int | float) -> None:
         duration = clip.header.duration_seconds
         if not 0 <= begin < end <= duration + 0.5:
             raise DataError(
@@ -145,13 +145,13 @@ class Span(Clip):
         """Decode in the whole clip."""
         return self.clip.read(times, shorter_side)
 
-    def everything(self, shorter_side: int | None) -> FrameStack:
+    def decode_all(self, shorter_side: int | None) -> FrameStack:
         """Decode the whole clip that it is a part of."""
-        return self.clip.everything(shorter_side)
+        return self.clip.decode_all(shorter_side)
 
 
 @final
-class FrameStack(Clip):
+class FrameStack(VideoHandle):
     """Frames in memory.
 
     Args:
@@ -183,7 +183,7 @@ class FrameStack(Clip):
         self.frames, self.times = frames, list(times)
         duration = (end if end is not None else times[-1] + 1 / frames_per_second) - times[0]
         super().__init__(
-            name, ClipHeader(float(duration), float(frames_per_second), count, frames.shape[-2], frames.shape[-1])
+            name, VideoHeader(float(duration), float(frames_per_second), count, frames.shape[-2], frames.shape[-1])
         )
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
@@ -191,7 +191,7 @@ class FrameStack(Clip):
         shown = [max(0, bisect.bisect_right(self.times, t + SAME_MOMENT_SECONDS) - 1) for t in times]
         return scaled(self.frames[shown], shorter_side)
 
-    def everything(self, shorter_side: int | None) -> FrameStack:
+    def decode_all(self, shorter_side: int | None) -> FrameStack:
         """The same frames, scaled."""
         end = self.times[0] + self.header.duration_seconds
         rate = self.header.frames_per_second

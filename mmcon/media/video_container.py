@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmcon.errors import DataError, MissingDependencyError
-from mmcon.media.video import SAME_MOMENT_SECONDS, Clip, ClipHeader, Decoder, FrameStack, scaled, scaled_size
+from mmcon.media.video import SAME_MOMENT_SECONDS, Decoder, FrameStack, VideoHandle, VideoHeader, scaled, scaled_size
 
 # Only decoded frames tell of rotation, of an order that is not that of time, and of missing timestamps.
 LOOK_AHEAD_FRAMES = 8
@@ -28,7 +28,7 @@ HOLD_SECONDS = 0.5
 
 
 @final
-class VideoFile(Clip):
+class VideoFile(VideoHandle):
     """A video file.
 
     The first frames are decoded when it is opened: the bindings show rotation on frames only, and some files have no
@@ -38,7 +38,7 @@ class VideoFile(Clip):
         file: the file, or its bytes.
         name: what it is called in messages.
         frames_per_second: the rate where the file has none.
-        decoder: see `open_clip`.
+        decoder: see `open_video`.
 
     Raises:
         DataError: it cannot be opened, has no video stream, no decodable frame, or no rate.
@@ -73,12 +73,12 @@ class VideoFile(Clip):
             rate = rate or (counted / duration if duration else 0)
         if not rate:
             raise DataError(
-                name, expected="a frame rate", got="none in the file", fix="open_clip(path, frames_per_second=25)"
+                name, expected="a frame rate", got="none in the file", fix="open_video(path, frames_per_second=25)"
             )
         self.rate = rate
         count = counted or opened.count or max(1, round(duration * rate))
         super().__init__(
-            name, ClipHeader(max(duration, 1 / rate), count / max(duration, 1 / rate), count, height, width)
+            name, VideoHeader(max(duration, 1 / rate), count / max(duration, 1 / rate), count, height, width)
         )
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
@@ -96,7 +96,7 @@ class VideoFile(Clip):
                     pictures[id(frame)] = self._picture(frame, size)
         return torch.stack([pictures[id(frame)] for frame in shown])
 
-    def everything(self, shorter_side: int | None) -> FrameStack:
+    def decode_all(self, shorter_side: int | None) -> FrameStack:
         """Decode the whole file; frames come out in the order of their times."""
         size = scaled_size(self.header.height, self.header.width, shorter_side)
         with _Opened(self.file, self.name) as opened:

@@ -1,6 +1,6 @@
 """Opening clips: video files, folders of frames and animated images; and keeping some of them decoded.
 
-clip = open_clip("walk.mp4")
+clip = open_video("walk.mp4")
 clip.header.duration_seconds, clip.header.frames_per_second
 frames = clip.decode([1.0, 1.5, 2.0], shorter_side=128)     # `t c h w` uint8
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmcon.errors import DataError
 from mmcon.media.frame_sequence import AnimatedImage, FrameFolder
-from mmcon.media.video import Clip, Decoder, FrameStack
+from mmcon.media.video import Decoder, FrameStack, VideoHandle
 from mmcon.media.video_container import VideoFile
 
 VIDEO_SUFFIXES = (
@@ -38,14 +38,14 @@ VIDEO_SUFFIXES = (
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")
 
 
-def open_clip(
+def open_video(
     path: str | Path | bytes,
     *,
     name: str = "",
     frames_per_second: int | float | None = None,
     decoder: Decoder = "pyav",
     cache: FrameCache | None = None,
-) -> Clip:
+) -> VideoHandle:
     """Open a video file, a folder of frames or an animated image, and read its header.
 
     Args:
@@ -62,7 +62,7 @@ def open_clip(
     """
     path = path if isinstance(path, bytes) else Path(path)
     if isinstance(path, bytes):
-        clip: Clip = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
+        clip: VideoHandle = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
     elif path.is_dir():
         clip = FrameFolder(path, frames_per_second=frames_per_second, name=name)
     elif not path.is_file():
@@ -71,7 +71,7 @@ def open_clip(
         clip = AnimatedImage(path, name=name)
     else:
         clip = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
-    return clip if cache is None else CachedClip(clip, cache)
+    return clip if cache is None else CachedVideo(clip, cache)
 
 
 class FrameCache:
@@ -87,13 +87,13 @@ class FrameCache:
         self.max_bytes, self.bytes = max_bytes, 0
         self._stacks: OrderedDict[tuple[str, int | None], FrameStack] = OrderedDict()
 
-    def stack(self, clip: Clip, shorter_side: int | None) -> FrameStack:
+    def stack(self, clip: VideoHandle, shorter_side: int | None) -> FrameStack:
         """The clip's frames, decoded now or before."""
         key = (clip.name, shorter_side)
         if key in self._stacks:
             self._stacks.move_to_end(key)
             return self._stacks[key]
-        stack = clip.everything(shorter_side)
+        stack = clip.decode_all(shorter_side)
         self._stacks[key] = stack
         self.bytes += stack.frames.nbytes
         while self.bytes > self.max_bytes and len(self._stacks) > 1:
@@ -108,10 +108,10 @@ class FrameCache:
 
 
 @final
-class CachedClip(Clip):
+class CachedVideo(VideoHandle):
     """A clip that is decoded whole at its first use and then looked up."""
 
-    def __init__(self, clip: Clip, cache: FrameCache) -> None:
+    def __init__(self, clip: VideoHandle, cache: FrameCache) -> None:
         self.clip, self.cache = clip, cache
         super().__init__(clip.name, clip.header)
 
@@ -119,6 +119,6 @@ class CachedClip(Clip):
         """Look the frames up in the cache."""
         return self.cache.stack(self.clip, shorter_side).read(times, None)
 
-    def everything(self, shorter_side: int | None) -> FrameStack:
+    def decode_all(self, shorter_side: int | None) -> FrameStack:
         """The cached frames."""
         return self.cache.stack(self.clip, shorter_side)

@@ -15,29 +15,29 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.media import Sound, SoundContract
+from mmcon.media import AudioFormat, AudioHandle
 from mmcon.random import keys
 from mmcon.sources.base import Source
-from mmcon.views import Chain, Params, ViewGenerator, as_chain, meta_of, stack
+from mmcon.views import Chain, Params, ViewGenerator, as_chain, collate, meta_of
 
 # What the command decodes to: the rate that audio views have by default.
 SHOWN_RATE_HZ = 16_000
 
 
-def open_sample(path: Path) -> Sound:
+def open_sample(path: Path) -> AudioHandle:
     """Open a recording, or the sound of a video, at 16,000 Hz in one channel.
 
     Raises:
         DataError: it cannot be read.
     """
-    sound = Sound(path, contract=SoundContract(rate_hz=SHOWN_RATE_HZ), id=path.name)
+    sound = AudioHandle(path, audio_format=AudioFormat(rate_hz=SHOWN_RATE_HZ), id=path.name)
     sound.header  # noqa: B018 (an unreadable file is told before anything is drawn)
     return sound
 
 
 def write_sheet(
     output: Path,
-    sample: Sound,
+    sample: AudioHandle,
     views: Any,
     captions: Sequence[str],
     title: str,
@@ -130,13 +130,13 @@ def write_sound_views(
     return files
 
 
-def _stages(view: ViewGenerator, samples: Sequence[Sound], params: Params) -> tuple[Mapping[str, Tensor], Any]:
+def _stages(view: ViewGenerator, samples: Sequence[AudioHandle], params: Params) -> tuple[Mapping[str, Tensor], Any]:
     """The last waveform of a generator, and what comes out of it."""
     waveform: Any = None
     batch: Any = samples
-    for name, part in view.parts():
+    for name, part in view.children():
         drawn = params[name] if isinstance(view, Chain) else params
-        batch = current = stack(part.apply(batch if part.ragged else stack(batch), drawn))
+        batch = current = collate(part.apply(batch if part.ragged else collate(batch), drawn))
         if isinstance(current, Tensor):
             current = {"signal": current, "length": torch.full((len(current),), current.shape[-1])}
         if "signal" in current:

@@ -14,26 +14,26 @@ from mmcon.affinity.base import Affinity
 from mmcon.batch import Index
 from mmcon.errors import InputError
 from mmcon.evaluation.features import Features
-from mmcon.media.video import Clip
-from mmcon.media.video_files import open_clip
+from mmcon.media.video import VideoHandle
+from mmcon.media.video_files import open_video
 from mmcon.report.image_sheet import as_picture
 
 # Frames of a view that fit beside one another and can still be seen.
 SHOWN_FRAMES = 4
 
 
-def open_sample(path: Path) -> Clip:
+def open_sample(path: Path) -> VideoHandle:
     """Open a video, a folder of frames (shown at 25 a second), or an animated image.
 
     Raises:
         DataError: it cannot be read.
     """
-    return open_clip(path, name=path.name, frames_per_second=25 if path.is_dir() else None)
+    return open_video(path, name=path.name, frames_per_second=25 if path.is_dir() else None)
 
 
 def write_sheet(
     output: Path,
-    sample: Clip,
+    sample: VideoHandle,
     views: Tensor,
     captions: Sequence[str],
     title: str,
@@ -117,7 +117,7 @@ def write_similarity_by_lag(output: Path, features: Mapping[str, Features], *, b
 
 def _by_lag(features: Features, bins: int) -> tuple[Tensor, Tensor]:
     """Centres of the bins in seconds, and for each clip the mean cosine in each bin, `clips bins`."""
-    index, unit = features.index, features.unit().double()
+    index, unit = features.index, features.normalized().double()
     group, row, time = index["group"], index.get("sample", index["group"]), index["time"].double()
     a, b = torch.triu_indices(len(time), len(time), 1)
     together = (group[a] == group[b]) & (row[a] == row[b])

@@ -5,7 +5,7 @@
     train = sound_table("calls.csv", split="train", columns=("speaker",))
     train = sound_dataset("owner/name", split="train")               # of the datasets library
 
-Rate and channels are part of a source's contract (`SoundContract`): whatever the files are, handles give that. A file
+Rate and channels are part of a source's contract (`AudioFormat`): whatever the files are, handles give that. A file
 that turns out unreadable is quarantined by the loader when it is met: its rows are left out, counted and named.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import DataError
-from mmcon.media import Sound, SoundContract
+from mmcon.media import AudioFormat, AudioHandle
 from mmcon.media.audio_files import CONTAINERS, SUFFIXES
 from mmcon.random import stable_ids
 from mmcon.registry import register_source
@@ -41,7 +41,7 @@ class SoundSource(Source):
     """
 
     def __init__(
-        self, sounds: Sequence[Sound], named: Mapping[str, Sequence[str]] | None = None, **options: Any
+        self, sounds: Sequence[AudioHandle], named: Mapping[str, Sequence[str]] | None = None, **options: Any
     ) -> None:
         self.sounds = list(sounds)
         self.names: dict[str, list[str]] = {}
@@ -52,7 +52,7 @@ class SoundSource(Source):
             columns[name] = torch.tensor([at[text] for text in texts])
         super().__init__(ids=stable_ids(s.id for s in self.sounds), modality="audio", columns=columns, **options)
 
-    def open(self, rows: Tensor | Sequence[int]) -> list[Sound]:
+    def open(self, rows: Tensor | Sequence[int]) -> list[AudioHandle]:
         """The handles of the rows."""
         positions: list[int] = torch.as_tensor(rows).tolist()
         return [self.sounds[row] for row in positions]
@@ -92,7 +92,7 @@ def sound_folder(
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError("folder/sounds", expected="a folder", got=f"{str(path)!r}", fix="check --data")
-    contract = SoundContract(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
+    audio_format = AudioFormat(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
     aliases = HELD_OUT if split in HELD_OUT else (split,)
     own = next((root / name for name in aliases if (root / name).is_dir()), None)
     has_splits = own is not None and (root / "train").is_dir()
@@ -116,7 +116,7 @@ def sound_folder(
     labels, classes = _classes(inner)
     labelled = all(inner) and len(classes) > 1
     return SoundSource(
-        [Sound(files[i], contract=contract, id=names[i]) for i in keep],
+        [AudioHandle(files[i], audio_format=audio_format, id=names[i]) for i in keep],
         labels=labels[keep] if labelled else None,
         classes=classes if labelled else (),
         name=f"{root.name} ({split})",
@@ -171,7 +171,7 @@ def sound_table(
     else:
         by = [str(r["prompt"]) for r in records] if "prompt" in records[0] else names
         keep = _part(by, split, test_share)
-    contract = SoundContract(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
+    audio_format = AudioFormat(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
     if not keep:
         there = sorted({str(r["split"]) for r in records}) if "split" in records[0] else "none by name"
         raise DataError(
@@ -187,7 +187,10 @@ def sound_table(
     if label_column is not None and label_column in records[0]:
         labels, classes = _classes([str(r[label_column]) for r in records])
     return SoundSource(
-        [Sound(_cell(records[i][audio_column], table.parent), contract=contract, id=names[i]) for i in keep],
+        [
+            AudioHandle(_cell(records[i][audio_column], table.parent), audio_format=audio_format, id=names[i])
+            for i in keep
+        ],
         {c: [str(records[i][c]) for i in keep] for c in columns if c in records[0]},
         labels=None if labels is None else labels[keep],
         classes=classes,
@@ -205,8 +208,8 @@ class DatasetSounds(Source):
         columns: further columns of texts to keep, where the table has them.
     """
 
-    def __init__(self, table: TableSource, *, contract: SoundContract, columns: Sequence[str]) -> None:
-        self.table, self.contract = table, contract
+    def __init__(self, table: TableSource, *, audio_format: AudioFormat, columns: Sequence[str]) -> None:
+        self.table, self.audio_format = table, audio_format
         kept = [name for name in columns if name in table.all_columns.column_names]
         numbered = {name: _classes([str(text) for text in table.all_columns[name][:]]) for name in kept}
         self.names = {name: list(texts) for name, (_, texts) in numbered.items()}
@@ -220,9 +223,11 @@ class DatasetSounds(Source):
             notes=table.notes,
         )
 
-    def open(self, rows: Tensor | Sequence[int]) -> list[Sound]:
+    def open(self, rows: Tensor | Sequence[int]) -> list[AudioHandle]:
         """The handles of the rows."""
-        return [Sound(sound.source, contract=self.contract, id=sound.id) for sound in self.table.open(rows)]
+        return [
+            AudioHandle(sound.source, audio_format=self.audio_format, id=sound.id) for sound in self.table.open(rows)
+        ]
 
 
 @register_source("hub/sounds", modality="audio")
@@ -254,8 +259,8 @@ def sound_dataset(
         options: as for the source "hub": config, revision, media_column, label_column, ….
     """
     table = load_table(path, split, modality="audio", together="prompt", test_share=test_share, **options)
-    contract = SoundContract(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
-    return DatasetSounds(table, contract=contract, columns=columns)
+    audio_format = AudioFormat(rate_hz, channels, on_non_finite, on_short)  # pyright: ignore[reportArgumentType]
+    return DatasetSounds(table, audio_format=audio_format, columns=columns)
 
 
 @register_source("samples/speech", modality="audio")
@@ -267,9 +272,9 @@ def speech(split: str = "train", *, rate_hz: int = 8_000) -> SoundSource:
     part = "test" if split in HELD_OUT else split
     records = _records(bundled.path("speech", part))
     labels, classes = _classes([r["prompt"] for r in records])
-    contract = SoundContract(rate_hz=rate_hz)
+    audio_format = AudioFormat(rate_hz=rate_hz)
     return SoundSource(
-        [Sound(_cell(r["audio"], Path()), contract=contract, id=f"speech/{r['id']}") for r in records],
+        [AudioHandle(_cell(r["audio"], Path()), audio_format=audio_format, id=f"speech/{r['id']}") for r in records],
         {name: [r[name] for r in records] for name in ("prompt", "language")},
         labels=labels,
         classes=classes,

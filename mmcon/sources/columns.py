@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import DataError, nearest
-from mmcon.media.text import Text
+from mmcon.media.text import TextHandle
 
 # Names by which columns are usually called, in the order of preference.
 MEDIA = {
@@ -124,8 +124,8 @@ def encode_labels(where: str, values: Sequence[Any], classes: Sequence[str] | No
 
 _OPENERS = {
     "image": ("ImageHandle", "id", bytes | Path),
-    "audio": ("Sound", "id", bytes | Path),
-    "video": ("open_clip", "name", Path),
+    "audio": ("AudioHandle", "id", bytes | Path),
+    "video": ("open_video", "name", Path),
 }
 
 
@@ -142,11 +142,11 @@ def opener(modality: str, root: Path | None = None) -> Callable[[Any, str], Any]
     return partial(_open_cell, modality=modality, root=root)
 
 
-def _as_text(cell: Any, name: str) -> Text:
+def _as_text(cell: Any, name: str) -> TextHandle:
     cell = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell
     if not isinstance(cell, str) or not cell.strip():
         raise DataError(name, expected="a text that is not empty", got=repr(cell), fix="leave the row out")
-    return Text((cell,), id=name)
+    return TextHandle((cell,), id=name)
 
 
 def _as_it_is(cell: Any, name: str) -> Any:

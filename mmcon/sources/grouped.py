@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.media.instances import Several
+from mmcon.media.instances import Instances
 from mmcon.sources.base import Source
 
 
@@ -54,4 +54,4 @@ class GroupedSource(Source):
         positions = torch.as_tensor(rows)
         owned = [self._order[s : s + c] for s, c in zip(self._starts[positions], self._counts[positions], strict=True)]
         opened = iter(self.source.open(torch.cat(owned)) if owned else ())
-        return [Several([next(opened) for _ in own], widest=self.widest) for own in owned]
+        return [Instances([next(opened) for _ in own], widest=self.widest) for own in owned]

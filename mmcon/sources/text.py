@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import DataError
-from mmcon.media.text import Text
+from mmcon.media.text import TextHandle
 from mmcon.random import stable_ids
 from mmcon.registry import register_source
 from mmcon.sources import bundled
@@ -43,11 +43,11 @@ class TextSource(Source):
         known = list(ids) if ids is not None else first if len(set(first)) == len(first) else range(len(first))
         super().__init__(ids=stable_ids(known), modality="text", **options)
 
-    def open(self, rows: Tensor | Sequence[int]) -> list[Text]:
+    def open(self, rows: Tensor | Sequence[int]) -> list[TextHandle]:
         """The rows as handles, the columns as versions."""
         names, columns = tuple(self.texts), list(self.texts.values())
         positions = torch.as_tensor(rows).tolist()
-        return [Text(tuple(c[i] for c in columns), names, id=f"{self.name}[{i}]") for i in positions]
+        return [TextHandle(tuple(c[i] for c in columns), names, id=f"{self.name}[{i}]") for i in positions]
 
     def column(self, name: str) -> TextSource:
         """The same samples with one column alone."""

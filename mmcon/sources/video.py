@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mmcon.errors import DataError
 from mmcon.media.frame_sequence import frame_files, natural_key
-from mmcon.media.video import Clip, Decoder, Span
-from mmcon.media.video_files import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, CachedClip, FrameCache, open_clip
+from mmcon.media.video import Decoder, VideoHandle, VideoSpan
+from mmcon.media.video_files import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, CachedVideo, FrameCache, open_video
 from mmcon.random import keys, stable_ids
 from mmcon.registry import register_source
 from mmcon.sources.base import HELD_OUT, held_out
@@ -161,7 +161,7 @@ def _build(
     opened = _open_all(rows, read_quarantine(quarantine), _opener(frames_per_second, decoder, cache))
     failures = {str(row.file): clip for row, clip in zip(rows, opened, strict=True) if isinstance(clip, str)}
     report_failures(where, failures, len(rows), max_failures, quarantine)
-    kept = [(row, clip) for row, clip in zip(rows, opened, strict=True) if isinstance(clip, Clip)]
+    kept = [(row, clip) for row, clip in zip(rows, opened, strict=True) if isinstance(clip, VideoHandle)]
     classes = sorted({row.label for row in rows} - {""}, key=natural_key)
     labels = torch.tensor([classes.index(row.label) for row, _ in kept]) if classes else None
     notes = [f"{len(failures):,} unreadable videos left out: {next(iter(failures))} …"] if failures else []
@@ -175,11 +175,13 @@ def _build(
     )
 
 
-def _open_all(rows: list[_Row], listed: Sequence[str], opener: Callable[[_Row], Clip]) -> list[Clip | str]:
+def _open_all(
+    rows: list[_Row], listed: Sequence[str], opener: Callable[[_Row], VideoHandle]
+) -> list[VideoHandle | str]:
     """Clips, or why there is none."""
     known = set(listed)
 
-    def attempt(row: _Row) -> Clip | str:
+    def attempt(row: _Row) -> VideoHandle | str:
         if str(row.file) in known:
             return "listed in the quarantine file"
         try:
@@ -191,17 +193,17 @@ def _open_all(rows: list[_Row], listed: Sequence[str], opener: Callable[[_Row], 
         return list(pool.map(attempt, rows))
 
 
-def _opener(rate: int | float | None, decoder: Decoder, cache: FrameCache | None) -> Callable[[_Row], Clip]:
-    def opener(row: _Row) -> Clip:
+def _opener(rate: int | float | None, decoder: Decoder, cache: FrameCache | None) -> Callable[[_Row], VideoHandle]:
+    def opener(row: _Row) -> VideoHandle:
         own_rate = row.more.get("frames_per_second")
-        clip = open_clip(
+        clip = open_video(
             row.file, name=row.name, frames_per_second=float(own_rate) if own_rate else rate, decoder=decoder
         )
-        kept = clip if cache is None else CachedClip(clip, cache)
+        kept = clip if cache is None else CachedVideo(clip, cache)
         begin, end = row.more.get("start_seconds"), row.more.get("end_seconds")
         if not begin and not end:
             return kept
-        return Span(kept, float(begin or 0), float(end or clip.header.duration_seconds))
+        return VideoSpan(kept, float(begin or 0), float(end or clip.header.duration_seconds))
 
     return opener
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.media.video import Clip, Span
+from mmcon.media.video import VideoHandle, VideoSpan
 from mmcon.random import stable_ids
 from mmcon.sources.base import Source
 
@@ -25,15 +25,15 @@ class ClipSource(Source):
         options: as for Source; ids come from the clips' names, and from their spans where several rows are of one clip.
     """
 
-    def __init__(self, clips: Sequence[Clip], **options: Any) -> None:
+    def __init__(self, clips: Sequence[VideoHandle], **options: Any) -> None:
         self.clips = list(clips)
-        rows = [f"{c.name}@{c.span[0]:.3f}" if isinstance(c, Span) else c.name for c in self.clips]
+        rows = [f"{c.name}@{c.span[0]:.3f}" if isinstance(c, VideoSpan) else c.name for c in self.clips]
         facts: dict[str, Tensor] = {}
         if self.clips:
             facts = {name: torch.tensor([c.facts[name] for c in self.clips], dtype=_kind(name)) for name in _FACTS}
         super().__init__(ids=stable_ids(rows), modality="video", facts=facts, **options)
 
-    def open(self, rows: Tensor | Sequence[int]) -> list[Clip]:
+    def open(self, rows: Tensor | Sequence[int]) -> list[VideoHandle]:
         """The handles of the rows."""
         positions: list[int] = torch.as_tensor(rows).tolist()
         return [self.clips[row] for row in positions]
@@ -57,7 +57,7 @@ class ClipSource(Source):
             count = max(1, int((end - begin - seconds) / step + 1e-6) + 1)
             for i in range(count):
                 start = begin + i * step
-                parts.append(Span(clip, start, min(start + seconds, end)))
+                parts.append(VideoSpan(clip, start, min(start + seconds, end)))
                 origin.append(row)
         rows = torch.tensor(origin)
         return ClipSource(

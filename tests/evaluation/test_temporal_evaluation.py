@@ -17,7 +17,7 @@ from mmcon_views.video.published import PerClip
 
 from mmcon.affinity import SameLabel, TimeKernel
 from mmcon.loading.loader import ViewLoader
-from mmcon.media import Clip, open_clip
+from mmcon.media import VideoHandle, open_video
 from mmcon.media import video_container as decoding
 from mmcon.objective.objective import Objective
 from mmcon.random import keys, stable_ids
@@ -44,12 +44,12 @@ class Clips(Source):
     """Clips by path, opened by their headers."""
 
     def __init__(self, files: list[Path]) -> None:
-        self.clips = [open_clip(file, name=file.name) for file in files]
+        self.clips = [open_video(file, name=file.name) for file in files]
         super().__init__(
             ids=stable_ids(clip.name for clip in self.clips), modality="video", labels=torch.arange(len(files)) % 2
         )
 
-    def open(self, rows) -> list[Clip]:
+    def open(self, rows) -> list[VideoHandle]:
         return [self.clips[int(row)] for row in rows]
 
 

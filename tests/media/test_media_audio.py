@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from mmcon.errors import DataError, InputError, MissingDependencyError
-from mmcon.media import Sound, SoundContract, audio_files
+from mmcon.media import AudioFormat, AudioHandle, audio_files
 from mmcon.media.audio import resampler
 from mmcon.views import meta_of
 
@@ -44,7 +44,7 @@ def write(tmp_path):
 )
 def test_formats_and_depths_give_the_samples(write, name, subtype, tolerance):
     samples = tone(16_000)
-    sound = Sound(write(name, samples, 16_000, subtype=subtype))
+    sound = AudioHandle(write(name, samples, 16_000, subtype=subtype))
     assert sound.facts == {"length": len(samples), "rate_hz": 16_000}
     inside = slice(2_000, 18_000)  # codecs ring at the edges
     torch.testing.assert_close(
@@ -54,7 +54,7 @@ def test_formats_and_depths_give_the_samples(write, name, subtype, tolerance):
 
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
 def test_a_span_is_the_same_span_of_the_whole(write, rate_hz):
-    sound = Sound(write("a.flac", tone(rate_hz, channels=2), rate_hz))
+    sound = AudioHandle(write("a.flac", tone(rate_hz, channels=2), rate_hz))
     whole = sound.decode()
     assert whole.shape == (1, sound.facts["length"])
     for start, length in [(0, 100), (1, 5_000), (7_777, 8_000), (whole.shape[1] - 50, 50), (30, 0)]:
@@ -62,7 +62,7 @@ def test_a_span_is_the_same_span_of_the_whole(write, rate_hz):
 
 
 def test_resampling_keeps_the_frequency_and_is_made_once(write):
-    spectrum = torch.fft.rfft(Sound(write("a.wav", tone(44_100, seconds=1.0), 44_100)).decode()[0]).abs()
+    spectrum = torch.fft.rfft(AudioHandle(write("a.wav", tone(44_100, seconds=1.0), 44_100)).decode()[0]).abs()
     assert int(spectrum.argmax()) == 440  # bins of 1 Hz: 16,000 samples in one second
     assert resampler(44_100, 16_000) is resampler(44_100, 16_000)
 
@@ -70,23 +70,23 @@ def test_resampling_keeps_the_frequency_and_is_made_once(write):
 def test_channels_follow_the_contract(write):
     samples = tone(16_000, channels=2)
     path = write("a.wav", samples, 16_000, subtype="FLOAT")
-    torch.testing.assert_close(Sound(path).decode()[0], torch.from_numpy(samples.mean(1)))
-    assert Sound(path, contract=SoundContract(channels=2)).decode().shape[0] == 2
+    torch.testing.assert_close(AudioHandle(path).decode()[0], torch.from_numpy(samples.mean(1)))
+    assert AudioHandle(path, audio_format=AudioFormat(channels=2)).decode().shape[0] == 2
     mono = write("m.wav", samples[:, 0], 16_000)
-    assert Sound(mono, contract=SoundContract(channels=2)).decode().shape[0] == 2
+    assert AudioHandle(mono, audio_format=AudioFormat(channels=2)).decode().shape[0] == 2
     with pytest.raises(DataError, match="3 channels, or one"):
-        Sound(path, contract=SoundContract(channels=3)).decode()
+        AudioHandle(path, audio_format=AudioFormat(channels=3)).decode()
 
 
 def test_bytes_and_arrays_are_sounds_too(write):
     path = write("a.wav", tone(8_000), 8_000, subtype="FLOAT")
-    from_bytes = Sound(path.read_bytes(), id="in a table")
-    from_array = Sound(torch.from_numpy(tone(8_000)[:, 0]), source_rate_hz=8_000)
-    torch.testing.assert_close(from_bytes.decode(), Sound(path).decode())
-    torch.testing.assert_close(from_array.decode(), Sound(path).decode())
+    from_bytes = AudioHandle(path.read_bytes(), id="in a table")
+    from_array = AudioHandle(torch.from_numpy(tone(8_000)[:, 0]), source_rate_hz=8_000)
+    torch.testing.assert_close(from_bytes.decode(), AudioHandle(path).decode())
+    torch.testing.assert_close(from_array.decode(), AudioHandle(path).decode())
     assert "in a table" in repr(pickle.loads(pickle.dumps(from_bytes)))
     with pytest.raises(InputError, match="source_rate_hz"):
-        Sound(torch.zeros(10))
+        AudioHandle(torch.zeros(10))
 
 
 def test_the_sound_of_a_video(tmp_path):
@@ -99,7 +99,7 @@ def test_the_sound_of_a_video(tmp_path):
         frame.rate = 48_000
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             film.mux(packet)
-    sound = Sound(path)
+    sound = AudioHandle(path)
     assert sound.header.decoder == "av"
     assert abs(sound.facts["length"] - 32_000) < 1_600
     whole = sound.decode()
@@ -109,7 +109,7 @@ def test_the_sound_of_a_video(tmp_path):
 
 
 def test_silence_is_a_sound(write):
-    assert Sound(write("a.wav", np.zeros(100), 16_000)).decode().abs().sum() == 0
+    assert AudioHandle(write("a.wav", np.zeros(100), 16_000)).decode().abs().sum() == 0
 
 
 def test_nan_is_an_error_with_the_name_or_zero(write):
@@ -117,8 +117,8 @@ def test_nan_is_an_error_with_the_name_or_zero(write):
     samples[5:8] = np.nan
     path = write("broken.wav", samples, 16_000, subtype="FLOAT")
     with pytest.raises(DataError, match=r"broken\.wav.*\n?.*3 of \d+ NaN"):
-        Sound(path).decode()
-    assert Sound(path, contract=SoundContract(on_non_finite="zero")).decode()[0, 5:8].tolist() == [0, 0, 0]
+        AudioHandle(path).decode()
+    assert AudioHandle(path, audio_format=AudioFormat(on_non_finite="zero")).decode()[0, 5:8].tolist() == [0, 0, 0]
 
 
 def test_a_header_that_lies_is_an_error_or_filled(write):
@@ -128,12 +128,12 @@ def test_a_header_that_lies_is_an_error_or_filled(write):
     (word,) = struct.unpack(">Q", data[18:26])
     data[18:26] = struct.pack(">Q", word + 16_000)
     path.write_bytes(data)
-    assert Sound(path).facts["length"] == 20_800 + 16_000
+    assert AudioHandle(path).facts["length"] == 20_800 + 16_000
     with pytest.raises(DataError, match="lying"):
-        Sound(path).decode()
+        AudioHandle(path).decode()
     # What is there can be read; the rest is zeros where asked for.
-    assert Sound(path).decode(0, 20_000).abs().max() > 0.4
-    filled = Sound(path, contract=SoundContract(on_short="zero")).decode()
+    assert AudioHandle(path).decode(0, 20_000).abs().max() > 0.4
+    filled = AudioHandle(path, audio_format=AudioFormat(on_short="zero")).decode()
     assert filled.shape == (1, 36_800)
     assert filled[:, :20_000].abs().max() > 0.4
     assert not filled[:, 20_800:].any()
@@ -144,40 +144,40 @@ def test_a_wav_that_claims_more_is_as_long_as_its_data(write):
     data = bytearray(path.read_bytes())
     data[40:44] = struct.pack("<I", 10_000_000)
     path.write_bytes(data)
-    assert Sound(path).decode().shape[1] == Sound(path).facts["length"] == 20_800
+    assert AudioHandle(path).decode().shape[1] == AudioHandle(path).facts["length"] == 20_800
 
 
 @pytest.mark.parametrize("content", [b"", b"not a sound at all" * 20])
 def test_a_corrupt_file_is_named_and_spoils_no_batch(tmp_path, content, write):
     path = tmp_path / "corrupt.wav"
     path.write_bytes(content)
-    good = Sound(write("good.wav", tone(16_000), 16_000))
-    assert meta_of([good, Sound(path)], "audio")["length"].tolist() == [20_800, 0]
+    good = AudioHandle(write("good.wav", tone(16_000), 16_000))
+    assert meta_of([good, AudioHandle(path)], "audio")["length"].tolist() == [20_800, 0]
     with pytest.raises(DataError, match=r"corrupt\.wav"):
-        Sound(path).decode()
+        AudioHandle(path).decode()
 
 
 def test_a_missing_file_and_a_span_beyond_the_end(tmp_path, write):
     with pytest.raises(DataError, match="none at this path"):
-        Sound(tmp_path / "gone.wav").decode()
+        AudioHandle(tmp_path / "gone.wav").decode()
     with pytest.raises(InputError, match="within the 20800 samples"):
-        Sound(write("a.wav", tone(16_000), 16_000)).decode(20_000, 2_000)
+        AudioHandle(write("a.wav", tone(16_000), 16_000)).decode(20_000, 2_000)
 
 
 def test_rates_without_a_common_divisor_are_refused(write):
-    sound = Sound(torch.zeros(100), source_rate_hz=44_099)
+    sound = AudioHandle(torch.zeros(100), source_rate_hz=44_099)
     with pytest.raises(DataError, match=r"44099:16000"):
         sound.decode()
 
 
 def test_decoders_are_tried_in_order(write, monkeypatch):
     path = write("a.wav", tone(16_000), 16_000)
-    assert Sound(path).header.decoder == ("torchcodec" if audio_files.torchcodec_works() else "soundfile")
-    by_soundfile = Sound(path).decode()
+    assert AudioHandle(path).header.decoder == ("torchcodec" if audio_files.torchcodec_works() else "soundfile")
+    by_soundfile = AudioHandle(path).decode()
     monkeypatch.setattr(audio_files, "torchcodec_works", lambda: False)
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    assert Sound(path).header.decoder == "av"
-    torch.testing.assert_close(Sound(path).decode(), by_soundfile, atol=1e-4, rtol=0)
+    assert AudioHandle(path).header.decoder == "av"
+    torch.testing.assert_close(AudioHandle(path).decode(), by_soundfile, atol=1e-4, rtol=0)
 
 
 class StandInDecoder:
@@ -207,20 +207,20 @@ def torchcodec(monkeypatch):
 
 
 def test_torchcodec_comes_first_where_it_works(write, torchcodec):
-    sound = Sound(write("a.wav", tone(8_000), 8_000))
+    sound = AudioHandle(write("a.wav", tone(8_000), 8_000))
     assert sound.header.decoder == "torchcodec"
     assert sound.facts == {"length": 20_800, "rate_hz": 16_000}
     assert sound.decode(20_800, 0).shape == (1, 0)
     by_torchcodec = sound.decode(1_000, 5_000)
     torchcodec.states_duration = False  # then the next decoder is asked
-    other = Sound(sound.source)
+    other = AudioHandle(sound.source)
     assert other.header.decoder == "soundfile"
     torch.testing.assert_close(by_torchcodec, other.decode(1_000, 5_000), atol=1e-6, rtol=0)
 
 
 def test_what_torchcodec_cannot_decode_is_named(write, torchcodec):
     with pytest.raises(DataError, match=r"loud\.wav[\s\S]*Invalid data"):
-        Sound(write("loud.wav", tone(16_000) * 1.9, 16_000)).decode()
+        AudioHandle(write("loud.wav", tone(16_000) * 1.9, 16_000)).decode()
 
 
 def test_a_missing_decoder_is_told_in_a_line_that_names_the_package(write, tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_a_missing_decoder_is_told_in_a_line_that_names_the_package(write, tmp_p
     monkeypatch.setattr(audio_files, "torchcodec_works", lambda: False)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingDependencyError, match=r"film\.mp4[\s\S]*pip install av"):
-        Sound(tmp_path / "film.mp4").decode()
+        AudioHandle(tmp_path / "film.mp4").decode()
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(MissingDependencyError, match=r"none installed\.\s+Fix: pip install soundfile av"):
-        Sound(path).decode()
+        AudioHandle(path).decode()

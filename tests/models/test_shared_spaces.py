@@ -11,11 +11,11 @@ import mmcon
 from mmcon.affinity import SameLabel, SameSample
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import ConfigError, DataError, InputError
-from mmcon.evaluation.cross_modal import InSpace, between, prompt_texts, zero_shot
-from mmcon.evaluation.features import Features, extract, precomputed
+from mmcon.evaluation.cross_modal import SpaceEmbeddings, cross_modal_metrics, prompt_texts, zero_shot_classification
+from mmcon.evaluation.features import Features, extract_features, precompute_features
 from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.losses import presets
-from mmcon.models.fine_tuning import add_low_rank, freeze, merge_low_rank, tune
+from mmcon.models.fine_tuning import add_lora, freeze, merge_lora, set_trainable
 from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
 from mmcon.objective.objective import Block, Objective
 from mmcon.samplers.base import UniformSampler
@@ -166,17 +166,17 @@ def test_each_view_shows_one_of_the_instances():
 def test_the_header_of_the_drawn_instance_is_told_on():
     lengths = torch.tensor([4, 8, 6])
 
-    from mmcon.media import Sound
+    from mmcon.media import AudioHandle
 
     class Handles(mmcon.sources.factory.Source):
         def open(self, rows):
-            return [Sound(torch.zeros(1, int(lengths[r])), source_rate_hz=16_000, id=str(r)) for r in rows]
+            return [AudioHandle(torch.zeros(1, int(lengths[r])), source_rate_hz=16_000, id=str(r)) for r in rows]
 
     grouped = GroupedSource(Handles(ids=torch.arange(3), modality="audio"), torch.tensor([1, 1, 2]))
     view = mmcon.create_view("any/instance")
     meta = mmcon.views.meta_of(grouped.open([0, 1]), "audio")
     params = {"instance": torch.tensor([1, 0])}
-    assert view.leaves(meta, params)["length"].tolist() == [8, 6]
+    assert view.output_meta(meta, params)["length"].tolist() == [8, 6]
 
 
 def test_a_batch_may_lack_a_modality_altogether():
@@ -235,10 +235,10 @@ def test_a_frozen_tower_keeps_its_weights_and_statistics():
     dropping = freeze(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5))).train()
     x = torch.ones(2, 3)
     assert torch.equal(dropping(x), dropping[0](x))  # nothing is dropped
-    partly = tune(Tower(), "layer.*")
+    partly = set_trainable(Tower(), "layer.*")
     assert {name for name, p in partly.named_parameters() if p.requires_grad} == {"layer.weight", "layer.bias"}
     with pytest.raises(ConfigError, match="fit none"):
-        freeze(Tower(), but=["laier.*"])
+        freeze(Tower(), trainable=["laier.*"])
 
 
 def test_low_rank_additions_learn_and_merge():
@@ -246,7 +246,7 @@ def test_low_rank_additions_learn_and_merge():
     torch.manual_seed(0)
     tower, x = Tower().eval(), torch.randn(6, 3)
     names, start = list(tower.state_dict()), tower(x).detach()
-    add_low_rank(tower, rank=2)
+    add_lora(tower, rank=2)
     torch.testing.assert_close(tower(x), start)  # it starts as what it was
     learning = [p for p in tower.parameters() if p.requires_grad]
     assert sum(p.numel() for p in learning) == 2 * (3 + 4)
@@ -256,19 +256,19 @@ def test_low_rank_additions_learn_and_merge():
         optimizer.step()
     learned = tower(x).detach()
     assert not torch.allclose(learned, start)
-    merge_low_rank(tower)
+    merge_lora(tower)
     assert list(tower.state_dict()) == names
     torch.testing.assert_close(tower(x), learned)
     with pytest.raises(ConfigError, match="layer"):
-        add_low_rank(Tower(), layers=["query"])
+        add_lora(Tower(), layers=["query"])
 
 
 def test_heads_learn_on_features_that_were_computed_once():
     model = two_towers().eval()
     joined = JoinedSource(source("image", [0, 1, 2, 3]), source("text", [1, 2, 3]))
     views = {"image": [Identity()], "text": [Identity()]}
-    once = precomputed(model, joined, views)
-    on_features = model.on_features()
+    once = precompute_features(model, joined, views)
+    on_features = model.with_precomputed_features()
     (direct,), (stored,) = (
         [m(next(one_pass(s, views)))["shared"]["text"]] for m, s in ((model, joined), (on_features, once))
     )
@@ -283,14 +283,14 @@ def test_two_modalities_are_compared_over_samples_that_have_both():
     rows = torch.eye(4)
     first = Features(rows, Index({"sample": torch.arange(4)}))
     second = Features(rows[[3, 1, 2]], Index({"sample": torch.tensor([3, 1, 2])}))
-    found = between(first, second, ks=(1,))
+    found = cross_modal_metrics(first, second, ks=(1,))
     assert found.there.recall[1] == found.back.recall[1] == 1
     assert found.alignment == 0
     assert found.results()["there"]["queries"] == 3
     shifted = Features(rows[[1, 2, 3, 0]], first.index)
-    assert between(first, shifted, ks=(1,)).there.recall[1] == 0
+    assert cross_modal_metrics(first, shifted, ks=(1,)).there.recall[1] == 0
     with pytest.raises(InputError, match="both"):
-        between(first, Features(rows[:1], Index({"sample": torch.tensor([9])})))
+        cross_modal_metrics(first, Features(rows[:1], Index({"sample": torch.tensor([9])})))
 
 
 def test_classes_by_the_mean_of_their_prompts():
@@ -301,15 +301,15 @@ def test_classes_by_the_mean_of_their_prompts():
         torch.tensor([[1.0, 0.2], [1, -0.2], [0, 1], [0, 2], [0, 1], [0.1, 1]]), Index({"label": labels})
     )
     rows = Features(torch.tensor([[0.9, 0.0], [0.0, 3.0], [1.0, 0.9]]), Index({"label": torch.tensor([0, 2, 2])}))
-    assert zero_shot(rows, prompts).correct.tolist() == [True, True, False]
+    assert zero_shot_classification(rows, prompts).correct.tolist() == [True, True, False]
     with pytest.raises(InputError, match=r"\[2\]"):
-        zero_shot(rows, prompts.take(slice(0, 2)))
+        zero_shot_classification(rows, prompts.take(slice(0, 2)))
 
 
 def test_a_model_in_one_space_for_extract():
     model = two_towers()
     batch = ViewBatch({"image": (torch.randn(3, 3),)}, {"image": Index({"sample": torch.arange(3)})})
-    dump = extract(InSpace(model, "shared"), [batch], modality="image")
+    dump = extract_features(SpaceEmbeddings(model, "shared"), [batch], modality="image")
     assert dump.values.shape == (3, D)
     with pytest.raises(InputError, match="shared"):
-        extract(InSpace(model, "sharde"), [batch])
+        extract_features(SpaceEmbeddings(model, "sharde"), [batch])

@@ -7,9 +7,9 @@ import torch
 
 import mmcon
 from mmcon.errors import DataError, InputError
-from mmcon.media import Sound
+from mmcon.media import AudioHandle
 from mmcon.testing import check_view
-from mmcon.views import stack
+from mmcon.views import collate
 
 WAVEFORM = {
     "audio/crop": {"window_seconds": 0.3},
@@ -129,14 +129,14 @@ def test_crop_decodes_only_the_span_and_pads(tmp_path):
     samples = np.linspace(-0.5, 0.5, 12_000, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
     soundfile.write(tmp_path / "b.wav", samples[:3_000], 16_000, subtype="FLOAT")
-    sounds = [Sound(tmp_path / "a.wav"), Sound(tmp_path / "b.wav")]
+    sounds = [AudioHandle(tmp_path / "a.wav"), AudioHandle(tmp_path / "b.wav")]
     view = mmcon.create_view("audio/crop", window_seconds=0.5)
     params = view.draw(keys(2), {"length": torch.tensor([12_000, 3_000])})
-    out = stack(view.apply(sounds, params))
+    out = collate(view.apply(sounds, params))
     assert out["length"].tolist() == [8_000, 3_000]
     start = int(params["start"][0])
     torch.testing.assert_close(out["signal"][0, 0], torch.from_numpy(samples[start : start + 8_000]))
-    looped = stack(mmcon.create_view("audio/crop", window_seconds=0.5, pad="loop").apply(sounds, params))
+    looped = collate(mmcon.create_view("audio/crop", window_seconds=0.5, pad="loop").apply(sounds, params))
     torch.testing.assert_close(looped["signal"][1, 0, 3_000:6_000], torch.from_numpy(samples[:3_000]))
     with pytest.raises(InputError, match="8000"):
         mmcon.create_view("audio/crop", rate_hz=8_000).draw(
@@ -147,7 +147,7 @@ def test_crop_decodes_only_the_span_and_pads(tmp_path):
 def test_an_empty_recording_is_an_error(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, dtype=np.float32), 16_000)
     with pytest.raises(DataError, match="empty"):
-        mmcon.create_view("audio/crop")([Sound(tmp_path / "empty.wav")], keys(1))
+        mmcon.create_view("audio/crop")([AudioHandle(tmp_path / "empty.wav")], keys(1))
 
 
 @pytest.fixture

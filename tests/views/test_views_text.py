@@ -9,7 +9,7 @@ import torch
 
 from mmcon.errors import DataError, InputError
 from mmcon.loading.loader import ViewLoader
-from mmcon.media.text import Text
+from mmcon.media.text import TextHandle
 from mmcon.random import keys
 from mmcon.registry import create_view
 from mmcon.samplers.ordered import FixedOrderSampler
@@ -19,10 +19,10 @@ from mmcon.views import Chain
 
 LONG = " ".join(f"word{i}" for i in range(300))
 TEXTS = [
-    Text(("The quick brown fox jumps over the lazy dog", "Der schnelle braune Fuchs"), ("en", "de")),
-    Text(("Apples are red and sweet in autumn", "Äpfel sind rot"), ("en", "de")),
-    Text((LONG, "lang"), ("en", "de")),
-    Text(("one", "eins"), ("en", "de")),
+    TextHandle(("The quick brown fox jumps over the lazy dog", "Der schnelle braune Fuchs"), ("en", "de")),
+    TextHandle(("Apples are red and sweet in autumn", "Äpfel sind rot"), ("en", "de")),
+    TextHandle((LONG, "lang"), ("en", "de")),
+    TextHandle(("one", "eins"), ("en", "de")),
 ]
 TABLE = keys(seed=3, sample=[1, 2, 3, 4])
 
@@ -152,7 +152,7 @@ def test_bad_texts_are_refused_with_the_row():
     with pytest.raises(DataError, match=r"\['int', 'str'\]"):
         number_classes(["a", 1])
     with pytest.raises(DataError, match="not empty"):
-        create_view("text/tokens")([Text((" ",))], TABLE[0])
+        create_view("text/tokens")([TextHandle((" ",))], TABLE[0])
     with pytest.raises(DataError, match="tokenizer='words'"):
         create_view("text/tokens", tokenizer="/no/such/folder")(TEXTS, TABLE)
     with pytest.raises(InputError, match="0 <= share < 1"):

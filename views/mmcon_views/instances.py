@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from mmcon.media.instances import Several
+from mmcon.media.instances import Instances
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
@@ -35,7 +35,7 @@ class Instance(ViewGenerator):
         count = meta["instances"] if self.draws and "instances" in meta else 1
         return {"instance": keys.integers("instance", 0, count)}
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """What the header of the drawn instance says."""
         if "instances" not in meta:
             return meta
@@ -50,7 +50,7 @@ class Instance(ViewGenerator):
         if isinstance(batch, Tensor):
             return batch
         return [
-            sample.instances[number] if isinstance(sample, Several) else sample
+            sample.instances[number] if isinstance(sample, Instances) else sample
             for sample, number in zip(batch, params["instance"].tolist(), strict=True)
         ]
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from mmcon.media import Sound, SoundContract
+from mmcon.media import AudioFormat, AudioHandle
 from mmcon.random import stable_ids
 from mmcon.registry import register_source
 from mmcon.sources import bundled
@@ -55,9 +55,9 @@ def emoji_spoken(split: Literal["train", "test"] = "train", rate_hz: int = 16_00
     """
     part = "test" if split in HELD_OUT else split
     rows = bundled.rows("spoken", part, ["id", "emoji", "audio", "language"])
-    contract = SoundContract(rate_hz=rate_hz)
+    audio_format = AudioFormat(rate_hz=rate_hz)
     spoken = SoundSource(
-        [Sound(row["audio"], contract=contract, id=f"spoken/{row['id']}") for row in rows],
+        [AudioHandle(row["audio"], audio_format=audio_format, id=f"spoken/{row['id']}") for row in rows],
         {"language": [row["language"] for row in rows]},
         name=f"samples/emoji-spoken ({part})",
     )

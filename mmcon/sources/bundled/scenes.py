@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mmcon.media.video import Clip, FrameStack
-from mmcon.media.video_files import FrameCache, open_clip
+from mmcon.media.video import FrameStack, VideoHandle
+from mmcon.media.video_files import FrameCache, open_video
 from mmcon.random import Keys, keys, stable_ids
 from mmcon.registry import register_source
 from mmcon.sources import bundled
@@ -133,7 +133,7 @@ def motion(
     kinds = {"class": "label", "motion": "motion_label"}
     other = "motion" if label == "class" else "class"
     return ClipSource(
-        [open_clip(row["video"], name=f"motion/{row['id']}", cache=cache) for row in rows],
+        [open_video(row["video"], name=f"motion/{row['id']}", cache=cache) for row in rows],
         labels=torch.tensor([row[kinds[label]] for row in rows]),
         classes=card["classes" if label == "class" else "motions"],
         columns={other: torch.tensor([row[kinds[other]] for row in rows])},
@@ -154,6 +154,6 @@ def real_clip(split: str = "train", window_seconds: int | float = 0) -> ClipSour
     return whole.windows(window_seconds) if window_seconds else whole
 
 
-def _film() -> Clip:
+def _film() -> VideoHandle:
     (file,) = sorted(bundled.path("clip").glob("*.mp4"))
-    return open_clip(file, name=file.name, cache=FrameCache(GIGABYTE))
+    return open_video(file, name=file.name, cache=FrameCache(GIGABYTE))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.media import SoundContract, open_sounds
+from mmcon.media import AudioFormat, open_audio
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
@@ -189,7 +189,7 @@ class Background(ViewGenerator):
         p: float = 1.0,
     ) -> None:
         self.snr_db, self.p = snr_db, p
-        self._sounds = open_sounds(recordings, contract=SoundContract(rate_hz=rate_hz))
+        self._sounds = open_audio(recordings, audio_format=AudioFormat(rate_hz=rate_hz))
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw the recording, where in it the span begins, and the ratio."""

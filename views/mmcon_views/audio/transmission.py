@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.media import SoundContract, open_sounds
+from mmcon.media import AudioFormat, open_audio
 from mmcon.random import Keys
 from mmcon.registry import register_view
-from mmcon.views import Meta, Params, ViewGenerator, take_rows
+from mmcon.views import Meta, Params, ViewGenerator, select_samples
 from mmcon_views.audio import signal as operations
 from mmcon_views.audio.waveform import Range, like, sounding
 
@@ -105,8 +105,8 @@ class Reverb(ViewGenerator):
         p: float = 1.0,
     ) -> None:
         self.decay_seconds, self.wet_db, self.rate_hz, self.p = decay_seconds, wet_db, rate_hz, p
-        contract = SoundContract(rate_hz=rate_hz)
-        recorded = [] if impulses is None else open_sounds(impulses, contract=contract)
+        audio_format = AudioFormat(rate_hz=rate_hz)
+        recorded = [] if impulses is None else open_audio(impulses, audio_format=audio_format)
         self._impulses = [sound.decode() for sound in recorded]
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
@@ -122,7 +122,7 @@ class Reverb(ViewGenerator):
     def apply(self, batch: Any, params: Params) -> Any:
         """Convolve."""
         signal, length = sounding(batch)
-        rows = [take_rows(params, slice(i, i + 1)) for i in range(len(signal))]
+        rows = [select_samples(params, slice(i, i + 1)) for i in range(len(signal))]
         kernel = self._recorded(params) if self._impulses else torch.cat([self._synthetic(row) for row in rows])
         echoing = operations.convolve(signal, kernel.to(signal), length)
         return like(batch, torch.where(operations.column(params["on"], signal) > 0, echoing, signal))

@@ -2,7 +2,7 @@
 
     view = Chain(create_view("text/word-delete"), create_view("text/tokens", max_tokens=32))
 
-They take handles (mmcon.media.text.Text) and give handles; views/tokens.py makes numbers of them. A text's random
+They take handles (mmcon.media.text.TextHandle) and give handles; views/tokens.py makes numbers of them. A text's random
 choices are expanded from one drawn seed, number by number, so that they do not depend on the other texts.
 """
 
@@ -15,7 +15,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.media.text import Text, as_texts
+from mmcon.media.text import TextHandle, as_text_handles
 from mmcon.random import Keys, keys
 from mmcon.registry import register_view
 from mmcon.views import Chain, Meta, Params, ViewGenerator
@@ -30,15 +30,15 @@ class _OfStrings(ViewGenerator):
 
     modality: ClassVar[str] = "text"
     ragged: ClassVar[bool] = True
-    decodes: ClassVar[bool] = True
+    undecoded_only: ClassVar[bool] = True
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw one seed a text, `b` int64."""
         return {"seed": keys.bits("seed")}
 
-    def apply(self, batch: Sequence[Text | str], params: Params) -> list[Text]:
+    def apply(self, batch: Sequence[TextHandle | str], params: Params) -> list[TextHandle]:
         """Change text by text."""
-        texts = as_texts(batch)
+        texts = as_text_handles(batch)
         dice = _Dice(params["seed"], widest=2 + max((len(text.value) for text in texts), default=0))
         return [text.only(self.change(text.value, partial(dice.row, i))) for i, text in enumerate(texts)]
 
@@ -86,7 +86,7 @@ class Column(ViewGenerator):
 
     modality: ClassVar[str] = "text"
     ragged: ClassVar[bool] = True
-    decodes: ClassVar[bool] = True
+    undecoded_only: ClassVar[bool] = True
 
     def __init__(self, column: str) -> None:
         self.column = column
@@ -95,7 +95,7 @@ class Column(ViewGenerator):
         """Draw nothing."""
         return {}
 
-    def apply(self, batch: Sequence[Text], params: Params) -> list[Text]:
+    def apply(self, batch: Sequence[TextHandle], params: Params) -> list[TextHandle]:
         """The column of every text."""
         return [text.version(self.column) for text in batch]
 
@@ -111,7 +111,7 @@ class AnyColumn(ViewGenerator):
 
     modality: ClassVar[str] = "text"
     ragged: ClassVar[bool] = True
-    decodes: ClassVar[bool] = True
+    undecoded_only: ClassVar[bool] = True
 
     def __init__(self, columns: Sequence[str] = ()) -> None:
         self.among = tuple(columns)
@@ -120,7 +120,7 @@ class AnyColumn(ViewGenerator):
         """Draw a place in the list of columns, `b` float64 in [0, 1)."""
         return {"place": keys.uniform("place")}
 
-    def apply(self, batch: Sequence[Text], params: Params) -> list[Text]:
+    def apply(self, batch: Sequence[TextHandle], params: Params) -> list[TextHandle]:
         """The drawn column of every text."""
         out = []
         for text, place in zip(batch, params["place"].tolist(), strict=True):
@@ -147,7 +147,7 @@ class Declutr(ViewGenerator):
 
     modality: ClassVar[str] = "text"
     ragged: ClassVar[bool] = True
-    decodes: ClassVar[bool] = True
+    undecoded_only: ClassVar[bool] = True
 
     def __init__(self, role: str, shortest: int = 32, longest: int = 512) -> None:
         if role not in ("anchor", "positive") or not 1 <= shortest <= longest:
@@ -172,10 +172,10 @@ class Declutr(ViewGenerator):
             params["place"] = keys.uniform("place")
         return params
 
-    def apply(self, batch: Sequence[Text | str], params: Params) -> list[Text]:
+    def apply(self, batch: Sequence[TextHandle | str], params: Params) -> list[TextHandle]:
         """Cut the spans out."""
         rows = [{name: float(values[i]) for name, values in params.items()} for i in range(len(batch))]
-        return [text.only(self._cut(text.value, row)) for text, row in zip(as_texts(batch), rows, strict=True)]
+        return [text.only(self._cut(text.value, row)) for text, row in zip(as_text_handles(batch), rows, strict=True)]
 
     def _cut(self, text: str, row: dict[str, float]) -> str:
         words = text.split()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
-from mmcon.media.text import Text, as_texts
+from mmcon.media.text import TextHandle, as_text_handles
 from mmcon.random import Keys, keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
@@ -42,7 +42,7 @@ class TokenView(ViewGenerator):
 
     modality: ClassVar[str] = "text"
     ragged: ClassVar[bool] = True
-    decodes: ClassVar[bool] = True
+    undecoded_only: ClassVar[bool] = True
 
     def __init__(self, tokenizer: str = "words", max_tokens: int = 64, vocabulary: int = 8192) -> None:
         if max_tokens < 2 or vocabulary < 2:
@@ -54,9 +54,9 @@ class TokenView(ViewGenerator):
         """Draw nothing."""
         return {}
 
-    def apply(self, batch: Sequence[Text | str], params: Params) -> list[Tokens]:
+    def apply(self, batch: Sequence[TextHandle | str], params: Params) -> list[Tokens]:
         """Tokenise."""
-        texts = as_texts(batch)
+        texts = as_text_handles(batch)
         empty = next((text for text in texts if not text.value.strip()), None)
         if empty is not None:
             raise DataError(f"text {empty.id!r}", expected="a text that is not empty", got=repr(empty.value))

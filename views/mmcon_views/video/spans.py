@@ -47,7 +47,7 @@ class ClipSampler(ViewGenerator):
             raise InputError(name, expected="short='hold', 'loop' or 'error'", got=repr(short))
 
     @property
-    def keeps_meaning(self) -> bool:  # type: ignore[override]
+    def preserves_labels(self) -> bool:  # type: ignore[override]
         """Not where a speed is drawn: a walk becomes a run."""
         return self.moments.keeps_pace
 
@@ -92,7 +92,7 @@ class ClipSampler(ViewGenerator):
         ]
         return [clip.decode(t, shorter_side=self.shorter_side) for clip, t in zip(handles, times, strict=True)]
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """So many frames, at the pace that was drawn, and smaller where a shorter side is set."""
         count = params["times"].shape[1]
         left = {**meta, "frames": torch.full_like(params["group"], count), "frames_per_second": 1 / params["step"]}
@@ -121,7 +121,7 @@ class ClipSampler(ViewGenerator):
         else:
             raise InputError(
                 self.name,
-                expected="clips: handles of mmcon.media.open_clip, or tensors `t c h w`",
+                expected="clips: handles of mmcon.media.open_video, or tensors `t c h w`",
                 got=f"samples of which {sorted(meta) or 'nothing'} is known",
             )
         bad = ~((duration > 0) & (rate > 0))
