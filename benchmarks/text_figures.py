@@ -44,7 +44,7 @@ from mmcon.samplers.class_balanced import ClassAwareSampler
 from mmcon.sources.factory import held_out
 from mmcon.training.optim import create_schedule
 from mmcon.training.run import seed_model
-from mmcon.views import stack
+from mmcon.views import collate
 
 SEEDS = range(3)
 Tokens = dict[str, Tensor]
@@ -122,7 +122,7 @@ def pretrained() -> nn.Module:
 
 def tokenise(texts: list[str]) -> Tokens:
     view = mmcon.create_view("text/tokens", tokenizer=folder(), max_tokens=32)
-    return stack(view.apply(texts, {}))
+    return collate(view.apply(texts, {}))
 
 
 def take(tokens: Tokens, rows: Tensor) -> Tokens:

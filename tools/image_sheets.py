@@ -20,7 +20,7 @@ from mmcon.loading.mixing import meet, mixing_part
 from mmcon.media import ImageHandle
 from mmcon.random import Keys, keys
 from mmcon.registry import create_view
-from mmcon.views import Chain, ViewGenerator, meta_of, stack
+from mmcon.views import Chain, ViewGenerator, collate, meta_of
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 SIDE, COUNT = 96, 8
@@ -97,10 +97,10 @@ def views_of(view: ViewGenerator, table: Keys) -> Tensor:
     """Views of the photos; one that mixes two samples mixes each with the photo that it is not."""
     samples = photos()
     if mixing_part(view) is None:
-        return stack(view(samples, table))
+        return collate(view(samples, table))
     params = view.draw(table, meta_of(samples, "image"))
     partners = torch.tensor([COUNT - 1] * (COUNT - 1) + [0])
-    return meet(view, stack(view.apply_ragged(samples, params)), params, partners)
+    return meet(view, collate(view.apply_ragged(samples, params)), params, partners)
 
 
 def file_name(name: str, options: dict) -> str:

@@ -28,35 +28,35 @@ from mmcon.models.shared_spaces import ContrastiveModel
 from mmcon.random import keys
 from mmcon.registry import create, lookup
 from mmcon.sources.factory import channels_of, create_source
-from mmcon.views import ViewGenerator, stack
+from mmcon.views import ViewGenerator, collate
 
 
 @dataclass(frozen=True)
-class Spread:
-    """What `spread_of` and `score_view` measure; distances are mean squared, between unit features (0 to 4).
+class ViewSpread:
+    """What `measure_spread` and `score_view` measure; distances are mean squared, between unit features (0 to 4).
 
     Attributes:
         within_sample: between two views of one sample.
         within_class: between views of two samples of a class; None without labels.
         between_classes: between views of two samples of different classes (or of two samples, without labels).
-        bound_nats: the InfoNCE bound between the two views, in nats.
-        ceiling_nats: log n, the most that the bound can be with so many samples.
-        recognised: the fraction of views whose nearest other view is of the same sample.
+        infonce_bound_nats: the InfoNCE bound between the two views, in nats.
+        max_bound_nats: log n, the most that the bound can be with so many samples.
+        recognition_rate: the fraction of views whose nearest other view is of the same sample.
     """
 
     within_sample: float
     within_class: float | None
     between_classes: float
-    bound_nats: float
-    ceiling_nats: float
-    recognised: float
+    infonce_bound_nats: float
+    max_bound_nats: float
+    recognition_rate: float
 
     def table(self) -> str:
         """The figures as Markdown."""
         return spread_table({"": self})
 
 
-def spread_table(spreads: Mapping[str, Spread]) -> str:
+def spread_table(spreads: Mapping[str, ViewSpread]) -> str:
     """The figures of several generators as Markdown, a column each."""
 
     def shown(value: float | None) -> str:
@@ -66,7 +66,7 @@ def spread_table(spreads: Mapping[str, Spread]) -> str:
         "distance of two views of a sample": [shown(s.within_sample) for s in spreads.values()],
         "of two samples of a class": [shown(s.within_class) for s in spreads.values()],
         "of two classes": [shown(s.between_classes) for s in spreads.values()],
-        "InfoNCE bound": [f"{s.bound_nats:.2f} of at most {s.ceiling_nats:.2f} nats" for s in spreads.values()],
+        "InfoNCE bound": [f"{s.infonce_bound_nats:.2f} of at most {s.max_bound_nats:.2f} nats" for s in spreads.values()],
         "views recognised": [shown(s.recognised) for s in spreads.values()],
     }
     head = f"| | {' | '.join(spreads)} |"
@@ -75,9 +75,9 @@ def spread_table(spreads: Mapping[str, Spread]) -> str:
     )
 
 
-def spread_of(
+def measure_spread(
     features: Float[Tensor, "n v d"], labels: Int[Tensor, "n"] | None = None, *, temperature: float = 0.1
-) -> Spread:
+) -> ViewSpread:
     """Measure the spread of views in features.
 
     Args:
@@ -87,7 +87,7 @@ def spread_of(
     """
     n, v, _ = features.shape
     if n < 2 or v < 2:
-        raise InputError("spread_of", expected="at least two samples in two views", got=f"{n} samples, {v} views")
+        raise InputError("measure_spread", expected="at least two samples in two views", got=f"{n} samples, {v} views")
     unit = F.normalize(features.to(torch.float64), dim=-1)
     first, second = unit[:, 0], unit[:, 1]
     distances = (2 - 2 * first @ second.T).clamp_min(0)  # rounding may fall below
@@ -98,13 +98,13 @@ def spread_of(
     target = torch.arange(n, device=features.device)
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     apart = distances[~alike]
-    return Spread(
+    return ViewSpread(
         within_sample=float(distances.diagonal().mean()),
         within_class=float(within_class.mean()) if labels is not None and len(within_class) else None,
         between_classes=float(apart.mean()) if len(apart) else math.nan,
-        bound_nats=math.log(n) - float(loss),
-        ceiling_nats=math.log(n),
-        recognised=float((distances.argmin(1) == target).double().mean()),
+        infonce_bound_nats=math.log(n) - float(loss),
+        max_bound_nats=math.log(n),
+        recognition_rate=float((distances.argmin(1) == target).double().mean()),
     )
 
 
@@ -118,7 +118,7 @@ def score_view(
     encoder: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
     temperature: float = 0.1,
-) -> Spread:
+) -> ViewSpread:
     """Measure how far a generator spreads samples.
 
     >>> print(score_view(create_view("image/simclr", size=28), images, ids=ids, labels=labels, encoder=model).table())
@@ -132,16 +132,16 @@ def score_view(
         seed: of the draws.
         temperature: of the InfoNCE bound.
     """
-    views = [stack(view(samples, keys(seed=seed, sample=ids, view=number))) for number in (0, 1)]
+    views = [collate(view(samples, keys(seed=seed, sample=ids, view=number))) for number in (0, 1)]
     if encoder is not None:
         features = torch.stack([encoder(one) for one in views], dim=1)
     else:
         flat = torch.stack([one.flatten(1) for one in views], dim=1)
         features = flat - flat.mean((0, 1))
-    return spread_of(features, labels, temperature=temperature)
+    return measure_spread(features, labels, temperature=temperature)
 
 
-def score_names(
+def score_registered_views(
     names: Sequence[str],
     data: str,
     *,
@@ -149,7 +149,7 @@ def score_names(
     samples: int = 256,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
-) -> dict[str, Spread]:
+) -> dict[str, ViewSpread]:
     """Measure how far registered generators of images spread the same samples of a source.
 
     Args:
@@ -195,7 +195,7 @@ def _encoder(name: str, size: int, channels: int) -> Callable[[Tensor], Tensor]:
     return lambda views: encoder(views)
 
 
-def spread_picture(spreads: dict[str, Spread]) -> Any:
+def plot_spread(spreads: dict[str, ViewSpread]) -> Any:
     """A matplotlib figure: the distances of each generator, by name, one line each."""
     from matplotlib.figure import Figure
 
@@ -210,7 +210,7 @@ def spread_picture(spreads: dict[str, Spread]) -> Any:
         for label, (value, colour, marker) in marks.items():
             if value is not None:
                 axes.plot(value, row, marker, color=colour, label=label if row == 0 else None)
-        axes.annotate(f"{spread.bound_nats:.1f} nats", (1.01, row), xycoords=("axes fraction", "data"), va="center")
+        axes.annotate(f"{spread.infonce_bound_nats:.1f} nats", (1.01, row), xycoords=("axes fraction", "data"), va="center")
         axes.axhline(row, color="0.9", zorder=0)
     axes.set_yticks(range(len(spreads)), list(spreads))
     axes.set_xlabel("mean squared distance of unit features")

@@ -115,7 +115,7 @@ class ViewLoader:
     @property
     def finishes_in_worker(self) -> bool:
         """Whether workers run the batched stage too: on a CPU, unless a generator has a memory."""
-        stateful = any(g.scope == "stateful" for part in self.parts for _, g in part.generator.parts())
+        stateful = any(g.scope == "stateful" for part in self.parts for _, g in part.generator.children())
         return self.device.type == "cpu" and not stateful
 
     def make(self, step: int) -> list[DrawnBatch] | ViewBatch:
@@ -189,7 +189,7 @@ class ViewLoader:
         """What remembers earlier batches and belongs to a checkpoint: stateful views, and a sampler's snapshot."""
         found: dict[str, Any] = {"sampler": self.sampler} if hasattr(self.sampler, "state_dict") else {}
         for number, part in enumerate(self.parts):
-            for name, generator in part.generator.parts():
+            for name, generator in part.generator.children():
                 if hasattr(generator, "state_dict"):
                     found[f"{part.modality}/{number}/{name}"] = generator
         return found

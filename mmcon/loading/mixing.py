@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmcon.batch import Index, tree_map
 from mmcon.errors import ConfigError
-from mmcon.views import Chain, Params, ViewGenerator, take_rows
+from mmcon.views import Chain, Params, ViewGenerator, select_samples
 
 
 class Mixing(NamedTuple):
@@ -38,7 +38,7 @@ def mixing_part(generator: ViewGenerator) -> Mixing | None:
     Raises:
         ConfigError: there are two (the second would need partners of partners), or a memory would take partners in.
     """
-    parts = generator.parts()
+    parts = generator.children()
     found = [
         Mixing(i, name, part, part is generator) for i, (name, part) in enumerate(parts) if part.scope == "partner"
     ]
@@ -101,11 +101,11 @@ def meet(generator: ViewGenerator, samples: Any, params: Params, partners: Int[T
         params: what was drawn for all of them.
         partners: the row that each of the first n is mixed with.
     """
-    mixing, parts = mixing_part(generator), generator.parts()
+    mixing, parts = mixing_part(generator), generator.children()
     assert mixing is not None
     before, after = Chain(*parts[: mixing.place]), Chain(*parts[mixing.place + 1 :])
     views = before.apply_batched(samples, params)
-    params = take_rows(params, slice(len(partners)))
+    params = select_samples(params, slice(len(partners)))
     own, others = (tree_map(lambda x, rows=rows: x[rows], views) for rows in (slice(len(partners)), partners))
     mix: Any = mixing.generator.apply
     return after.apply(mix(own, mixing.of(params), partners=others), params)

@@ -19,7 +19,7 @@ from mmcon.loading.mixing import beside, meet, mixing_part, unmixed, with_partne
 from mmcon.random import Keys, keys
 from mmcon.samplers.base import BatchPlan
 from mmcon.sources.base import Source
-from mmcon.views import ViewGenerator, check_params, in_scope, meta_of, stack, take_rows
+from mmcon.views import ViewGenerator, check_params, collate, in_scope, meta_of, select_samples
 
 Views = Mapping[str, Sequence[ViewGenerator]]
 
@@ -155,7 +155,7 @@ def _open(part: Part, source: Source, batch: BatchPlan, places: Tensor, views: T
 def _decode(part: Part, opened: Opened, own: int, partners: Tensor | None) -> DrawnBatch:
     """The ragged stage over all rows; where one fails, row by row, so that only the faulty samples are lost."""
     try:
-        samples = stack(part.generator.apply_ragged(opened.samples, opened.params))
+        samples = collate(part.generator.apply_ragged(opened.samples, opened.params))
     except DataError:
         return _decode_singly(part, opened, own, partners)
     index = opened.index if partners is None else beside(opened.index, partners)
@@ -166,9 +166,9 @@ def _decode_singly(part: Part, opened: Opened, own: int, partners: Tensor | None
     done: dict[int, Any] = {}
     failures: dict[int, str] = {}
     for row in range(len(opened.table)):
-        params = take_rows(opened.params, slice(row, row + 1))
+        params = select_samples(opened.params, slice(row, row + 1))
         try:
-            done[row] = stack(part.generator.apply_ragged([opened.samples[row]], params))
+            done[row] = collate(part.generator.apply_ragged([opened.samples[row]], params))
         except DataError as error:
             if row < own:  # what is a partner alone is counted by the process whose it is
                 failures[int(opened.table.fields[row, 2])] = f"{error} (key: {opened.table.describe(row)})"
@@ -183,7 +183,11 @@ def _decode_singly(part: Part, opened: Opened, own: int, partners: Tensor | None
         )
     own_rows = set(kept)
     rows = kept if partners is None else kept + [row for row in done if row not in own_rows]
-    samples, params, index = _cat([done[row] for row in rows]), take_rows(opened.params, rows), opened.index.take(rows)
+    samples, params, index = (
+        _cat([done[row] for row in rows]),
+        select_samples(opened.params, rows),
+        opened.index.take(rows),
+    )
     if partners is not None:
         at = {row: place for place, row in enumerate(rows)}
         # Whose partner cannot be read is mixed with itself: it stays as it is, on any number of processes.
@@ -209,7 +213,7 @@ def finish(drawn: Sequence[DrawnBatch], step: int) -> ViewBatch:
             made = generator.apply_batched(one.samples, one.params)
         else:
             made = meet(generator, one.samples, one.params, one.partners)
-            own = take_rows(one.params, slice(len(one.partners)))
+            own = select_samples(one.params, slice(len(one.partners)))
         views[modality] = (*views.get(modality, ()), made)
         params[modality] = (*params.get(modality, ()), own)
         tables.setdefault(modality, []).append(

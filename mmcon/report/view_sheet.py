@@ -16,7 +16,7 @@ from mmcon.errors import InputError
 from mmcon.loading.mixing import meet, mixing_part
 from mmcon.random import stable_id
 from mmcon.registry import lookup
-from mmcon.views import describe_row, in_scope, meta_of, params_from_json, params_to_json, stack
+from mmcon.views import collate, describe_sample, in_scope, meta_of, params_from_json, params_to_json
 
 # Who opens a sample of a modality and draws its views on a sheet: modules with `open_sample` and `write_sheet`.
 SHEETS = {"image": "mmcon.report.image_sheet", "audio": "mmcon.report.audio_sheet", "video": "mmcon.report.video_sheet"}
@@ -98,10 +98,10 @@ def show(record: Record, output: Path, *, file: Path | None = None) -> Record:
     else:
         params = _draw(view, modality, handles, names, record)
         record = replace(record, params=json.loads(params_to_json(params)))
-    drawn = stack(view.apply_ragged(handles, params))
+    drawn = collate(view.apply_ragged(handles, params))
     partners = torch.arange(record.views) + record.views
     views = meet(view, drawn, params, partners) if mixes else view.apply_batched(drawn, params)
-    captions = [_caption(describe_row(params, row)) for row in range(record.views)]
+    captions = [_caption(describe_sample(params, row)) for row in range(record.views)]
     # Where a clip's views lie in time is drawn; a sound's are heard as they were before the spectrogram.
     more = {"video": {"params": params}, "audio": {"params": params, "view": view}}.get(modality, {})
     sheet.write_sheet(output, samples[0], views, captions, f"{record.view} of {Path(record.input).name}", **more)

@@ -29,11 +29,11 @@ from mmcon.views import (
     ViewGenerator,
     as_chain,
     check_params,
+    collate,
     meta_of,
     params_from_json,
     params_to_json,
-    stack,
-    take_rows,
+    select_samples,
 )
 
 
@@ -62,7 +62,7 @@ def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 
         table = keys(seed=seed, epoch=1, sample=stable_ids(f"sample {i}" for i in range(n)), view=1, step=5)
         params = _draws_are_functions_of_keys(view, samples, table)
         _params_are_data(view, params, n)
-        if any(part.scope == "stateful" for _, part in view.parts()):
+        if any(part.scope == "stateful" for _, part in view.children()):
             continue  # what it makes depends on a memory, as its scope declares
         if mixing_part(view) is not None:
             _partners_alone_matter(view, samples, params, n)
@@ -119,8 +119,8 @@ def _draws_are_functions_of_keys(view: ViewGenerator, samples: Any, table: Keys)
     if not _equal(chain.draw(table, meta), params):
         raise LawBroken(view, "draw is a function", "the same keys drew other parameters the second time")
     for part in (slice(0, 1), slice(1, None), torch.tensor([2, 0])):
-        split = chain.draw(table[part], take_rows(meta, part))
-        if not _equal(split, take_rows(params, part)):
+        split = chain.draw(table[part], select_samples(meta, part))
+        if not _equal(split, select_samples(params, part)):
             raise LawBroken(view, "draws do not depend on the batch", f"rows {part} alone drew other parameters")
     return params
 
@@ -136,8 +136,8 @@ def _apply_is_a_function(view: ViewGenerator, samples: Any, params: Params) -> N
     """Applying twice gives the same bits, and changes neither samples, parameters nor the global random state."""
     before = copy.deepcopy(samples), copy.deepcopy(params)
     with unchanged_global_randomness(view, "apply"):
-        views = stack(as_chain(view).apply(samples, params))
-    if not _equal(stack(as_chain(view).apply(samples, params)), views):
+        views = collate(as_chain(view).apply(samples, params))
+    if not _equal(collate(as_chain(view).apply(samples, params)), views):
         raise LawBroken(view, "apply is a function", "the same parameters made other views the second time")
     tensors = isinstance(samples, Tensor | Mapping) or all(isinstance(s, Tensor) for s in samples)
     if (tensors and not _equal(samples, before[0])) or not _equal(params, before[1]):
@@ -147,10 +147,10 @@ def _apply_is_a_function(view: ViewGenerator, samples: Any, params: Params) -> N
 def _alone_equals_in_a_batch(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
     """A sample gets the same bits alone as in the batch."""
     chain = as_chain(view)
-    together = stack(chain.apply(samples, params))
+    together = collate(chain.apply(samples, params))
     for row in range(n):
         one = slice(row, row + 1)
-        alone = stack(chain.apply(_rows(samples, one), take_rows(params, one)))
+        alone = collate(chain.apply(_rows(samples, one), select_samples(params, one)))
         if not _equal(alone, _rows(together, one)):
             raise LawBroken(view, "alone equals in a batch", f"sample {row} differs")
 
@@ -163,13 +163,13 @@ def _partners_alone_matter(view: ViewGenerator, samples: Any, params: Params, n:
     partners = mixing.generator.partners(mixing.of(params), places, n)
     if not bool(((partners >= 0) & (partners < n)).all()):
         raise LawBroken(view, "partners are in the batch", f"of {n} samples, {partners.tolist()}")
-    drawn = stack(chain.apply_ragged(samples, params))
+    drawn = collate(chain.apply_ragged(samples, params))
     together = meet(chain, drawn, params, partners)
     if not _equal(meet(chain, drawn, params, partners), together):
         raise LawBroken(view, "apply is a function", "the same parameters made other views the second time")
     for row in range(n):
         two = torch.tensor([row, int(partners[row])])
-        alone = meet(chain, _rows(drawn, two), take_rows(params, two), torch.tensor([1]))
+        alone = meet(chain, _rows(drawn, two), select_samples(params, two), torch.tensor([1]))
         if not _equal(alone, _rows(together, slice(row, row + 1))):
             raise LawBroken(view, "partners alone matter", f"sample {row} differs without the rest of the batch")
 
@@ -177,16 +177,16 @@ def _partners_alone_matter(view: ViewGenerator, samples: Any, params: Params, n:
 def _over_equals_anew(view: ViewGenerator, samples: Any, params: Params) -> None:
     """A part that can work in place makes the same bits there."""
     chain = as_chain(view)
-    batch = stack(chain.apply_ragged(samples, params))
-    for name, part in chain.parts():
+    batch = collate(chain.apply_ragged(samples, params))
+    for name, part in chain.children():
         if part.ragged:
             continue
         made = part.apply(batch, params[name])
-        if part.pour is not None:
+        if part.copy_into is not None:
             over, anew = torch.empty(batch.shape), torch.empty(batch.shape)
-            part.pour(batch, over, name)
-            part.apply_over(over, params[name])
-            part.pour(made, anew, name)
+            part.copy_into(batch, over, name)
+            part.apply_(over, params[name])
+            part.copy_into(made, anew, name)
             if not _equal(over, anew):
                 raise LawBroken(view, "in place equals anew", f"{name} made other views over the batch")
         batch = made
@@ -194,8 +194,8 @@ def _over_equals_anew(view: ViewGenerator, samples: Any, params: Params) -> None
 
 def _sizes_are_as_declared(view: ViewGenerator, samples: Any, params: Params) -> None:
     """The facts that the generator says it leaves are those of its views."""
-    declared = as_chain(view).leaves(meta_of(samples, view.modality), params)
-    found = meta_of(stack(as_chain(view).apply(samples, params)), view.modality)
+    declared = as_chain(view).output_meta(meta_of(samples, view.modality), params)
+    found = meta_of(collate(as_chain(view).apply(samples, params)), view.modality)
     for name in set(declared) & set(found):
         if not _equal(declared[name].double(), found[name].double()):
             raise LawBroken(view, "sizes are as declared", f"{name}: declared {declared[name]}, found {found[name]}")

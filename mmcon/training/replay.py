@@ -27,7 +27,7 @@ from mmcon.loading.pipeline import Part
 from mmcon.random import stable_id
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.metrics_log import Journal
-from mmcon.views import params_to_json, take_rows
+from mmcon.views import params_to_json, select_samples
 
 VARIABLE = "MMCON_REPLAY"
 
@@ -110,7 +110,7 @@ class Replay:
                         name += f"-occurrence{int(table['occurrence'][row])}"
                     view = tree_map(lambda x, row=row: x[row].detach().cpu(), part)
                     made = own[number]
-                    drawn = take_rows(tree_map(Tensor.cpu, batch.params[modality][number]), [row])
+                    drawn = select_samples(tree_map(Tensor.cpu, batch.params[modality][number]), [row])
                     (folder / f"{name}.json").write_text(params_to_json(drawn) + "\n")
                     if modality == "text":
                         at = int(torch.nonzero(loader.source.members[modality].ids == wanted)[0])
@@ -217,7 +217,7 @@ def _rate_hz(generator: Any) -> int:
     """The sample rate that a chain leaves, as the last of its parts that knows says; else 16,000."""
     rates = [
         int(rate)
-        for _, part in generator.parts()
+        for _, part in generator.children()
         for name in ("sample_rate_hz", "rate_hz")
         if (rate := getattr(part, name, None))
     ]
@@ -228,7 +228,7 @@ def _text(stem: Path, loader: ViewLoader, part: Part, row: int, params: Any, tok
     """A text as it stood where a tokenizer took it, and the numbers that became of it."""
     source = loader.source.members[part.modality]
     current, words = source.open([row])[0], ""
-    for name, generator in part.generator.parts():
+    for name, generator in part.generator.children():
         words = getattr(current, "value", current if isinstance(current, str) else words)
         current = generator.apply([current], params if generator is part.generator else params[name])[0]
         if isinstance(current, Mapping):

@@ -9,15 +9,15 @@ A chain draws the parameters of all its parts at once, from what the headers say
 """
 
 from mmcon.views.adapters import FunctionView, Identity, seeded, takes_generator
-from mmcon.views.buffers import room_for
-from mmcon.views.chain import IN_CACHE, Chain, as_chain, stack
-from mmcon.views.generator import SCOPES, SHAPE_FACTS, Meta, Params, Scope, ViewGenerator, in_scope, meta_of
-from mmcon.views.params import check_params, describe_row, params_from_json, params_to_json, take_rows
+from mmcon.views.buffers import empty_buffer
+from mmcon.views.chain import NUMBERS_PER_CHUNK, Chain, as_chain, collate
+from mmcon.views.generator import SCOPES, SHAPE_META, Meta, Params, Scope, ViewGenerator, in_scope, meta_of
+from mmcon.views.params import check_params, describe_sample, params_from_json, params_to_json, select_samples
 
 __all__ = [
-    "IN_CACHE",
+    "NUMBERS_PER_CHUNK",
     "SCOPES",
-    "SHAPE_FACTS",
+    "SHAPE_META",
     "Chain",
     "FunctionView",
     "Identity",
@@ -27,14 +27,14 @@ __all__ = [
     "ViewGenerator",
     "as_chain",
     "check_params",
-    "describe_row",
+    "collate",
+    "describe_sample",
+    "empty_buffer",
     "in_scope",
     "meta_of",
     "params_from_json",
     "params_to_json",
-    "room_for",
     "seeded",
-    "stack",
-    "take_rows",
+    "select_samples",
     "takes_generator",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmcon.random import Keys
-from mmcon.views.chain import stack
+from mmcon.views.chain import collate
 from mmcon.views.generator import Meta, Params, ViewGenerator
 
 
@@ -66,7 +66,7 @@ class FunctionView(ViewGenerator):
         samples = batch if isinstance(batch, Tensor) else [s.decode() if hasattr(s, "decode") else s for s in batch]
         out = [self._call(sample, int(seed)) for sample, seed in zip(samples, params["seed"], strict=True)]
         alike = len({tuple(sample.shape) for sample in out}) == 1
-        return stack(out) if isinstance(batch, Tensor) and alike else out
+        return collate(out) if isinstance(batch, Tensor) and alike else out
 
     def _call(self, sample: Any, seed: int) -> Any:
         if self._takes_generator:

@@ -16,7 +16,7 @@ LARGE = 1 << 22
 PAGE = 1 << 21
 
 
-def room_for(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def empty_buffer(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor on the CPU whose numbers are still to be set, on large pages where it is large and Linux offers them.
 
     64 pictures of 224 px in floats are 9,400 small pages, fresh for every batch; touching each for the first time

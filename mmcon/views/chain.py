@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.random import Keys
-from mmcon.views.buffers import keep_freed_memory, room_for
+from mmcon.views.buffers import empty_buffer, keep_freed_memory
 from mmcon.views.generator import Meta, Params, ViewGenerator, in_scope
-from mmcon.views.params import take_rows
+from mmcon.views.params import select_samples
 
 # On a CPU a chain takes about this many numbers through all its batched parts at a time.
-IN_CACHE = 1 << 21
+NUMBERS_PER_CHUNK = 1 << 21
 
 
 @final
@@ -34,9 +34,11 @@ class Chain(ViewGenerator):
         named: list[tuple[str, ViewGenerator]] = []
         for item in generators:
             given, generator = (
-                item if isinstance(item, tuple) else (item.parts()[0][0] if not isinstance(item, Chain) else "", item)
+                item
+                if isinstance(item, tuple)
+                else (item.children()[0][0] if not isinstance(item, Chain) else "", item)
             )
-            for inner, part in generator.parts():
+            for inner, part in generator.children():
                 inside = f"{given}/{inner}" if given else inner
                 named.append((inside if isinstance(generator, Chain) else given, part))
         self._parts = tuple(_numbered(named))
@@ -63,11 +65,11 @@ class Chain(ViewGenerator):
         return self._first_batched > 0
 
     @property
-    def keeps_meaning(self) -> bool:  # type: ignore[override]
+    def preserves_labels(self) -> bool:  # type: ignore[override]
         """Whether all parts do."""
-        return all(part.keeps_meaning for _, part in self._parts)
+        return all(part.preserves_labels for _, part in self._parts)
 
-    def parts(self) -> tuple[tuple[str, ViewGenerator], ...]:
+    def children(self) -> tuple[tuple[str, ViewGenerator], ...]:
         """The parts in order, by name; a chain inside a chain is laid flat."""
         return self._parts
 
@@ -79,13 +81,13 @@ class Chain(ViewGenerator):
         params: Params = {}
         for name, part in self._parts:
             params[name] = part.draw(in_scope(keys, part.scope).child(self._modality).child(name), meta)
-            meta = part.leaves(meta, params[name])
+            meta = part.output_meta(meta, params[name])
         return params
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """What is known after the last part."""
         for name, part in self._parts:
-            meta = part.leaves(meta, params[name])
+            meta = part.output_meta(meta, params[name])
         return meta
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
@@ -93,12 +95,12 @@ class Chain(ViewGenerator):
         columns: dict[str, Tensor] = {}
         for name, part in self._parts:
             columns |= part.columns(meta, params[name])
-            meta = part.leaves(meta, params[name])
+            meta = part.output_meta(meta, params[name])
         return columns
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Both stages, one after the other."""
-        return self.apply_batched(stack(self.apply_ragged(batch, params)), params)
+        return self.apply_batched(collate(self.apply_ragged(batch, params)), params)
 
     def apply_ragged(self, samples: Any, params: Params) -> Any:
         """The leading ragged parts, where the samples are decoded."""
@@ -116,8 +118,8 @@ class Chain(ViewGenerator):
         if len(parts) < 2 or not free or not isinstance(batch, Tensor) or batch.device.type != "cpu":
             return self._run(parts, batch, params)
         keep_freed_memory()
-        few = max(1, IN_CACHE // max(1, batch[:1].numel()))
-        if all(part.pour is not None for _, part in parts):
+        few = max(1, NUMBERS_PER_CHUNK // max(1, batch[:1].numel()))
+        if all(part.copy_into is not None for _, part in parts):
             return self._in_place(parts, batch, params, few)
         if few >= len(batch):
             return self._run(parts, batch, params)
@@ -127,18 +129,18 @@ class Chain(ViewGenerator):
             if not isinstance(made, Tensor):
                 return self._run(parts, batch, params)
             if out is None:
-                out = room_for((len(batch), *made.shape[1:]), made.dtype)
+                out = empty_buffer((len(batch), *made.shape[1:]), made.dtype)
             out[rows] = made
         return out
 
     def _in_place(self, parts: Sequence[tuple[str, ViewGenerator]], batch: Tensor, params: Params, few: int) -> Tensor:
-        out, pour = room_for(batch.shape), parts[0][1].pour
-        assert pour is not None
+        out, copy_into = empty_buffer(batch.shape), parts[0][1].copy_into
+        assert copy_into is not None
         for rows, some in _some_at_a_time(parts, params, len(batch), few):
             own = out[rows]
-            pour(batch[rows], own, self.name or parts[0][0])
+            copy_into(batch[rows], own, self.name or parts[0][0])
             for name, part in parts:
-                part.apply_over(own, some[name])
+                part.apply_(own, some[name])
         return out
 
     @staticmethod
@@ -156,7 +158,7 @@ def _some_at_a_time(
 ) -> Iterator[tuple[slice, Params]]:
     for start in range(0, count, few):
         rows = slice(start, start + few)
-        yield rows, {name: take_rows(params[name], rows) for name, _ in parts}
+        yield rows, {name: select_samples(params[name], rows) for name, _ in parts}
 
 
 def as_chain(generator: ViewGenerator) -> Chain:
@@ -176,17 +178,17 @@ def _batchable(part: ViewGenerator) -> bool:
     return getattr(part, "decodes", False) is False
 
 
-def stack(samples: Any) -> Any:
+def collate(samples: Any) -> Any:
     """Decode what is still undecoded and stack samples of one shape; what is stacked already passes through."""
     if not isinstance(samples, list | tuple):
         return samples
     decoded: list[Any] = [s if isinstance(s, Tensor | Mapping) else s.decode() for s in samples]
     if isinstance(decoded[0], Mapping):
-        return {name: stack([d[name] for d in decoded]) for name in decoded[0]}
+        return {name: collate([d[name] for d in decoded]) for name in decoded[0]}
     shapes = {tuple(d.shape) for d in decoded}
     if len(shapes) > 1:
         raise InputError(
-            "stack",
+            "collate",
             expected="samples of one shape",
             got=f"shapes {sorted(shapes)[:4]}",
             fix="begin the chain with a generator that brings them to one size, such as image/random-resized-crop",

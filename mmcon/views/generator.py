@@ -21,14 +21,14 @@ Meta = dict[str, Tensor]
 Params = dict[str, Any]
 
 # Facts that can be read off a stacked tensor, by modality: name -> axis.
-SHAPE_FACTS: dict[str, dict[str, int]] = {
+SHAPE_META: dict[str, dict[str, int]] = {
     "image": {"channels": -3, "height": -2, "width": -1},
     "audio": {"length": -1},
     "video": {"frames": -4, "channels": -3, "height": -2, "width": -1},
 }
 
 
-class Pour(Protocol):
+class CopyInto(Protocol):
     """Check a stacked batch, for the generator named, and write it to a float32 tensor of the same shape."""
 
     def __call__(self, batch: Tensor, out: Tensor, where: str) -> None: ...  # noqa: D102
@@ -46,16 +46,16 @@ class ViewGenerator(ABC):
             memory that lives in the training process.
         ragged: whether it takes samples of differing sizes, undecoded ones among them (then `apply` gets a sequence
             of samples, or a stacked tensor where sizes agree), rather than only a stacked batch.
-        keeps_meaning: whether what a sample shows is still true of its view; False of one that runs time backwards.
-        pour: how a batch becomes the floats that `apply_over` works on; None where a generator cannot work in place. A
+        preserves_labels: whether what a sample shows is still true of its view; False of one that runs time backwards.
+        copy_into: how a batch becomes the floats that `apply_` works on; None where a generator cannot work in place. A
             chain of parts that all can makes no new tensor for each, which would cost more time than most parts do.
     """
 
     modality: ClassVar[str] = "any"
     scope: ClassVar[Scope] = "sample"
     ragged: ClassVar[bool] = False
-    keeps_meaning: ClassVar[bool] = True
-    pour: ClassVar[Pour | None] = None
+    preserves_labels: ClassVar[bool] = True
+    copy_into: ClassVar[CopyInto | None] = None
     #: The name under which the registry made it; the class's name otherwise.
     name: str = ""
 
@@ -70,11 +70,11 @@ class ViewGenerator(ABC):
         Parameters are on the CPU, as they were drawn, wherever the samples are.
         """
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
-        """As `apply`, to the same bits, but written over the batch: for generators that have `pour`."""
+    def apply_(self, batch: Tensor, params: Params) -> None:
+        """As `apply`, to the same bits, but written over the batch: for generators that have `copy_into`."""
         raise NotImplementedError(f"{type(self).__name__} makes new tensors: call apply")
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """What is known of the views that `apply` will make; by default what was known before."""
         return meta
 
@@ -95,7 +95,7 @@ class ViewGenerator(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has scope {self.scope!r} and names no partners")
 
-    def parts(self) -> tuple[tuple[str, ViewGenerator], ...]:
+    def children(self) -> tuple[tuple[str, ViewGenerator], ...]:
         """The generators in order, by name; a single generator is its own only part."""
         return ((self.name or type(self).__name__, self),)
 
@@ -142,7 +142,7 @@ def meta_of(batch: Any, modality: str) -> Meta:
         modality: names the axes of a tensor's shape.
     """
     if isinstance(batch, Tensor):
-        axes = SHAPE_FACTS.get(modality, {})
+        axes = SHAPE_META.get(modality, {})
         known = {name: batch.shape[axis] for name, axis in axes.items() if batch.dim() > -axis}
         return {name: torch.full((len(batch),), size) for name, size in known.items()}
     if isinstance(batch, Mapping):
@@ -158,5 +158,5 @@ def meta_of(batch: Any, modality: str) -> Meta:
 
 def _facts(sample: Any, modality: str) -> Mapping[str, int | float]:
     if isinstance(sample, Tensor):
-        return {name: sample.shape[a] for name, a in SHAPE_FACTS.get(modality, {}).items() if sample.dim() >= -a}
+        return {name: sample.shape[a] for name, a in SHAPE_META.get(modality, {}).items() if sample.dim() >= -a}
     return getattr(sample, "facts", {})

@@ -13,11 +13,11 @@ from mmcon.errors import InputError
 from mmcon.views.generator import Params
 
 
-def take_rows(params: Any, rows: Any) -> Any:
+def select_samples(params: Any, rows: Any) -> Any:
     """The parameters of some samples: every tensor indexed along its leading axis."""
     if isinstance(params, Tensor):
         return params[rows]
-    return {name: take_rows(branch, rows) for name, branch in params.items()}
+    return {name: select_samples(branch, rows) for name, branch in params.items()}
 
 
 def params_to_json(params: Params) -> str:
@@ -46,7 +46,7 @@ def params_from_json(text: str) -> Params:
     return rebuild(json.loads(text))
 
 
-def describe_row(params: Params, row: int) -> dict[str, Any]:
+def describe_sample(params: Params, row: int) -> dict[str, Any]:
     """One sample's parameters as plain numbers, for a person to read."""
 
     def plain(node: Any) -> Any:

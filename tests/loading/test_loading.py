@@ -37,7 +37,7 @@ class Window(ViewGenerator):
     def apply(self, batch, params):
         return [x[..., left : left + 4] for x, left in zip(map(decoded, batch), params["left"].tolist(), strict=True)]
 
-    def leaves(self, meta, params):
+    def output_meta(self, meta, params):
         return {**meta, "width": torch.full_like(meta["width"], 4)}
 
     def columns(self, meta, params):

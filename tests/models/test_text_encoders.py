@@ -14,7 +14,7 @@ from mmcon.models.shared_spaces import ContrastiveModel
 from mmcon.models.text import POOLINGS, pool
 from mmcon.random import keys
 from mmcon.registry import create_view
-from mmcon.views import stack
+from mmcon.views import collate
 
 TEXTS = ["a red apple", "a dog", "the red dog and the apple and a dog", "apple", "dog and dog"]
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory) -> Path:
 
 def tokens(folder, max_tokens=12, texts=TEXTS):
     view = create_view("text/tokens", tokenizer=str(folder), max_tokens=max_tokens)
-    return stack(view(texts, keys(sample=list(range(len(texts))))))
+    return collate(view(texts, keys(sample=list(range(len(texts))))))
 
 
 def encoder(folder, **options):
@@ -111,7 +111,7 @@ def test_dropout_makes_two_views_of_one_text(folder):
 def test_the_embedding_bag_learns_nothing_from_padding():
     model = create_encoder("text/embedding-bag", modality="text", feature_dim=8).eval()
     view = create_view("text/tokens", max_tokens=40)
-    batch = stack(view(TEXTS, keys(sample=list(range(5)))))
+    batch = collate(view(TEXTS, keys(sample=list(range(5)))))
     wide = {name: torch.nn.functional.pad(column, (0, 9)) for name, column in batch.items()}
     assert torch.allclose(model(batch), model(wide), atol=1e-6)
 

@@ -21,15 +21,15 @@ from mmcon.views import (
     Identity,
     ViewGenerator,
     check_params,
-    describe_row,
+    collate,
+    describe_sample,
+    empty_buffer,
     in_scope,
     meta_of,
     params_from_json,
     params_to_json,
-    room_for,
     seeded,
-    stack,
-    take_rows,
+    select_samples,
 )
 
 
@@ -45,16 +45,16 @@ class Shift(ViewGenerator):
         return batch + params["by"].to(batch.dtype).view(-1, 1, 1, 1)
 
 
-def pour_doubles(batch, out, where):
+def copy_doubles(batch, out, where):
     out.copy_(batch)
 
 
 class ShiftInPlace(Shift):
     """The same, where the batch may be written over."""
 
-    pour = staticmethod(pour_doubles)
+    copy_into = staticmethod(copy_doubles)
 
-    def apply_over(self, batch, params):
+    def apply_(self, batch, params):
         batch.add_(params["by"].to(batch.dtype).view(-1, 1, 1, 1))
 
 
@@ -78,14 +78,14 @@ class Cut(ViewGenerator):
     def apply(self, batch, params):
         return [x[..., left : left + self.size] for x, left in zip(batch, params["left"].tolist(), strict=True)]
 
-    def leaves(self, meta, params):
+    def output_meta(self, meta, params):
         return {**meta, "width": torch.full_like(meta["width"], self.size)}
 
 
 class Opened(ViewGenerator):
     """Decodes handles, so it can only stand first."""
 
-    modality, ragged, decodes = "image", True, True
+    modality, ragged, undecoded_only = "image", True, True
 
     def draw(self, keys, meta):
         return {}
@@ -105,8 +105,8 @@ def pictures(n=5, same=False):
 
 def test_a_chain_names_and_numbers_its_parts():
     chain = Chain(Shift(), ("first", Shift()), Shift(), Chain(Shift(), ("again", Shift()), name="inner"), Cut())
-    assert [name for name, _ in chain.parts()] == ["Shift", "first", "Shift.2", "Shift.3", "again", "Cut"]
-    assert Chain(("colour", Chain(Shift(), Shift()))).parts()[1][0] == "colour/Shift.2"
+    assert [name for name, _ in chain.children()] == ["Shift", "first", "Shift.2", "Shift.3", "again", "Cut"]
+    assert Chain(("colour", Chain(Shift(), Shift()))).children()[1][0] == "colour/Shift.2"
 
 
 def test_adding_a_part_shifts_no_other_draws():
@@ -123,7 +123,7 @@ def test_sizes_are_handed_on_to_the_next_draw():
     assert meta["width"].tolist() == [6, 7, 8, 9, 10]
     params = chain.draw(table(), meta)
     assert int(params["narrow"]["left"].max()) <= 2
-    assert chain.leaves(meta, params)["width"].tolist() == [3] * 5
+    assert chain.output_meta(meta, params)["width"].tolist() == [3] * 5
 
 
 def test_the_ragged_prefix_runs_by_sample_and_the_rest_in_a_batch():
@@ -131,7 +131,7 @@ def test_the_ragged_prefix_runs_by_sample_and_the_rest_in_a_batch():
     params = chain.draw(table(), meta_of(samples, "image"))
     between = chain.apply_ragged(samples, params)
     assert isinstance(between, list)
-    views = chain.apply_batched(stack(between), params)
+    views = chain.apply_batched(collate(between), params)
     assert views.shape == (5, 1, 3, 4)
     for i, (sample, left, by) in enumerate(zip(samples, params["Cut"]["left"], params["Shift"]["by"], strict=True)):
         torch.testing.assert_close(views[i], sample[..., left : left + 4] + by.float())
@@ -158,7 +158,7 @@ def test_a_chain_in_place_makes_the_bits_that_its_parts_make_one_after_another()
 @pytest.mark.parametrize("shape", [(3, 5), (3, 1 << 20)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_room_is_ordinary_memory(shape, dtype):
-    rooms = [room_for(shape, dtype) for _ in range(3)]
+    rooms = [empty_buffer(shape, dtype) for _ in range(3)]
     for number, room in enumerate(rooms):
         room.fill_(number)
     assert [(int(room.min()), int(room.max())) for room in rooms] == [(0, 0), (1, 1), (2, 2)]
@@ -192,7 +192,7 @@ def test_the_laws_catch_who_breaks_them():
             return batch.add_(1)
 
     class AnotherInPlace(ShiftInPlace):
-        def apply_over(self, batch, params):
+        def apply_(self, batch, params):
             batch.add_(1)
 
     samples = torch.stack(pictures(same=True))
@@ -289,8 +289,8 @@ def test_parameters_survive_json_bit_by_bit(params):
 
 def test_rows_of_parameters():
     params = {"a": {"x": torch.arange(6).view(3, 2)}, "flip": torch.tensor([True, False, True])}
-    assert describe_row(params, 1) == {"a": {"x": [2, 3]}, "flip": False}
-    assert take_rows(params, [2])["a"]["x"].tolist() == [[4, 5]]
+    assert describe_sample(params, 1) == {"a": {"x": [2, 3]}, "flip": False}
+    assert select_samples(params, [2])["a"]["x"].tolist() == [[4, 5]]
 
 
 def test_facts_are_read_from_headers_shapes_or_columns():
@@ -314,7 +314,10 @@ def test_facts_are_read_from_headers_shapes_or_columns():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: stack(pictures()), r"samples of one shape; got shapes \[\(1, 3, 6\)(.|\n)*image/random-resized-crop"),
+        (
+            lambda: collate(pictures()),
+            r"samples of one shape; got shapes \[\(1, 3, 6\)(.|\n)*image/random-resized-crop",
+        ),
         (lambda: Chain(Shift(), Opened(), name="late"), r"Chain 'late'(.|\n)*\['Opened'\] after 'Shift'(.|\n)*front"),
         (
             lambda: check_params("v", {"a": torch.zeros(2)}, 3),

@@ -80,7 +80,7 @@ def test_spectrogram_views_are_deaf_to_padding(name, n, value, seed):
 
 
 def test_no_view_of_sound_is_left_out():
-    chains = {name for name in names() if len(mmcon.create_view(name).parts()) > 1}
+    chains = {name for name in names() if len(mmcon.create_view(name).children()) > 1}
     assert names() - chains == {*WAVEFORM, *SPECTROGRAM, "audio/crop", "audio/log-mel", "audio/spec-augment-policy"} - {
         "audio/background"
     }

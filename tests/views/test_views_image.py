@@ -12,7 +12,7 @@ from mmcon.errors import DataError, InputError
 from mmcon.media import ImageHandle
 from mmcon.random import keys
 from mmcon.registry import create_view
-from mmcon.views import Chain, meta_of, params_from_json, params_to_json, take_rows
+from mmcon.views import Chain, meta_of, params_from_json, params_to_json, select_samples
 
 torch.set_num_threads(1)
 
@@ -157,7 +157,7 @@ def test_parameters_survive_json_and_replay():
     params = view.draw(keys(seed=9, sample=range(5)), meta_of(x, "image"))
     again = params_from_json(params_to_json(params))
     assert torch.equal(view.apply(x, params), view.apply(x, again))
-    assert torch.equal(view.apply(x[2:4], take_rows(params, slice(2, 4))), view.apply(x, params)[2:4])
+    assert torch.equal(view.apply(x[2:4], select_samples(params, slice(2, 4))), view.apply(x, params)[2:4])
 
 
 def test_inputs_are_not_changed():

@@ -62,7 +62,7 @@ def test_the_linear_hue_turns_u_and_v_alike(turn):
 @pytest.mark.parametrize(("outside", "name"), [(0.0, "image/simclr-tf"), (0.5, "image/simclr-supcon")])
 def test_the_blur_of_tensorflow_meets_black_or_mid_grey_beyond_the_edges(outside, name):
     # Zeros are black in [0, 1] (SimCLR) and mid-grey in [−1, 1] (SupCon).
-    blur = dict(create_view(name, size=44, **({"blur": True} if "tf" in name else {})).parts())["blur"]
+    blur = dict(create_view(name, size=44, **({"blur": True} if "tf" in name else {})).children())["blur"]
     x, sigma = pictures(1, 44), 1.7
     ours = blur.apply(x, {"apply": torch.tensor([True]), "sigma": torch.tensor([sigma], dtype=torch.float64)})
     at = np.arange(-2, 3)  # 44 // 10 // 2 taps on each side
@@ -76,7 +76,7 @@ def test_the_blur_of_tensorflow_meets_black_or_mid_grey_beyond_the_edges(outside
 @pytest.mark.parametrize("recipe", ["swav", "dino"])
 def test_blurs_of_multi_crops_are_pillows(recipe):
     for view in multi_crop(recipe, global_size=48, local_size=24):
-        blur = dict(view.parts())["blur"]
+        blur = dict(view.children())["blur"]
         x = pictures(1, 24, seed=2)
         for sigma in (0.5, 1.2, 2.0):
             ours = blur.apply(x, {"apply": torch.tensor([True]), "sigma": torch.tensor([sigma], dtype=torch.float64)})
@@ -165,9 +165,9 @@ def test_channels_are_standardised_as_cmc_and_pycontrast_have_them():
 
 
 def test_cmcs_second_version_jitters_blurs_and_keeps_colours_otherwise():
-    parts = [name for name, _ in create_view("image/cmc", space="ydbdr").parts()]
+    parts = [name for name, _ in create_view("image/cmc", space="ydbdr").children()]
     assert parts == ["crop", "flip", "jitter", "blur", "randaugment", "channels"]
-    assert [name for name, _ in create_view("image/cmc").parts()] == ["crop", "flip", "channels"]
+    assert [name for name, _ in create_view("image/cmc").children()] == ["crop", "flip", "channels"]
     n = 5000
     meta = {name: torch.full((n,), 64) for name in ("height", "width")} | {"channels": torch.full((n,), 3)}
     drawn = create_view("image/cmc", space="ydbdr", size=32).draw(keys(seed=0, sample=range(n)), meta)

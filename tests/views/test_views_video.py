@@ -59,7 +59,7 @@ def test_every_registered_sampler_and_recipe_keeps_the_laws(name: str):
 def test_temporal_views_keep_the_laws_and_say_that_they_change_the_meaning(name: str):
     view = create_view(name)
     check_view(view, torch.rand(4, 6, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
-    assert view.keeps_meaning is False
+    assert view.preserves_labels is False
 
 
 @pytest.mark.parametrize(
@@ -223,14 +223,14 @@ def test_speed_changes_the_step_within_its_bounds_and_is_told():
         params = view.draw(keys(sample=torch.arange(3)), meta)
         speed = view.columns(meta, params)["speed"]
         assert torch.allclose(params["step"], 0.1 * view.moments.pace.stride * speed)
-        assert view.keeps_meaning is False
+        assert view.preserves_labels is False
     assert "speed" not in view.columns(meta, create_view("video/random-clip").draw(keys(sample=torch.arange(3)), meta))
 
 
 def test_views_say_whether_they_keep_the_meaning():
-    assert create_view("video/random-clip").keeps_meaning
-    assert create_view("video/cvrl").keeps_meaning
-    assert not Chain(create_view("video/random-clip", frames=4), Reverse()).keeps_meaning
+    assert create_view("video/random-clip").preserves_labels
+    assert create_view("video/cvrl").preserves_labels
+    assert not Chain(create_view("video/random-clip", frames=4), Reverse()).preserves_labels
 
 
 @pytest.mark.parametrize("short", ["hold", "loop"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.random import FIELDS, Keys
-from mmcon.views import Chain, Meta, Params, Scope, ViewGenerator, take_rows
+from mmcon.views import Chain, Meta, Params, Scope, ViewGenerator, select_samples
 from mmcon_views.image.geometry import RandomResizedCrop, Resize
 from mmcon_views.image.pixels import check_picture
 from mmcon_views.image.resample import SMALL, resize_picture
@@ -71,9 +71,9 @@ class PerClip(ViewGenerator):
                 views[row] = view
         return torch.stack(views) if len({view.shape for view in views}) == 1 else views
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """Sizes as the image generator leaves them; the number of frames stays."""
-        return self.image.leaves(meta, params)
+        return self.image.output_meta(meta, params)
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
         """As the image generator."""
@@ -83,7 +83,7 @@ class PerClip(ViewGenerator):
         """Clips of one shape, stacked or not; `rows` are theirs of the parameters."""
         image, frames = self.image, len(clips[0])
         if isinstance(image, RandomResizedCrop | Resize | CropWithin) and _is_large(clips[0], image.size):
-            return _resample_clips(clips, take_rows(params, rows), image, self.name)
+            return _resample_clips(clips, select_samples(params, rows), image, self.name)
         stacked = clips if isinstance(clips, Tensor) else torch.stack(list(clips))
         pictures = image.apply(stacked.flatten(0, 1), _repeat(params, rows, frames))
         return pictures.unflatten(0, (len(stacked), frames))
@@ -107,7 +107,7 @@ def _resample_clips(
 def per_clip(generator: ViewGenerator) -> ViewGenerator:
     """An image generator, or every part of a chain of them, with one draw for all frames of a clip."""
     if isinstance(generator, Chain):
-        return Chain(*((name, PerClip(part)) for name, part in generator.parts()), name=generator.name)
+        return Chain(*((name, PerClip(part)) for name, part in generator.children()), name=generator.name)
     return PerClip(generator)
 
 
@@ -172,9 +172,9 @@ class SharedByViews(ViewGenerator):
         """Draw from keys without the view."""
         return self.generator.draw(_without_view(keys), meta)
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """As the generator leaves them."""
-        return self.generator.leaves(meta, params)
+        return self.generator.output_meta(meta, params)
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
         """As the generator's."""
@@ -218,9 +218,9 @@ class CropWithin(ViewGenerator):
         """Cut and resample."""
         return self.crop.apply(batch, params)
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """Every picture has the one size."""
-        return self.crop.leaves(meta, params)
+        return self.crop.output_meta(meta, params)
 
 
 def _without_view(keys: Keys) -> Keys:

@@ -118,7 +118,7 @@ class LogMel(ViewGenerator):
     def _frames(self, length: Tensor) -> Tensor:
         return (length // self.hop + 1) * (length > 0)
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """Lengths and widths in frames."""
         return {**meta, **{name: self._frames(meta[name]) for name in ("length", "width") if name in meta}}
 

@@ -44,7 +44,7 @@ def speech(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 6
     """
     waveform = speech_waveform(window_seconds=window_seconds, rate_hz=rate_hz, strength=strength)
     return Chain(
-        *waveform.parts(),
+        *waveform.children(),
         ("log-mel", LogMel(rate_hz=rate_hz, bands=bands)),
         ("standardize", Standardize()),
         ("fader", Fader(gain=(-0.5 * strength, 0.5 * strength))),

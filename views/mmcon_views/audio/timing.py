@@ -87,7 +87,7 @@ class Speed(ViewGenerator):
     def _length(length: Tensor, params: Params, most: int | Tensor) -> Tensor:
         return torch.minimum(torch.as_tensor(most), -(-length * 100 // params["percent"].cpu()))
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """Shorter where faster; longer only as far as the row is wide, which only `width` tells before."""
         return _stretched(meta, lambda n, width: self._length(n, params, width))
 
@@ -121,7 +121,7 @@ class TimeStretch(ViewGenerator):
         )
         return like(batch, played, tempo.new_length(length.cpu(), rate, signal.shape[-1]).to(length))
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """Shorter where faster; longer only as far as the row is wide."""
         return _stretched(
             meta, lambda n, width: torch.minimum(torch.ceil(n / params["tempo"].cpu()).long(), torch.as_tensor(width))

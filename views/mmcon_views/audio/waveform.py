@@ -22,7 +22,7 @@ from torch import Tensor
 from mmcon.errors import DataError, InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
-from mmcon.views import Meta, Params, ViewGenerator, stack
+from mmcon.views import Meta, Params, ViewGenerator, collate
 from mmcon_views.audio import signal as operations
 
 Range = tuple[float, float]
@@ -117,7 +117,7 @@ class Crop(ViewGenerator):
         else:
             samples = batch
         views = [self._one(sample, int(start)) for sample, start in zip(samples, params["start"], strict=True)]
-        return views if isinstance(batch, list | tuple) else stack(views)
+        return views if isinstance(batch, list | tuple) else collate(views)
 
     def _one(self, sample: Any, start: int) -> dict[str, Tensor]:
         if isinstance(sample, Tensor):
@@ -141,7 +141,7 @@ class Crop(ViewGenerator):
             span = torch.nn.functional.pad(span, (0, missing))
         return {"signal": span.clone(), "length": torch.tensor(length)}
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """The lengths of the windows."""
         full = torch.full_like(meta["length"], self.window)
         length = full if self.pad == "loop" else torch.minimum(meta["length"], full)

@@ -18,7 +18,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import change_rows, on_rows, pour, to_float
+from mmcon_views.image.pixels import change_rows, copy_as_float, on_rows, to_float
 
 # Up to this many pixels pictures are blurred together on a CPU; larger ones go one by one, each at its own reach.
 SMALL = 64 * 64
@@ -139,7 +139,7 @@ class Blur(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    pour = staticmethod(pour)
+    copy_into = staticmethod(copy_as_float)
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class Blur(ViewGenerator):
         weights = gaussian_weights(params["sigma"], self._radius(x))
         return on_rows(x, params["apply"], partial(convolve, outside=self.outside), weights)
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Tensor, params: Params) -> None:
         """Blur in place."""
         weights = gaussian_weights(params["sigma"], self._radius(batch))
         change_rows(batch, params["apply"], partial(convolve, outside=self.outside), weights)

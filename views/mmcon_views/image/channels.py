@@ -94,7 +94,7 @@ class ColorChannels(ViewGenerator):
         out = (out + zero - mean) / std
         return out[:, self.PARTS[self.part]].contiguous()
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """The number of channels of the part."""
         part = self.PARTS[self.part]
         count = part.stop - part.start
@@ -128,6 +128,6 @@ class Edges(ViewGenerator):
         padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
         return torch.nn.functional.conv2d(padded, kernels).square().sum(1, keepdim=True).sqrt()
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """One channel."""
         return {**meta, "channels": torch.ones_like(meta["channels"])} if "channels" in meta else meta

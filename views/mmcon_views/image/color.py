@@ -18,7 +18,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import change, change_rows, mean_of_picture, on_rows, own_float, pour, to_float
+from mmcon_views.image.pixels import change, change_rows, copy_as_float, mean_of_picture, on_rows, own_float, to_float
 
 # ITU-R BT.601 luma, to the digits that torchvision and Pillow use.
 LUMA = (0.2989, 0.587, 0.114)
@@ -174,7 +174,7 @@ class ColorJitter(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    pour = staticmethod(pour)
+    copy_into = staticmethod(copy_as_float)
     OPERATIONS: ClassVar[tuple[Operation, ...]] = (brightness_, contrast_, saturation_, hue_)
 
     def __init__(
@@ -197,10 +197,10 @@ class ColorJitter(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Adjust; pictures that share an order go together."""
         out = own_float(batch, self.name or "image/color-jitter")
-        self.apply_over(out, params)
+        self.apply_(out, params)
         return out
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Tensor, params: Params) -> None:
         """Adjust in place."""
         in_drawn_order_(batch, params, self.OPERATIONS)
 
@@ -225,7 +225,7 @@ class Grayscale(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    pour = staticmethod(pour)
+    copy_into = staticmethod(copy_as_float)
 
     def __init__(self, *, p: float = 0.2) -> None:
         self.p = p
@@ -238,7 +238,7 @@ class Grayscale(ViewGenerator):
         """Set to grey where drawn."""
         return on_rows(to_float(batch, self.name or "image/grayscale"), params["apply"], gray)
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Tensor, params: Params) -> None:
         """Set to grey in place."""
         change_rows(batch, params["apply"], gray)
 
@@ -254,7 +254,7 @@ class Solarize(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    pour = staticmethod(pour)
+    copy_into = staticmethod(copy_as_float)
 
     def __init__(self, *, threshold: float = 128 / 255, p: float = 0.2) -> None:
         self.threshold, self.p = threshold, p
@@ -267,7 +267,7 @@ class Solarize(ViewGenerator):
         """Invert where drawn."""
         return on_rows(to_float(batch, self.name or "image/solarize"), params["apply"], self._invert)
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Tensor, params: Params) -> None:
         """Invert in place."""
         change_rows(batch, params["apply"], self._invert)
 

@@ -28,7 +28,7 @@ from mmcon_views.image.color import (
     hue_,
     in_drawn_order_,
 )  # fmt: skip
-from mmcon_views.image.pixels import columns_on, mean_of_picture, own_float, pour, to_float
+from mmcon_views.image.pixels import columns_on, copy_as_float, mean_of_picture, own_float, to_float
 
 BRIGHTNESS = ("added", "multiplied")
 
@@ -94,7 +94,7 @@ class TensorFlowJitter(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    pour = staticmethod(pour)
+    copy_into = staticmethod(copy_as_float)
 
     def __init__(
         self,
@@ -121,10 +121,10 @@ class TensorFlowJitter(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Adjust; pictures that share an order go together."""
         out = own_float(batch, self.name or "image/color-jitter-tf")
-        self.apply_over(out, params)
+        self.apply_(out, params)
         return out
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Tensor, params: Params) -> None:
         """Adjust in place."""
         first: Operation = added_brightness if self.brightness_is == "added" else brightness_
         in_drawn_order_(batch, params, (first, contrast_of_channels, hsv_saturation, hue_))

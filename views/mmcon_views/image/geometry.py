@@ -17,7 +17,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import change_rows, check_picture, check_stacked, names_of, on_rows, pour
+from mmcon_views.image.pixels import change_rows, check_picture, check_stacked, copy_as_float, names_of, on_rows
 from mmcon_views.image.resample import Interpolation, check_interpolation, resample
 from mmcon_views.image.sizes import leaves_size, pair, sizes_in
 
@@ -109,7 +109,7 @@ class RandomResizedCrop(ViewGenerator):
         where = self.name or "image/random-resized-crop"
         return resample(batch, params, self.size, self.interpolation, where, bytes=self.bytes)
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """Every picture has the one size."""
         return leaves_size(meta, self.size)
 
@@ -164,7 +164,7 @@ class Resize(ViewGenerator):
         """Cut and resample."""
         return resample(batch, params, self.size, self.interpolation, self.name or "image/resize")
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """Every picture has the one size."""
         return leaves_size(meta, self.size)
 
@@ -230,7 +230,7 @@ class Crop(ViewGenerator):
             cut.append(_unit(picture[:, top : top + self.size[0], left : left + self.size[1]]))
         return torch.stack(cut).contiguous()
 
-    def leaves(self, meta: Meta, params: Params) -> Meta:
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
         """Every picture has the one size."""
         return leaves_size(meta, self.size)
 
@@ -245,7 +245,7 @@ class Flip(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    pour = staticmethod(pour)
+    copy_into = staticmethod(copy_as_float)
 
     def __init__(self, *, p: float = 0.5) -> None:
         self.p = p
@@ -259,7 +259,7 @@ class Flip(ViewGenerator):
         check_stacked(batch, self.name or "image/flip")
         return on_rows(batch, params["flip"], _mirrored)
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Tensor, params: Params) -> None:
         """Exchange in place."""
         change_rows(batch, params["flip"], _mirrored)
 

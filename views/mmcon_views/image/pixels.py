@@ -30,7 +30,7 @@ def to_float(batch: Tensor, where: str) -> Float[Tensor, "b c h w"]:
     return batch.to(torch.float32)
 
 
-def pour(batch: Tensor, out: Tensor, where: str) -> None:
+def copy_as_float(batch: Tensor, out: Tensor, where: str) -> None:
     """Check a stacked batch and write it to `out` as float32 in [0, 1]."""
     check_stacked(batch, where)
     out.copy_(batch)
@@ -41,7 +41,7 @@ def pour(batch: Tensor, out: Tensor, where: str) -> None:
 def own_float(batch: Tensor, where: str) -> Float[Tensor, "b c h w"]:
     """As `to_float`, in memory that may be written over."""
     out = torch.empty(batch.shape, device=batch.device)
-    pour(batch, out, where)
+    copy_as_float(batch, out, where)
     return out
 
 

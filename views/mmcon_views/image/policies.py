@@ -17,7 +17,7 @@ from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.image.geometry import sizes_in
-from mmcon_views.image.pixels import change_rows, own_float, pour
+from mmcon_views.image.pixels import change_rows, copy_as_float, own_float
 from mmcon_views.image.policy_dialects import PILLOW, TENSORFLOW, Fill, Functions
 from mmcon_views.image.policy_operations import GEOMETRIC, OPERATIONS
 
@@ -215,7 +215,7 @@ class AutoAugment(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    pour = staticmethod(pour)
+    copy_into = staticmethod(copy_as_float)
 
     def __init__(self, *, policy: str = "imagenet") -> None:
         if policy not in POLICIES:
@@ -247,10 +247,10 @@ class AutoAugment(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Apply both operations."""
         x = own_float(batch, self.name or "image/autoaugment")
-        self.apply_over(x, params)
+        self.apply_(x, params)
         return x
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Tensor, params: Params) -> None:
         """Apply both in place."""
         apply_operations(batch, params, self.fill, TENSORFLOW if self.policy == "tf-v0" else OPERATIONS)
 
@@ -286,7 +286,7 @@ class RandAugment(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    pour = staticmethod(pour)
+    copy_into = staticmethod(copy_as_float)
     VARIANTS: ClassVar[dict[str, tuple[str, ...]]] = {
         "torchvision": TORCHVISION_OPERATIONS,
         "tf": (*TF_OPERATIONS, "Identity"),
@@ -339,9 +339,9 @@ class RandAugment(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Apply the operations in order."""
         x = own_float(batch, self.name or "image/randaugment")
-        self.apply_over(x, params)
+        self.apply_(x, params)
         return x
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Tensor, params: Params) -> None:
         """Apply them in place."""
         apply_operations(batch, params, self.FILLS[self.variant], self.FUNCTIONS[self.variant])

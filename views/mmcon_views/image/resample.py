@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64, Int, Num
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.views import Params, room_for
+from mmcon.views import Params, empty_buffer
 from mmcon_views.image.pixels import check_picture, check_stacked, chunks, names_of
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
@@ -80,7 +80,7 @@ def _resample_each(
         view = resize_picture(part, size, interpolation)
         if out is None:
             kept = bytes and view.dtype == torch.uint8
-            out = room_for((len(boxes), *view.shape), torch.uint8 if kept else torch.float32)
+            out = empty_buffer((len(boxes), *view.shape), torch.uint8 if kept else torch.float32)
         if view.shape != out.shape[1:]:
             raise InputError(
                 where,

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import change_rows, on_rows, pour, to_float
+from mmcon_views.image.pixels import change_rows, copy_as_float, on_rows, to_float
 
 
 @register_view("image/warp", modality="image")
@@ -29,7 +29,7 @@ class Warp(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
-    pour = staticmethod(pour)
+    copy_into = staticmethod(copy_as_float)
 
     def __init__(self, *, strength: float = 23.0, p: float = 0.0) -> None:
         self.strength, self.p = strength, p
@@ -44,7 +44,7 @@ class Warp(ViewGenerator):
         """Warp where drawn; what comes from outside repeats the border."""
         return on_rows(to_float(batch, self.name or "image/warp"), params["apply"], _warp, params["moves"])
 
-    def apply_over(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Tensor, params: Params) -> None:
         """Warp in place."""
         change_rows(batch, params["apply"], _warp, params["moves"])
 

@@ -101,7 +101,7 @@ class Pace:
         return torch.ones(len(keys), dtype=torch.float64) if self.even else keys.log_uniform("speed", *self.speed)
 
 
-def room_for(step: Tensor, frames: int, headers: Headers) -> Float64[Tensor, "b"]:
+def latest_start(step: Tensor, frames: int, headers: Headers) -> Float64[Tensor, "b"]:
     """How much later than the beginning a view of so many frames may start, in seconds."""
     return (headers.end - headers.begin - frames * step).clamp(min=0)
 
@@ -125,7 +125,7 @@ class Anywhere(Moments):
     def draw(self, keys: Keys, headers: Headers) -> DrawnTimes:
         """Draw an evenly placed start."""
         step = self.pace.step(keys, headers)
-        start = headers.begin + keys.uniform("start") * room_for(step, self.pace.frames, headers)
+        start = headers.begin + keys.uniform("start") * latest_start(step, self.pace.frames, headers)
         speed = None if self.pace.even else self.pace.factor(keys)
         return DrawnTimes(evenly(start, step, self.pace.frames), step, speed=speed)
 
@@ -141,7 +141,7 @@ class Grid(Moments):
         """Draw nothing: the place follows from the view."""
         step = self.pace.step(keys, headers)
         place = (headers.view % self.views) / (self.views - 1) if self.views > 1 else 0.5
-        start = headers.begin + place * room_for(step, self.pace.frames, headers)
+        start = headers.begin + place * latest_start(step, self.pace.frames, headers)
         return DrawnTimes(evenly(start, step, self.pace.frames), step)
 
 
@@ -176,7 +176,7 @@ class Gap(Moments):
         """Draw the gap, the first start and which view comes first."""
         shared = across(keys, 2)
         step = self.pace.step(keys, headers)
-        room = room_for(step, self.pace.frames, headers)
+        room = latest_start(step, self.pace.frames, headers)
         u = shared.uniform("gap")
         share = 1 - torch.sqrt(1 - u) if self.density == "falling" else u
         gap = share * room.clamp(max=self.longest_seconds)
@@ -201,7 +201,7 @@ class SparseAndDense(Moments):
         shared = across(keys, 1 + self.dense)
         number = headers.view % (1 + self.dense)
         long = Pace(self.frames, self.skip, self.rate_hz).step(keys, headers)
-        start = headers.begin + shared.uniform("start") * room_for(long, self.frames, headers)
+        start = headers.begin + shared.uniform("start") * latest_start(long, self.frames, headers)
         step = torch.where(number == 0, long, long / self.skip)
         start = start + (number - 1).clamp(min=0) * (long * self.frames / self.dense)
         return DrawnTimes(evenly(start, step, self.frames), step)
@@ -217,7 +217,7 @@ class Frames(Moments):
     def draw(self, keys: Keys, headers: Headers) -> DrawnTimes:
         """Draw the window's start."""
         step = self.pace.step(across(keys, self.views), headers)
-        start = headers.begin + across(keys, self.views).uniform("start") * room_for(step, self.views, headers)
+        start = headers.begin + across(keys, self.views).uniform("start") * latest_start(step, self.views, headers)
         return DrawnTimes((start + (headers.view % self.views) * step)[:, None], step)
 
 

@@ -45,7 +45,7 @@ class Reverse(ViewGenerator):
 
     modality: ClassVar[str] = "video"
     scope: ClassVar[Any] = "clip"
-    keeps_meaning: ClassVar[bool] = False
+    preserves_labels: ClassVar[bool] = False
 
     def __init__(self, *, p: float = 0.5) -> None:
         self.p = p
@@ -78,7 +78,7 @@ class Shuffle(ViewGenerator):
 
     modality: ClassVar[str] = "video"
     scope: ClassVar[Any] = "clip"
-    keeps_meaning: ClassVar[bool] = False
+    preserves_labels: ClassVar[bool] = False
 
     def __init__(self, *, segments: int | None = None, p: float = 1.0) -> None:
         self.segments, self.p = segments, p
@@ -219,7 +219,7 @@ def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | f
         blur=True,
         name="video/cvrl",
     )
-    return Chain(*pictures.parts(), ("solarize", PerClip(OnSecondViews(Solarize()))), name="video/cvrl")
+    return Chain(*pictures.children(), ("solarize", PerClip(OnSecondViews(Solarize()))), name="video/cvrl")
 
 
 @register_view("video/tclr", modality="video")
