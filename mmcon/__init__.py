@@ -1,6 +1,7 @@
 """Contrastive learning for any modality: keyed view generators, one weighted loss, shared spaces.
 
-The public names stand here; each is loaded when it is first used, so that `import mmcon` is quick.
+docs/api.md lists the public names. Each name, and each subpackage, is imported at its first use, so that `import mmcon`
+takes milliseconds.
 """
 
 from __future__ import annotations
@@ -10,33 +11,91 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Public name -> the module that holds it.
-_HOMES = {
-    "ViewGenerator": "mmcon.views",
-    "Chain": "mmcon.views",
-    "Source": "mmcon.sources.base",
-    "TensorSource": "mmcon.sources.base",
-    "keys": "mmcon.random",
-    "register_view": "mmcon.registry",
-    "register_sampler": "mmcon.registry",
-    "register_encoder": "mmcon.registry",
-    "register_source": "mmcon.registry",
-    "create_view": "mmcon.registry",
-    "list_views": "mmcon.registry",
-    "describe_view": "mmcon.registry",
-    "SupConLoss": "mmcon.losses",
-    "weighted_supcon": "mmcon.losses",
-    "Objective": "mmcon.objective.objective",
-    "Block": "mmcon.objective.pair_blocks",
-    "ContrastiveModel": "mmcon.models.shared_spaces",
-    "SharedSpace": "mmcon.models.shared_spaces",
-    "Run": "mmcon.training.run",
+# Public names by the module that defines them.
+_NAMES = {
+    "mmcon.random": ("keys",),
+    "mmcon.registry": (
+        "register_view",
+        "register_sampler",
+        "register_encoder",
+        "register_source",
+        "create_view",
+        "create_sampler",
+        "list_views",
+        "list_samplers",
+        "list_sources",
+        "describe_view",
+        "describe_sampler",
+        "describe_source",
+    ),
+    "mmcon.models.encoders": ("create_encoder", "list_encoders", "describe_encoder"),
+    "mmcon.sources.factory": ("create_source",),
+    "mmcon.views": ("ViewGenerator", "Chain"),
+    "mmcon.sources.base": ("Source", "TensorSource", "JoinedSource"),
+    "mmcon.loading.loader": ("ViewLoader",),
+    "mmcon.models.shared_spaces": ("ContrastiveModel", "SharedSpace"),
+    "mmcon.losses": ("SupConLoss", "weighted_supcon"),
+    "mmcon.objective.objective": ("Objective",),
+    "mmcon.objective.pair_blocks": ("Block",),
+    "mmcon.training.run": ("Run",),
 }
+# Not all of them are in `__all__`: a star import must not replace the standard library's `random`.
+_SUBMODULES = (
+    "affinity",
+    "batch",
+    "distributed",
+    "errors",
+    "evaluation",
+    "loading",
+    "losses",
+    "media",
+    "models",
+    "objective",
+    "operations",
+    "random",
+    "registry",
+    "report",
+    "samplers",
+    "sources",
+    "testing",
+    "training",
+    "views",
+)
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+if TYPE_CHECKING:
+    from mmcon import affinity, errors, evaluation, losses, testing, views
+    from mmcon.loading.loader import ViewLoader
+    from mmcon.losses import SupConLoss, weighted_supcon
+    from mmcon.models.encoders import create_encoder, describe_encoder, list_encoders
+    from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+    from mmcon.objective.objective import Objective
+    from mmcon.objective.pair_blocks import Block
+    from mmcon.random import keys
+    from mmcon.registry import (
+        create_sampler,
+        create_view,
+        describe_sampler,
+        describe_source,
+        describe_view,
+        list_samplers,
+        list_sources,
+        list_views,
+        register_encoder,
+        register_sampler,
+        register_source,
+        register_view,
+    )
+    from mmcon.sources.base import JoinedSource, Source, TensorSource
+    from mmcon.sources.factory import create_source
+    from mmcon.training.run import Run
+    from mmcon.views import Chain, ViewGenerator
 
 __all__ = [
     "Block",
     "Chain",
     "ContrastiveModel",
+    "JoinedSource",
     "Objective",
     "Run",
     "SharedSpace",
@@ -44,44 +103,39 @@ __all__ = [
     "SupConLoss",
     "TensorSource",
     "ViewGenerator",
+    "ViewLoader",
     "affinity",
+    "create_encoder",
+    "create_sampler",
+    "create_source",
     "create_view",
+    "describe_encoder",
+    "describe_sampler",
+    "describe_source",
     "describe_view",
+    "errors",
+    "evaluation",
     "keys",
+    "list_encoders",
+    "list_samplers",
+    "list_sources",
     "list_views",
+    "losses",
     "register_encoder",
     "register_sampler",
     "register_source",
     "register_view",
+    "testing",
+    "views",
     "weighted_supcon",
 ]
 
-if TYPE_CHECKING:
-    from mmcon import affinity
-    from mmcon.losses import SupConLoss, weighted_supcon
-    from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
-    from mmcon.objective.objective import Objective
-    from mmcon.objective.pair_blocks import Block
-    from mmcon.random import keys
-    from mmcon.registry import (
-        create_view,
-        describe_view,
-        list_views,
-        register_encoder,
-        register_sampler,
-        register_source,
-        register_view,
-    )
-    from mmcon.sources.base import Source, TensorSource
-    from mmcon.training.run import Run
-    from mmcon.views import Chain, ViewGenerator
-
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name == "affinity":
-        return importlib.import_module("mmcon.affinity")
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"mmcon.{name}")
     raise AttributeError(f"module 'mmcon' has no attribute {name!r}")
 
 

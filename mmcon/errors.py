@@ -1,17 +1,17 @@
-"""The package's exceptions: each says where, what was expected, what came, and what to do about it."""
+"""The package's exceptions and warnings; every error states where, what was expected, what was received, and a fix."""
 
 from __future__ import annotations
 
 
 class MmconError(Exception):
-    """Something that the caller can mend; the message has the same parts everywhere.
+    """An error that the caller can correct; every message has the same elements.
 
     Args:
-        where: the component or the registered name that noticed.
-        expected: what would have been right, with values and named axes.
-        got: what came instead.
-        fix: the likely remedy, as an instruction or a line of code.
-        key: the key of the draw that was involved, so that it can be replayed.
+        where: the component or the registered name that raises.
+        expected: the valid input, with values and named axes.
+        got: the received input.
+        fix: the likely correction, as an instruction or a line of code.
+        key: the key of the draw, if one was involved, so that it can be replayed.
     """
 
     def __init__(self, where: str, *, expected: str, got: str, fix: str = "", key: str = "") -> None:
@@ -24,7 +24,7 @@ class MmconError(Exception):
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple:
-        """Pickle by the parts, so that an error of a worker process arrives whole."""
+        """Pickle by the elements of the message: the default, by `args`, fails in the pipe from a worker process."""
         return _rebuild, (type(self), self.where, self.expected, self.got, self.fix, self.key)
 
 
@@ -41,7 +41,15 @@ class UnknownNameError(MmconError, LookupError):
 
 
 class DuplicateNameError(MmconError, ValueError):
-    """A name is registered already."""
+    """A name is already registered."""
+
+
+class PluginError(MmconError, ImportError):
+    """The built-in components cannot be loaded."""
+
+
+class PluginWarning(UserWarning):
+    """A third party's plug-in failed to load; the message has its entry point, its module and the error."""
 
 
 class DataError(MmconError, ValueError):
@@ -53,19 +61,19 @@ class ConfigError(MmconError, ValueError):
 
 
 class CheckpointError(MmconError, RuntimeError):
-    """A checkpoint is missing, torn, or does not fit what is loaded from it."""
+    """A checkpoint is missing, incomplete, or does not match the object that loads it."""
 
 
 class NonFiniteError(MmconError, FloatingPointError):
-    """A loss or a gradient is not finite; the message holds the keys that replay the batch."""
+    """A loss or a gradient is not finite; the message has the keys that replay the batch."""
 
 
 class MissingDependencyError(MmconError, ImportError):
-    """An optional package is needed; the message names the one to install."""
+    """An optional package is missing; the message names the one to install."""
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The few known names most like the one that is missing, for a message: "did you mean …"."""
+    """The known names nearest to an unknown one, for a message: "did you mean …"."""
     import difflib
 
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)

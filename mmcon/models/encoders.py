@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from mmcon.errors import InputError, UnknownNameError, nearest
 from mmcon.models import resnet_tiny as _registers_itself  # noqa: F401
 from mmcon.models.image import ImageEncoder
-from mmcon.registry import create, entries, lookup, register_encoder
+from mmcon.registry import Entry, create, entries, lookup, register_encoder
 
 
 @final
-@register_encoder("mmcon/given-features", modality="any")
-class GivenFeatures(nn.Module):
+@register_encoder("mmcon/precomputed-features", modality="any")
+class PrecomputedFeatures(nn.Module):
     """Features that were computed before stand in for an encoder, so that a large one need run only once.
 
     Args:
@@ -40,7 +40,7 @@ class GivenFeatures(nn.Module):
         """The features themselves."""
         if views.shape[1] != self.feature_dim:
             raise InputError(
-                "mmcon/given-features", expected=f"width {self.feature_dim}", got=f"width {views.shape[1]}"
+                "mmcon/precomputed-features", expected=f"width {self.feature_dim}", got=f"width {views.shape[1]}"
             )
         return views
 
@@ -95,14 +95,29 @@ def create_encoder(
     return encoder
 
 
-def list_encoders(modality: str = "image") -> list[str]:
-    """The registered encoders of a modality; for images torchvision's too (timm's are named by `timm.list_models`)."""
+def list_encoders(modality: str | None = None) -> list[str]:
+    """The names of encoders of one modality or of all: registered ones, and torchvision's for images.
+
+    timm's names are listed by `timm.list_models`, those of transformers are names on the hub.
+    """
     names = [entry.name for entry in entries("encoder", modality)]
-    if modality == "image":
+    if modality in (None, "image"):
         from mmcon.models.image_libraries import torchvision_names
 
         names += torchvision_names()
     return names
+
+
+def describe_encoder(name: str) -> str:
+    """The docstring and the options, with defaults, of a registered encoder, or of the loader of a library's encoder.
+
+    Raises:
+        UnknownNameError: there is no such encoder; the message has the nearest names.
+    """
+    if name in [entry.name for entry in entries("encoder")]:
+        return lookup("encoder", name).describe()
+    factory = _library(name)
+    return Entry(name, "encoder", "image", factory, factory.__module__).describe()
 
 
 def _registered(name: str, modality: str, given: dict[str, Any], options: dict[str, Any]) -> nn.Module:
