@@ -17,7 +17,7 @@ from torch import nn
 import mmcon
 from mmcon.affinity import SameLabel
 from mmcon.distributed import fsdp
-from mmcon.distributed.collectives import whole
+from mmcon.distributed.collectives import full_tensor
 from mmcon.loading.loader import ViewLoader
 from mmcon.models.ema import MomentumEncoder
 from mmcon.objective.objective import Objective
@@ -107,7 +107,7 @@ def train(
             {
                 "step": run.global_step,
                 "loss": loss.item(),
-                "weights": fingerprint(*map(whole, model.parameters())),
+                "weights": fingerprint(*map(full_tensor, model.parameters())),
                 "samples": fingerprint(batch.index["image"]["sample"]),
                 "pixels": fingerprint(*batch.views["image"]),
             }
@@ -137,10 +137,10 @@ def main():
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--chunk-size", type=int)
-    parser.add_argument("--shard-weights", type=int, default=fsdp.SHARD_WEIGHTS)
+    parser.add_argument("--shard-weights", type=int, default=fsdp.MIN_SHARDED_PARAMETERS)
     parser.add_argument("--nan", action="store_true", help="the loss of the last process is no number at --at")
     options = parser.parse_args()
-    fsdp.SHARD_WEIGHTS = options.shard_weights
+    fsdp.MIN_SHARDED_PARAMETERS = options.shard_weights
 
     def act(run):
         os.kill(os.getpid(), signal.Signals(options.signal))

@@ -1,1 +1,1 @@
-"""Everything that talks to other ranks: collectives with gradients, and sharded weights (FSDP2)."""
+"""Communication between ranks: collectives with gradients, and sharded weights (FSDP2)."""

@@ -1,50 +1,50 @@
-"""Rows of all processes, with gradients: the only file of the house that talks to other processes.
+"""Collective operations over ranks, with gradients where the loss needs them.
 
-Every process calls these functions together and in the same order. In a single process they return what they were
-given.
+Every rank calls these functions in the same order. With a world size of 1 they return their input.
 
-How gradients come out true. Process r holds local anchors and has the gathered candidates of all; its share of the loss
-is L_r and the true loss is L = Σ_r L_r. `gather` sums the gradients that all processes have for a row and gives them to
-its owner, so each embedding receives ∂L, and parameters of the model receive on process r the part that flows through
-its rows. Data parallelism then *averages* over R processes, so L must be multiplied by R once: `total` does that, and
-nothing else in the house does.
+Gradients: rank r has local anchors and the gathered candidates of all ranks. Its share of the loss is L_r, and the loss
+of the global batch is L = Σ_r L_r. The backward pass of `gather` sums the gradient of each row over ranks and returns
+it to the rank that owns the row. So each local embedding receives ∂L, and the backward pass of the model yields the
+terms of ∂L that flow through local rows. Data parallelism *averages* these terms over R ranks, so L is multiplied by R
+once. `global_loss` applies that factor, and no other function does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mmcon.batch import Index
 from mmcon.errors import InputError
 
-#: Backends that can give each process its own block of a sum; the others sum everything everywhere.
-SCATTERING = ("nccl", "gloo")
+#: Backends with a reduce-scatter; with the others an all-reduce takes its place.
+REDUCE_SCATTER_BACKENDS = ("nccl", "gloo")
 
 
 def get_world_size() -> int:
-    """How many processes take part."""
+    """The number of ranks; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def get_rank() -> int:
-    """Which of them this one is."""
+    """The rank of this process; 0 without torch.distributed."""
     return dist.get_rank() if get_world_size() > 1 else 0
 
 
 class Gathered(NamedTuple):
-    """All processes' rows under names.
+    """Rows of all ranks, by name.
 
     Attributes:
-        embeddings: by name `n d`, the rows of process 0, then those of process 1, …; gradients flow to their owners.
-        tables: by name, the rows' columns, of those that all processes have.
-        offsets: by name, the position of this process's first row.
+        embeddings: `n d`, the rows of rank 0, then those of rank 1, …; gradients return to the rank that owns the row.
+        tables: the index of the same rows, with the columns that all ranks have.
+        offsets: the position of the first row of this rank.
     """
 
     embeddings: dict[Any, Tensor]
@@ -52,47 +52,47 @@ class Gathered(NamedTuple):
     offsets: dict[Any, int]
 
 
-def gather(embeddings: Mapping[Any, Tensor], tables: Mapping[Any, Index]) -> Gathered:
-    """Rows of all processes; numbers of rows may differ, and a name that a process lacks counts as no rows.
+def gather(embeddings: Mapping[Any, Float[Tensor, "_ _"]], tables: Mapping[Any, Index]) -> Gathered:
+    """All-gather rows, with gradient. The number of rows may differ by rank; a missing name counts as 0 rows.
 
     Args:
-        embeddings: by name, this process's rows `n d`.
-        tables: by name, the columns of the same rows.
+        embeddings: by name, the rows of this rank, `n d`.
+        tables: by name, the index of the same rows.
     """
     if get_world_size() == 1:
         return Gathered(dict(embeddings), dict(tables), dict.fromkeys(embeddings, 0))
-    plan = _exchange({name: _Description.of(embeddings[name], tables[name]) for name in embeddings})
-    names = sorted({name for described in plan for name in described})
-    local = [_rows_or_none(name, embeddings, plan) for name in names]
-    sizes = [[described[name].rows if name in described else 0 for described in plan] for name in names]
+    headers = gather_objects({name: _Header.of(embeddings[name], tables[name]) for name in embeddings})
+    names = sorted({name for header in headers for name in header})
+    device = _communication_device(embeddings)
+    local = [_local_rows(name, embeddings, headers, device) for name in names]
+    sizes = [[header[name].rows if name in header else 0 for header in headers] for name in names]
     rows = _GatherRows.apply(sizes, *local)
     return Gathered(
         embeddings=dict(zip(names, rows, strict=True)),
-        tables={name: _gather_table(name, tables, plan, device_of(embeddings)) for name in names},
+        tables={name: _gather_table(name, tables, headers, device) for name in names},
         offsets={name: sum(sizes[i][: get_rank()]) for i, name in enumerate(names)},
     )
 
 
-def total(share: Tensor) -> Tensor:
-    """The true loss from each process's share of it, with the factor that makes averaged gradients true.
+def global_loss(local_loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The loss of the global batch: the sum of each rank's share of it.
 
-    The value is the sum of shares over processes; the gradient of this process's share is multiplied by their number,
-    since data parallelism averages.
+    The gradient of the local share is multiplied by the world size, since data parallelism averages gradients.
     """
-    return share if get_world_size() == 1 else _Total.apply(share)
+    return local_loss if get_world_size() == 1 else _GlobalLoss.apply(local_loss)
 
 
-def shared(parameter: Tensor) -> Tensor:
-    """A parameter that is used outside the data-parallel module: its gradient is averaged over processes here.
+def average_gradient(parameter: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The identity; its backward pass averages the gradient over ranks.
 
-    With it a learnable temperature is right whether or not the objective is wrapped: averaging equal gradients again
-    leaves them as they are.
+    It serves parameters outside the data-parallel module, such as a learnable temperature. It is right whether or not
+    the objective is wrapped too: averaging equal gradients again does not change them.
     """
-    return parameter if get_world_size() == 1 else _Shared.apply(parameter)
+    return parameter if get_world_size() == 1 else _AverageGradient.apply(parameter)
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sums of counts or statistics, without gradient."""
+def all_reduce_sum(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The sum over ranks, without gradient."""
     if get_world_size() == 1:
         return values
     summed = values.detach().clone()
@@ -100,124 +100,124 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return summed
 
 
-def summed_over_ranks(values: Tensor) -> Tensor:
-    """Sums that all processes go on with: each receives the gradients that all of them have for the sum."""
-    return values if get_world_size() == 1 else _Summed.apply(values)
+def all_reduce_sum_with_gradient(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The sum over ranks; the backward pass sums the gradients of all ranks."""
+    return values if get_world_size() == 1 else _AllReduceSum.apply(values)
 
 
-def any_rank(here: bool, device: torch.device | str) -> bool:
-    """Whether something holds on any process, so that all act alike; `device` is one that they can talk from."""
-    return here if get_world_size() == 1 else bool(sum_over_ranks(torch.tensor(int(here), device=device)))
+def all_reduce_mean(tensors: list[Tensor]) -> list[Tensor]:
+    """The mean over ranks of each tensor, without gradient, by one all-reduce for each dtype and device."""
+    if get_world_size() == 1:
+        return tensors
+    averaged: list[Tensor] = list(tensors)
+    for kind in sorted({(x.dtype, x.device) for x in tensors}, key=str):
+        members = [i for i, x in enumerate(tensors) if (x.dtype, x.device) == kind]
+        flat = torch.cat([tensors[i].reshape(-1) for i in members])
+        dist.all_reduce(flat)
+        means = (flat / get_world_size()).split([tensors[i].numel() for i in members])
+        for i, mean in zip(members, means, strict=True):
+            averaged[i] = mean.view_as(tensors[i])
+    return averaged
+
+
+def any_rank(condition: bool, device: torch.device | str) -> bool:
+    """Logical OR over ranks; `device` is one that the backend communicates from."""
+    return condition if get_world_size() == 1 else bool(all_reduce_sum(torch.tensor(int(condition), device=device)))
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every process's value, in their order: anything that can be pickled."""
-    return [value] if get_world_size() == 1 else _exchange(value)
+    """The value of every rank, by rank; the values must be picklable."""
+    if get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @torch.no_grad()
-def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
-    """Give all processes the first one's values, in place."""
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Copy the values of rank 0 to all ranks, in place."""
     for tensor in tensors if get_world_size() > 1 else ():
-        values = tensor.detach().contiguous()  # backends do not take channels-last ones
+        values = tensor.detach().contiguous()  # backends reject channels-last tensors
         dist.broadcast(values, src=0)
         tensor.copy_(values)
 
 
-def patient_group() -> Any:
-    """Processes that may wait for one another for days, where the usual limits of minutes would end the run.
+def group_without_timeout() -> Any:
+    """A process group for barriers of up to 30 days; the default timeouts of minutes would end the run.
 
-    Over gloo, which waits without using a device; None in a single process. Every process must ask.
+    It uses gloo, which waits without occupying a device. It is None with a world size of 1. Every rank must call this.
     """
     return dist.new_group(backend="gloo", timeout=timedelta(days=30)) if get_world_size() > 1 else None
 
 
 def barrier(group: Any) -> None:
-    """Wait until every process has come here."""
+    """Wait until every rank of the group has called this; return at once for None."""
     if group is not None:
         dist.barrier(group)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which processes hold parts (FSDP2) with all of them; every process must ask. Others are returned."""
+def full_tensor(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The full tensor of one that is sharded over ranks (FSDP2), which every rank must call; others are returned."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def mean_over_ranks(gradients: list[Tensor]) -> list[Tensor]:
-    """Averages of gradients, by one message a dtype and device."""
-    if get_world_size() == 1:
-        return gradients
-    averaged: list[Tensor] = list(gradients)
-    for kind in sorted({(g.dtype, g.device) for g in gradients}, key=str):
-        members = [i for i, g in enumerate(gradients) if (g.dtype, g.device) == kind]
-        flat = torch.cat([gradients[i].reshape(-1) for i in members])
-        dist.all_reduce(flat)
-        parts = (flat / get_world_size()).split([gradients[i].numel() for i in members])
-        for i, part in zip(members, parts, strict=True):
-            averaged[i] = part.view_as(gradients[i])
-    return averaged
+class _Header(NamedTuple):
+    """The shapes and dtypes that the other ranks need in order to receive rows and their table."""
+
+    rows: int
+    width: int
+    dtype: torch.dtype
+    requires_grad: bool
+    columns: dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+    @staticmethod
+    def of(rows: Float[Tensor, "n d"], table: Index) -> _Header:
+        if table.n != len(rows):
+            raise InputError("gather", expected=f"a table of {len(rows)} rows", got=f"{table.n}")
+        columns = {name: (tuple(column.shape[1:]), column.dtype) for name, column in table.items()}
+        return _Header(len(rows), rows.shape[1], rows.dtype, rows.requires_grad, columns)
 
 
-def device_of(embeddings: Mapping[Any, Tensor]) -> torch.device:
-    """Where this process's rows are; a process without any uses its backend's usual device."""
+Headers = Sequence[Mapping[Any, _Header]]
+
+
+def _communication_device(embeddings: Mapping[Any, Tensor]) -> torch.device:
+    """The device of the local rows; without rows, the usual device of the backend."""
     for rows in embeddings.values():
         return rows.device
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-class _Description(NamedTuple):
-    """What other processes must know of rows to receive them."""
-
-    rows: int
-    width: int
-    dtype: torch.dtype
-    learns: bool
-    columns: dict[str, tuple[tuple[int, ...], torch.dtype]]
-
-    @staticmethod
-    def of(rows: Tensor, table: Index) -> _Description:
-        if table.n != len(rows):
-            raise InputError("gather", expected=f"a table of {len(rows)} rows", got=f"{table.n}")
-        columns = {name: (tuple(column.shape[1:]), column.dtype) for name, column in table.items()}
-        return _Description(len(rows), rows.shape[1], rows.dtype, rows.requires_grad, columns)
-
-
-def _exchange(value: Any) -> list[Any]:
-    everyone: list[Any] = [None] * get_world_size()
-    dist.all_gather_object(everyone, value)
-    return everyone
-
-
-def _rows_or_none(name: Any, embeddings: Mapping[Any, Tensor], plan: list[dict[Any, Any]]) -> Tensor:
-    """This process's rows, or none of the right width, which still take part in the backward pass."""
-    having = [described[name] for described in plan if name in described]
-    if len({(described.width, described.dtype) for described in having}) > 1:
-        got = str([(described.width, described.dtype) for described in having])
-        raise InputError("gather", expected=f"rows of {name!r} of one width and dtype on all processes", got=got)
-    learns = torch.is_grad_enabled() and any(described.learns for described in having)
+def _local_rows(
+    name: Any, embeddings: Mapping[Any, Tensor], headers: Headers, device: torch.device
+) -> Float[Tensor, "n d"]:
+    """The rows of this rank, or 0 rows of the same width, which still take part in the backward pass."""
+    present = [header[name] for header in headers if name in header]
+    if len({(header.width, header.dtype) for header in present}) > 1:
+        got = str([(header.width, header.dtype) for header in present])
+        raise InputError("gather", expected=f"rows of {name!r} of one width and dtype on all ranks", got=got)
+    requires_grad = torch.is_grad_enabled() and any(header.requires_grad for header in present)
     if name in embeddings:
         rows = embeddings[name]
-        return rows.detach().requires_grad_() if learns and not rows.requires_grad else rows
-    kind = {"dtype": having[0].dtype, "device": device_of(embeddings)}
-    return torch.zeros(0, having[0].width, requires_grad=learns, **kind)
+        return rows.detach().requires_grad_() if requires_grad and not rows.requires_grad else rows
+    return torch.zeros(0, present[0].width, requires_grad=requires_grad, dtype=present[0].dtype, device=device)
 
 
-def _gather_table(name: Any, tables: Mapping[Any, Index], plan: list[dict[Any, Any]], device: torch.device) -> Index:
-    having = [described[name] for described in plan if name in described]
-    shared_columns = [c for c in having[0].columns if all(d.columns.get(c) == having[0].columns[c] for d in having)]
-    sizes = [described[name].rows if name in described else 0 for described in plan]
+def _gather_table(name: Any, tables: Mapping[Any, Index], headers: Headers, device: torch.device) -> Index:
+    present = [header[name] for header in headers if name in header]
+    sizes = [header[name].rows if name in header else 0 for header in headers]
     columns = {}
-    for column in shared_columns:
-        shape, dtype = having[0].columns[column]
-        local = (
-            tables[name][column].to(device) if name in tables else torch.zeros((0, *shape), dtype=dtype, device=device)
-        )
-        columns[column] = _all_gather(local, sizes)
+    for column, (shape, dtype) in present[0].columns.items():
+        if any(header.columns.get(column) != (shape, dtype) for header in present):
+            continue
+        local = torch.zeros((0, *shape), dtype=dtype, device=device)
+        columns[column] = _all_gather_rows(tables[name][column].to(device) if name in tables else local, sizes)
     return Index(columns, n=sum(sizes))
 
 
-def _all_gather(local: Tensor, sizes: list[int]) -> Tensor:
-    """Rows of all processes under one another, padded on the way to the longest."""
+def _all_gather_rows(local: Shaped[Tensor, "local *shape"], sizes: list[int]) -> Shaped[Tensor, "n *shape"]:
+    """The rows of all ranks in the order of ranks, padded to the longest in transit."""
     carried = local.to(torch.uint8) if local.dtype == torch.bool else local
     padded = carried.new_zeros((max(sizes), *local.shape[1:]))
     padded[: len(local)] = carried
@@ -226,13 +226,13 @@ def _all_gather(local: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([rows[:size] for rows, size in zip(received, sizes, strict=True)]).to(local.dtype)
 
 
-def _own_sum(gathered: Tensor, sizes: list[int]) -> Tensor:
-    """The sum over processes of values for the rows of all, of which this process receives those of its own rows.
+def _reduce_scatter(gathered: Float[Tensor, "n d"], sizes: list[int]) -> Float[Tensor, "local d"]:
+    """The sum over ranks of values for the rows of all ranks; each rank receives the sums of its own rows.
 
-    Half the traffic of summing everything everywhere. Blocks are padded to the longest, since backends take equal ones.
+    Half the traffic of an all-reduce. Blocks are padded to the longest, since backends take equal ones.
     """
-    if dist.get_backend() not in SCATTERING:
-        return sum_over_ranks(gathered.contiguous()).split(sizes)[get_rank()]
+    if dist.get_backend() not in REDUCE_SCATTER_BACKENDS:
+        return all_reduce_sum(gathered.contiguous()).split(sizes)[get_rank()]
     longest, blocks = max(sizes), gathered.contiguous()
     if len(set(sizes)) > 1:
         padded = gathered.new_zeros(len(sizes), longest, *gathered.shape[1:])
@@ -245,47 +245,45 @@ def _own_sum(gathered: Tensor, sizes: list[int]) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All names at once, so that backward is one node and processes cannot meet it in different orders."""
+    """Gathers all names in one node of the graph, so that ranks run its collectives in the same order."""
 
     @staticmethod
-    def forward(ctx: Any, sizes: list[list[int]], *local: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, sizes: list[list[int]], *local: Float[Tensor, "_ _"]) -> tuple[Float[Tensor, "_ _"], ...]:
         ctx.sizes = sizes
-        return tuple(_all_gather(rows.detach(), n) for rows, n in zip(local, sizes, strict=True))
+        return tuple(_all_gather_rows(rows.detach(), n) for rows, n in zip(local, sizes, strict=True))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(_own_sum(gradient, sizes) for gradient, sizes in zip(gradients, ctx.sizes, strict=True))
+    def backward(ctx: Any, *gradients: Float[Tensor, "_ _"]) -> tuple[Tensor | None, ...]:
+        return None, *(_reduce_scatter(gradient, sizes) for gradient, sizes in zip(gradients, ctx.sizes, strict=True))
 
 
-class _Summed(torch.autograd.Function):
-    """Sum over processes, forward and backward."""
-
+class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return sum_over_ranks(values)
+        return all_reduce_sum(values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return sum_over_ranks(gradients[0].contiguous())
+        return all_reduce_sum(gradients[0].contiguous())
 
 
-class _Total(torch.autograd.Function):
+class _GlobalLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, share: Tensor) -> Tensor:
-        return sum_over_ranks(share)
+    def forward(ctx: Any, local_loss: Tensor) -> Tensor:
+        return all_reduce_sum(local_loss)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0] * get_world_size()
 
 
-class _Shared(torch.autograd.Function):
+class _AverageGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor) -> Tensor:
         return parameter.view_as(parameter)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return mean_over_ranks([gradients[0]])[0]
+        return all_reduce_mean([gradients[0]])[0]

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmcon.batch import ViewBatch
-from mmcon.distributed.collectives import mean_over_ranks
+from mmcon.distributed.collectives import all_reduce_mean
 from mmcon.errors import ConfigError, DataError, InputError
-from mmcon.evaluation.features import evaluating
+from mmcon.evaluation.features import evaluation_mode
 from mmcon.training.optim import create_optimizer, create_schedule
 
 BatchNorm = Literal["frozen", "updated"]
@@ -181,7 +181,7 @@ def accuracy(classifier: LinearClassifier, loader: Iterable[ViewBatch]) -> dict[
     device = classifier.linear.weight.device
     classes = classifier.linear.out_features
     right, count = torch.zeros(2, dtype=torch.float64), 0
-    with evaluating(classifier), torch.inference_mode():
+    with evaluation_mode(classifier), torch.inference_mode():
         for batch in loader:
             batch = batch.to(device)
             labels = _labels(batch, classifier.modality, classes)
@@ -206,7 +206,7 @@ def _set_batch_norm(encoder: nn.Module, stage: LinearStage) -> None:
 
 def _average_gradients(layer: nn.Linear) -> None:
     parameters = [p for p in layer.parameters() if p.grad is not None]
-    for parameter, mean in zip(parameters, mean_over_ranks([p.grad for p in parameters]), strict=True):  # type: ignore[misc]
+    for parameter, mean in zip(parameters, all_reduce_mean([p.grad for p in parameters]), strict=True):  # type: ignore[misc]
         parameter.grad = mean
 
 

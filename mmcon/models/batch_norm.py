@@ -7,7 +7,7 @@ from typing import TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from mmcon.distributed.collectives import get_world_size, summed_over_ranks
+from mmcon.distributed.collectives import all_reduce_sum_with_gradient, get_world_size
 from mmcon.errors import ConfigError, InputError
 
 M = TypeVar("M", bound=nn.Module)
@@ -33,11 +33,11 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (input.dim() - 2)
         given, input = input.dtype, input.to(torch.promote_types(input.dtype, torch.float32))  # sums need the digits
         here = input.new_tensor([input.numel() / input.shape[1]])
-        sums = summed_over_ranks(torch.cat([input.sum(axes), here]))
+        sums = all_reduce_sum_with_gradient(torch.cat([input.sum(axes), here]))
         n = sums[-1].detach()
         mean = sums[:-1] / n
         centred = input - mean.view(shape)
-        variance = summed_over_ranks(centred.square().sum(axes)) / n
+        variance = all_reduce_sum_with_gradient(centred.square().sum(axes)) / n
         self._remember(mean.detach(), variance.detach() * n / (n - 1), n)
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
         if self.weight is not None:
@@ -56,7 +56,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var), share)
 
 
-def synchronised(model: M, device: torch.device | str = "cpu") -> M:
+def synchronize_batch_norm(model: M, device: torch.device | str = "cpu") -> M:
     """Make every batch norm inside a model look at the rows of all processes, in place.
 
     Parameters and state-dict names stay. On a GPU the batch norms become torch's SyncBatchNorm, else `GlobalBatchNorm`.
@@ -77,7 +77,7 @@ def synchronised(model: M, device: torch.device | str = "cpu") -> M:
                 fix="use that library's own conversion before the run prepares the model",
             )
         else:
-            synchronised(part, device)
+            synchronize_batch_norm(part, device)
     return model
 
 

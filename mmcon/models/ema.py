@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmcon.distributed.collectives import whole
+from mmcon.distributed.collectives import full_tensor
 from mmcon.errors import InputError
 
 
@@ -38,7 +38,7 @@ class MomentumEncoder(nn.Module):
         super().__init__()
         if not 0 <= momentum < 1:
             raise InputError("MomentumEncoder", expected="momentum in [0, 1)", got=str(momentum))
-        self.model = copy.deepcopy(inside(model)).requires_grad_(False)
+        self.model = copy.deepcopy(unwrap(model)).requires_grad_(False)
         self.momentum, self.total_steps = momentum, total_steps
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
@@ -58,16 +58,16 @@ class MomentumEncoder(nn.Module):
     def update(self, model: nn.Module) -> None:
         """Move towards the model; call after the optimiser's step."""
         keep = self.current_momentum()
-        source = inside(model)
+        source = unwrap(model)
         averages = [*self.model.parameters(), *self.model.buffers()]
         for average, current in zip(averages, [*source.parameters(), *source.buffers()], strict=True):
             if average.is_floating_point():
-                average.lerp_(whole(current).to(average), 1 - keep)
+                average.lerp_(full_tensor(current).to(average), 1 - keep)
             else:
-                average.copy_(whole(current))
+                average.copy_(full_tensor(current))
         self.step += 1
 
 
-def inside(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The model itself, without a data-parallel wrapper."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

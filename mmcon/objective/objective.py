@@ -169,7 +169,7 @@ class Objective(nn.Module):
         rows = row_losses(
             z,
             pool,
-            affinity.map_parameters(collectives.shared),
+            affinity.map_parameters(collectives.average_gradient),
             temperature=temperature,
             self_index=self_index,
             settings=self._bound_settings(block, table, pool_table),
@@ -184,12 +184,12 @@ class Objective(nn.Module):
         if negatives is None:
             return self.settings
         negatives = as_affinity(negatives)
-        bound = negatives.bind(table, pool_table).map_parameters(collectives.shared)
+        bound = negatives.bind(table, pool_table).map_parameters(collectives.average_gradient)
         return replace(self.settings, negative_weights=bound)
 
     def _combine(self, sums: Mapping[str, Tensor | None], blocks: Mapping[str, tuple[str, Block]]) -> Tensor:
         found = {label: s for label, s in sums.items() if s is not None}
-        everywhere = collectives.sum_over_ranks(torch.stack(list(found.values())).detach())
+        everywhere = collectives.all_reduce_sum(torch.stack(list(found.values())).detach())
         self.last = Report()
         shares = []
         for (label, local), (loss, anchors, valid) in zip(found.items(), everywhere, strict=True):
@@ -200,7 +200,7 @@ class Objective(nn.Module):
             shares.append(blocks[label][1].weight * local[0] / divisor)
             self.last[label] = BlockReport(loss / divisor, anchors, valid)
         self.last |= _empty([label for label in sums if label not in found], everywhere.device)
-        return collectives.total(torch.stack(shares).sum())
+        return collectives.global_loss(torch.stack(shares).sum())
 
     def _nothing(self, embeddings: Embeddings | Tensor, labels: list[str]) -> Tensor:
         """The loss of a batch in which no block has both its sides: 0, with a gradient of 0."""
@@ -217,7 +217,7 @@ class Objective(nn.Module):
         )
         nothing = torch.stack([z.sum() for z in rows]).sum() * 0
         self.last = Report(_empty(labels, nothing.device))
-        return collectives.total(nothing)
+        return collectives.global_loss(nothing)
 
     # -------------------------------------------------------------------------------------- settings
 
@@ -253,7 +253,7 @@ class Objective(nn.Module):
         self.similarity = self.settings.similarity if isinstance(self.settings.similarity, nn.Module) else None
         if self.similarity is not None:
             for parameter in self.similarity.parameters():
-                parameter.register_hook(lambda gradient: collectives.mean_over_ranks([gradient])[0])
+                parameter.register_hook(lambda gradient: collectives.all_reduce_mean([gradient])[0])
 
 
 def _tables(embeddings: Embeddings | Tensor, batch: ViewBatch | Mapping[str, Index] | Index) -> Mapping[str, Index]:
@@ -317,5 +317,6 @@ def _as_module(temperature: Any) -> nn.Module:
 def _shared_temperatures(modules: nn.ModuleDict) -> dict[str, Any]:
     values = {name: module() for name, module in modules.items()}
     return {
-        name: collectives.shared(v) if isinstance(v, Tensor) and v.requires_grad else v for name, v in values.items()
+        name: collectives.average_gradient(v) if isinstance(v, Tensor) and v.requires_grad else v
+        for name, v in values.items()
     }

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch, rows_of, tree_map
-from mmcon.distributed.collectives import gather_objects, mean_over_ranks
-from mmcon.distributed.fsdp import is_sharded, synchronise_gradients, synchronises_gradients
+from mmcon.distributed.collectives import all_reduce_mean, gather_objects
+from mmcon.distributed.fsdp import gradient_sync_enabled, is_sharded, set_gradient_sync
 from mmcon.errors import InputError
-from mmcon.models.ema import inside
+from mmcon.models.ema import unwrap
 
 Embeddings = dict[str, dict[str, Tensor]]
 
@@ -64,7 +64,7 @@ def cached(
         replay: _Replay = _ReplayInParts(model, [Chunk(*piece) for piece in split(batch, chunk_size, pieces)])
     else:
         chunks = [Chunk(*piece) for piece in split(batch, chunk_size)]
-        replay = _ReplayOfWhole(inside(model), chunks, average=inside(model) is not model)
+        replay = _ReplayOfWhole(unwrap(model), chunks, average=unwrap(model) is not model)
     return objective(replay.embed(batch), batch)
 
 
@@ -181,7 +181,7 @@ class _ReplayOfWhole(_Replay):
                 for total, gradient in zip(summed, self._chunk_gradients(chunk, gradients), strict=True):
                     if gradient is not None:
                         total += gradient
-        return mean_over_ranks(summed) if self.average else summed
+        return all_reduce_mean(summed) if self.average else summed
 
     def _chunk_gradients(self, chunk: Chunk, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
         outputs, at_outputs = self.again(chunk, gradients)
@@ -201,15 +201,15 @@ class _ReplayInParts(_Replay):
         return [torch.zeros((), requires_grad=True)]  # only so that there is a backward pass
 
     def second_pass(self, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        now = synchronises_gradients(self.model)
+        now = gradient_sync_enabled(self.model)
         try:
             for number, chunk in enumerate(self.chunks, start=1):
-                synchronise_gradients(self.model, now and number == len(self.chunks))
+                set_gradient_sync(self.model, now and number == len(self.chunks))
                 with _replayed(chunk, self.model):
                     outputs, at_outputs = self.again(chunk, gradients)
                     torch.autograd.backward(outputs, at_outputs)
         finally:
-            synchronise_gradients(self.model, now)
+            set_gradient_sync(self.model, now)
         return [None]
 
 

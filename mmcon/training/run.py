@@ -23,20 +23,20 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
-from mmcon.distributed.collectives import any_rank, barrier, broadcast_from_first, gather_objects, patient_group
+from mmcon.distributed.collectives import any_rank, barrier, broadcast, gather_objects, group_without_timeout
 from mmcon.distributed.fsdp import (
-    check_alike,
+    check_same_modalities,
     check_sharding,
     compile_encoders,
+    full_state,
     is_sharded,
-    may_differ,
-    synchronise_gradients,
-    whole_state,
+    modalities_may_differ,
+    set_gradient_sync,
     wrap,
 )
 from mmcon.loading.loader import ViewLoader
-from mmcon.models.batch_norm import synchronised
-from mmcon.models.ema import inside
+from mmcon.models.batch_norm import synchronize_batch_norm
+from mmcon.models.ema import unwrap
 from mmcon.random import keys
 from mmcon.training.checkpoint import Checkpoints
 from mmcon.training.config import as_plain
@@ -114,7 +114,7 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep)
         self.global_step = 0
         self._logbook = Logbook(self.folder, self.accelerator, self.settings)
-        self._end = patient_group()
+        self._end = group_without_timeout()
         self._loader: ViewLoader | None = None
         self._score: Callable[[], float] | None = None
         self._failures: dict[int, str] = {}
@@ -212,10 +212,10 @@ class Run:
         beside = [part for part in tracked.values() if isinstance(part, nn.Module)]
         for part in beside:
             part.to(self.device)
-            broadcast_from_first([*part.parameters(), *part.buffers()])
+            broadcast([*part.parameters(), *part.buffers()])
         if self.settings.sync_batch_norm:
             for part in (model, *beside):
-                synchronised(part, self.device)
+                synchronize_batch_norm(part, self.device)
         self._spaces = model.modalities_by_space() if hasattr(model, "modalities_by_space") else None  # type: ignore[operator]
         self._objective = tracked.get("objective")
         self._check_blocks()
@@ -224,7 +224,7 @@ class Run:
         if self.sharded:
             check_sharding(tracked)
             self._whole = copy.deepcopy(model).cpu()
-        wrapped = wrap(self.accelerator, model, optimizer, parts=self.sharded)
+        wrapped = wrap(self.accelerator, model, optimizer, sharded=self.sharded)
         prepared = self.accelerator.prepare_optimizer(optimizer)
         self._stepper = Stepper(self.accelerator, prepared, schedule, self.settings, self.print)
         self._trained = Trained(wrapped, prepared, schedule, self.accelerator.scaler, tracked)
@@ -241,8 +241,8 @@ class Run:
                 its wrapper; else a copy, gathered from all processes, all of which must ask.
         """
         if self._whole is None or not is_sharded(model):
-            return cast(M, inside(model))
-        self._whole.load_state_dict(whole_state(model.state_dict()))
+            return cast(M, unwrap(model))
+        self._whole.load_state_dict(full_state(model.state_dict()))
         return cast(M, self._whole.to(self.device))
 
     def _check_blocks(self, loader: ViewLoader | None = None) -> None:
@@ -302,7 +302,7 @@ class Run:
         self._groups = Groups.of(self.settings, self.settings.epochs * len(loader))
         if self.sharded:
             check_sharding(self._trained.tracked, score)
-            self._may_differ = may_differ(self._trained.model, loader.source)
+            self._may_differ = modalities_may_differ(self._trained.model, loader.source)
         loader.load_state_dict({"step": self.global_step})
         self._loader, self._score = loader, score
         if self._saved is not None and self._saved.get("memories"):
@@ -313,9 +313,9 @@ class Run:
         step, self._batch = self.global_step, batch
         seed_model(self.seed, "step", step, self.rank)
         if self.settings.accumulate > 1:
-            synchronise_gradients(self._trained.model, self._groups.end(step + 1))
+            set_gradient_sync(self._trained.model, self._groups.end(step + 1))
         if self._may_differ:
-            check_alike(batch)
+            check_same_modalities(batch)
         yield batch
         if self.global_step != step + 1:
             raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")

@@ -11,9 +11,9 @@ from torch import nn
 
 from mmcon.batch import tree_map
 from mmcon.distributed.collectives import gather_objects
-from mmcon.distributed.fsdp import load_model, load_optimizer, whole_state
+from mmcon.distributed.fsdp import full_state, load_model, load_optimizer
 from mmcon.loading.loader import ViewLoader
-from mmcon.models.ema import inside
+from mmcon.models.ema import unwrap
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Trained:
     def state(self, *, keep: bool) -> dict[str, Any]:
         """The states of all; every process must ask, and those that do not `keep` it hold no whole tensors."""
         return {
-            "model": whole_state(inside(self.model).state_dict(), keep=keep),
-            "optimizer": whole_state(self.optimizer.state_dict(), keep=keep),
+            "model": full_state(unwrap(self.model).state_dict(), keep=keep),
+            "optimizer": full_state(self.optimizer.state_dict(), keep=keep),
             "schedule": self.schedule.state_dict() if self.schedule is not None else {},
             "scaler": self.scaler.state_dict() if self.scaler is not None else {},
             "tracked": {name: part.state_dict() for name, part in self.tracked.items()},
@@ -46,7 +46,7 @@ class Trained:
 
     def restore(self, saved: Mapping[str, Any], device: torch.device) -> None:
         """Put everything back as it was, on this process's device."""
-        load_model(inside(self.model), saved["model"])
+        load_model(unwrap(self.model), saved["model"])
         load_optimizer(self.optimizer, saved["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(saved["schedule"])

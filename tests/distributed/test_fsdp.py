@@ -14,7 +14,13 @@ from small_run import EPOCHS, STEPS_PER_EPOCH, train
 from torch import nn
 
 import mmcon
-from mmcon.distributed.fsdp import SHARD_WEIGHTS, _parts, check_sharding, clip_gradients, gradient_norm
+from mmcon.distributed.fsdp import (
+    MIN_SHARDED_PARAMETERS,
+    _sharded_modules,
+    check_sharding,
+    clip_gradients,
+    gradient_norm,
+)
 from mmcon.errors import ConfigError
 from mmcon.loading.loader import ViewLoader
 from mmcon.objective.cross_entropy import CrossEntropy
@@ -81,11 +87,11 @@ def test_the_recipe_with_parts_of_the_weights(tmp_path):
 
 
 def test_large_parts_are_sharded_by_themselves():
-    side = int(SHARD_WEIGHTS**0.5)
+    side = int(MIN_SHARDED_PARAMETERS**0.5)
     large, small = nn.Linear(side, side), nn.Linear(4, 4)
     inner = nn.Sequential(small, nn.ReLU())
     model = nn.Sequential(nn.ModuleList([large, inner]), nn.Linear(4, 4))
-    assert list(_parts(model)) == [large]
+    assert list(_sharded_modules(model)) == [large]
 
 
 def test_what_needs_whole_weights_is_refused_before_the_first_step():

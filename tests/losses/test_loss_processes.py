@@ -192,10 +192,10 @@ def own_sums(rank, port, folder):
     found = {}
     for sizes in SIZES:
         values = draw(4, WIDTH, seed=rank)
-        scattered = collectives._own_sum(values, list(sizes))
-        collectives.SCATTERING = ()
-        found[sizes] = scattered, collectives._own_sum(values, list(sizes))
-        collectives.SCATTERING = ("gloo",)
+        scattered = collectives._reduce_scatter(values, list(sizes))
+        collectives.REDUCE_SCATTER_BACKENDS = ()
+        found[sizes] = scattered, collectives._reduce_scatter(values, list(sizes))
+        collectives.REDUCE_SCATTER_BACKENDS = ("gloo",)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -14,7 +14,14 @@ from torch import nn
 
 from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import fsdp
-from mmcon.distributed.collectives import any_rank, barrier, broadcast_from_first, gather_objects, patient_group, whole
+from mmcon.distributed.collectives import (
+    any_rank,
+    barrier,
+    broadcast,
+    full_tensor,
+    gather_objects,
+    group_without_timeout,
+)
 from mmcon.errors import ConfigError, InputError
 from mmcon.models.batch_norm import GlobalBatchNorm
 from mmcon.training import run_folder
@@ -41,15 +48,15 @@ def together(rank, port, folder):
         "failures": failures_of_all(Loader({rank: f"unreadable {rank}"})),
     }
     image = torch.arange(24.0).view(1, 4, 2, 3).to(memory_format=torch.channels_last) * (rank + 1)
-    broadcast_from_first([image, number := torch.tensor(rank + 5)])
+    broadcast([image, number := torch.tensor(rank + 5)])
     found["shared"] = image, number
     found |= in_parts(rank)
     found["normalised"] = normalised(rank)
     found["optimizers"] = by_optimizer(parts=True)
     found["folder"] = told(lambda: see(os.path.join(folder, str(rank))))
     batch = ViewBatch({"image": (image,)} if rank else {}, {"image": Index({}, n=1)})
-    found["modalities"] = told(lambda: fsdp.check_alike(batch))
-    patience = patient_group()
+    found["modalities"] = told(lambda: fsdp.check_same_modalities(batch))
+    patience = group_without_timeout()
     time.sleep(5 * (rank == 0))  # longer than the limit of three seconds
     barrier(patience)
     torch.save(found, f"{folder}/{rank}.pt")
@@ -73,8 +80,8 @@ def in_parts(rank):
     model = nn.Sequential(nn.Linear(3, 5))
     nn.init.constant_(model[0].weight, rank + 1.0)
     fsdp.shard(model, torch.optim.SGD(model.parameters(), lr=1.0), torch.device("cpu"), 2)
-    weights = {"begun": whole(model[0].weight).clone()}
-    weights |= {f"keep={keep}": fsdp.whole_state(model.state_dict(), keep=keep)["0.weight"] for keep in (True, False)}
+    weights = {"begun": full_tensor(model[0].weight).clone()}
+    weights |= {f"keep={keep}": fsdp.full_state(model.state_dict(), keep=keep)["0.weight"] for keep in (True, False)}
     return weights
 
 
@@ -102,7 +109,7 @@ def by_optimizer(parts):
             model(draw(4, 6, seed=step)).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-        found[name] = [whole(parameter).detach().clone() for parameter in model.parameters()]
+        found[name] = [full_tensor(parameter).detach().clone() for parameter in model.parameters()]
     return found
 
 
@@ -165,6 +172,6 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path):
 def test_one_process_talks_to_itself():
     assert gather_objects(3) == [3]
     assert any_rank(True, "cpu")
-    assert patient_group() is None
+    assert group_without_timeout() is None
     barrier(None)
     assert failures_of_all(None) == {}
