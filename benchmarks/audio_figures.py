@@ -150,7 +150,7 @@ def queries(folder: Path, subject: str, line: dict[str, Any]) -> tuple[Any, Any]
     """For each held-out recording the rank of its prompt in another language, and its prompt."""
     run = folder / f"{line['objective']}-{line['seed']}"
     features = Features.load(run / "features" / f"{subject}-test.safetensors")
-    found = retrieve(features, features, relevance=across_languages, same="language")
+    found = retrieve(features, features, relevance=across_languages, exclude_same="language")
     return found.first_rank, features.index["prompt"]
 
 

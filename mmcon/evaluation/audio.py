@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mmcon.batch import Index, ViewBatch
 from mmcon.evaluation.features import Features
+from mmcon.evaluation.knn import knn
 from mmcon.evaluation.probe import linear_probe
-from mmcon.evaluation.retrieval import Retrieval, knn, retrieve
+from mmcon.evaluation.retrieval import RetrievalMetrics, retrieve
 
 
 def log_mel_statistics(batch: ViewBatch) -> Tensor:
@@ -34,18 +35,18 @@ def judge(train: Features, test: Features) -> dict[str, Any]:
     """
     if "prompt" in test.index and "language" in test.index:
         voice = [Features(f.values, f.index.with_columns(label=f.index["language"])) for f in (train, test)]
-        found = retrieve(test, test, relevance=across_languages, same="language")
+        found = retrieve(test, test, relevance=across_languages, exclude_same="language")
         probe, near = linear_probe(*voice), knn(*voice, k=min(20, len(train)))
         return {"voice_probe": probe.top1, "voice_knn": near.top1, **retrieved(found)}
     if "label" not in test.index:
         return {}
     if not bool(torch.isin(test.index["label"], train.index["label"]).all()):
-        return retrieved(retrieve(test, test, relevance="label", same="sample"))
+        return retrieved(retrieve(test, test, relevance="label", exclude_same="sample"))
     probe, near = linear_probe(train, test), knn(train, test, k=min(20, len(train)))
     return {"linear_probe": probe.top1, "knn": near.top1, **retrieved(retrieve(test, train, relevance="label"))}
 
 
-def retrieved(found: Retrieval) -> dict[str, Any]:
+def retrieved(found: RetrievalMetrics) -> dict[str, Any]:
     """Recall, what chance would give, and mean average precision."""
     return {
         "recall": {f"at_{k}": value for k, value in found.recall.items()},

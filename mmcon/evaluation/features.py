@@ -28,12 +28,12 @@ class Features:
     Attributes:
         values: `n d` float32, as the encoder gives them (neither scaled nor normalised).
         index: the rows' columns: `sample`, `label` and whatever else the source has.
-        about: free notes that are saved along (which model, which data).
+        metadata: free notes that are saved along (which model, which data).
     """
 
     values: Float[Tensor, "n d"]
     index: Index
-    about: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.index.n != len(self.values):
@@ -47,13 +47,13 @@ class Features:
         """The rows' labels."""
         return self.index["label"]
 
-    def unit(self) -> Float[Tensor, "n d"]:
+    def normalized(self) -> Float[Tensor, "n d"]:
         """The rows at length one; a row of zeros stays zero."""
         return nn.functional.normalize(self.values, dim=1)
 
     def take(self, rows: Any) -> Features:
         """The rows at positions, a slice, or a boolean mask."""
-        return Features(self.values[rows], self.index.take(rows), self.about)
+        return Features(self.values[rows], self.index.take(rows), self.metadata)
 
     @staticmethod
     def cat(tables: Sequence[Features]) -> Features:
@@ -61,14 +61,14 @@ class Features:
         if not tables:
             raise InputError("Features.cat", expected="at least one table", got="none")
         index = Index.cat([table.index for table in tables])
-        return Features(torch.cat([table.values for table in tables]), index, tables[0].about)
+        return Features(torch.cat([table.values for table in tables]), index, tables[0].metadata)
 
     def save(self, file: str | Path) -> Path:
         """Write one safetensors file: the values, a tensor for each column, and the notes."""
         tensors = {"values": self.values.contiguous()}
         tensors |= {f"index.{name}": column.contiguous() for name, column in self.index.items()}
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, file, metadata={"about": json.dumps(self.about)})
+        save_file(tensors, file, metadata={"about": json.dumps(self.metadata)})
         return Path(file)
 
     @staticmethod
@@ -90,17 +90,17 @@ class Features:
             ) from error
 
 
-def extract(
+def extract_features(
     encode: Callable[[ViewBatch], Tensor | Mapping[str, Tensor]] | nn.Module,
     loader: Iterable[ViewBatch],
     *,
     modality: str | None = None,
     device: torch.device | str | None = None,
-    about: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Features:
     """Run an encoder once over a loader, without gradients and in evaluation mode, which is put back afterwards.
 
-    >>> pixels = extract(lambda batch: batch.views["image"][0].flatten(1), loader)
+    >>> pixels = extract_features(lambda batch: batch.views["image"][0].flatten(1), loader)
 
     Args:
         encode: from a batch to features, `n d` or a dict of such by modality. A module that has a method `features` is
@@ -108,7 +108,7 @@ def extract(
         loader: batches, each row once.
         modality: which modality's rows; may be left out where batches have only one.
         device: where the batches go; by default where the module's parameters are.
-        about: notes to keep beside the features.
+        metadata: notes to keep beside the features.
 
     Returns:
         Features, float32 on the CPU, with the rows in the loader's order.
@@ -123,7 +123,7 @@ def extract(
     if device is None:
         device = next((parameter.device for parameter in module.parameters()), None)
     values, tables = [], []
-    with evaluating(module), torch.inference_mode():
+    with evaluation_mode(module), torch.inference_mode():
         for batch in loader:
             name = _only_modality(batch, modality)
             output = call(batch if device is None else batch.to(device))
@@ -134,13 +134,13 @@ def extract(
     if not values:
         raise InputError("extract", expected="at least one batch", got="an empty loader")
     # Cloned outside inference mode, so that a probe may take gradients through them.
-    return Features(torch.cat(values).clone(), Index.cat(tables), dict(about or {}))
+    return Features(torch.cat(values).clone(), Index.cat(tables), dict(metadata or {}))
 
 
-def precomputed(model: nn.Module, source: Source, views: Views, **options: Any) -> Source:
+def precompute_features(model: nn.Module, source: Source, views: Views, **options: Any) -> Source:
     """What frozen encoders say of every sample, once, as a source: features take the place of media.
 
-    Train `model.on_features()` on it, with `mmcon.views.Identity()` as the view of each modality.
+    Train `model.with_precomputed_features()` on it, with `mmcon.views.Identity()` as the view of each modality.
 
     Args:
         model: with a method `features`.
@@ -157,7 +157,7 @@ def precomputed(model: nn.Module, source: Source, views: Views, **options: Any) 
     members = []
     for modality, generators in views.items():
         member = source.members[modality]
-        found = extract(model, one_pass(member, {modality: generators}, **options), modality=modality)
+        found = extract_features(model, one_pass(member, {modality: generators}, **options), modality=modality)
         columns = {name: c for name, c in found.index.items() if name in member.columns and name != "label"}
         labels = found.index.get("label")
         known: dict[str, Any] = {} if labels is None else {"labels": labels, "classes": member.classes}
@@ -175,7 +175,7 @@ def precomputed(model: nn.Module, source: Source, views: Views, **options: Any) 
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+def evaluation_mode(module: nn.Module) -> Iterator[nn.Module]:
     """Put a module into evaluation mode, and each of its parts back into the mode that it was in."""
     modes = {part: part.training for part in module.modules()}
     module.eval()

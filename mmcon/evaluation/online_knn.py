@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from mmcon.errors import InputError
-from mmcon.evaluation.features import extract
-from mmcon.evaluation.retrieval import knn
+from mmcon.evaluation.features import extract_features
+from mmcon.evaluation.knn import knn
 from mmcon.loading.loader import Views, one_pass
 from mmcon.sources.base import Source, Subset, held_out
 
 
 @final
-class TrainingKnn:
+class OnlineKnn:
     """Accuracy of weighted k-NN among features of some training rows; each row is classified by the others.
 
     For `run.batches(loader, score=...)`: the best checkpoint is then chosen without a look at the test set.
@@ -30,7 +30,7 @@ class TrainingKnn:
 
     def __init__(self, model: nn.Module, train: Source, views: Views, *, rows: int = 2000, k: int = 20) -> None:
         if train.labels is None:
-            raise InputError("TrainingKnn", expected="a source with labels", got=f"{train.name} without")
+            raise InputError("OnlineKnn", expected="a source with labels", got=f"{train.name} without")
         share = min(0.999, rows / len(train))
         taken = torch.nonzero(held_out(train.ids, share)).flatten() if share < 0.999 else torch.arange(len(train))
         self.model, self.views, self.k = model, views, k
@@ -38,5 +38,5 @@ class TrainingKnn:
 
     def __call__(self) -> float:
         """The accuracy now, between 0 and 1."""
-        features = extract(self.model, one_pass(self.part, self.views))
-        return float(knn(features, features, k=self.k, same="sample").top1)
+        features = extract_features(self.model, one_pass(self.part, self.views))
+        return float(knn(features, features, k=self.k, exclude_same="sample").top1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.evaluation.features import Features
-from mmcon.evaluation.statistics import Classification, class_positions, classify
+from mmcon.evaluation.statistics import Classification, class_indices, classify
 from mmcon.random import keys
 
 L2_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -108,7 +108,7 @@ def fit_probe(
     values = train.values.to(labels.device)
     mean, scale = _statistics(values, scaling)
     x = ((torch.nn.functional.normalize(values, dim=1) if scaling == "unit" else values) - mean) / scale
-    y = class_positions(labels, classes, where="fit_probe")
+    y = class_indices(labels, classes, where="fit_probe")
 
     table: dict[float, float] = {}
     theta, chosen = x.new_zeros(x.shape[1] + 1, len(classes)), strengths[0]

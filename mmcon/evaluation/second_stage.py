@@ -14,10 +14,10 @@ from torch import nn
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError
-from mmcon.evaluation.features import Features, extract
+from mmcon.evaluation.features import Features, extract_features
+from mmcon.evaluation.knn import knn
 from mmcon.evaluation.linear_classifier import LinearStage, accuracy, train_classifier
 from mmcon.evaluation.probe import linear_probe
-from mmcon.evaluation.retrieval import knn
 from mmcon.evaluation.statistics import Classification
 from mmcon.loading.loader import ViewLoader, Views, one_pass
 from mmcon.samplers.base import UniformSampler
@@ -48,7 +48,7 @@ def features_of(
         encode, views = encoders[name]
         rows = one_pass(source, views, device=run.device, rank=run.rank, world_size=run.world_size)
         files = [run.folder / "features" / f"{name}, {part}, {p}.safetensors" for p in range(run.world_size)]
-        extract(encode, rows).save(files[run.rank])
+        extract_features(encode, rows).save(files[run.rank])
         run.accelerator.wait_for_everyone()
         return Features.cat([Features.load(file) for file in files])
 

@@ -92,7 +92,7 @@ def classify(scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"], classes: I
     Raises:
         InputError: no items, or a label that is none of the classes.
     """
-    target = class_positions(labels, classes, where="classify")
+    target = class_indices(labels, classes, where="classify")
     own = scores.gather(1, target[:, None])
     earlier = torch.arange(len(classes), device=scores.device) < target[:, None]
     rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
@@ -107,7 +107,7 @@ def classify(scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"], classes: I
     )
 
 
-def class_positions(labels: Int[Tensor, " n"], classes: Int[Tensor, " k"], *, where: str) -> Int[Tensor, " n"]:
+def class_indices(labels: Int[Tensor, " n"], classes: Int[Tensor, " k"], *, where: str) -> Int[Tensor, " n"]:
     """The position of each label among the ascending classes; an error where one is missing."""
     if not len(labels):
         raise InputError(where, expected="at least one item", got="none")

@@ -110,7 +110,7 @@ def lag_error(train: Features, test: Features, *, l2: int | float = 1.0) -> Floa
     return _by_clip(test, of_clip, least=2)
 
 
-def clips_of(features: Features) -> Int[Tensor, " g"]:
+def clip_ids(features: Features) -> Int[Tensor, " g"]:
     """The clips, ascending: what the values of the functions above are of."""
     return features.index["group"].unique()
 

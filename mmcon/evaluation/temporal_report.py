@@ -11,7 +11,7 @@ from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import linear_probe
 from mmcon.evaluation.statistics import bootstrap
 from mmcon.evaluation.temporal import (
-    clips_of,
+    clip_ids,
     lag_correlation,
     lag_error,
     order_accuracy,
@@ -54,7 +54,7 @@ def judge_in_time(train: Features, test: Features, *, seed: int) -> dict[str, An
         "lag_error_seconds": lag_error(train, test),
     }
     figures: dict[str, Any] = {"by_clip": {name: values.tolist() for name, values in by_clip.items()}}
-    figures["clip_ids"] = clips_of(test).tolist()
+    figures["clip_ids"] = clip_ids(test).tolist()
     for name, values in by_clip.items():
         figures[name] = float(values.mean())
         if len(values) > 1:

@@ -31,7 +31,7 @@ def clustering_nmi(features: Features, *, classes: int, seed: int = 0) -> float 
         n_clusters=classes,
         n_init=5,  # pyright: ignore
         random_state=seed,
-    ).fit_predict(features.unit().numpy())
+    ).fit_predict(features.normalized().numpy())
     return float(normalized_mutual_info_score(features.labels.numpy(), clusters))
 
 
@@ -50,7 +50,7 @@ def rank_correlation(features: Features, first: Int[Tensor, " p"], second: Int[T
         raise InputError(
             "rank_correlation", expected="3 pairs or more with differing scores", got=f"{len(scores)} pairs"
         )
-    rows = features.unit()
+    rows = features.normalized()
     return float(spearmanr((rows[first] * rows[second]).sum(1).numpy(), scores.numpy())[0])  # pyright: ignore
 
 

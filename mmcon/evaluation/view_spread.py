@@ -66,7 +66,9 @@ def spread_table(spreads: Mapping[str, ViewSpread]) -> str:
         "distance of two views of a sample": [shown(s.within_sample) for s in spreads.values()],
         "of two samples of a class": [shown(s.within_class) for s in spreads.values()],
         "of two classes": [shown(s.between_classes) for s in spreads.values()],
-        "InfoNCE bound": [f"{s.infonce_bound_nats:.2f} of at most {s.max_bound_nats:.2f} nats" for s in spreads.values()],
+        "InfoNCE bound": [
+            f"{s.infonce_bound_nats:.2f} of at most {s.max_bound_nats:.2f} nats" for s in spreads.values()
+        ],
         "views recognised": [shown(s.recognised) for s in spreads.values()],
     }
     head = f"| | {' | '.join(spreads)} |"
@@ -210,7 +212,9 @@ def plot_spread(spreads: dict[str, ViewSpread]) -> Any:
         for label, (value, colour, marker) in marks.items():
             if value is not None:
                 axes.plot(value, row, marker, color=colour, label=label if row == 0 else None)
-        axes.annotate(f"{spread.infonce_bound_nats:.1f} nats", (1.01, row), xycoords=("axes fraction", "data"), va="center")
+        axes.annotate(
+            f"{spread.infonce_bound_nats:.1f} nats", (1.01, row), xycoords=("axes fraction", "data"), va="center"
+        )
         axes.axhline(row, color="0.9", zorder=0)
     axes.set_yticks(range(len(spreads)), list(spreads))
     axes.set_xlabel("mean squared distance of unit features")

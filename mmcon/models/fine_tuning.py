@@ -1,9 +1,9 @@
 """How much of an encoder learns: nothing, some layers by name, or a low-rank addition to its linear maps.
 
     freeze(encoder)                               # nothing: a frozen tower
-    freeze(encoder, but=["*layer4*", "*.norm"])   # partial fine-tuning
-    add_low_rank(encoder, rank=8)                 # LoRA (Hu et al. 2021), through peft: uv pip install "mmcon[lora]"
-    merge_low_rank(encoder)                       # before saving: the same encoder, without anything of peft
+    freeze(encoder, trainable=["*layer4*", "*.norm"])   # partial fine-tuning
+    add_lora(encoder, rank=8)                 # LoRA (Hu et al. 2021), through peft: uv pip install "mmcon[lora]"
+    merge_lora(encoder)                       # before saving: the same encoder, without anything of peft
 
 A frozen encoder is in evaluation mode (no dropout) though the model is in training mode, and so are the frozen batch
 norms of a partly frozen one, which keep their statistics.
@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmcon.errors import ConfigError
 
 
-def tune(encoder: nn.Module, how: str) -> nn.Module:
+def set_trainable(encoder: nn.Module, how: str) -> nn.Module:
     """How much of an encoder learns, by a word of a command line.
 
     Args:
@@ -33,8 +33,8 @@ def tune(encoder: nn.Module, how: str) -> nn.Module:
     if how == "full":
         return encoder
     if how == "low-rank":
-        return add_low_rank(encoder)
-    return freeze(encoder, but=[] if how == "frozen" else how.split(","))
+        return add_lora(encoder)
+    return freeze(encoder, trainable=[] if how == "frozen" else how.split(","))
 
 
 def freeze(encoder: nn.Module, *, but: Sequence[str] = ()) -> nn.Module:
@@ -72,7 +72,7 @@ def _to_evaluation(module: nn.Module, _: object) -> None:
     module.eval()
 
 
-def add_low_rank(
+def add_lora(
     encoder: nn.Module, *, rank: int = 8, scale: float = 16.0, layers: Sequence[str] | None = None, dropout: float = 0.0
 ) -> nn.Module:
     """Freeze an encoder and add `scale / rank · B A` to its linear maps, where A and B learn (Hu et al. 2021, LoRA).
@@ -94,16 +94,16 @@ def add_low_rank(
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError(
-            "add_low_rank", expected="the package peft", got=str(error), fix='uv pip install "mmcon[lora]"'
+            "add_lora", expected="the package peft", got=str(error), fix='uv pip install "mmcon[lora]"'
         ) from error
     linear = {name.rpartition(".")[2] for name, m in encoder.named_modules() if isinstance(m, nn.Linear) and name}
     chosen = sorted(linear if layers is None else set(layers) & linear)
     if not chosen or (layers is not None and set(layers) - linear):
         raise ConfigError(
-            "add_low_rank",
+            "add_lora",
             expected=f"linear maps among {sorted(linear)}" if linear else "an encoder with linear maps",
             got=str(sorted(layers)) if layers is not None else type(encoder).__name__,
-            fix="freeze(encoder, but=[...]) tunes layers of any kind",
+            fix="freeze(encoder, trainable=[...]) tunes layers of any kind",
         )
     encoder.requires_grad_(False)
     _keep_statistics(encoder)
@@ -112,11 +112,11 @@ def add_low_rank(
     return encoder
 
 
-def merge_low_rank(encoder: nn.Module) -> nn.Module:
+def merge_lora(encoder: nn.Module) -> nn.Module:
     """Add what was learned into the linear maps themselves and take peft's parts out again.
 
     Returns:
-        The encoder, with the parameters' names that it had before `add_low_rank`; it computes what it computed.
+        The encoder, with the parameters' names that it had before `add_lora`; it computes what it computed.
     """
     for name, module in list(encoder.named_modules()):
         if hasattr(module, "get_base_layer") and hasattr(module, "merge"):

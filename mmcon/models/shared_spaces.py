@@ -22,7 +22,7 @@ from torch.nn import functional
 from mmcon.batch import ViewBatch, rows_of
 from mmcon.errors import ConfigError, InputError
 from mmcon.models import saving
-from mmcon.models.encoders import GivenFeatures, create_encoder
+from mmcon.models.encoders import PrecomputedFeatures, create_encoder
 
 Embeddings = dict[str, dict[str, Tensor]]
 
@@ -120,13 +120,13 @@ class ContrastiveModel(nn.Module):
             for name, heads in self.heads.items()
         }
 
-    def on_features(self) -> ContrastiveModel:
+    def with_precomputed_features(self) -> ContrastiveModel:
         """The same heads over features that were computed before: where towers are frozen they need run only once.
 
         The heads are shared with this model, so that what they learn is learned here.
         """
         given = {
-            modality: [GivenFeatures(_width(self.encoders[tower])) for tower in towers]
+            modality: [PrecomputedFeatures(_width(self.encoders[tower])) for tower in towers]
             for modality, towers in self.towers.items()
         }
         model = ContrastiveModel({m: e if len(e) > 1 else e[0] for m, e in given.items()}, self.spaces)

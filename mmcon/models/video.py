@@ -98,7 +98,7 @@ class FrameEncoder(nn.Module):
 
 
 @final
-class ClipEncoder(nn.Module):
+class VideoEncoder(nn.Module):
     """A network that takes whole clips, behind the normalisation that it was made for.
 
     Args:
@@ -151,7 +151,7 @@ class ClipEncoder(nn.Module):
         return hidden[:, 0] if self.token == "first" else hidden.mean(1)
 
 
-def torchvision_video(name: str, *, pretrained: bool = False, **options: Any) -> ClipEncoder:
+def torchvision_video(name: str, *, pretrained: bool = False, **options: Any) -> VideoEncoder:
     """A video model of torchvision up to the input of its last linear layer."""
     from torchvision import models
 
@@ -162,7 +162,7 @@ def torchvision_video(name: str, *, pretrained: bool = False, **options: Any) ->
         raise DataError(name, expected="readable weights", got=str(error), fix="pretrained=False needs none") from error
     preset = weights.transforms() if weights is not None else None
     fixed = name.startswith("mvit")
-    return ClipEncoder(
+    return VideoEncoder(
         network,
         feature_dim=_drop_classifier(network),
         mean=tuple(getattr(preset, "mean", KINETICS_MEAN)),
@@ -190,7 +190,7 @@ def _drop_classifier(network: Any) -> int:
 
 def _register_torchvision(name: str) -> None:
     @register_encoder(name, modality="video")
-    def make(pretrained: bool = False, **options: Any) -> ClipEncoder:
+    def make(pretrained: bool = False, **options: Any) -> VideoEncoder:
         return torchvision_video(name, pretrained=pretrained, **options)
 
     make.__doc__ = f"torchvision's video model {name}, without its classifier."
@@ -201,7 +201,7 @@ for _name in TORCHVISION:
 
 
 @register_encoder("transformers/video", modality="video")
-def transformers_video(model: str, pretrained: bool = False, **options: Any) -> ClipEncoder:
+def transformers_video(model: str, pretrained: bool = False, **options: Any) -> VideoEncoder:
     """VideoMAE, TimeSformer or ViViT of transformers.
 
     Args:
@@ -228,7 +228,7 @@ def transformers_video(model: str, pretrained: bool = False, **options: Any) -> 
             got=repr(config.model_type),
         )
     mean, std = _normalisation(model, config.model_type)
-    return ClipEncoder(
+    return VideoEncoder(
         network,
         feature_dim=config.hidden_size,
         mean=mean,

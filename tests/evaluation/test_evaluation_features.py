@@ -4,7 +4,7 @@ from torch import nn
 
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import DataError, InputError, NonFiniteError
-from mmcon.evaluation.features import Features, evaluating, extract
+from mmcon.evaluation.features import Features, evaluation_mode, extract_features
 
 
 def batches(n: int = 10, size: int = 4, **extra):
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
 
 
 def test_rows_stand_in_the_loaders_order_with_their_columns():
-    features = extract(pixels, batches())
+    features = extract_features(pixels, batches())
     assert features.values.shape == (10, 12)
     assert features.index["sample"].tolist() == list(range(100, 110))
     torch.testing.assert_close(features.values, torch.cat([pixels(b) for b in batches()]))
@@ -40,21 +40,21 @@ def test_evaluation_mode_holds_inside_and_each_part_is_put_back():
     encoder.body[1].eval()  # a frozen normalisation stays frozen
     before = [part.training for part in encoder.modules()]
     statistics = encoder.body[1].running_mean.clone()
-    features = extract(encoder, batches(), about={"model": "small"})
+    features = extract_features(encoder, batches(), metadata={"model": "small"})
     assert [part.training for part in encoder.modules()] == before
     assert torch.equal(encoder.body[1].running_mean, statistics)
     encoder.eval()
     with torch.no_grad():
         expected = torch.cat([encoder(b) for b in batches()])
     torch.testing.assert_close(features.values, expected)
-    assert features.about == {"model": "small"}
+    assert features.metadata == {"model": "small"}
 
 
 def test_modes_are_put_back_after_an_error():
     encoder = Encoder()
 
     def fail():
-        with evaluating(encoder):
+        with evaluation_mode(encoder):
             assert not encoder.training
             raise ValueError("stop")
 
@@ -68,28 +68,30 @@ def test_a_model_with_features_is_asked_for_them():
         def features(self, batch):
             return {"image": pixels(batch) * 2}
 
-    torch.testing.assert_close(extract(Model(), batches()).values, 2 * extract(pixels, batches()).values)
+    torch.testing.assert_close(
+        extract_features(Model(), batches()).values, 2 * extract_features(pixels, batches()).values
+    )
 
 
 def test_gradients_can_flow_through_a_probe_on_features():
-    features = extract(Encoder(), batches())
+    features = extract_features(Encoder(), batches())
     weight = torch.zeros(5, requires_grad=True)
     (features.values @ weight).sum().backward()
     assert weight.grad is not None
 
 
 def test_save_and_load_give_the_same(tmp_path):
-    features = extract(pixels, batches(), about={"data": "noise"})
+    features = extract_features(pixels, batches(), metadata={"data": "noise"})
     back = Features.load(features.save(tmp_path / "dump" / "features.safetensors"))
     assert torch.equal(back.values, features.values)
-    assert back.about == features.about
+    assert back.metadata == features.metadata
     assert {name: column.tolist() for name, column in back.index.items()} == {
         name: column.tolist() for name, column in features.index.items()
     }
 
 
 def test_cat_of_parts_is_the_whole():
-    whole = extract(pixels, batches())
+    whole = extract_features(pixels, batches())
     parts = Features.cat([whole.take(slice(0, 3)), whole.take(torch.arange(3, 10))])
     assert torch.equal(parts.values, whole.values)
     assert torch.equal(parts.labels, whole.labels)
@@ -97,18 +99,18 @@ def test_cat_of_parts_is_the_whole():
 
 def test_unit_rows_keep_zeros():
     features = Features(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), Index({"sample": torch.arange(2)}))
-    torch.testing.assert_close(features.unit(), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    torch.testing.assert_close(features.normalized(), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
 
 
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(InputError, match="empty loader"):
-        extract(pixels, [])
+        extract_features(pixels, [])
     with pytest.raises(InputError, match="'image', 'sound'"):
-        extract(pixels, batches(sound=torch.zeros(10, 1)))
+        extract_features(pixels, batches(sound=torch.zeros(10, 1)))
     with pytest.raises(InputError, match=r"features `n d` of 4 rows; got \(4, 3, 2, 2\)"):
-        extract(lambda batch: batch.views["image"][0], batches())
+        extract_features(lambda batch: batch.views["image"][0], batches())
     with pytest.raises(NonFiniteError, match="4 rows, first 100"):
-        extract(lambda batch: pixels(batch) / 0, batches())
+        extract_features(lambda batch: pixels(batch) / 0, batches())
     (tmp_path / "torn").write_bytes(b"not a safetensors file")
     with pytest.raises(DataError, match="torn"):
         Features.load(tmp_path / "torn")

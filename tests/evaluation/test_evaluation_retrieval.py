@@ -8,9 +8,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from mmcon.batch import Index
 from mmcon.errors import InputError
-from mmcon.evaluation import retrieval
+from mmcon.evaluation import similarity_blocks
+from mmcon.evaluation.embedding_geometry import alignment, modality_gap, uniformity
 from mmcon.evaluation.features import Features
-from mmcon.evaluation.retrieval import alignment, knn, modality_gap, retrieve, retrieve_both_ways, uniformity
+from mmcon.evaluation.knn import knn
+from mmcon.evaluation.retrieval import retrieve, retrieve_both_directions
 
 
 def features(n: int, seed: int, d: int = 8, classes: int = 5) -> Features:
@@ -21,9 +23,9 @@ def features(n: int, seed: int, d: int = 8, classes: int = 5) -> Features:
     return Features(values, Index({"sample": torch.arange(n), "label": label}))
 
 
-@pytest.fixture(params=[retrieval._BLOCK, 300], ids=["whole", "chunked"])
+@pytest.fixture(params=[similarity_blocks.BLOCK_SIZE, 300], ids=["whole", "chunked"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(retrieval, "_BLOCK", request.param)
+    monkeypatch.setattr(similarity_blocks, "BLOCK_SIZE", request.param)
 
 
 @pytest.mark.usefixtures("block")
@@ -34,15 +36,15 @@ def test_knn_is_scikit_learns_with_the_same_weights(k):
     def weights(distance):  # of unit rows: cosine = 1 − distance² / 2
         return np.exp(-(distance**2) / 2 / 0.07)
 
-    theirs = KNeighborsClassifier(min(k, 200), weights=weights).fit(train.unit(), train.labels)
+    theirs = KNeighborsClassifier(min(k, 200), weights=weights).fit(train.normalized(), train.labels)
     ours = knn(train, test, k=k)
-    assert ours.predicted.tolist() == theirs.predict(test.unit()).tolist()
+    assert ours.predicted.tolist() == theirs.predict(test.normalized()).tolist()
 
 
 def test_knn_can_leave_a_sample_out_of_its_own_vote():
     train = features(100, 0)
     assert knn(train, train, k=1).top1 == 1.0
-    assert knn(train, train, k=1, same="sample").top1 < 1.0
+    assert knn(train, train, k=1, exclude_same="sample").top1 < 1.0
 
 
 def naive(query, rows, weights, k):
@@ -66,7 +68,7 @@ def test_retrieval_by_label_against_a_naive_loop_and_scikit_learn():
         ranks.append(rank)
         recalled.append(hit)
         precisions.append(precision)
-        theirs.append(average_precision_score(weights, candidates.unit() @ queries.unit()[i]))
+        theirs.append(average_precision_score(weights, candidates.normalized() @ queries.normalized()[i]))
     assert result.first_rank.tolist() == ranks
     assert result.recall[3] == pytest.approx(sum(recalled) / 40)
     assert result.average_precision.tolist() == pytest.approx(precisions)
@@ -78,7 +80,7 @@ def test_graded_relevance_is_scikit_learns_ndcg():
     queries, candidates = features(30, 0), features(50, 1)
     weights = torch.rand(30, 50, generator=torch.Generator().manual_seed(5))
     result = retrieve(queries, candidates, relevance=weights)
-    scores = queries.unit() @ candidates.unit().T
+    scores = queries.normalized() @ candidates.normalized().T
     assert result.ndcg == pytest.approx(ndcg_score(weights, scores), abs=1e-6)
 
     def by_label(rows, columns):
@@ -105,10 +107,10 @@ def test_chance_is_what_noise_gets():
 def test_both_ways_are_two_directions_with_weights_transposed():
     a, b = features(20, 0), features(30, 1)
     weights = torch.rand(20, 30, generator=torch.Generator().manual_seed(1))
-    there, back = retrieve_both_ways(a, b, relevance=weights)
+    there, back = retrieve_both_directions(a, b, relevance=weights)
     assert there.ndcg == retrieve(a, b, relevance=weights).ndcg
     assert back.ndcg == retrieve(b, a, relevance=weights.T).ndcg
-    same = retrieve_both_ways(a, b, relevance=lambda r, c: (r["label"][:, None] == c["label"]).float())
+    same = retrieve_both_directions(a, b, relevance=lambda r, c: (r["label"][:, None] == c["label"]).float())
     assert same[1].recall == retrieve(b, a, relevance="label").recall
 
 
@@ -124,7 +126,7 @@ def test_pairs_are_found_by_their_sample():
 def test_a_set_against_itself_leaves_each_out():
     a = features(50, 0)
     with_self = retrieve(a, a, relevance="label")
-    without = retrieve(a, a, relevance="label", same="sample")
+    without = retrieve(a, a, relevance="label", exclude_same="sample")
     assert with_self.recall[1] == 1.0
     assert without.recall[1] < 1.0
     assert without.chance[1] == pytest.approx(sum((int((a.labels == label).sum()) - 1) / 49 for label in a.labels) / 50)
@@ -135,7 +137,7 @@ def test_queries_without_anything_relevant_are_counted_and_left_out():
     candidates = candidates.take(candidates.labels != 2)
     result = retrieve(queries, candidates, relevance="label")
     lost = queries.labels == 2
-    assert result.without == int(lost.sum())
+    assert result.queries_without_relevant == int(lost.sum())
     assert bool((result.first_rank[lost] == 0).all())
     assert bool(result.average_precision[lost].isnan().all())
     kept = retrieve(queries.take(~lost), candidates, relevance="label")

@@ -57,7 +57,7 @@ def pooled(batches):
     [("rmsprop", 0.02, {}), ("sgd", 5.0, {"momentum": 0.0}), ("adamw", 0.1, {})],
 )
 def test_a_classifier_learns(pooled, optimizer, rate, options):
-    encoder = create_encoder("mmcon/given-features", feature_dim=49, modality="any")
+    encoder = create_encoder("mmcon/precomputed-features", feature_dim=49, modality="any")
     stage = LinearStage(epochs=12, optimizer=optimizer, learning_rate=rate, optimizer_options=options)
     torch.manual_seed(0)
     found = accuracy(train_classifier(encoder, pooled[0], classes=10, stage=stage), pooled[1])
@@ -82,7 +82,7 @@ def test_batch_norm_is_frozen_or_updated(model, batches):
 def test_one_step_by_hand():
     # One row at length one, label 0 of 2, no smoothing: the gradient of the weights is (softmax - one-hot) ⊗ feature,
     # with softmax = (½, ½) where all logits are equal.
-    encoder = create_encoder("mmcon/given-features", feature_dim=2, modality="any")
+    encoder = create_encoder("mmcon/precomputed-features", feature_dim=2, modality="any")
     batch = ViewBatch({"x": (torch.tensor([[3.0, 4.0]]),)}, {"x": Index({"label": torch.tensor([0])})})
     stage = LinearStage(
         epochs=1, optimizer="sgd", learning_rate=1.0, optimizer_options={"momentum": 0.0}, weight_decay=0.0,

@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from mmcon_views.image.geometry import RandomResizedCrop
-from mmcon_views.video.published import PerClip
+from mmcon_views.image.crop import RandomResizedCrop
+from mmcon_views.video.per_clip import PerClip
 
 from mmcon.affinity import SameLabel, TimeKernel
 from mmcon.loading.loader import ViewLoader

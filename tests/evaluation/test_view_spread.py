@@ -8,7 +8,7 @@ import torch
 import mmcon
 from mmcon import cli
 from mmcon.errors import InputError
-from mmcon.evaluation.view_spread import score_view, spread_of, spread_picture
+from mmcon.evaluation.view_spread import measure_spread, plot_spread, score_view
 from mmcon.models.encoders import create_encoder
 from mmcon.registry import create_view
 
@@ -17,16 +17,16 @@ def test_orthogonal_samples_with_equal_views():
     # Four samples on four axes: views coincide (0), samples are at squared distance 2, all recognised. At temperature T
     # the loss is log(1 + 3 e^{−1/T}).
     features = torch.eye(4)[:, None].expand(4, 2, 4)
-    spread = spread_of(features, torch.tensor([0, 0, 1, 1]), temperature=0.5)
+    spread = measure_spread(features, torch.tensor([0, 0, 1, 1]), temperature=0.5)
     assert math.isclose(spread.within_sample, 0, abs_tol=1e-12)
     assert spread.within_class == spread.between_classes == 2
-    assert math.isclose(spread.bound_nats, math.log(4) - math.log(1 + 3 * math.exp(-2)), abs_tol=1e-9)
-    assert spread.recognised == 1
+    assert math.isclose(spread.infonce_bound_nats, math.log(4) - math.log(1 + 3 * math.exp(-2)), abs_tol=1e-9)
+    assert spread.recognition_rate == 1
 
 
 def test_equal_features_share_no_information():
-    spread = spread_of(torch.ones(5, 2, 3))
-    assert math.isclose(spread.bound_nats, 0, abs_tol=1e-9)
+    spread = measure_spread(torch.ones(5, 2, 3))
+    assert math.isclose(spread.infonce_bound_nats, 0, abs_tol=1e-9)
     assert spread.within_class is None
 
 
@@ -40,14 +40,14 @@ def test_stronger_views_spread_further():
     }
     assert math.isclose(spreads["image/plain"].within_sample, 0, abs_tol=1e-6)
     assert spreads["image/simclr"].within_sample > 0.1
-    assert spreads["image/simclr"].bound_nats < spreads["image/plain"].bound_nats
+    assert spreads["image/simclr"].infonce_bound_nats < spreads["image/plain"].infonce_bound_nats
     assert "InfoNCE bound" in spreads["image/simclr"].table()
-    assert len(spread_picture(spreads).axes[0].get_yticklabels()) == 2
+    assert len(plot_spread(spreads).axes[0].get_yticklabels()) == 2
 
 
 def test_one_sample_is_refused():
     with pytest.raises(InputError, match="two samples"):
-        spread_of(torch.ones(1, 2, 3))
+        measure_spread(torch.ones(1, 2, 3))
 
 
 def test_the_command_scores_views_in_pixels_and_in_an_encoder(tmp_path, capsys):

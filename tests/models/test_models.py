@@ -8,7 +8,7 @@ from torch import nn
 
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import CheckpointError, ConfigError, DataError, InputError, UnknownNameError
-from mmcon.models.batch_norm import GlobalBatchNorm, synchronised
+from mmcon.models.batch_norm import GlobalBatchNorm, synchronize_batch_norm
 from mmcon.models.encoders import create_encoder, list_encoders
 from mmcon.models.image import ImageEncoder
 from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
@@ -195,7 +195,7 @@ def test_features_come_before_the_head(tiny):
 
 
 def test_heads():
-    encoder = create_encoder("mmcon/given-features", feature_dim=6, modality="any")
+    encoder = create_encoder("mmcon/precomputed-features", feature_dim=6, modality="any")
     model = ContrastiveModel(
         {"a": encoder},
         {"line": SharedSpace(dim=2, head="linear", unit_features=True), "bend": SharedSpace(dim=3, hidden_dim=5)},
@@ -209,7 +209,7 @@ def test_heads():
 
 
 def test_several_modalities_some_missing(tiny):
-    words = create_encoder("mmcon/given-features", feature_dim=6, modality="any")
+    words = create_encoder("mmcon/precomputed-features", feature_dim=6, modality="any")
     spaces = {"all": SharedSpace(dim=8), "seen": SharedSpace(dim=4, modalities=("image",))}
     model = ContrastiveModel({"image": tiny, "text": words}, spaces)
     both = model(batch_of(image=[images()], text=[torch.ones(3, 6)]))
@@ -306,7 +306,7 @@ def test_gradients_reach_every_parameter(tiny):
 def test_batch_norms_are_replaced_in_place_under_their_names():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4, momentum=None)))
     before, parameters = copy.deepcopy(model), list(model.parameters())
-    assert synchronised(model) is model
+    assert synchronize_batch_norm(model) is model
     assert [type(part) for part in (model[1], model[2][0])] == [GlobalBatchNorm] * 2
     assert all(now is was for now, was in zip(model.parameters(), parameters, strict=True))
     assert list(model.state_dict()) == list(before.state_dict())
@@ -320,8 +320,8 @@ def test_a_batch_norm_that_does_more_is_refused():
         pass
 
     with pytest.raises(ConfigError, match="NormAndActivation"):
-        synchronised(nn.Sequential(NormAndActivation(4)))
+        synchronize_batch_norm(nn.Sequential(NormAndActivation(4)))
 
 
 def test_on_a_gpu_batch_norms_become_torchs():
-    assert type(synchronised(nn.Sequential(nn.BatchNorm1d(4)), "cuda")[0]) is nn.SyncBatchNorm
+    assert type(synchronize_batch_norm(nn.Sequential(nn.BatchNorm1d(4)), "cuda")[0]) is nn.SyncBatchNorm

@@ -198,7 +198,7 @@ def test_a_batch_may_lack_a_modality_altogether():
 def test_texts_of_a_table_open_as_handles(tmp_path):
     table = tmp_path / "notes.csv"
     table.write_text('id,text,split\na,one thing,train\nb,another,train\nc," ",train\n')
-    notes = create_source(table, split="train", where_taken={"modality": "text"})
+    notes = create_source(table, split="train", modality="text")
     assert [text.value for text in notes.open([0, 1])] == ["one thing", "another"]
     view = Chain(mmcon.create_view("any/instance"), mmcon.create_view("text/words"))
     made = view(notes.open([0, 1]), mmcon.keys(seed=0, sample=notes.ids[:2]))
@@ -284,11 +284,11 @@ def test_two_modalities_are_compared_over_samples_that_have_both():
     first = Features(rows, Index({"sample": torch.arange(4)}))
     second = Features(rows[[3, 1, 2]], Index({"sample": torch.tensor([3, 1, 2])}))
     found = cross_modal_metrics(first, second, ks=(1,))
-    assert found.there.recall[1] == found.back.recall[1] == 1
+    assert found.first_to_second.recall[1] == found.second_to_first.recall[1] == 1
     assert found.alignment == 0
     assert found.results()["there"]["queries"] == 3
     shifted = Features(rows[[1, 2, 3, 0]], first.index)
-    assert cross_modal_metrics(first, shifted, ks=(1,)).there.recall[1] == 0
+    assert cross_modal_metrics(first, shifted, ks=(1,)).first_to_second.recall[1] == 0
     with pytest.raises(InputError, match="both"):
         cross_modal_metrics(first, Features(rows[:1], Index({"sample": torch.tensor([9])})))
 
