@@ -10,7 +10,7 @@ handles = train.open([0, 1, 2])                           # headers only; decode
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from mmcon.errors import DataError, UnknownNameError, nearest
 from mmcon.media.audio_files import SUFFIXES as SOUND_SUFFIXES
 from mmcon.media.video_files import VIDEO_SUFFIXES
 from mmcon.random import stable_ids
-from mmcon.registry import create, entries, lookup, register_source
+from mmcon.registry import create, entries, register_source, supported_options
 from mmcon.sources import (
     audio,  # noqa: F401  (they register what is opened)
     bundled,
@@ -82,32 +82,61 @@ def fashion(split: Literal["train", "test"] = "train") -> TensorSource:
 def create_source(
     data: str | Path | None = None,
     *,
+    modality: str | Sequence[str] | None = None,
     split: str = "train",
-    where_taken: Mapping[str, Any] | None = None,
+    optional: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Source:
-    """Open a source by what a user calls it.
+    """Open a source of any modality by its registered name, its path, or its name on a hub.
 
     >>> create_source("samples/fashion", split="test").classes[0]
     'T-shirt/top'
 
     Args:
-        data: a registered name; a folder of images, of videos, of sounds, of tar shards or of parquet files; a manifest
-            (.csv, .jsonl, .parquet); tar shards (a path with * or {000..009}); or the name of a data set on a hub. None
-            is the bundled images.
+        data: a registered name; a folder; a table (.csv, .tsv, .jsonl, .parquet); tar shards (a path with * or
+            {000..009}); or owner/name of a data set on a hub. None: the bundled images.
+        modality: "image", "audio", "video", "text", or several, such as ("image", "text"), for a table of pairs. None:
+            guessed by the suffixes of a folder's files, and "image" elsewhere.
         split: "train", "test" or another that the data have.
-        where_taken: further options, passed on if the source that the name turns out to mean takes them.
+        optional: further options, passed on if the source takes them.
         options: of the source.
 
     Raises:
-        UnknownNameError, DataError: there is no such thing, or it cannot be used; the message says what was tried.
+        UnknownNameError, DataError, InputError: the source is unknown, cannot be used, or does not take an option.
     """
+    from mmcon.sources.pairs import read_pairs
+    from mmcon.sources.text import read_texts
+
     name = "samples/fashion" if data is None else str(data)
+    options = dict(options)
+    table = Path(name).suffix in (".csv", ".tsv", ".jsonl", ".parquet") and Path(name).is_file()
+    if modality == ("image", "text"):
+        texts = options.pop("text_columns", ("text",))
+        held = read_pairs(name, image_column=options.pop("media_column", None), text_column=texts[0], **options)
+        return held.train if split == "train" else held.tests["held out"]
+    if modality == "text" and table and "text_columns" in options:
+        options.setdefault("label_column", "label")
+        shared = {"columns": options.pop("text_columns", ("text",)), "label": options.pop("label_column") or "label"}
+        train, test = read_texts(name, **shared, held_out_share=options.pop("test_share", 0.2))
+        return train if split == "train" else test
     kind = kind_of(name)
     registered = kind == name
-    taken = lookup("source", kind).options
-    options |= {option: value for option, value in (where_taken or {}).items() if option in taken}
-    return create("source", kind, split=split, **options, **({} if registered else {"path": name}))
+    if modality == "audio" and kind in ("manifest", "hub", "folder/images", "folder/videos"):
+        kind = {"manifest": "manifest/sounds", "hub": "hub/sounds"}.get(kind, "folder/sounds")
+    elif modality == "video" and kind in ("manifest", "folder/images"):
+        kind = {"manifest": "manifest/videos"}.get(kind, "folder/videos")
+    options |= supported_options("source", kind, optional or {})
+    if modality is not None:
+        options |= supported_options("source", kind, {"modality": modality})
+    opened = create("source", kind, split=split, **options, **({} if registered else {"path": name}))
+    if modality is not None and opened.modality != modality:
+        raise DataError(
+            f"create_source({name!r})",
+            expected=f"a source of modality {modality!r}",
+            got=f"modality {opened.modality!r}",
+            fix="name another source, or the modality that it has",
+        )
+    return opened
 
 
 def kind_of(name: str) -> str:
