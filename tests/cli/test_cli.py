@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mmcon import cli
+from mmcon.cli import recipe
 from mmcon.operations import doctor
 
 
@@ -47,7 +48,7 @@ def test_a_view_is_described(mmcon):
     assert "strength = 1.0" in out
 
 
-def test_mistakes_are_told_in_a_line_and_a_fix(mmcon, tmp_path, photo):
+def test_invalid_input_gives_one_line_and_a_fix(mmcon, tmp_path, photo):
     for arguments, told in (
         (("views", "image/simcrl"), "did you mean 'image/simclr'"),
         (("views", "--modality", "smell"), "expected a modality"),
@@ -108,7 +109,7 @@ def test_recipes_are_listed_and_copied(mmcon, tmp_path):
     copied = tmp_path / "mine" / "imagenet_supcon.py"
     assert status == 0
     assert str(copied) in out
-    assert copied.read_text() == cli.recipes()["imagenet_supcon"].read_text()
+    assert copied.read_text() == recipe.recipes()["imagenet_supcon"].read_text()
     status, _, err = mmcon("recipe", "copy", "imagenet_supcon.py", "--to", tmp_path / "mine")
     assert status == 2
     assert "expected no such file yet" in err
