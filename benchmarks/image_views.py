@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 uv run --with kornia --with albumentations python benchmarks/image_views.py
 
-Every tool makes the same chain (random resized crop, flip, colour jitter with hue, grayscale, blur at 224 px) with its
+Every tool makes the same chain (random resized crop, flip, color jitter with hue, grayscale, blur at 224 px) with its
 own fastest setting among those below, from bytes in memory to a stacked float batch in [0, 1]. Runs of all tools are
 interleaved, each is repeated, and the median processor time is reported. A peer that is not installed is left out.
 """
@@ -75,10 +75,10 @@ def torchvision_v2(s: Setting, x: Tensor) -> Iterator[tuple[str, Callable[[], ob
         "float": v2.Compose([to_float, *first, *rest]),
     }
     for name, chain in chains.items():
-        yield f"torchvision v2, {name}", lambda chain=chain: torch.stack([chain(picture) for picture in x])
+        yield f"torchvision v2, {name}", lambda chain=chain: torch.stack([chain(image) for image in x])
     together = list(x.contiguous(memory_format=torch.channels_last))
     chain = chains["float after the crop"]
-    yield "torchvision v2, channels last", lambda: torch.stack([chain(picture) for picture in together])
+    yield "torchvision v2, channels last", lambda: torch.stack([chain(image) for image in together])
 
 
 def kornia_batched(s: Setting, x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -111,10 +111,10 @@ def albumentations_each(s: Setting, x: Tensor) -> Iterator[tuple[str, Callable[[
             *([A.GaussianBlur(blur_limit=(23, 23), sigma_limit=(0.1, 2.0), p=0.5)] if s.blur else []),
         ]
     )
-    pictures = [np.ascontiguousarray(picture) for picture in x.permute(0, 2, 3, 1).numpy()]
+    images = [np.ascontiguousarray(image) for image in x.permute(0, 2, 3, 1).numpy()]
 
     def run() -> object:
-        made = np.stack([chain(image=picture)["image"] for picture in pictures])
+        made = np.stack([chain(image=image)["image"] for image in images])
         return torch.from_numpy(made).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
     yield "albumentations", run

@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from mmcon_views.video.published import PerClip
+from mmcon_views.video.per_clip import PerClip
 from torch import Tensor
 from torchvision.transforms import v2
 

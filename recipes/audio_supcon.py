@@ -29,7 +29,7 @@ import mmcon
 from mmcon.affinity import Affinity, SameLabel, SameSample
 from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.audio import judge, log_mel_statistics, table
-from mmcon.evaluation.features import extract
+from mmcon.evaluation.features import extract_features
 from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.models.audio import create_audio_encoder
 from mmcon.registry import lookup
@@ -164,7 +164,7 @@ def main(config: Config) -> None:
     }
     figures, read, lost = {}, 0, 0
     for name, (encode, view) in subjects.items():
-        dumps = [extract(encode, one_pass(part, view, device=run.device)) for part in (train, test)]
+        dumps = [extract_features(encode, one_pass(part, view, device=run.device)) for part in (train, test)]
         dumps[1].save(run.folder / "features" / f"{name.replace(' ', '_')}-test.safetensors")
         figures[name], read = judge(*dumps), len(dumps[1])
         lost = len(train) + len(test) - len(dumps[0]) - read
@@ -194,9 +194,9 @@ def evaluation_view(config: Config) -> mmcon.ViewGenerator:
     """The middle of the recording, as the encoder takes it."""
     if config.encoder != OURS:
         options: dict[str, Any] = {"window_seconds": config.window_seconds, "rate_hz": config.hertz}
-        return mmcon.create_view("audio/crop", position="centre", **options)
+        return mmcon.create_view("audio/crop", position="center", **options)
     if config.objective == "cola" and config.view == "audio/speech":
-        options = {"window_seconds": config.window_seconds, "position": "centre", "noise_std": 0.0}
+        options = {"window_seconds": config.window_seconds, "position": "center", "noise_std": 0.0}
         return mmcon.create_view("audio/cola", **options)
     return mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.hertz)
 

@@ -25,13 +25,20 @@ from torch import nn
 import mmcon
 from mmcon.affinity import SameLabel, SameSample, SideFeatures
 from mmcon.errors import ConfigError, MmconError
-from mmcon.evaluation.cross_modal import InSpace, between, evenness, prompt_texts, table, zero_shot
-from mmcon.evaluation.features import Features, extract, precomputed
+from mmcon.evaluation.cross_modal import (
+    SpaceEmbeddings,
+    cross_modal_metrics,
+    cross_modal_table,
+    prompt_texts,
+    uniformity_by_modality,
+    zero_shot_classification,
+)
+from mmcon.evaluation.features import Features, extract_features, precompute_features
 from mmcon.evaluation.text import bag_of_words
 from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.losses import LearnableTemperature, presets
 from mmcon.models.encoders import create_encoder
-from mmcon.models.fine_tuning import merge_low_rank, tune
+from mmcon.models.fine_tuning import merge_lora, set_trainable
 from mmcon.samplers.base import UniformSampler
 from mmcon.sources.factory import JoinedSource
 from mmcon.sources.pairs import Pairs, bundled_pairs, read_pairs
@@ -137,8 +144,10 @@ def main(config: Config) -> None:
         pairs.train.add_column("side", side.index["sample"], side.values)
     source, views, network = pairs.train, training_views(config), model
     if config.precompute:
-        source = precomputed(model.to(run.device), pairs.train, plain_views(config, pairs.text), device=run.device)
-        views, network = {"image": [Identity()], "text": [Identity()]}, model.on_features()
+        source = precompute_features(
+            model.to(run.device), pairs.train, plain_views(config, pairs.text), device=run.device
+        )
+        views, network = {"image": [Identity()], "text": [Identity()]}, model.with_precomputed_features()
     sampler = UniformSampler(source.ids, batch_size=min(config.batch_size, len(source)), seed=config.seed)
     loader = ViewLoader(
         source,
@@ -171,7 +180,7 @@ def main(config: Config) -> None:
         return
     model = model.to(run.device)
     for encoder in model.encoders.values():
-        merge_low_rank(encoder)
+        merge_lora(encoder)
     model.save_pretrained(run.folder / "model")
     figures = {
         name: judge(config, subject.to(run.device), pairs, run.device)
@@ -191,7 +200,7 @@ def make_encoders(config: Config) -> dict[str, nn.Module]:
     bag = config.text_encoder == BAG
     options: dict[str, Any] = {} if bag else {"path": config.text_encoder}
     text = create_encoder(BAG if bag else "text/transformer", modality="text", pretrained=not bag, **options)
-    return {"image": tune(image, config.image_tuning), "text": tune(text, config.text_tuning)}
+    return {"image": set_trainable(image, config.image_tuning), "text": set_trainable(text, config.text_tuning)}
 
 
 def open_pairs(config: Config) -> Pairs:
@@ -218,7 +227,7 @@ def training_views(config: Config) -> dict[str, list[mmcon.ViewGenerator]]:
 
 def plain_views(config: Config, version: str) -> dict[str, list[mmcon.ViewGenerator]]:
     """Nothing drawn: the whole picture, and the first of its texts."""
-    choose = mmcon.create_view("any/instance", draws=False), mmcon.create_view("text/column", column=version)
+    choose = mmcon.create_view("any/instance", random=False), mmcon.create_view("text/column", column=version)
     plain = mmcon.create_view("image/plain", size=config.pixels)
     return {"image": [plain], "text": [Chain(*choose, tokens(config))]}
 
@@ -241,42 +250,45 @@ def make_objective(config: Config, pairs: Pairs) -> mmcon.Objective:
 def side_features(config: Config, pairs: Pairs, device: torch.device) -> Features:
     """What a frozen encoder says of the training texts: counts of their words, or a pretrained model."""
     if config.side_encoder is None:
-        first = mmcon.create_view("any/instance", draws=False)
+        first = mmcon.create_view("any/instance", random=False)
         longest = next(iter(reversed(pairs.train.members["text"].open([0])[0].names)), pairs.text)
         words = mmcon.create_view("text/tokens", tokenizer="words", max_tokens=4 * config.max_tokens)
         view = Chain(first, mmcon.create_view("text/column", column=longest), words)
-        return extract(bag_of_words, one_pass(pairs.train.members["text"], {"text": [view]}))
+        return extract_features(bag_of_words, one_pass(pairs.train.members["text"], {"text": [view]}))
     side = replace(config, text_encoder=config.side_encoder, text_tuning="frozen")
     encoder = make_encoders(side)["text"].to(device)
     model = mmcon.ContrastiveModel({"text": encoder})
-    return extract(model, one_pass(pairs.train.members["text"], {"text": plain_views(side, pairs.text)["text"]}))
+    return extract_features(
+        model, one_pass(pairs.train.members["text"], {"text": plain_views(side, pairs.text)["text"]})
+    )
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def judge(config: Config, model: nn.Module, pairs: Pairs, device: torch.device) -> dict[str, Any]:
-    """Retrieval both ways on every test set, evenness, and classes by their names alone."""
-    embed, views = InSpace(model), plain_views(config, pairs.text)
+    """Retrieval both ways on every test set, uniformity, and classes by their names alone."""
+    embed, views = SpaceEmbeddings(model), plain_views(config, pairs.text)
 
     def dumps(source: JoinedSource) -> dict[str, Features]:
         return {
-            name: extract(embed, one_pass(member, {name: views[name]}, device=device), modality=name)
+            name: extract_features(embed, one_pass(member, {name: views[name]}, device=device), modality=name)
             for name, member in source.members.items()
         }
 
     sets = {name: dumps(source) for name, source in pairs.tests.items()}
-    found = {name: between(of["image"], of["text"]) for name, of in sets.items()}
+    found = {name: cross_modal_metrics(of["image"], of["text"]) for name, of in sets.items()}
     results: dict[str, Any] = {name.replace(" ", "_").replace(",", ""): of.results() for name, of in found.items()}
-    results["uniformity"] = evenness(next(of for name, of in sets.items() if name == "held out"))
-    shown = table(found)
+    results["uniformity"] = uniformity_by_modality(next(of for name, of in sets.items() if name == "held out"))
+    shown = cross_modal_table(found)
     if pairs.train.labels is not None:
         classes = {c: [name.replace("-", " ")] for c, name in enumerate(pairs.train.classes)}
         texts, labels = prompt_texts(classes, TEMPLATES)
         prompts = TextSource({pairs.text: texts}, ids=texts, labels=labels, classes=pairs.train.classes)
-        dump = extract(embed, one_pass(prompts, {"text": views["text"]}, device=device))
+        dump = extract_features(embed, one_pass(prompts, {"text": views["text"]}, device=device))
         results["zero_shot"] = {
-            name.replace(" ", "_").replace(",", ""): zero_shot(of["image"], dump).top1 for name, of in sets.items()
+            name.replace(" ", "_").replace(",", ""): zero_shot_classification(of["image"], dump).top1
+            for name, of in sets.items()
         }
         told = "   ".join(f"{name} {value:.3f}" for name, value in results["zero_shot"].items())
         shown += f"\nzero-shot classification among {len(classes)} classes by their names: {told}"

@@ -28,8 +28,13 @@ from torch import nn
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
 from mmcon.errors import ConfigError, MmconError
-from mmcon.evaluation.cross_modal import InSpace, evenness, every_pair, table
-from mmcon.evaluation.features import Features, extract
+from mmcon.evaluation.cross_modal import (
+    SpaceEmbeddings,
+    cross_modal_table,
+    metrics_by_modality_pair,
+    uniformity_by_modality,
+)
+from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.probe import linear_probe
 from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.losses import LearnableTemperature
@@ -192,7 +197,7 @@ def make_pairs(config: Config, modalities: list[str]) -> list[tuple[str, str]]:
 
 def open_sources(sources: dict[str, str], split: str) -> JoinedSource:
     """The sources of all modalities, joined."""
-    opened = [create_source(name, split=split, where_taken={"modality": m}) for m, name in sources.items()]
+    opened = [create_source(name, split=split, modality=m) for m, name in sources.items()]
     wrong = {m: source.modality for m, source in zip(sources, opened, strict=True) if source.modality != m}
     if wrong:
         raise ConfigError("--data", expected="MODALITY=SOURCE with a source of that modality", got=str(wrong))
@@ -225,7 +230,7 @@ def make_view(config: Config, modality: str) -> mmcon.ViewGenerator:
 def plain_view(config: Config, modality: str) -> mmcon.ViewGenerator:
     """The first instance, with nothing drawn."""
     name = by_modality("--plain", config.plain).get(modality, f"{modality}/plain")
-    return Chain(mmcon.create_view("any/instance", draws=False), named(config, name))
+    return Chain(mmcon.create_view("any/instance", random=False), named(config, name))
 
 
 def make_encoders(config: Config, modalities: list[str]) -> dict[str, nn.Module]:
@@ -258,11 +263,13 @@ def judge(
     results: dict[str, Any] = {}
     told = []
     for part, source in (("training_samples", train), ("held_out", test)):
-        dumps = {m: dump(config, InSpace(model), source, m, device) for m in source.members}
-        found = every_pair(dumps)
-        results[part] = {name: of.results() for name, of in found.items()} | {"uniformity": evenness(dumps)}
+        dumps = {m: dump(config, SpaceEmbeddings(model), source, m, device) for m in source.members}
+        found = metrics_by_modality_pair(dumps)
+        results[part] = {name: of.results() for name, of in found.items()} | {
+            "uniformity": uniformity_by_modality(dumps)
+        }
         if found:
-            told.append(f"{part.replace('_', ' ')}: {table(found, met=met)}")
+            told.append(f"{part.replace('_', ' ')}: {cross_modal_table(found, met=met)}")
     for modality in train.members:
         known, asked = (dump(config, model, source, modality, device) for source in (train, test))
         if "label" in known.index:
@@ -275,7 +282,7 @@ def judge(
 def dump(config: Config, encode: nn.Module, source: JoinedSource, modality: str, device: torch.device) -> Features:
     """What is said of every sample that has the modality."""
     views = {modality: [plain_view(config, modality)]}
-    return extract(encode, one_pass(source.members[modality], views, device=device), modality=modality)
+    return extract_features(encode, one_pass(source.members[modality], views, device=device), modality=modality)
 
 
 if __name__ == "__main__":

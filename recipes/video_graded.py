@@ -31,7 +31,7 @@ from mmcon.affinity import SameLabel, TimeKernel
 from mmcon.affinity.base import Affinity
 from mmcon.batch import ViewBatch
 from mmcon.errors import MmconError
-from mmcon.evaluation.features import Features, extract
+from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.temporal_report import judge_in_time, table_in_time
 from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.models.shared_spaces import SharedSpace
@@ -195,7 +195,8 @@ def main(config: Config) -> None:
             views = {"video": [places] * config.eval_views}
             dumps = {
                 name: [
-                    extract(encode, one_pass(part, views, batch_size=16, device=run.device)) for part in (train, test)
+                    extract_features(encode, one_pass(part, views, batch_size=16, device=run.device))
+                    for part in (train, test)
                 ]
                 for name, encode in encoders.items()
             }
@@ -220,7 +221,7 @@ def open_videos(config: Config, split: str) -> Any:
     options: dict[str, Any] = {"cache_gigabytes": config.cache_gigabytes}
     if config.fold is not None:
         options["fold"] = (config.fold, config.folds)
-    source: Any = create_source(config.data, split=split, where_taken=options)
+    source: Any = create_source(config.data, split=split, optional=options)
     return source.windows(config.window_seconds) if config.window_seconds else source
 
 
@@ -239,7 +240,7 @@ def make_places(config: Config) -> dict[str, mmcon.ViewGenerator]:
     disturbance: dict[str, Any] = {"area": (config.crop_area, 1.0), "strength": config.strength}
     return {
         "plain": mmcon.create_view("video/plain", views=config.eval_views, **options),
-        "disturbed": mmcon.create_view("video/graded", places=config.eval_views, **options, **disturbance),
+        "disturbed": mmcon.create_view("video/graded", positions=config.eval_views, **options, **disturbance),
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from mmcon_views.image.corruptions import CORRUPTIONS
-from mmcon_views.image.geometry import Resize
+from mmcon_views.image.resize import Resize
 from PIL import Image
 from torch import Tensor
 
@@ -77,7 +77,7 @@ def photos() -> list[ImageHandle]:
 
 
 def sheet(views: Tensor) -> Image.Image:
-    """Views side by side; numbers outside [0, 1] are stretched, and two channels stand as red and blue beside grey."""
+    """Views side by side; numbers outside [0, 1] are stretched, and two channels stand as red and blue beside gray."""
     low, high = views.amin(), views.amax()
     if views.shape[1] < 3 or low < 0 or high > 1:
         views = (views - low) / (high - low)

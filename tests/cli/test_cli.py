@@ -44,7 +44,7 @@ def test_views_are_listed_with_what_they_are(mmcon):
 def test_a_view_is_described(mmcon):
     status, out, _ = mmcon("views", "image/simclr")
     assert status == 0
-    assert out.startswith("image/simclr  (view, image; from mmcon_views.image.published)")
+    assert out.startswith("image/simclr  (view, image; from mmcon_views.image.simclr)")
     assert "strength = 1.0" in out
 
 

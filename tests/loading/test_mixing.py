@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmcon_views.image.mixing import partner_positions, soft_labels
-from mmcon_views.scopes import SharedByViews
+from mmcon_views.image.mixup import partner_positions, soft_labels
+from mmcon_views.shared_draws import SharedByViews
 from PIL import Image
 from torch.nn import functional
 

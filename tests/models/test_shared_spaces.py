@@ -159,7 +159,7 @@ def test_each_view_shows_one_of_the_instances():
         seen.add(int(row))
         assert torch.equal(made[2], spoken.values[5])
     assert seen == {0, 1, 2}
-    first = mmcon.create_view("any/instance", draws=False)
+    first = mmcon.create_view("any/instance", random=False)
     assert torch.equal(torch.stack(first(grouped.open([1]), mmcon.keys(sample=[7]))), spoken.values[:1])
 
 

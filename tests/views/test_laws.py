@@ -8,7 +8,7 @@ from mmcon.registry import lookup
 from mmcon.testing import check_view
 from mmcon.views import meta_of
 
-PICTURES = torch.randint(0, 256, (4, 3, 72, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(0, 256, (4, 3, 72, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 NAMES = [name for name in mmcon.list_views("image") if name.startswith("image/")]
 
 
@@ -16,6 +16,6 @@ NAMES = [name for name in mmcon.list_views("image") if name.startswith("image/")
 def test_laws(name):
     taken = lookup("view", name).options
     view = mmcon.create_view(name, **({"size": 32} if "size" in taken else {}))
-    assert meta_of(PICTURES, "image")["height"].tolist() == [72] * 4
-    batch = PICTURES if view.ragged else PICTURES.float() / 255
+    assert meta_of(IMAGES, "image")["height"].tolist() == [72] * 4
+    batch = IMAGES if view.ragged else IMAGES.float() / 255
     check_view(view, batch, seeds=(0,))

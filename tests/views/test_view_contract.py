@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmcon_views.scopes import SharedByViews
+from mmcon_views.shared_draws import SharedByViews
 from torchvision.transforms import v2
 
 from mmcon.errors import InputError
@@ -98,7 +98,7 @@ def table(n=5, **fields):
     return keys(seed=1, epoch=2, sample=range(n), view=1, step=3, **fields)
 
 
-def pictures(n=5, same=False):
+def images(n=5, same=False):
     generator = torch.Generator().manual_seed(0)
     return [torch.rand(1, 3, 8 if same else 6 + i, generator=generator) for i in range(n)]
 
@@ -106,7 +106,7 @@ def pictures(n=5, same=False):
 def test_a_chain_names_and_numbers_its_parts():
     chain = Chain(Shift(), ("first", Shift()), Shift(), Chain(Shift(), ("again", Shift()), name="inner"), Cut())
     assert [name for name, _ in chain.children()] == ["Shift", "first", "Shift.2", "Shift.3", "again", "Cut"]
-    assert Chain(("colour", Chain(Shift(), Shift()))).children()[1][0] == "colour/Shift.2"
+    assert Chain(("color", Chain(Shift(), Shift()))).children()[1][0] == "color/Shift.2"
 
 
 def test_adding_a_part_shifts_no_other_draws():
@@ -119,7 +119,7 @@ def test_adding_a_part_shifts_no_other_draws():
 
 def test_sizes_are_handed_on_to_the_next_draw():
     chain = Chain(("wide", Cut(size=5)), ("narrow", Cut(size=3)))
-    meta = meta_of(pictures(), "image")
+    meta = meta_of(images(), "image")
     assert meta["width"].tolist() == [6, 7, 8, 9, 10]
     params = chain.draw(table(), meta)
     assert int(params["narrow"]["left"].max()) <= 2
@@ -127,7 +127,7 @@ def test_sizes_are_handed_on_to_the_next_draw():
 
 
 def test_the_ragged_prefix_runs_by_sample_and_the_rest_in_a_batch():
-    chain, samples = Chain(Cut(), Shift()), pictures()
+    chain, samples = Chain(Cut(), Shift()), images()
     params = chain.draw(table(), meta_of(samples, "image"))
     between = chain.apply_ragged(samples, params)
     assert isinstance(between, list)
@@ -141,8 +141,8 @@ def test_the_ragged_prefix_runs_by_sample_and_the_rest_in_a_batch():
 
 def test_chains_obey_the_laws():
     for view in (Chain(Cut(), Shift()), Identity(), Chain(Identity(), Shift(), Shift())):
-        check_view(view, torch.stack(pictures(same=True)))
-    check_view(Chain(Cut(), Shift()), pictures())
+        check_view(view, torch.stack(images(same=True)))
+    check_view(Chain(Cut(), Shift()), images())
 
 
 def test_a_chain_in_place_makes_the_bits_that_its_parts_make_one_after_another():
@@ -195,7 +195,7 @@ def test_the_laws_catch_who_breaks_them():
         def apply_(self, batch, params):
             batch.add_(1)
 
-    samples = torch.stack(pictures(same=True))
+    samples = torch.stack(images(same=True))
     for broken, law in (
         (AnotherInPlace(), "in place equals anew"),
         (Counts(), "draw is a function"),
@@ -315,7 +315,7 @@ def test_facts_are_read_from_headers_shapes_or_columns():
     ("call", "message"),
     [
         (
-            lambda: collate(pictures()),
+            lambda: collate(images()),
             r"samples of one shape; got shapes \[\(1, 3, 6\)(.|\n)*image/random-resized-crop",
         ),
         (lambda: Chain(Shift(), Opened(), name="late"), r"Chain 'late'(.|\n)*\['Opened'\] after 'Shift'(.|\n)*front"),
@@ -348,6 +348,6 @@ def test_a_function_may_change_the_size_of_each_sample():
 
 def test_options_may_be_called_name_or_kind():
     with pytest.raises(InputError, match="kind"):
-        create_view("image/simclr", kind="colour")
+        create_view("image/simclr", kind="color")
     with pytest.raises(InputError, match="name"):
-        create_view("image/simclr", **{"name": "colour"})
+        create_view("image/simclr", **{"name": "color"})

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
-from mmcon_views.image import blur, color, geometry, resample
+from mmcon_views.image import blur, color, resample
+from mmcon_views.image import crop as image_crop
 
 from mmcon.errors import DataError, InputError
 from mmcon.media import ImageHandle
@@ -17,8 +18,8 @@ from mmcon.views import Chain, meta_of, params_from_json, params_to_json, select
 torch.set_num_threads(1)
 
 
-def pictures(n=6, channels=3, height=37, width=45, seed=0, dtype=torch.float32):
-    """Random pictures with structure: noise over slopes, with black, white and grey pixels among them."""
+def images(n=6, channels=3, height=37, width=45, seed=0, dtype=torch.float32):
+    """Random images with structure: noise over slopes, with black, white and gray pixels among them."""
     g = torch.Generator().manual_seed(seed)
     x = torch.rand(n, channels, height, width, generator=g)
     x = (x + torch.linspace(0, 1, width)) / 2
@@ -32,8 +33,8 @@ def column(values):
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_colour_equals_torchvision(name):
-    x = pictures(21)
+def test_color_equals_torchvision(name):
+    x = images(21)
     factors = torch.linspace(-0.5, 0.5, 21) if name == "hue" else torch.linspace(0, 2.6, 21)
     ours = getattr(color, name)(x, factors.view(-1, 1, 1, 1))
     theirs = torch.stack(
@@ -43,22 +44,22 @@ def test_colour_equals_torchvision(name):
 
 
 def test_gray_equals_torchvision():
-    x = pictures()
+    x = images()
     torch.testing.assert_close(color.gray(x), tv.rgb_to_grayscale(x, 3), atol=1e-6, rtol=0)
 
 
-# Small pictures go together, tap by tap; large ones one by one, in blocks of 16 where the kernel is wide.
+# Small images go together, tap by tap; large ones one by one, in blocks of 16 where the kernel is wide.
 @pytest.mark.parametrize(("height", "width"), [(37, 45), (70, 83), (96, 64)])
 @pytest.mark.parametrize(("sigma", "kernel"), [(0.1, 23), (0.5, 5), (1.3, 23), (2.0, 23), (3.1, 7)])
 def test_blur_equals_torchvision(sigma, kernel, height, width):
-    x = pictures(2, height=height, width=width)
+    x = images(2, height=height, width=width)
     ours = blur.gaussian_blur(x, torch.tensor([sigma, sigma], dtype=torch.float64), kernel // 2)
     torch.testing.assert_close(ours, tv.gaussian_blur(x, [kernel, kernel], [sigma, sigma]), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 29), (83, 77)])
 def test_a_blurred_picture_is_the_same_alone_and_white_stays_white(height, width):
-    x = pictures(5, height=height, width=width)
+    x = images(5, height=height, width=width)
     x[2] = 1.0
     sigma = torch.tensor([0.2, 2.0, 1.3, 0.9, 1.6], dtype=torch.float64)
     together = blur.gaussian_blur(x, sigma, 11)
@@ -68,8 +69,8 @@ def test_a_blurred_picture_is_the_same_alone_and_white_stays_white(height, width
 
 
 def test_pictures_with_channels_together_are_resampled_to_the_same_bytes():
-    x = pictures(3, height=90, width=77, dtype=torch.uint8)
-    crop, table = geometry.RandomResizedCrop(size=72, interpolation="bicubic"), keys(seed=1, sample=[1, 2, 3])
+    x = images(3, height=90, width=77, dtype=torch.uint8)
+    crop, table = image_crop.RandomResizedCrop(size=72, interpolation="bicubic"), keys(seed=1, sample=[1, 2, 3])
     assert torch.equal(crop(x.contiguous(memory_format=torch.channels_last), table), crop(x, table))
 
 
@@ -77,11 +78,11 @@ def test_pictures_with_channels_together_are_resampled_to_the_same_bytes():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 @pytest.mark.parametrize(("height", "width", "size"), [(37, 45, (32, 32)), (90, 120, (48, 40)), (20, 25, (64, 64))])
 def test_crop_equals_torchvision(interpolation, dtype, height, width, size):
-    x = pictures(4, height=height, width=width, dtype=dtype)
-    crop = geometry.RandomResizedCrop(size=size, area=(0.1, 1.0), interpolation=interpolation)
+    x = images(4, height=height, width=width, dtype=dtype)
+    crop = image_crop.RandomResizedCrop(size=size, area=(0.1, 1.0), interpolation=interpolation)
     params = crop.draw(keys(seed=1, sample=[1, 2, 3, 4]), meta_of(x, "image"))
     mode = tv.InterpolationMode.NEAREST_EXACT if interpolation == "nearest" else tv.InterpolationMode(interpolation)
-    # Stacked and small pictures are resampled in floats, others in bytes, as torchvision does it for each type.
+    # Stacked and small images are resampled in floats, others in bytes, as torchvision does it for each type.
     stacked_small = max(height * width, size[0] * size[1]) <= resample.SMALL
     source = x.to(torch.float32) / 255 if dtype == torch.uint8 and stacked_small else x
     boxes = zip(*(params[n].tolist() for n in ("top", "left", "height", "width")), strict=True)
@@ -95,7 +96,7 @@ def test_crop_equals_torchvision(interpolation, dtype, height, width, size):
 
 
 def test_stacked_and_single_resampling_agree():
-    x = pictures(5, height=40, width=33)
+    x = images(5, height=40, width=33)
     rows = [[0, 0, 40, 33], [3, 2, 30, 20], [9, 5, 5, 28], [1, 8, 11, 3], [0, 1, 1, 1]]
     box = dict(zip(("top", "left", "height", "width"), torch.tensor(rows).unbind(1), strict=True))
     for mode in ("bilinear", "bicubic"):
@@ -106,15 +107,15 @@ def test_stacked_and_single_resampling_agree():
 
 
 def test_the_crop_is_torchvisions_distribution():
-    # Wide pictures and low aspects make some tries fail, so that the fallback is met as well.
+    # Wide images and low aspects make some tries fail, so that the fallback is met as well.
     n = 20000
     meta = {"height": torch.full((n,), 60), "width": torch.full((n,), 200)}
-    drawn = geometry.RandomResizedCrop(area=(0.08, 1.0)).draw(keys(seed=3, sample=range(n)), meta)
+    drawn = image_crop.RandomResizedCrop(area=(0.08, 1.0)).draw(keys(seed=3, sample=range(n)), meta)
     torch.manual_seed(0)
     from torchvision.transforms import RandomResizedCrop
 
-    picture = torch.empty(3, 60, 200)
-    theirs = torch.tensor([RandomResizedCrop.get_params(picture, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
+    image = torch.empty(3, 60, 200)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
     for i, name in enumerate(("top", "left", "height", "width")):
         ours, other = drawn[name].double(), theirs[:, i].double()
         spread = other.std() / math.sqrt(len(other)) * 4.5
@@ -133,7 +134,7 @@ NAMES = ["image/simclr", "image/crop-flip", "image/plain", "image/center-crop", 
 @pytest.mark.parametrize(("height", "size"), [(33, 28), (90, 72)])
 def test_alone_equals_in_a_batch(name, channels, height, size):
     view = create_view(name, size=size)
-    x = pictures(9, channels, height, height + 7, dtype=torch.uint8)
+    x = images(9, channels, height, height + 7, dtype=torch.uint8)
     table = keys(seed=4, epoch=1, sample=range(9), view=1)
     together = view(x, table)
     assert together.shape == (9, channels, size, size)
@@ -144,14 +145,14 @@ def test_alone_equals_in_a_batch(name, channels, height, size):
 
 
 def test_ragged_photos_equal_their_stack():
-    x = pictures(4, height=90, width=80, dtype=torch.uint8)
+    x = images(4, height=90, width=80, dtype=torch.uint8)
     view, table = create_view("image/simclr", size=72), keys(seed=2, sample=[5, 6, 7, 8])
     assert torch.equal(view(list(x), table), view(x, table))
     assert torch.equal(view([ImageHandle(p) for p in x], table), view(x, table))
 
 
 def test_parameters_survive_json_and_replay():
-    x = pictures(5, dtype=torch.uint8)
+    x = images(5, dtype=torch.uint8)
     view = create_view("image/simclr", size=32, blur=True)
     assert isinstance(view, Chain)
     params = view.draw(keys(seed=9, sample=range(5)), meta_of(x, "image"))
@@ -161,7 +162,7 @@ def test_parameters_survive_json_and_replay():
 
 
 def test_inputs_are_not_changed():
-    x = pictures(4)
+    x = images(4)
     before = x.clone()
     create_view("image/simclr", size=24, blur=True)(x, keys(seed=0, sample=range(4)))
     for name in ("image/color-jitter", "image/grayscale", "image/blur", "image/flip"):
@@ -180,7 +181,7 @@ def test_the_order_of_the_jitter_is_drawn_evenly():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(2, 4, 8, 8), "1 (grey) or 3 (RGB) channels"),
+        (torch.zeros(2, 4, 8, 8), "1 (gray) or 3 (RGB) channels"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int32), "uint8"),
         (torch.full((2, 3, 8, 8), float("nan")), "nan"),
         (torch.full((2, 3, 8, 8), 200.0), "maximum of 200"),
@@ -200,4 +201,4 @@ def test_bad_pictures_are_refused_with_the_fix(x, message):
 
 def test_a_crop_larger_than_the_picture_is_refused_with_the_key():
     with pytest.raises(InputError, match=r"at least 64 × 64 pixels.*\n.*\n.*sample=7"):
-        create_view("image/crop", size=64)(pictures(1), keys(seed=0, sample=7))
+        create_view("image/crop", size=64)(images(1), keys(seed=0, sample=7))

@@ -1,4 +1,4 @@
-"""TensorFlow's colour jitter and the linear hue against their definitions, pixel by pixel."""
+"""TensorFlow's color jitter and the linear hue against their definitions, pixel by pixel."""
 
 import colorsys
 import math
@@ -16,8 +16,8 @@ from mmcon.views import meta_of
 FACTORS = (0.0, 0.2, 0.7, 1.0, 1.8, 2.6)
 
 
-def pictures():
-    """Random colours, with black, white and grey pixels among them."""
+def images():
+    """Random colors, with black, white and gray pixels among them."""
     x = torch.rand(len(FACTORS), 3, 9, 7, generator=torch.Generator().manual_seed(0))
     x[:, :, 0], x[:, :, 1] = 0.0, 1.0
     x[:, :, 2] = x[:, :1, 2]
@@ -25,12 +25,12 @@ def pictures():
 
 
 def by_pixel(x, factors, function):
-    """What a function of (pixel, factor, picture) makes of each pixel."""
+    """What a function of (pixel, factor, image) makes of each pixel."""
     out = np.empty(x.shape)
     for i, factor in enumerate(factors):
-        picture = x[i].double().numpy()
+        image = x[i].double().numpy()
         for h, w in np.ndindex(x.shape[2:]):
-            out[i, :, h, w] = function(picture[:, h, w], factor, picture)
+            out[i, :, h, w] = function(image[:, h, w], factor, image)
     return torch.from_numpy(out).float()
 
 
@@ -38,8 +38,8 @@ def added(pixel, amount, _):
     return np.clip(pixel + amount, 0, 1)
 
 
-def contrasted(pixel, factor, picture):
-    mean = picture.mean((1, 2))
+def contrasted(pixel, factor, image):
+    mean = image.mean((1, 2))
     return np.clip((pixel - mean) * factor + mean, 0, 1)
 
 
@@ -65,13 +65,13 @@ def turned(pixel, fraction, _):
     ],
 )
 def test_an_operation_is_its_definition(ours, definition, factors):
-    x = pictures()
+    x = images()
     column = torch.tensor(factors).view(-1, 1, 1, 1)
     torch.testing.assert_close(ours(x, column), by_pixel(x, factors, definition), atol=3e-6, rtol=0)
 
 
-def test_grey_pictures_keep_saturation_and_hue():
-    x, factor = pictures()[:, :1], torch.full((len(FACTORS), 1, 1, 1), 0.3)
+def test_gray_pictures_keep_saturation_and_hue():
+    x, factor = images()[:, :1], torch.full((len(FACTORS), 1, 1, 1), 0.3)
     assert torch.equal(color_tensorflow.hsv_saturation(x, factor), x)
     assert torch.equal(color_tensorflow.linear_hue(x, factor), x)
 

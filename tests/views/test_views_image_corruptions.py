@@ -20,7 +20,7 @@ SIDE = 224
 
 @pytest.fixture(scope="module")
 def photo():
-    """One picture at the size of the definitions, in bytes over 255, with grey, black and white pixels."""
+    """One image at the size of the definitions, in bytes over 255, with gray, black and white pixels."""
     g = torch.Generator().manual_seed(1)
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 14, 14, generator=g), (SIDE, SIDE), mode="bilinear")
     x = (x * 0.8 + torch.rand(1, 3, SIDE, SIDE, generator=g) * 0.2) * 255
@@ -43,8 +43,8 @@ def corrupted(photo, effect, severity):
 )
 def test_noise_is_as_strong_as_published(effect, strengths, deviation):
     for severity, c in enumerate(strengths, 1):
-        grey = torch.full((1, 3, SIDE, SIDE), 0.25)
-        seen = corrupted(grey, effect, severity)
+        gray = torch.full((1, 3, SIDE, SIDE), 0.25)
+        seen = corrupted(gray, effect, severity)
         # Clipping pulls the mean and the deviation; a fifth of the values below the mean are far from it.
         below = seen[(seen < 0.25) & (seen > 0)]
         expected = deviation(c)
@@ -63,8 +63,8 @@ def test_noise_is_as_strong_as_published(effect, strengths, deviation):
 
 def test_impulses_are_as_many_as_published(photo):
     for severity, share in enumerate((0.03, 0.06, 0.09, 0.17, 0.27), 1):
-        grey = torch.full((1, 3, SIDE, SIDE), 0.5)
-        seen = corrupted(grey, "impulse-noise", severity)
+        gray = torch.full((1, 3, SIDE, SIDE), 0.5)
+        seen = corrupted(gray, "impulse-noise", severity)
         for value in (0.0, 1.0):
             assert abs(float((seen == value).double().mean()) - share / 2) < 0.005
 
@@ -107,7 +107,7 @@ def by_pixel(x, function):
 
 
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
-def test_colour_equals_its_definition(photo, severity):
+def test_color_equals_its_definition(photo, severity):
     few = photo[..., :6, :40]
     x = few[0].numpy().astype(np.float64)
 
@@ -140,7 +140,7 @@ def test_bytes_equal_pillows(photo, severity):
 
 def test_the_field_of_elastic_is_smoothed_as_scipy_mirrors():
     noise = torch.rand(1, 40, 56, generator=torch.Generator().manual_seed(0))
-    # The first severity smooths over .7 of the picture, far beyond its edges.
+    # The first severity smooths over .7 of the image, far beyond its edges.
     for sigma in (0.4, 3.0, 0.7 * 244 / 224 * 40):
         theirs = ndimage.gaussian_filter(noise[0].double().numpy(), sigma, mode="reflect", truncate=3)
         close(corruption_kernels.blurred(noise, sigma, deviations=3.0, edges="mirror"), theirs[None], 2e-6)

@@ -36,9 +36,7 @@ def corrupt(name):
     jpeg, png = saved(RGB, "JPEG"), saved(RGB, "PNG")
     garbled = png[:60] + bytes(40) + png[100:]
     return dict(
-        zip(
-            CORRUPT, (jpeg[: len(jpeg) // 2], png[: len(png) // 2], garbled, jpeg[:30], b"", b"no picture"), strict=True
-        )
+        zip(CORRUPT, (jpeg[: len(jpeg) // 2], png[: len(png) // 2], garbled, jpeg[:30], b"", b"no image"), strict=True)
     )[name]
 
 
@@ -56,14 +54,14 @@ def test_kinds_of_files_come_as_people_see_them():
     turned[0x0112] = 3
     odd = Image.Exif()
     odd[0x0112] = 99
-    grey = PIXELS[..., :1].repeat(3, 2)
+    gray = PIXELS[..., :1].repeat(3, 2)
     frames = {"save_all": True, "append_images": [RGB.rotate(90).convert("P")]}
     files = {
         "palette": (saved(palette, "PNG"), np.array(palette.convert("RGB"))),
         "animation: the first frame": (saved(palette, "GIF", **frames), np.array(palette.convert("RGB"))),
-        "16 bits": (saved(sixteen, "PNG"), grey),
-        "16 bits, TIFF": (saved(sixteen, "TIFF"), grey),
-        "grey": (saved(Image.fromarray(PIXELS[..., 0]), "PNG"), grey),
+        "16 bits": (saved(sixteen, "PNG"), gray),
+        "16 bits, TIFF": (saved(sixteen, "TIFF"), gray),
+        "gray": (saved(Image.fromarray(PIXELS[..., 0]), "PNG"), gray),
         "one bit": (saved(RGB.convert("1"), "PNG"), np.array(RGB.convert("1").convert("RGB"))),
         "orientation 3": (saved(RGB, "PNG", exif=turned), PIXELS[::-1, ::-1]),
         "no such orientation": (saved(RGB, "PNG", exif=odd), PIXELS),
@@ -82,9 +80,9 @@ def test_what_is_transparent_is_laid_over_white():
     seen = ImageHandle(saved(palette, "PNG", transparency=bytes(alpha.tolist()))).decode().permute(1, 2, 0).numpy()
     assert (seen[alpha[indices] == 0] == 255).all()
     assert np.array_equal(seen[alpha[indices] > 0], np.array(palette.convert("RGB"))[alpha[indices] > 0])
-    # One colour, or one index, may stand for transparent as well.
-    colour = tuple(int(v) for v in PIXELS[3, 4])
-    seen = ImageHandle(saved(RGB, "PNG", transparency=colour)).decode()
+    # One color, or one index, may stand for transparent as well.
+    color = tuple(int(v) for v in PIXELS[3, 4])
+    seen = ImageHandle(saved(RGB, "PNG", transparency=color)).decode()
     assert seen[:, 3, 4].tolist() == [255, 255, 255]
     index = int(indices[5, 6])
     assert ImageHandle(saved(palette, "GIF", transparency=index)).decode()[:, 5, 6].tolist() == [255, 255, 255]
@@ -113,7 +111,7 @@ EVERY = ["image/simclr", "image/flip", "image/color-jitter-tf", "image/randaugme
         (torch.full((2, 3, 8, 8), float("nan")), "finite"),
         (torch.full((2, 3, 8, 8), float("inf")), "finite"),
         (torch.full((2, 3, 8, 8), 200.0), "divide by 255"),
-        (torch.full((2, 3, 8, 8), -0.5), "normalise in the encoder"),
+        (torch.full((2, 3, 8, 8), -0.5), "normalize in the encoder"),
         (torch.ones(2, 3, 8, 8, dtype=torch.int64), "uint8"),
         (torch.ones(2, 3, 8, 8, dtype=torch.bool), "uint8"),
         (torch.zeros(3, 8, 8), "batch of one"),

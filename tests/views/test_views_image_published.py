@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from mmcon_views.image import channels, color, color_tensorflow, warp
-from mmcon_views.image.published import multi_crop
+from mmcon_views.image import cmc, color, color_tensorflow, warp
+from mmcon_views.image.multi_crop import multi_crop
 from PIL import Image, ImageFilter
 from scipy import ndimage
 from scipy.interpolate import RBFInterpolator
@@ -22,7 +22,7 @@ from mmcon.views import meta_of
 torch.set_num_threads(1)
 
 
-def pictures(n=3, side=40, seed=0):
+def images(n=3, side=40, seed=0):
     g = torch.Generator().manual_seed(seed)
     x = torch.nn.functional.interpolate(torch.rand(n, 3, 7, 7, generator=g), (side, side + 3), mode="bicubic")
     return ((x + 0.1 * torch.rand(n, 3, side, side + 3, generator=g)).clamp(0, 1) * 255).round() / 255
@@ -40,7 +40,7 @@ def test_hue_is_that_of_the_hexcone(turn):
         h, s, v = colorsys.rgb_to_hsv(r, g, b)
         return colorsys.hsv_to_rgb((h + turn) % 1, s, v)
 
-    x = pictures(1, 12)
+    x = images(1, 12)
     torch.testing.assert_close(color.hue(x, torch.full((1, 1, 1, 1), turn)), by_pixel(x, turned), atol=3e-6, rtol=0)
 
 
@@ -53,17 +53,17 @@ def test_the_linear_hue_turns_u_and_v_alike(turn):
         r, b = y + 1.13988 * chroma.real, y + 2.03211 * chroma.imag
         return tuple(np.clip([r, (y - 0.299 * r - 0.114 * b) / 0.587, b], 0, 1))
 
-    x = pictures(1, 12)
+    x = images(1, 12)
     ours = color_tensorflow.linear_hue(x, torch.full((1, 1, 1, 1), turn))
     # The matrix of I and Q has three digits.
     torch.testing.assert_close(ours, by_pixel(x, turned), atol=3e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("outside", "name"), [(0.0, "image/simclr-tf"), (0.5, "image/simclr-supcon")])
-def test_the_blur_of_tensorflow_meets_black_or_mid_grey_beyond_the_edges(outside, name):
-    # Zeros are black in [0, 1] (SimCLR) and mid-grey in [−1, 1] (SupCon).
+def test_the_blur_of_tensorflow_meets_black_or_mid_gray_beyond_the_edges(outside, name):
+    # Zeros are black in [0, 1] (SimCLR) and mid-gray in [−1, 1] (SupCon).
     blur = dict(create_view(name, size=44, **({"blur": True} if "tf" in name else {})).children())["blur"]
-    x, sigma = pictures(1, 44), 1.7
+    x, sigma = images(1, 44), 1.7
     ours = blur.apply(x, {"apply": torch.tensor([True]), "sigma": torch.tensor([sigma], dtype=torch.float64)})
     at = np.arange(-2, 3)  # 44 // 10 // 2 taps on each side
     line = np.exp(-0.5 * (at / sigma) ** 2)
@@ -77,7 +77,7 @@ def test_the_blur_of_tensorflow_meets_black_or_mid_grey_beyond_the_edges(outside
 def test_blurs_of_multi_crops_are_pillows(recipe):
     for view in multi_crop(recipe, global_size=48, local_size=24):
         blur = dict(view.children())["blur"]
-        x = pictures(1, 24, seed=2)
+        x = images(1, 24, seed=2)
         for sigma in (0.5, 1.2, 2.0):
             ours = blur.apply(x, {"apply": torch.tensor([True]), "sigma": torch.tensor([sigma], dtype=torch.float64)})
             image = Image.fromarray((x[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
@@ -115,7 +115,7 @@ def test_dino_and_swav_have_their_probabilities_and_areas():
 
 @pytest.mark.parametrize("name", ["image/simclr-supcon", "image/stacked-randaugment-supcon"])
 def test_supcons_jitter_is_tensorflows_unless_asked(name):
-    x = pictures(4000, 4)
+    x = images(4000, 4)
     meta, table = meta_of(x, "image"), keys(seed=0, sample=range(4000))
     for options, low, high in (({}, -0.8, 0.8), ({"jitter": "torchvision", "blur": 0.0}, 0.2, 1.8)):
         drawn = create_view(name, size=8, **options).draw(table, meta)
@@ -137,14 +137,14 @@ def test_the_warp_is_a_spline_known_where_its_points_arrive():
     ours = warp._displacement(torch.from_numpy(points + moves), torch.from_numpy(moves), torch.from_numpy(places))
     np.testing.assert_allclose(ours.numpy(), spline(places), atol=1e-8)
     # Bilinear, from there minus the displacement, the border repeated.
-    x = pictures(1, side)[..., :side]
+    x = images(1, side)[..., :side]
     at = (places - spline(places)).T.reshape(2, side, side)
     theirs = [ndimage.map_coordinates(plane, at, order=1, mode="nearest") for plane in x[0].double().numpy()]
     shown = warp._warp(x, torch.from_numpy(moves)[None])[0]
     torch.testing.assert_close(shown, torch.from_numpy(np.stack(theirs)).float(), atol=2e-5, rtol=0)
 
 
-def test_channels_are_standardised_as_cmc_and_pycontrast_have_them():
+def test_channels_are_standardized_as_cmc_and_pycontrast_have_them():
     x = torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).view(5, 3, 1, 1)
     # BT.601 in bytes with head room: white and black are 235 and 16, and full red has Cr 240, full blue Cb 240.
     ycbcr = [[235, 128, 128], [16, 128, 128], [81.481, 90.203, 240], [144.553, 53.797, 34.214], [40.966, 240, 109.786]]
@@ -158,13 +158,13 @@ def test_channels_are_standardised_as_cmc_and_pycontrast_have_them():
         torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)
     # Lab: the middle and half of each channel's range over the cube of RGB.
     corners = torch.cartesian_prod(*[torch.linspace(0, 1, 33)] * 3).view(-1, 3, 1, 1)
-    lab = channels.lab(corners).view(-1, 3)
+    lab = cmc.lab(corners).view(-1, 3)
     low, high = lab.amin(0), lab.amax(0)
-    torch.testing.assert_close(torch.tensor(channels.MEAN["lab"]), (low + high) / 2, atol=0.02, rtol=0)
-    torch.testing.assert_close(torch.tensor(channels.STD["lab"]), (high - low) / 2, atol=0.02, rtol=0)
+    torch.testing.assert_close(torch.tensor(cmc.MEAN["lab"]), (low + high) / 2, atol=0.02, rtol=0)
+    torch.testing.assert_close(torch.tensor(cmc.STD["lab"]), (high - low) / 2, atol=0.02, rtol=0)
 
 
-def test_cmcs_second_version_jitters_blurs_and_keeps_colours_otherwise():
+def test_cmcs_second_version_jitters_blurs_and_keeps_colors_otherwise():
     parts = [name for name, _ in create_view("image/cmc", space="ydbdr").children()]
     assert parts == ["crop", "flip", "jitter", "blur", "randaugment", "channels"]
     assert [name for name, _ in create_view("image/cmc").children()] == ["crop", "flip", "channels"]

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from mmcon_views.image import channels, corruptions, mixing
-from mmcon_views.image.published import multi_crop
-from mmcon_views.scopes import PerClip, per_clip
+from mmcon_views.image import cmc, corruptions, mixup
+from mmcon_views.image.multi_crop import multi_crop
+from mmcon_views.video.per_clip import PerClip, per_clip
 
 from mmcon.errors import InputError
 from mmcon.random import keys
@@ -49,7 +49,7 @@ def test_recipes_alone_equal_in_a_batch(name, options, size):
         assert torch.equal(view(x[rows], table[rows]), together[rows])
 
 
-def test_grey_pictures_go_through_the_recipes():
+def test_gray_pictures_go_through_the_recipes():
     x = photos(4, channels=1)
     for name in ("image/simclr-supcon", "image/stacked-randaugment-supcon", "image/stacked-randaugment-infomin"):
         assert create_view(name, size=28)(x, keys(seed=0, sample=range(4))).shape == (4, 1, 28, 28)
@@ -70,11 +70,11 @@ def test_both_channel_views_see_the_same_crop():
     assert torch.equal(torch.cat([light, chroma], dim=1), both)
 
 
-def test_lab_of_known_colours():
+def test_lab_of_known_colors():
     # White, black, and sRGB red, green, blue: CIE values for D65.
     x = torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).view(5, 3, 1, 1)
     expected = [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [87.73, -86.18, 83.18], [32.30, 79.19, -107.86]]
-    torch.testing.assert_close(channels.lab(x).view(5, 3), torch.tensor(expected), atol=0.05, rtol=0)
+    torch.testing.assert_close(cmc.lab(x).view(5, 3), torch.tensor(expected), atol=0.05, rtol=0)
 
 
 def test_frames_of_a_clip_share_one_draw():
@@ -106,7 +106,7 @@ def test_mixup_and_cutmix_by_their_definitions():
 def test_partners_are_others_and_even():
     n, u = 7, keys(seed=0, sample=range(70000)).uniform("partner")
     positions = torch.arange(70000) % n
-    partner = mixing.partner_positions(u, positions, n)
+    partner = mixup.partner_positions(u, positions, n)
     away = (partner - positions) % n
     counts = torch.bincount(away, minlength=n)
     assert int(counts[0]) == 0
@@ -115,7 +115,7 @@ def test_partners_are_others_and_even():
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 3.0])
 def test_beta_has_its_moments(alpha):
-    drawn = mixing.beta(keys(seed=1, sample=range(10000)), "share", alpha)
+    drawn = mixup.beta(keys(seed=1, sample=range(10000)), "share", alpha)
     # Beta(α, α) has mean ½ and variance 1 / (4 (2α + 1)).
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(float(drawn.mean()) - 0.5) < 5 * math.sqrt(variance / 10000)
@@ -123,7 +123,7 @@ def test_beta_has_its_moments(alpha):
 
 
 def test_soft_labels_sum_to_one():
-    soft = mixing.soft_labels(torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0.75, 0.4]), 3)
+    soft = mixup.soft_labels(torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0.75, 0.4]), 3)
     torch.testing.assert_close(soft, torch.tensor([[0.75, 0, 0.25], [0, 1, 0]]))
 
 
@@ -141,11 +141,11 @@ def test_corruptions_obey_the_laws_and_grow_with_severity(kind):
         assert torch.equal(view(x[1:2], table[1:2]), out[1:2])
         moved.append(float((out - clean).abs().mean()))
     assert moved[0] > 0
-    # Elastic trades global bending for fine ripples, as published; on small pictures glass moves pixels by one at any
+    # Elastic trades global bending for fine ripples, as published; on small images glass moves pixels by one at any
     # severity, since lengths scale with the size: neither need grow.
     assert moved[1] > moved[0] or kind in ("elastic", "glass-blur")
-    grey = create_view("image/corruption", effect=kind)(photos(2, channels=1), keys(seed=0, sample=[0, 1]))
-    assert grey.shape[1] == 1
+    gray = create_view("image/corruption", effect=kind)(photos(2, channels=1), keys(seed=0, sample=[0, 1]))
+    assert gray.shape[1] == 1
 
 
 def test_there_are_nineteen_corruptions_and_a_wrong_one_is_refused():

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcon_views.image.blur import Blur
 from mmcon_views.image.color import ColorJitter, Grayscale
-from mmcon_views.image.geometry import Flip, RandomResizedCrop
-from mmcon_views.scopes import CropWithin
-from mmcon_views.video.published import PerClip, Reverse, Shuffle
+from mmcon_views.image.crop import CropWithin, RandomResizedCrop
+from mmcon_views.image.flip import Flip
+from mmcon_views.video.frame_order import Reverse, Shuffle
+from mmcon_views.video.per_clip import PerClip
 
 from mmcon.errors import DataError, InputError
 from mmcon.media.video import FrameStack
@@ -76,7 +77,7 @@ def test_all_frames_of_a_view_change_alike(image):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_large_frames_are_cropped_as_pictures_are(dtype: torch.dtype):
-    """Frames above the size of gathering go through one resampling a clip: the same as picture by picture."""
+    """Frames above the size of gathering go through one resampling a clip: the same as image by image."""
     noise = torch.randint(0, 256, (2, 3, 3, 90, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     batch = noise if dtype == torch.uint8 else noise.float() / 255
     table = keys(seed=5, sample=torch.arange(2))

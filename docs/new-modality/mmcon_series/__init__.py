@@ -47,18 +47,18 @@ class Crop(mmcon.ViewGenerator):
 
     Args:
         length: of the window, in samples.
-        centre: the middle, nothing drawn.
+        center: the middle, nothing drawn.
     """
 
     modality = "series"
 
-    def __init__(self, *, length: int = 128, centre: bool = False) -> None:
-        self.length, self.centre = length, centre
+    def __init__(self, *, length: int = 128, center: bool = False) -> None:
+        self.length, self.center = length, center
 
     def draw(self, keys, meta):
         """Draw where the window begins, as a share of the room that there is."""
         place = keys.uniform("place")
-        return {"place": torch.full_like(place, 0.5) if self.centre else place}
+        return {"place": torch.full_like(place, 0.5) if self.center else place}
 
     def apply(self, batch: Tensor, params) -> Tensor:
         """Cut it out, `b c t`."""
@@ -91,7 +91,7 @@ def plain(*, length: int = 128) -> Crop:
     Args:
         length: of the window, in samples.
     """
-    return Crop(length=length, centre=True)
+    return Crop(length=length, center=True)
 
 
 @mmcon.register_encoder("series/conv", modality="series")

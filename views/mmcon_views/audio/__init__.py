@@ -1,5 +1,33 @@
 """Built-in view generators of audio; importing this package registers them."""
 
-from mmcon_views.audio import log_mel, loudness, published, spectrogram, timing, transmission, waveform
+from mmcon_views.audio import (
+    byol_a,
+    clar,
+    codec,
+    cola,
+    crop,
+    filters,
+    log_mel,
+    loudness,
+    noise,
+    reverb,
+    spec_augment,
+    speech,
+    time_pitch,
+)
 
-__all__ = ["log_mel", "loudness", "published", "spectrogram", "timing", "transmission", "waveform"]
+__all__ = [
+    "byol_a",
+    "clar",
+    "codec",
+    "cola",
+    "crop",
+    "filters",
+    "log_mel",
+    "loudness",
+    "noise",
+    "reverb",
+    "spec_augment",
+    "speech",
+    "time_pitch",
+]

@@ -19,19 +19,19 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.audio import signal as operations
-from mmcon_views.audio.waveform import sounding
+from mmcon_views.audio import waveform_ops as ops
+from mmcon_views.audio.waveform import silence_padded
 
 
 @lru_cache(maxsize=32)
 def mel_bank(rate_hz: int, fft: int, bands: int, low_hz: float, high_hz: float) -> Float[Tensor, "bins bands"]:
-    """The triangular filters of torchaudio (HTK's mel scale, no normalisation), made once."""
+    """The triangular filters of torchaudio (HTK's mel scale, no normalization), made once."""
     from torchaudio.functional import melscale_fbanks
 
     return melscale_fbanks(fft // 2 + 1, low_hz, high_hz, bands, rate_hz)
 
 
-def spectrogram_parts(batch: Any) -> tuple[Tensor, Tensor]:
+def log_mel_and_length(batch: Any) -> tuple[Tensor, Tensor]:
     """The log-mel `b c f t` and the frames `b` of a batch."""
     if not isinstance(batch, Mapping) or "log_mel" not in batch:
         raise InputError(
@@ -48,7 +48,7 @@ def spectrogram_parts(batch: Any) -> tuple[Tensor, Tensor]:
 class LogMel(ViewGenerator):
     """Cross from waveform to log-mel spectrogram; nothing is drawn.
 
-    Frames are centred (frame i around sample i · hop), so that `length` samples give `length // hop + 1` frames; the
+    Frames are centerd (frame i around sample i · hop), so that `length` samples give `length // hop + 1` frames; the
     window is Hann's. Powers below `floor` are clipped to it before the natural logarithm.
 
     Args:
@@ -90,14 +90,14 @@ class LogMel(ViewGenerator):
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Transform; frames beyond a row's real part hold the value of silence."""
-        signal, length = sounding(batch)
+        signal, length = silence_padded(batch)
         power = self.power(signal)
         bank = mel_bank(self.rate_hz, self.fft, self.bands, self.low_hz, self.high_hz).to(power)
         # Row by row: one product over all rows may round otherwise than over a row alone.
         mel = torch.stack([row @ bank for row in power]).transpose(-1, -2)
         frames = self._frames(length)
         log_mel = mel.clamp(min=self.floor).log()
-        real = operations.valid(frames, log_mel.shape[-1])[:, None, None]
+        real = ops.valid(frames, log_mel.shape[-1])[:, None, None]
         return {"log_mel": torch.where(real, log_mel, math.log(self.floor)), "length": frames}
 
     def power(self, signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c frames bins"]:
@@ -140,17 +140,17 @@ class Standardize(ViewGenerator):
         return {}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Standardise; padding becomes 0, the mean."""
-        x, length = spectrogram_parts(batch)
-        real = operations.valid(length, x.shape[-1])[:, None, None]
+        """Standardize; padding becomes 0, the mean."""
+        x, length = log_mel_and_length(batch)
+        real = ops.valid(length, x.shape[-1])[:, None, None]
         if self.mean is not None and self.std is not None:
             return {**batch, "log_mel": torch.where(real, (x - self.mean) / self.std, 0.0)}
         count = (length * x.shape[1] * x.shape[2]).clamp(min=1)[:, None, None, None]
-        mean = sum_of_rows(torch.where(real, x, 0.0)) / count
-        centred = torch.where(real, x - mean, 0.0)
-        return {**batch, "log_mel": centred / (sum_of_rows(centred.square()) / count).sqrt().clamp(min=1e-5)}
+        mean = sum_per_sample(torch.where(real, x, 0.0)) / count
+        centerd = torch.where(real, x - mean, 0.0)
+        return {**batch, "log_mel": centerd / (sum_per_sample(centerd.square()) / count).sqrt().clamp(min=1e-5)}
 
 
-def sum_of_rows(x: Tensor) -> Tensor:
+def sum_per_sample(x: Tensor) -> Tensor:
     """Sums over a sample, row by row first: the same bits in any batch."""
     return x.sum(-1, keepdim=True).sum(-2, keepdim=True).sum(-3, keepdim=True)

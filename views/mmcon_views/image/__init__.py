@@ -1,31 +1,39 @@
 """Built-in view generators of images; importing this package registers them."""
 
-from mmcon_views import instances
+from mmcon_views import choose_instance
 from mmcon_views.image import (
+    auto_augment,
     blur,
-    channels,
+    cmc,
     color,
     color_tensorflow,
     corruptions,
-    geometry,
-    mixing,
-    policies,
-    published,
+    crop,
+    flip,
+    mixup,
+    multi_crop,
+    rand_augment,
+    resize,
+    simclr,
     supcon,
     warp,
 )
 
 __all__ = [
+    "auto_augment",
     "blur",
-    "channels",
+    "choose_instance",
+    "cmc",
     "color",
     "color_tensorflow",
     "corruptions",
-    "geometry",
-    "instances",
-    "mixing",
-    "policies",
-    "published",
+    "crop",
+    "flip",
+    "mixup",
+    "multi_crop",
+    "rand_augment",
+    "resize",
+    "simclr",
     "supcon",
     "warp",
 ]

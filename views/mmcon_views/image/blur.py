@@ -1,6 +1,6 @@
 """Filters over neighbourhoods: Gaussian blur.
 
-Kernels are separable, columns first, and each picture may have its own.
+Kernels are separable, columns first, and each image may have its own.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import change_rows, copy_as_float, on_rows, to_float
+from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_, to_float
 
-# Up to this many pixels pictures are blurred together on a CPU; larger ones go one by one, each at its own reach.
+# Up to this many pixels images are blurred together on a CPU; larger ones go one by one, each at its own reach.
 SMALL = 64 * 64
 # From this reach, products with a band matrix, in blocks of so many pixels, are faster than sums tap by tap.
 FAR, BLOCK = 4, 16
 
 
 def gaussian_weights(sigma: Float[Tensor, "b"], radius: int) -> Float[Tensor, "b taps"]:
-    """The right half of a Gaussian kernel of 2·radius + 1 taps that sum to 1: `b radius+1`, the centre first.
+    """The right half of a Gaussian kernel of 2·radius + 1 taps that sum to 1: `b radius+1`, the center first.
 
     Args:
         sigma: standard deviations in pixels, float64.
@@ -44,13 +44,13 @@ def gaussian_weights(sigma: Float[Tensor, "b"], radius: int) -> Float[Tensor, "b
 def gaussian_blur(
     x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius: int, outside: float | None = None
 ) -> Float[Tensor, "b c h w"]:
-    """Convolve each picture with a Gaussian of its own standard deviation (pixels), the edges mirrored.
+    """Convolve each image with a Gaussian of its own standard deviation (pixels), the edges mirrored.
 
     Args:
-        x: pictures.
-        sigma: one a picture.
-        radius: taps on each side of the centre.
-        outside: a grey that lies beyond the edges, in place of the mirror.
+        x: images.
+        sigma: one an image.
+        radius: taps on each side of the center.
+        outside: a gray that lies beyond the edges, in place of the mirror.
     """
     return convolve(x, gaussian_weights(sigma, radius), outside)
 
@@ -58,15 +58,15 @@ def gaussian_blur(
 def convolve(
     x: Float[Tensor, "b c h w"], weights: Float[Tensor, "b taps"], outside: float | None = None
 ) -> Float[Tensor, "b c h w"]:
-    """Convolve the columns and the rows of each picture with its own symmetric kernel, the edges mirrored.
+    """Convolve the columns and the rows of each image with its own symmetric kernel, the edges mirrored.
 
     Taps whose weight is below 1e-7 are left out: the result is that of the full kernel to 1e-6. Where weights sum to a
     bit above 1, white stays 1.
 
     Args:
-        x: pictures.
-        weights: the right half of each kernel, the centre first, on the CPU.
-        outside: a grey that lies beyond the edges, in place of the mirror.
+        x: images.
+        weights: the right half of each kernel, the center first, on the CPU.
+        outside: a gray that lies beyond the edges, in place of the mirror.
     """
     weights = weights.to(torch.float32)
     weights = torch.where(weights > 1e-7, weights, 0.0)
@@ -75,9 +75,9 @@ def convolve(
         columns = weights.to(x.device, non_blocking=True)[:, : reach + 1, None, None, None]
         return _tap_by_tap(x, columns.unbind(1), outside).clamp_(max=1)
     made = []
-    for picture, own in zip(x.split(1), weights.tolist(), strict=True):
+    for image, own in zip(x.split(1), weights.tolist(), strict=True):
         taps = [weight for weight in own if weight]
-        made.append((_in_blocks if len(taps) > FAR else _tap_by_tap)(picture, taps, outside).clamp_(max=1))
+        made.append((_in_blocks if len(taps) > FAR else _tap_by_tap)(image, taps, outside).clamp_(max=1))
     return made[0] if len(made) == 1 else torch.cat(made)
 
 
@@ -135,7 +135,7 @@ class Blur(ViewGenerator):
         sigma: bounds of the standard deviation in pixels.
         kernel: the number of taps, odd; by default a tenth of the shorter side, as SimCLR has it (23 at 224).
         p: the probability.
-        outside: a grey, 0 to 1, that lies beyond the edges; by default they are mirrored.
+        outside: a gray, 0 to 1, that lies beyond the edges; by default they are mirrored.
     """
 
     modality: ClassVar[str] = "image"
@@ -165,15 +165,15 @@ class Blur(ViewGenerator):
         """Blur where drawn."""
         x = to_float(batch, self.name or "image/blur")
         weights = gaussian_weights(params["sigma"], self._radius(x))
-        return on_rows(x, params["apply"], partial(convolve, outside=self.outside), weights)
+        return map_selected(x, params["apply"], partial(convolve, outside=self.outside), weights)
 
     def apply_(self, batch: Tensor, params: Params) -> None:
         """Blur in place."""
         weights = gaussian_weights(params["sigma"], self._radius(batch))
-        change_rows(batch, params["apply"], partial(convolve, outside=self.outside), weights)
+        map_selected_(batch, params["apply"], partial(convolve, outside=self.outside), weights)
 
     def _radius(self, x: Tensor) -> int:
-        """Taps on each side of the centre, for pictures of this size."""
+        """Taps on each side of the center, for images of this size."""
         shorter = min(x.shape[-2:])
         radius = (self.kernel or default_kernel(shorter)) // 2
         if radius >= shorter:

@@ -1,7 +1,7 @@
-"""Colour: brightness, contrast, saturation, hue, grey.
+"""Color: brightness, contrast, saturation, hue, gray.
 
-Pure functions of float pictures `b c h w` in [0, 1] with one factor a picture, and the generators that draw the
-factors. Where a picture is grey (one channel), saturation, hue and graying leave it as it is: it has no colour to move.
+Pure functions of float images `b c h w` in [0, 1] with one factor an image, and the generators that draw the
+factors. Where an image is gray (one channel), saturation, hue and graying leave it as it is: it has no color to move.
 """
 
 from __future__ import annotations
@@ -18,73 +18,81 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import change, change_rows, copy_as_float, mean_of_picture, on_rows, own_float, to_float
+from mmcon_views.image.pixels import (
+    channel_means,
+    copy_as_float,
+    float_copy,
+    map_indices_,
+    map_selected,
+    map_selected_,
+    to_float,
+)
 
 # ITU-R BT.601 luma, to the digits that torchvision and Pillow use.
 LUMA = (0.2989, 0.587, 0.114)
 
-Pictures = Float[Tensor, "b c h w"]
+Images = Float[Tensor, "b c h w"]
 Factor = Float[Tensor, "b 1 1 1"]
 
 
 def luma(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
-    """The grey value of each pixel; a grey picture is its own."""
+    """The gray value of each pixel; a gray image is its own."""
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def brightness(x: Pictures, factor: Factor) -> Pictures:
+def brightness(x: Images, factor: Factor) -> Images:
     """X · factor, clipped."""
     return brightness_(x.clone(), factor)
 
 
-def contrast(x: Pictures, factor: Factor) -> Pictures:
-    """Away from the picture's mean grey value: factor · x + (1 − factor) · mean, clipped."""
+def contrast(x: Images, factor: Factor) -> Images:
+    """Away from the image's mean gray value: factor · x + (1 − factor) · mean, clipped."""
     return contrast_(x.clone(), factor)
 
 
-def saturation(x: Pictures, factor: Factor) -> Pictures:
-    """Away from each pixel's grey value: factor · x + (1 − factor) · luma, clipped."""
+def saturation(x: Images, factor: Factor) -> Images:
+    """Away from each pixel's gray value: factor · x + (1 − factor) · luma, clipped."""
     return saturation_(x.clone(), factor)
 
 
-def hue(x: Pictures, factor: Factor) -> Pictures:
+def hue(x: Images, factor: Factor) -> Images:
     """Turn the hue by a fraction of the circle, at constant value and saturation of the HSV hexcone."""
     return hue_(x.clone(), factor)
 
 
-def gray(x: Pictures) -> Pictures:
-    """The grey value in every channel."""
+def gray(x: Images) -> Images:
+    """The gray value in every channel."""
     return luma(x).expand_as(x)
 
 
-# --- in place: a large picture leaves the cache when each step makes a new one ---------------------------------------
+# --- in place: a large image leaves the cache when each step makes a new one ---------------------------------------
 
 
-def brightness_(x: Pictures, factor: Factor) -> Pictures:
+def brightness_(x: Images, factor: Factor) -> Images:
     """`brightness`, written over x."""
     return x.mul_(factor).clamp_(0, 1)
 
 
-def contrast_(x: Pictures, factor: Factor) -> Pictures:
+def contrast_(x: Images, factor: Factor) -> Images:
     """`contrast`, written over x."""
-    means = mean_of_picture(x)
+    means = channel_means(x)
     if x.shape[1] == 3:
         means = (means[:, :1] * LUMA[0]).add_(means[:, 1:2] * LUMA[1]).add_(means[:, 2:] * LUMA[2])
     return x.mul_(factor).add_(means.view(-1, 1, 1, 1) * (1 - factor)).clamp_(0, 1)
 
 
-def saturation_(x: Pictures, factor: Factor) -> Pictures:
+def saturation_(x: Images, factor: Factor) -> Images:
     """`saturation`, written over x."""
     if x.shape[1] == 1:
         return x
-    grey = luma(x).mul_(1 - factor)
-    return x.mul_(factor).add_(grey).clamp_(0, 1)
+    gray = luma(x).mul_(1 - factor)
+    return x.mul_(factor).add_(gray).clamp_(0, 1)
 
 
-def hue_(x: Pictures, factor: Factor) -> Pictures:
+def hue_(x: Images, factor: Factor) -> Images:
     """`hue`, written over x, without branches and with one division.
 
     With max, min and chroma c = max − min of a pixel, p = max − red and d = green − blue, the hue in sextants is
@@ -135,8 +143,8 @@ def draw_jitter(keys: Keys, strengths: dict[str, float], p: float, *, added: boo
     return drawn
 
 
-def in_drawn_order_(x: Pictures, params: Params, operations: tuple[Operation, ...]) -> None:
-    """The four operations, where drawn, in each picture's own order, over x; pictures that share one go together."""
+def jitter_(x: Images, params: Params, operations: tuple[Operation, ...]) -> None:
+    """The four operations, where drawn, in each image's own order, over x; images that share one go together."""
     names = ("brightness", "contrast", "saturation", "hue")
     factors = torch.stack([params[name] for name in names], dim=1).to(x.device, torch.float32)[..., None, None, None]
     alike: dict[tuple[int, ...], list[int]] = {}
@@ -144,12 +152,10 @@ def in_drawn_order_(x: Pictures, params: Params, operations: tuple[Operation, ..
         if drawn:
             alike.setdefault(tuple(order), []).append(row)
     for order, rows in alike.items():
-        change(x, torch.tensor(rows), partial(_one_after_another, order, operations), factors)
+        map_indices_(x, torch.tensor(rows), partial(_apply_in_order, order, operations), factors)
 
 
-def _one_after_another(
-    order: tuple[int, ...], operations: tuple[Operation, ...], part: Tensor, factors: Tensor
-) -> Tensor:
+def _apply_in_order(order: tuple[int, ...], operations: tuple[Operation, ...], part: Tensor, factors: Tensor) -> Tensor:
     for operation in order:
         part = operations[operation](part, factors[:, operation])
     return part
@@ -161,7 +167,7 @@ class ColorJitter(ViewGenerator):
     """Brightness, contrast, saturation and hue, in drawn order, clipped after each (torchvision's ColorJitter).
 
     Factors of the first three are even in [max(0, 1 − s), 1 + s]; the hue turns by an even fraction in [−s, s] of the
-    circle. Grey pictures take brightness and contrast alone.
+    circle. Gray images take brightness and contrast alone.
 
     >>> jitter = mmcon.create_view("image/color-jitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)
 
@@ -170,7 +176,7 @@ class ColorJitter(ViewGenerator):
         contrast: s, from 0.
         saturation: s, from 0.
         hue: s, from 0 to .5.
-        p: the probability that a picture is jittered at all.
+        p: the probability that an image is jittered at all.
     """
 
     modality: ClassVar[str] = "image"
@@ -195,22 +201,22 @@ class ColorJitter(ViewGenerator):
         return draw_jitter(keys, self.strengths, self.p)
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
-        """Adjust; pictures that share an order go together."""
-        out = own_float(batch, self.name or "image/color-jitter")
+        """Adjust; images that share an order go together."""
+        out = float_copy(batch, self.name or "image/color-jitter")
         self.apply_(out, params)
         return out
 
     def apply_(self, batch: Tensor, params: Params) -> None:
         """Adjust in place."""
-        in_drawn_order_(batch, params, self.OPERATIONS)
+        jitter_(batch, params, self.OPERATIONS)
 
 
-def jitter_of(strength: float, p: float = 0.8) -> ColorJitter:
-    """SimCLR's colour jitter at strength s: .8s, .8s, .8s and .2s, with probability p."""
-    return ColorJitter(**at_strength(strength), p=p)
+def simclr_jitter(strength: float, p: float = 0.8) -> ColorJitter:
+    """SimCLR's color jitter at strength s: .8s, .8s, .8s and .2s, with probability p."""
+    return ColorJitter(**simclr_ranges(strength), p=p)
 
 
-def at_strength(s: float) -> dict[str, float]:
+def simclr_ranges(s: float) -> dict[str, float]:
     """SimCLR's ranges of brightness, contrast, saturation and hue at strength s."""
     return {"brightness": 0.8 * s, "contrast": 0.8 * s, "saturation": 0.8 * s, "hue": 0.2 * s}
 
@@ -218,7 +224,7 @@ def at_strength(s: float) -> dict[str, float]:
 @register_view("image/grayscale", modality="image")
 @final
 class Grayscale(ViewGenerator):
-    """All channels set to the grey value with probability p.
+    """All channels set to the gray value with probability p.
 
     Args:
         p: the probability.
@@ -235,12 +241,12 @@ class Grayscale(ViewGenerator):
         return {"apply": keys.bernoulli("apply", self.p)}
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
-        """Set to grey where drawn."""
-        return on_rows(to_float(batch, self.name or "image/grayscale"), params["apply"], gray)
+        """Set to gray where drawn."""
+        return map_selected(to_float(batch, self.name or "image/grayscale"), params["apply"], gray)
 
     def apply_(self, batch: Tensor, params: Params) -> None:
-        """Set to grey in place."""
-        change_rows(batch, params["apply"], gray)
+        """Set to gray in place."""
+        map_selected_(batch, params["apply"], gray)
 
 
 @register_view("image/solarize", modality="image")
@@ -265,11 +271,11 @@ class Solarize(ViewGenerator):
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Invert where drawn."""
-        return on_rows(to_float(batch, self.name or "image/solarize"), params["apply"], self._invert)
+        return map_selected(to_float(batch, self.name or "image/solarize"), params["apply"], self._invert)
 
     def apply_(self, batch: Tensor, params: Params) -> None:
         """Invert in place."""
-        change_rows(batch, params["apply"], self._invert)
+        map_selected_(batch, params["apply"], self._invert)
 
     def _invert(self, some: Tensor) -> Tensor:
         return torch.where(some >= self.threshold, 1 - some, some)

@@ -1,4 +1,4 @@
-"""Colour as TensorFlow moves it, and the linear hue.
+"""Color as TensorFlow moves it, and the linear hue.
 
 Brightness may be added, contrast moves away from each channel's own mean, saturation scales S of HSV; hue is that of
 `mmcon_views.image.color`. The linear hue turns the chroma plane of YIQ, which is cheaper and is another function.
@@ -19,16 +19,16 @@ from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.image.color import (
     Factor,
+    Images,
     Operation,
-    Pictures,
-    at_strength,
     brightness_,
     check_strengths,
     draw_jitter,
     hue_,
-    in_drawn_order_,
+    jitter_,
+    simclr_ranges,
 )  # fmt: skip
-from mmcon_views.image.pixels import columns_on, copy_as_float, mean_of_picture, own_float, to_float
+from mmcon_views.image.pixels import as_columns, channel_means, copy_as_float, float_copy, to_float
 
 BRIGHTNESS = ("added", "multiplied")
 
@@ -36,18 +36,18 @@ BRIGHTNESS = ("added", "multiplied")
 YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
 
-def added_brightness(x: Pictures, amount: Factor) -> Pictures:
+def added_brightness(x: Images, amount: Factor) -> Images:
     """X + amount, clipped."""
     return x.add(amount).clamp_(0, 1)
 
 
-def contrast_of_channels(x: Pictures, factor: Factor) -> Pictures:
+def contrast_of_channels(x: Images, factor: Factor) -> Images:
     """Away from each channel's mean: factor · x + (1 − factor) · mean, clipped."""
-    means = mean_of_picture(x).view(len(x), -1, 1, 1)
+    means = channel_means(x).view(len(x), -1, 1, 1)
     return x.mul(factor).add_(means * (1 - factor)).clamp_(0, 1)
 
 
-def hsv_saturation(x: Pictures, factor: Factor) -> Pictures:
+def hsv_saturation(x: Images, factor: Factor) -> Images:
     """S of HSV times factor, at most 1, at constant value and hue: a channel's distance from the highest scales.
 
     With S = (max − min)/max the distances scale by min(factor, 1/S).
@@ -59,7 +59,7 @@ def hsv_saturation(x: Pictures, factor: Factor) -> Pictures:
     return (high - (high - x).mul_(torch.minimum(factor.expand_as(most), most))).clamp_(0, 1)
 
 
-def linear_hue(x: Pictures, factor: Factor) -> Pictures:
+def linear_hue(x: Images, factor: Factor) -> Images:
     """Turn I and Q of YIQ by a fraction of the circle, at constant Y, clipped."""
     if x.shape[1] == 1:
         return x
@@ -77,7 +77,7 @@ def linear_hue(x: Pictures, factor: Factor) -> Pictures:
 @register_view("image/color-jitter-tf", modality="image")
 @final
 class TensorFlowJitter(ViewGenerator):
-    """SimCLR's colour jitter as its TensorFlow code has it: four adjustments in drawn order, clipped after each.
+    """SimCLR's color jitter as its TensorFlow code has it: four adjustments in drawn order, clipped after each.
 
     Factors of contrast and saturation are even in [max(0, 1 − s), 1 + s], and the hue turns by an even fraction in
     [−s, s] of the circle. Brightness is multiplied by a factor like these, or gets an even amount in [−s, s].
@@ -89,7 +89,7 @@ class TensorFlowJitter(ViewGenerator):
         contrast: s, from 0.
         saturation: s, from 0.
         hue: s, from 0 to .5.
-        p: the probability that a picture is jittered at all.
+        p: the probability that an image is jittered at all.
         brightness_is: "added" (SimCLR's first version) or "multiplied" (its second).
     """
 
@@ -119,20 +119,20 @@ class TensorFlowJitter(ViewGenerator):
         return draw_jitter(keys, self.strengths, self.p, added=self.brightness_is == "added")
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
-        """Adjust; pictures that share an order go together."""
-        out = own_float(batch, self.name or "image/color-jitter-tf")
+        """Adjust; images that share an order go together."""
+        out = float_copy(batch, self.name or "image/color-jitter-tf")
         self.apply_(out, params)
         return out
 
     def apply_(self, batch: Tensor, params: Params) -> None:
         """Adjust in place."""
         first: Operation = added_brightness if self.brightness_is == "added" else brightness_
-        in_drawn_order_(batch, params, (first, contrast_of_channels, hsv_saturation, hue_))
+        jitter_(batch, params, (first, contrast_of_channels, hsv_saturation, hue_))
 
 
-def tf_jitter_of(strength: float, brightness: str) -> TensorFlowJitter:
-    """TensorFlow's colour jitter at strength s: .8s, .8s, .8s and .2s, with probability .8."""
-    return TensorFlowJitter(**at_strength(strength), brightness_is=brightness)
+def simclr_jitter_tf(strength: float, brightness: str) -> TensorFlowJitter:
+    """TensorFlow's color jitter at strength s: .8s, .8s, .8s and .2s, with probability .8."""
+    return TensorFlowJitter(**simclr_ranges(strength), brightness_is=brightness)
 
 
 @register_view("image/linear-hue", modality="image")
@@ -159,5 +159,5 @@ class LinearHue(ViewGenerator):
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Turn where drawn."""
         x = to_float(batch, self.name or "image/linear-hue")
-        (where,) = columns_on(x, params["apply"])
+        (where,) = as_columns(x, params["apply"])
         return torch.where(where.bool(), linear_hue(x, params["hue"].to(torch.float32).view(-1, 1, 1, 1)), x)

@@ -1,6 +1,6 @@
 """What corruptions are made of: blurs with other libraries' edges, a zoom, a motion kernel, noise of several octaves.
 
-All on pictures `c h w` on the CPU, one at a time.
+All on images `c h w` on the CPU, one at a time.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def brighter(x: Tensor, add: float) -> Tensor:
 
 
 def sampled(x: Tensor, grid: Tensor, about: str) -> Tensor:
-    """Bilinear, the picture mirrored about the middles of its outermost "pixels", or about its "edges"."""
+    """Bilinear, the image mirrored about the middles of its outermost "pixels", or about its "edges"."""
     if about == "pixels":
         h, w = x.shape[-2:]
         grid = grid * torch.tensor([w / max(w - 1, 1), h / max(h - 1, 1)])

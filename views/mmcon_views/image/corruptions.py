@@ -10,7 +10,7 @@ scaled by the shorter side over 224. **A score on these is not an ImageNet-C sco
 - *spatter*'s drops of water lack the original's shading by edges and distances.
 
 The others (the noises, defocus, gaussian and zoom blur, brightness, contrast, saturate, elastic, pixelate, JPEG) follow
-their definitions. A drawn seed a picture is expanded where it is applied, always on the CPU, so devices agree.
+their definitions. A drawn seed an image is expanded where it is applied, always on the CPU, so devices agree.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from mmcon_views.image.corruption_kernels import (
 from mmcon_views.image.pixels import to_float
 from mmcon_views.image.policy_operations import affine_grid
 
-Picture = Float[Tensor, "c h w"]
 Corrupt = Callable[[Tensor, int, Generator], Tensor]
 CORRUPTIONS: dict[str, Corrupt] = {}
 
@@ -165,13 +164,13 @@ def _spatter(x: Tensor, s: int, rng: Generator) -> Tensor:
     )[s]
     liquid = blurred(torch.randn(1, *x.shape[-2:], generator=rng) * std + mean, sigma * scale_of(x))
     drops = torch.where(liquid < threshold, 0.0, liquid)
-    colour = torch.tensor([63, 42, 20] if mud else [175, 238, 238])[: x.shape[0], None, None] / 255
+    color = torch.tensor([63, 42, 20] if mud else [175, 238, 238])[: x.shape[0], None, None] / 255
     if not mud:
-        return x + colour * drops * (strength / drops.max().clamp(min=1e-6))
+        return x + color * drops * (strength / drops.max().clamp(min=1e-6))
     # In mud the fifth number is the width of a blur.
     cover = blurred((drops > threshold).to(x.dtype), strength * scale_of(x))
     cover = torch.where(cover < 0.8, 0.0, cover)
-    return x * (1 - cover) + colour * cover
+    return x * (1 - cover) + color * cover
 
 
 @_corruption
@@ -191,7 +190,7 @@ def _saturate(x: Tensor, s: int, rng: Generator) -> Tensor:
     value, low = x.amax(0, keepdim=True), x.amin(0, keepdim=True)
     saturation = (value - low) / value.clamp(min=1e-6)
     target = (saturation * factor + add).clamp(0, 1)
-    # A grey pixel's hue is 0 (red), as in the original's colour conversion.
+    # A gray pixel's hue is 0 (red), as in the original's color conversion.
     red = torch.tensor([0.0, 1.0, 1.0])[: x.shape[0], None, None]
     away = torch.where(saturation > 0, (value - x) / (value - low).clamp(min=1e-6), red)
     return value * (1 - target * away) if x.shape[0] == 3 else x
@@ -218,7 +217,7 @@ def _pixelate(x: Tensor, s: int, rng: Generator) -> Tensor:
 def _elastic(x: Tensor, s: int, rng: Generator) -> Tensor:
     move, smooth, shift = ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))[s]
     h, w = x.shape[-2:]
-    # The original's lengths are those fractions of 244 pixels, on pictures of 224.
+    # The original's lengths are those fractions of 244 pixels, on images of 224.
     side = min(h, w) * 244 / 224
     # An affine part that moves three points by up to shift · side, and a smoothed field of displacements.
     points = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) * (min(h, w) // 3)
@@ -265,10 +264,10 @@ class Corruption(ViewGenerator):
         return {"severity": severity, "seed": seed}
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
-        """Corrupt, picture by picture, on the CPU."""
+        """Corrupt, image by image, on the CPU."""
         x = to_float(batch, self.name or "image/corruption").cpu()
         out = []
-        for picture, severity, seed in zip(x, params["severity"].tolist(), params["seed"].tolist(), strict=True):
+        for image, severity, seed in zip(x, params["severity"].tolist(), params["seed"].tolist(), strict=True):
             rng = Generator().manual_seed(seed)
-            out.append(CORRUPTIONS[self.effect](picture, severity - 1, rng).clamp(0, 1).to(torch.float32))
+            out.append(CORRUPTIONS[self.effect](image, severity - 1, rng).clamp(0, 1).to(torch.float32))
         return torch.stack(out).contiguous().to(batch.device) if out else x.to(batch.device)

@@ -2,8 +2,8 @@
 
 A batch is `b c h w`, uint8 or float in [0, 1]; what comes out of an operation is float32 in [0, 1]. One sample alone
 gives the same bits as in any batch. Three habits keep it so: operations are elementwise, or gather with their taps in a
-fixed order; a sum over a picture goes by rows, then by columns, never over the flattened batch; and which of two
-algorithms runs depends on a picture's size and device, never on how many there are.
+fixed order; a sum over an image goes by rows, then by columns, never over the flattened batch; and which of two
+algorithms runs depends on an image's size and device, never on how many there are.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from mmcon.errors import DataError, InputError
 
-# Pictures are taken together in chunks of about this many numbers, so that an operation's several passes stay in a
+# Images are taken together in chunks of about this many numbers, so that an operation's several passes stay in a
 # core's cache; tried from 2^14 to 2^20 on two machines.
 CHUNK = 1 << 17
 
 
 def to_float(batch: Tensor, where: str) -> Float[Tensor, "b c h w"]:
     """Check a stacked batch and give it as float32 in [0, 1]; the same tensor where it is that already."""
-    check_stacked(batch, where)
+    check_batch(batch, where)
     if batch.dtype == torch.uint8:
         return batch.to(torch.float32).div_(255)
     return batch.to(torch.float32)
@@ -32,21 +32,21 @@ def to_float(batch: Tensor, where: str) -> Float[Tensor, "b c h w"]:
 
 def copy_as_float(batch: Tensor, out: Tensor, where: str) -> None:
     """Check a stacked batch and write it to `out` as float32 in [0, 1]."""
-    check_stacked(batch, where)
+    check_batch(batch, where)
     out.copy_(batch)
     if batch.dtype == torch.uint8:
         out.div_(255)
 
 
-def own_float(batch: Tensor, where: str) -> Float[Tensor, "b c h w"]:
+def float_copy(batch: Tensor, where: str) -> Float[Tensor, "b c h w"]:
     """As `to_float`, in memory that may be written over."""
     out = torch.empty(batch.shape, device=batch.device)
     copy_as_float(batch, out, where)
     return out
 
 
-def check_stacked(batch: Any, where: str) -> None:
-    """Refuse what is not a batch of pictures: wrong axes, channels, types, and (on a CPU) numbers outside [0, 1]."""
+def check_batch(batch: Any, where: str) -> None:
+    """Refuse what is not a batch of images: wrong axes, channels, types, and (on a CPU) numbers outside [0, 1]."""
     if not isinstance(batch, Tensor) or batch.dim() != 4:
         got = f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
         raise InputError(
@@ -55,47 +55,47 @@ def check_stacked(batch: Any, where: str) -> None:
             got=got,
             fix="begin the chain with a generator that brings images to one size, such as image/random-resized-crop",
         )
-    check_picture(batch, where)
+    check_image(batch, where)
 
 
-def check_picture(picture: Tensor, where: str, sample: str = "") -> None:
+def check_image(image: Tensor, where: str, sample: str = "") -> None:
     """Refuse a tensor whose last axes are not `c h w` of one or three channels, or whose numbers are no pixels."""
     where = f"{where}, sample {sample}" if sample else where
-    if picture.dim() < 3 or picture.shape[-3] not in (1, 3):
+    if image.dim() < 3 or image.shape[-3] not in (1, 3):
         raise InputError(
             where,
-            expected="`c h w` with 1 (grey) or 3 (RGB) channels",
-            got=f"shape {tuple(picture.shape)}",
+            expected="`c h w` with 1 (gray) or 3 (RGB) channels",
+            got=f"shape {tuple(image.shape)}",
             fix="move channels to the front with x.permute(2, 0, 1); open files with mmcon.media.ImageHandle",
         )
-    if 0 in picture.shape[-3:]:
-        raise InputError(where, expected="at least one pixel", got=f"shape {tuple(picture.shape)}")
-    if picture.dtype != torch.uint8 and not picture.is_floating_point():
+    if 0 in image.shape[-3:]:
+        raise InputError(where, expected="at least one pixel", got=f"shape {tuple(image.shape)}")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
         raise InputError(
             where,
             expected="uint8 (0 to 255) or float (0 to 1)",
-            got=str(picture.dtype),
+            got=str(image.dtype),
             fix="16-bit images: (x / 65535).float(); other integers in 0..255: x.to(torch.uint8)",
         )
     # On an accelerator the check would make the host wait for the device at every operation.
-    if picture.is_floating_point() and picture.device.type == "cpu" and picture.numel():
-        low, high = torch.aminmax(picture.detach())
+    if image.is_floating_point() and image.device.type == "cpu" and image.numel():
+        low, high = torch.aminmax(image.detach())
         if not (float(low) >= 0.0 and float(high) <= 1.0):
             raise DataError(
                 where,
                 expected="finite numbers in [0, 1]",
                 got=f"a minimum of {float(low):g} and a maximum of {float(high):g}",
-                fix="divide by 255 where pixels are bytes; normalise in the encoder, after the views",
+                fix="divide by 255 where pixels are bytes; normalize in the encoder, after the views",
             )
 
 
-def columns_on(batch: Tensor, *columns: Tensor) -> list[Tensor]:
+def as_columns(batch: Tensor, *columns: Tensor) -> list[Tensor]:
     """Parameters `b` as float32 columns `b 1 1 1` where the batch is."""
     return [c.to(batch.device, torch.float32, non_blocking=True).view(-1, 1, 1, 1) for c in columns]
 
 
 def chunks(batch: Tensor, rows: Tensor | None = None) -> Iterator[Tensor]:
-    """Positions of a few pictures at a time, about CHUNK numbers on a CPU, all at once elsewhere."""
+    """Positions of a few images at a time, about CHUNK numbers on a CPU, all at once elsewhere."""
     positions = torch.arange(len(batch)) if rows is None else rows
     if not len(positions):
         return
@@ -103,13 +103,15 @@ def chunks(batch: Tensor, rows: Tensor | None = None) -> Iterator[Tensor]:
     yield from positions.split(few)
 
 
-def on_rows(batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *parameters: Tensor) -> Num[Tensor, "b c h w"]:
-    """The batch with a function applied to some of its pictures.
+def map_selected(
+    batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *parameters: Tensor
+) -> Num[Tensor, "b c h w"]:
+    """The batch with a function applied to some of its images.
 
     Args:
         batch: is not changed.
-        rows: `b` bool on the CPU, which pictures.
-        function: `f(pictures, *parameters) -> pictures`; it may work in place.
+        rows: `b` bool on the CPU, which images.
+        function: `f(images, *parameters) -> images`; it may work in place.
         parameters: `b …` each, of which it gets the rows.
     """
     if not bool(rows.any()):
@@ -118,17 +120,17 @@ def on_rows(batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *paramet
     # One pass through the batch: a second over a copy of it costs more than the function itself.
     for some in chunks(batch):
         few = slice(int(some[0]), int(some[-1]) + 1)
-        change_rows(out[few].copy_(batch[few]), rows[few], function, *(p[few] for p in parameters))
+        map_selected_(out[few].copy_(batch[few]), rows[few], function, *(p[few] for p in parameters))
     return out
 
 
-def change_rows(batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *parameters: Tensor) -> None:
-    """As `on_rows`, in the batch itself."""
-    change(batch, rows.nonzero().view(-1), function, *parameters)
+def map_selected_(batch: Num[Tensor, "b c h w"], rows: Tensor, function: Any, *parameters: Tensor) -> None:
+    """As `map_selected`, in the batch itself."""
+    map_indices_(batch, rows.nonzero().view(-1), function, *parameters)
 
 
-def change(batch: Num[Tensor, "b c h w"], positions: Tensor, function: Any, *parameters: Tensor) -> None:
-    """As `change_rows`, of the pictures at some positions."""
+def map_indices_(batch: Num[Tensor, "b c h w"], positions: Tensor, function: Any, *parameters: Tensor) -> None:
+    """As `map_selected_`, of the images at some positions."""
     for some in chunks(batch, positions):
         if len(some) == 1 or len(some) == len(batch):
             few = slice(int(some[0]), int(some[-1]) + 1)
@@ -142,17 +144,17 @@ def change(batch: Num[Tensor, "b c h w"], positions: Tensor, function: Any, *par
             batch.index_copy_(0, there, changed)
 
 
-def mean_of_picture(batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
+def channel_means(batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
     """The mean of each channel, summed along rows, then along columns."""
     return batch.sum(-1).sum(-1) / (batch.shape[-1] * batch.shape[-2])
 
 
-def names_of(samples: Any) -> list[str]:
+def sample_names(samples: Any) -> list[str]:
     """What to call each sample in a message: its handle's id, or its position."""
     return [str(getattr(sample, "id", position)) for position, sample in enumerate(samples)]
 
 
-def one_of(where: str, option: str, value: str, known: Any) -> None:
+def check_choice(where: str, option: str, value: str, known: Any) -> None:
     """Refuse a value of an option that is not known."""
     if value not in known:
         raise InputError(where, expected=f"{option} among {sorted(known)}", got=repr(value))

@@ -1,53 +1,70 @@
-"""The operations that policies choose from: each `f(pictures, magnitude) -> pictures`, a magnitude for each picture.
+"""Operations of policies as TensorFlow and Pillow have them, where they differ from torchvision's.
 
-Pictures are float32 `b c h w` in [0, 1]; magnitudes `b 1 1 1` in the operation's own unit, on the pictures' device or,
-for geometry, whose matrices are made there, on the CPU. What each unit is stands in its function; where an operation
-has none, the magnitude is ignored.
+Names and magnitudes are those of `mmcon_views.image.policy_operations`. The differences follow the code of TensorFlow's
+model garden and of timm:
+
+- *TensorFlow*: Contrast moves away from the gray h·w/256 (of 255, at most white): the count of pixels over 256 stands
+  where their mean is meant. Posterize by 0 bits keeps one, since a shift by a whole byte is held at 7. Shears leave the
+  first row or column in its place, and a shift need not be whole.
+- *Pillow* (timm, InfoMin): geometry is bilinear or bicubic, which is drawn, with a color for what it uncovers.
+
+Both work on bytes and cut after each operation; here numbers stay as they are, 2/255 from theirs at most.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from mmcon.views import Params
 from mmcon_views.image.color import brightness, contrast, saturation
+from mmcon_views.image.pixels import map_selected_
 
-Pictures = Float[Tensor, "b c h w"]
+Functions = dict[str, Callable[..., Tensor]]
+
+
+Fill = float | tuple[float, float, float]
+
+
+Images = Float[Tensor, "b c h w"]
+
+
 Magnitude = Float[Tensor, "b 1 1 1"]
 
 
-def identity(x: Pictures, magnitude: Magnitude) -> Pictures:
-    """The picture itself."""
+def identity(x: Images, magnitude: Magnitude) -> Images:
+    """The image itself."""
     return x
 
 
-def invert(x: Pictures, magnitude: Magnitude) -> Pictures:
+def invert(x: Images, magnitude: Magnitude) -> Images:
     """1 − x."""
     return 1 - x
 
 
-def solarize(x: Pictures, threshold: Magnitude) -> Pictures:
+def solarize(x: Images, threshold: Magnitude) -> Images:
     """1 − x where x is at or above the threshold (0 to 1; above 1 nothing changes)."""
     return torch.where(x >= threshold, 1 - x, x)
 
 
-def solarize_add(x: Pictures, addition: Magnitude) -> Pictures:
+def solarize_add(x: Images, addition: Magnitude) -> Images:
     """X + addition, clipped, where x is below 128/255 (policies of TensorFlow)."""
     return torch.where(x < 128 / 255, (x + addition).clamp(0, 1), x)
 
 
-def posterize(x: Pictures, bits: Magnitude) -> Pictures:
+def posterize(x: Images, bits: Magnitude) -> Images:
     """X cut to so many bits (0 to 8)."""
     levels = torch.ldexp(torch.ones_like(bits), bits)
     return torch.minimum((x * levels).floor(), levels - 1).clamp(min=0) / levels
 
 
-def autocontrast(x: Pictures, magnitude: Magnitude) -> Pictures:
+def autocontrast(x: Images, magnitude: Magnitude) -> Images:
     """Each channel stretched to [0, 1]; a constant one stays."""
     low, high = x.amin(dim=(-2, -1), keepdim=True), x.amax(dim=(-2, -1), keepdim=True)
     constant = low == high
@@ -55,7 +72,7 @@ def autocontrast(x: Pictures, magnitude: Magnitude) -> Pictures:
     return ((x - low) / width).clamp_(0, 1)
 
 
-def equalize(x: Pictures, magnitude: Magnitude) -> Pictures:
+def equalize(x: Images, magnitude: Magnitude) -> Images:
     """Each channel's histogram of 256 levels evened out (Pillow's rule for the table)."""
     b, c, h, w = x.shape
     level = (x * 255.999).to(torch.int64).view(b, c, h * w)
@@ -70,8 +87,8 @@ def equalize(x: Pictures, magnitude: Magnitude) -> Pictures:
     return torch.where(step == 0, level.to(torch.float32) / 255, evened).view(b, c, h, w)
 
 
-def sharpness(x: Pictures, factor: Magnitude) -> Pictures:
-    """Away from a 3 × 3 smoothing (centre 5, others 1, over 13): factor · x + (1 − factor) · smooth; borders stay."""
+def sharpness(x: Images, factor: Magnitude) -> Images:
+    """Away from a 3 × 3 smoothing (center 5, others 1, over 13): factor · x + (1 − factor) · smooth; borders stay."""
     if min(x.shape[-2:]) <= 2:
         return x
     rows = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
@@ -81,17 +98,15 @@ def sharpness(x: Pictures, factor: Magnitude) -> Pictures:
     return out.clamp_(0, 1)
 
 
-def affine(
-    x: Pictures, matrix: Float[Tensor, "b 2 3"], *, fill: float = 0.0, interpolation: str = "nearest"
-) -> Pictures:
-    """One resampling of each picture: a pixel at (x, y) from the middle comes from matrix · (x, y, 1), in pixels.
+def affine(x: Images, matrix: Float[Tensor, "b 2 3"], *, fill: float = 0.0, interpolation: str = "nearest") -> Images:
+    """One resampling of each image: a pixel at (x, y) from the middle comes from matrix · (x, y, 1), in pixels.
 
     Turns, shears and shifts compose by multiplying their matrices, so that a chain of them blurs once.
 
     Args:
-        x: pictures.
+        x: images.
         matrix: from places that leave to places that come.
-        fill: the grey outside of the picture.
+        fill: the gray outside of the image.
         interpolation: "nearest", "bilinear" or "bicubic".
     """
     grid = affine_grid(matrix, x.shape[-2], x.shape[-1], x.device)
@@ -102,7 +117,7 @@ def affine(
 def affine_grid(
     matrix: Float[Tensor, "b 2 3"], height: int, width: int, device: torch.device
 ) -> Float[Tensor, "b h w 2"]:
-    """Where each pixel comes from, as `grid_sample` counts: the picture from −1 to 1."""
+    """Where each pixel comes from, as `grid_sample` counts: the image from −1 to 1."""
     # torchvision's arithmetic, step by step in float32, so that a pixel between two neighbours falls to the same one.
     scaled = matrix.to(device, torch.float32).transpose(1, 2) / torch.tensor([width / 2, height / 2], device=device)
     places = torch.ones(height, width, 3, device=device)
@@ -126,44 +141,44 @@ def _slopes(magnitude: Magnitude) -> Float[Tensor, "b"]:
     return torch.tensor([math.tan(math.radians(angle)) for angle in angles], dtype=torch.float64)
 
 
-def shear_x(x: Pictures, slope: Magnitude, fill: float = 0.0) -> Pictures:
+def shear_x(x: Images, slope: Magnitude, fill: float = 0.0) -> Images:
     """Rows shifted in proportion to their distance from the top edge; the magnitude is the slope."""
     m = _slopes(slope)
     return affine(x, affine_matrix(m, {(0, 1): m, (0, 2): m * (x.shape[-2] / 2)}), fill=fill)
 
 
-def shear_y(x: Pictures, slope: Magnitude, fill: float = 0.0) -> Pictures:
+def shear_y(x: Images, slope: Magnitude, fill: float = 0.0) -> Images:
     """Columns shifted in proportion to their distance from the left edge; the magnitude is the slope."""
     m = _slopes(slope)
     return affine(x, affine_matrix(m, {(1, 0): m, (1, 2): m * (x.shape[-1] / 2)}), fill=fill)
 
 
-def translate_x(x: Pictures, pixels: Magnitude, fill: float = 0.0) -> Pictures:
+def translate_x(x: Images, pixels: Magnitude, fill: float = 0.0) -> Images:
     """Shifted to the right by whole pixels."""
     m = pixels.view(-1)
     return affine(x, affine_matrix(m, {(0, 2): -torch.trunc(m)}), fill=fill)
 
 
-def translate_y(x: Pictures, pixels: Magnitude, fill: float = 0.0) -> Pictures:
+def translate_y(x: Images, pixels: Magnitude, fill: float = 0.0) -> Images:
     """Shifted down by whole pixels."""
     m = pixels.view(-1)
     return affine(x, affine_matrix(m, {(1, 2): -torch.trunc(m)}), fill=fill)
 
 
-def rotate(x: Pictures, degrees: Magnitude, fill: float = 0.0) -> Pictures:
+def rotate(x: Images, degrees: Magnitude, fill: float = 0.0) -> Images:
     """Turned about the middle, counterclockwise."""
-    return affine(x, affine_matrix(degrees.view(-1), turn(degrees.view(-1))), fill=fill)
+    return affine(x, affine_matrix(degrees.view(-1), rotation_cells(degrees.view(-1))), fill=fill)
 
 
-def turn(degrees: Float[Tensor, "b"]) -> dict[tuple[int, int], Tensor]:
+def rotation_cells(degrees: Float[Tensor, "b"]) -> dict[tuple[int, int], Tensor]:
     """The cells of a rotation's matrix."""
     angles = [math.radians(angle % 360) for angle in degrees.tolist()]
     cos, sin = (torch.tensor([f(angle) for angle in angles], dtype=torch.float64) for f in (math.cos, math.sin))
     return {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos}
 
 
-def cutout(x: Pictures, box: Float[Tensor, "b 3 1 1"], fill: float = 0.0) -> Pictures:
-    """A square of `fill`: half its side (pixels), and its centre as fractions of the height and width."""
+def cutout(x: Images, box: Float[Tensor, "b 3 1 1"], fill: float = 0.0) -> Images:
+    """A square of `fill`: half its side (pixels), and its center as fractions of the height and width."""
     h, w = x.shape[-2:]
     half, row, column = box.to(x.device, non_blocking=True).split(1, dim=1)
     down = torch.arange(h, device=x.device).view(1, 1, h, 1) - torch.floor(row * h)
@@ -192,4 +207,44 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "SolarizeAdd": solarize_add,
     "Cutout": cutout,
 }
+
+
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Cutout")
+
+
+NAMES = tuple(OPERATIONS)
+
+
+def apply_operations(
+    x: Float[Tensor, "b c h w"], params: Params, fill: Fill, functions: Functions = OPERATIONS
+) -> None:
+    """Apply, slot by slot, the operation that each image drew, in place; images that drew the same go together.
+
+    Args:
+        x: images, which are written over.
+        params: "operation" (`b slots` int64, positions in `policy_operations.OPERATIONS`, −1 for none), "magnitude"
+            (`b slots` float64, in the operation's unit), "center" where there is a cutout (`b slots 2` float64), and
+            "bicubic" where the way of resampling is drawn (`b slots` bool).
+        fill: the gray, or the color, of what geometry uncovers.
+        functions: the operations by name: torchvision's, or a dialect's.
+    """
+    operation, magnitude = params["operation"], params["magnitude"]
+    for slot in range(operation.shape[1]):
+        for chosen in operation[:, slot].unique().tolist():
+            name = NAMES[chosen]
+            if chosen < 0 or name == "Identity":
+                continue
+            amounts = magnitude[:, slot, None]
+            if name == "Cutout":
+                amounts = torch.cat([amounts, params["center"][:, slot]], dim=1)
+            elif "bicubic" in params and name in GEOMETRIC:
+                amounts = torch.cat([amounts, params["bicubic"][:, slot, None].to(amounts.dtype)], dim=1)
+            function = functions[name]
+
+            def some(images: Tensor, amount: Tensor, name: str = name, function: Any = function) -> Tensor:
+                columns = amount.to(torch.float32)[:, :, None, None]
+                if name in GEOMETRIC:
+                    return function(images, columns, fill=fill)
+                return function(images, columns.to(images.device, non_blocking=True))
+
+            map_selected_(x, operation[:, slot] == chosen, some, amounts)

@@ -1,6 +1,6 @@
-"""Resampling: a part of each picture brought to one size, antialiased as Pillow does it.
+"""Resampling: a part of each image brought to one size, antialiased as Pillow does it.
 
-Large pictures, and those that are not stacked, go one by one through torch's own kernels, photos in bytes; small ones
+Large images, and those that are not stacked, go one by one through torch's own kernels, photos in bytes; small ones
 that are, and all on an accelerator, go together, their taps gathered and weighted. Which of the two runs never depends
 on how many there are.
 """
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.views import Params, empty_buffer
-from mmcon_views.image.pixels import check_picture, check_stacked, chunks, names_of
+from mmcon_views.image.pixels import check_batch, check_image, chunks, sample_names
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
-# Up to this many pixels in and out, a call for each picture costs more than gathering all pictures' taps at once.
+# Up to this many pixels in and out, a call for each image costs more than gathering all images' taps at once.
 SMALL = 64 * 64
 
 
@@ -34,13 +34,13 @@ def check_interpolation(where: str, interpolation: str) -> None:
 def resample(
     batch: Any, box: Params, size: tuple[int, int], interpolation: str, where: str, *, bytes: bool = False
 ) -> Num[Tensor, "b c h w"]:
-    """Bring a part of each picture to one size, antialiased as Pillow does it.
+    """Bring a part of each image to one size, antialiased as Pillow does it.
 
     Photos (uint8) above SMALL pixels are resampled in bytes on a CPU, rounded to 1/255 as they are in any pipeline of
     bytes; all else is resampled in float32.
 
     Args:
-        batch: handles, pictures `c h w`, or a stacked batch `b c h w`.
+        batch: handles, images `c h w`, or a stacked batch `b c h w`.
         box: `top`, `left`, `height`, `width`, `b` int64 each.
         size: height and width that leave.
         interpolation: the filter: a triangle, Keys' cubic (a = −1/2), or the nearest pixel.
@@ -51,7 +51,7 @@ def resample(
         `b c h w` float32 in [0, 1], or uint8.
     """
     if isinstance(batch, Tensor):
-        check_stacked(batch, where)
+        check_batch(batch, where)
         small = max(batch.shape[-1] * batch.shape[-2], size[0] * size[1]) <= SMALL
         if small or batch.device.type != "cpu":
             return _resample_stacked(batch, box, size, interpolation)
@@ -67,62 +67,62 @@ def _resample_each(
     where: str,
     bytes: bool = False,
 ) -> Tensor:
-    names = names_of(batch)
+    names = sample_names(batch)
     out: Tensor | None = None
     for row, (top, left, height, width) in enumerate(boxes):
         sample = batch[row]
         if isinstance(sample, Tensor):
             if not isinstance(batch, Tensor):
-                check_picture(sample, where, names[row])
+                check_image(sample, where, names[row])
             part = sample[:, top : top + height, left : left + width]
         else:
             part = sample.decode(region=(top, left, height, width), size=size)
-        view = resize_picture(part, size, interpolation)
+        view = resize_image(part, size, interpolation)
         if out is None:
             kept = bytes and view.dtype == torch.uint8
             out = empty_buffer((len(boxes), *view.shape), torch.uint8 if kept else torch.float32)
         if view.shape != out.shape[1:]:
             raise InputError(
                 where,
-                expected=f"{out.shape[1]} channels, as in the batch's first picture",
+                expected=f"{out.shape[1]} channels, as in the batch's first image",
                 got=f"{view.shape[0]} in sample {names[row]}",
                 fix="open files with one number of channels: ImageHandle(..., channels=3)",
             )
         if view.dtype != torch.uint8 and out.dtype == torch.uint8:
             raise InputError(
                 where,
-                expected="pictures of one type in a batch",
+                expected="images of one type in a batch",
                 got=f"{view.dtype} in sample {names[row]} after uint8",
             )
         out[row] = view
         if view.dtype == torch.uint8 and out.dtype != torch.uint8:
             out[row] /= 255
     if out is None:
-        raise InputError(where, expected="at least one picture", got="an empty batch")
+        raise InputError(where, expected="at least one image", got="an empty batch")
     return out
 
 
-def resize_picture(picture: Num[Tensor, "c h w"], size: tuple[int, int], interpolation: str) -> Num[Tensor, "c h2 w2"]:
-    """One picture at another size; bytes stay bytes."""
-    if picture.shape[-2:] == size:
-        return picture
+def resize_image(image: Num[Tensor, "c h w"], size: tuple[int, int], interpolation: str) -> Num[Tensor, "c h2 w2"]:
+    """One image at another size; bytes stay bytes."""
+    if image.shape[-2:] == size:
+        return image
     if interpolation == "nearest":
-        return F.interpolate(picture[None], size, mode="nearest-exact")[0]
-    if picture.dtype == torch.uint8:
+        return F.interpolate(image[None], size, mode="nearest-exact")[0]
+    if image.dtype == torch.uint8:
         # torch's byte kernel keeps the layout: reading one and writing the other costs more than it saves.
-        layout = torch.channels_last if picture.stride(0) == 1 else torch.contiguous_format
-        whole = picture[None].contiguous(memory_format=layout)
+        layout = torch.channels_last if image.stride(0) == 1 else torch.contiguous_format
+        whole = image[None].contiguous(memory_format=layout)
         return F.interpolate(whole, size, mode=interpolation, antialias=True)[0]
     # torch has no antialiasing of half precision on a CPU.
-    picture = picture.to(torch.float32)
+    image = image.to(torch.float32)
     # Where neither side shrinks the triangle is not widened: the plain kernel is the same, and more than twice as fast.
-    shrinks = picture.shape[-2] > size[0] or picture.shape[-1] > size[1]
+    shrinks = image.shape[-2] > size[0] or image.shape[-1] > size[1]
     smooth = shrinks or interpolation != "bilinear"
-    return F.interpolate(picture[None], size, mode=interpolation, antialias=smooth)[0].clamp_(0, 1)
+    return F.interpolate(image[None], size, mode=interpolation, antialias=smooth)[0].clamp_(0, 1)
 
 
 def _resample_stacked(batch: Tensor, box: Params, size: tuple[int, int], interpolation: str) -> Tensor:
-    """All pictures at once: rows of each are gathered and weighted tap by tap, then columns, as rows of the turned."""
+    """All images at once: rows of each are gathered and weighted tap by tap, then columns, as rows of the turned."""
     scale = 1 / 255 if batch.dtype == torch.uint8 else 1.0
     down = taps(box["top"], box["height"], size[0], interpolation, scale)
     across = taps(box["left"], box["width"], size[1], interpolation)
@@ -167,19 +167,19 @@ def taps(
         scale: what the weights sum to.
     """
     step = (length.to(torch.float64) / out)[:, None]
-    centre = (torch.arange(out, dtype=torch.float64) + 0.5) * step
+    center = (torch.arange(out, dtype=torch.float64) + 0.5) * step
     if interpolation == "nearest":
-        nearest = torch.minimum(centre.floor().to(torch.int64), length[:, None] - 1)
-        return [(start[:, None] + nearest, torch.full_like(centre, scale).to(torch.float32))]
+        nearest = torch.minimum(center.floor().to(torch.int64), length[:, None] - 1)
+        return [(start[:, None] + nearest, torch.full_like(center, scale).to(torch.float32))]
     wide = step.clamp(min=1.0)
     support = (1.0 if interpolation == "bilinear" else 2.0) * wide
-    first = (centre - support + 0.5).floor().clamp(min=0)
-    last = torch.minimum((centre + support + 0.5).floor(), length[:, None].to(torch.float64))
+    first = (center - support + 0.5).floor().clamp(min=0)
+    last = torch.minimum((center + support + 0.5).floor(), length[:, None].to(torch.float64))
     kernel = _triangle if interpolation == "bilinear" else _cubic
     positions, weights = [], []
     for tap in range(int((last - first).max())):
         at = first + tap
-        weights.append(torch.where(at < last, kernel((at - centre + 0.5) / wide), 0.0))
+        weights.append(torch.where(at < last, kernel((at - center + 0.5) / wide), 0.0))
         positions.append(start[:, None] + torch.minimum(at, length[:, None] - 1.0).to(torch.int64))
     total = weights[0].clone()
     for weight in weights[1:]:

@@ -1,4 +1,4 @@
-"""Heights and widths: what a setting means, what is known before a picture is decoded, what leaves."""
+"""Heights and widths: what a setting means, what is known before an image is decoded, what leaves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmcon.errors import InputError
 from mmcon.views import Meta
 
 
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width; a number is the side of a square."""
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if height < 1 or width < 1:
@@ -18,24 +18,24 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def sizes_in(meta: Meta, where: str) -> tuple[Int[Tensor, "b"], Int[Tensor, "b"]]:
-    """Heights and widths of the pictures that come, from what is known of them."""
+def input_sizes(meta: Meta, where: str) -> tuple[Int[Tensor, "b"], Int[Tensor, "b"]]:
+    """Heights and widths of the images that come, from what is known of them."""
     if "height" not in meta or "width" not in meta:
         raise InputError(
             where,
-            expected="pictures whose height and width are known before they are decoded",
+            expected="images whose height and width are known before they are decoded",
             got=f"facts {sorted(meta)}",
             fix="pass mmcon.media.ImageHandle or tensors `c h w`",
         )
     height, width = meta["height"].to(torch.int64), meta["width"].to(torch.int64)
     if not len(height):
-        raise InputError(where, expected="at least one picture", got="an empty batch")
+        raise InputError(where, expected="at least one image", got="an empty batch")
     if bool(((height < 1) | (width < 1)).any()):
         raise InputError(where, expected="at least one pixel a side", got=f"{int(height.min())} × {int(width.min())}")
     return height, width
 
 
-def leaves_size(meta: Meta, size: tuple[int, int]) -> Meta:
+def with_size(meta: Meta, size: tuple[int, int]) -> Meta:
     """The facts with one height and width for all."""
     some = meta["height"]
     return {**meta, "height": torch.full_like(some, size[0]), "width": torch.full_like(some, size[1])}

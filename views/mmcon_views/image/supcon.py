@@ -6,12 +6,14 @@ from typing import Literal
 
 from mmcon.registry import register_view
 from mmcon.views import Chain, ViewGenerator
+from mmcon_views.image.auto_augment import AutoAugment
 from mmcon_views.image.blur import Blur
-from mmcon_views.image.color import Grayscale, jitter_of
-from mmcon_views.image.color_tensorflow import tf_jitter_of
-from mmcon_views.image.geometry import Flip, RandomResizedCrop
-from mmcon_views.image.pixels import one_of
-from mmcon_views.image.policies import AutoAugment, RandAugment
+from mmcon_views.image.color import Grayscale, simclr_jitter
+from mmcon_views.image.color_tensorflow import simclr_jitter_tf
+from mmcon_views.image.crop import RandomResizedCrop
+from mmcon_views.image.flip import Flip
+from mmcon_views.image.pixels import check_choice
+from mmcon_views.image.rand_augment import RandAugment
 from mmcon_views.image.warp import Warp
 
 Size = int | tuple[int, int]
@@ -19,8 +21,8 @@ Size = int | tuple[int, int]
 
 def supcon_jitter(strength: float, jitter: str) -> ViewGenerator:
     """The jitter of SupCon's released code: TensorFlow's with brightness added, or torchvision's."""
-    one_of("supcon_jitter", "jitter", jitter, ("tensorflow", "torchvision"))
-    return tf_jitter_of(strength, "added") if jitter == "tensorflow" else jitter_of(strength)
+    check_choice("supcon_jitter", "jitter", jitter, ("tensorflow", "torchvision"))
+    return simclr_jitter_tf(strength, "added") if jitter == "tensorflow" else simclr_jitter(strength)
 
 
 @register_view("image/supcon-autoaugment", modality="image")
@@ -29,7 +31,7 @@ def supcon_autoaugment(*, size: Size = 224, area: tuple[float, float] = (0.08, 1
 
     Args:
         size: side of the square that leaves, or (height, width).
-        area: fractions of the picture's area that crops have.
+        area: fractions of the image's area that crops have.
         policy: "tf-v0", or torchvision's "imagenet" or "cifar10".
     """
     return Chain(
@@ -56,11 +58,11 @@ def simclr_supcon(
 
     Args:
         size: side of the square that leaves, or (height, width).
-        strength: s of the colour jitter.
-        area: fractions of the picture's area that crops have.
+        strength: s of the color jitter.
+        area: fractions of the image's area that crops have.
         warp: the probability of the warp.
         jitter: "tensorflow" (brightness added; the released setting for ImageNet) or "torchvision" (for CIFAR-10).
-        blur: the probability of the blur; 0 for CIFAR-10. Beyond the edges lies mid-grey.
+        blur: the probability of the blur; 0 for CIFAR-10. Beyond the edges lies mid-gray.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
@@ -75,20 +77,20 @@ def simclr_supcon(
 
 @register_view("image/stacked-randaugment-talk", modality="image")
 def stacked_talk(*, size: Size = 224, strength: float = 1.0, area: tuple[float, float] = (0.08, 1.0)) -> Chain:
-    """Stacked RandAugment as SupCon's authors told it: crop, RandAugment, colour jitter, Gaussian blur.
+    """Stacked RandAugment as SupCon's authors told it: crop, RandAugment, color jitter, Gaussian blur.
 
     The talk names the order alone; RandAugment is TensorFlow's, jitter and blur are SimCLR's.
 
     Args:
         size: side of the square that leaves, or (height, width).
-        strength: s of the colour jitter.
-        area: fractions of the picture's area that crops have.
+        strength: s of the color jitter.
+        area: fractions of the image's area that crops have.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
         ("flip", Flip()),
         ("randaugment", RandAugment(variant="tf")),
-        ("jitter", jitter_of(strength)),
+        ("jitter", simclr_jitter(strength)),
         ("blur", Blur()),
         name="image/stacked-randaugment-talk",
     )
@@ -108,11 +110,11 @@ def stacked_supcon(
 
     Args:
         size: side of the square that leaves, or (height, width).
-        strength: s of the colour jitter.
-        area: fractions of the picture's area that crops have.
+        strength: s of the color jitter.
+        area: fractions of the image's area that crops have.
         warp: the probability of the warp.
         jitter: "tensorflow" (brightness added; the released setting for ImageNet) or "torchvision" (for CIFAR-10).
-        blur: the probability of the blur; 0 for CIFAR-10. Beyond the edges lies mid-grey.
+        blur: the probability of the blur; 0 for CIFAR-10. Beyond the edges lies mid-gray.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
@@ -132,12 +134,12 @@ def stacked_infomin(*, size: Size = 224, area: tuple[float, float] = (0.2, 1.0))
 
     Args:
         size: side of the square that leaves, or (height, width).
-        area: fractions of the picture's area that crops have: from .2, or from .08 in a second setting.
+        area: fractions of the image's area that crops have: from .2, or from .08 in a second setting.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
         ("flip", Flip()),
-        ("jitter", jitter_of(1.0)),
+        ("jitter", simclr_jitter(1.0)),
         ("blur", Blur()),
         ("randaugment", RandAugment(variant="timm")),
         ("gray", Grayscale()),

@@ -12,13 +12,13 @@ from torch import Tensor
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import change_rows, copy_as_float, on_rows, to_float
+from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_, to_float
 
 
 @register_view("image/warp", modality="image")
 @final
 class Warp(ViewGenerator):
-    """A smooth warp: 2 × 2 control points at thirds of the picture are moved by L · N(0, 1) pixels, L even in [0, 23).
+    """A smooth warp: 2 × 2 control points at thirds of the image are moved by L · N(0, 1) pixels, L even in [0, 23).
 
     The spline has kernel r² log r and an affine part (order 2, no smoothing), and knows the moves where the four points
     arrive. SupCon's released hyper-parameters leave its probability at 0.
@@ -42,11 +42,11 @@ class Warp(ViewGenerator):
 
     def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
         """Warp where drawn; what comes from outside repeats the border."""
-        return on_rows(to_float(batch, self.name or "image/warp"), params["apply"], _warp, params["moves"])
+        return map_selected(to_float(batch, self.name or "image/warp"), params["apply"], _warp, params["moves"])
 
     def apply_(self, batch: Tensor, params: Params) -> None:
         """Warp in place."""
-        change_rows(batch, params["apply"], _warp, params["moves"])
+        map_selected_(batch, params["apply"], _warp, params["moves"])
 
 
 def _warp(x: Tensor, moves: Tensor) -> Tensor:

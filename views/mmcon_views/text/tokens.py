@@ -55,7 +55,7 @@ class TokenView(ViewGenerator):
         return {}
 
     def apply(self, batch: Sequence[TextHandle | str], params: Params) -> list[Tokens]:
-        """Tokenise."""
+        """Tokenize."""
         texts = as_text_handles(batch)
         empty = next((text for text in texts if not text.value.strip()), None)
         if empty is not None:
@@ -130,7 +130,7 @@ class TokenDropout(ViewGenerator):
     modality: ClassVar[str] = "text"
 
     def __init__(self, share: float = 0.1, keep_first: int = 1, keep_last: int = 1) -> None:
-        self.share = _share("text/token-dropout", share)
+        self.share = check_share("text/token-dropout", share)
         self.keep_first, self.keep_last = keep_first, keep_last
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
@@ -160,7 +160,7 @@ class SpanMask(ViewGenerator):
     modality: ClassVar[str] = "text"
 
     def __init__(self, mask_id: int, share: float = 0.15, keep_first: int = 1, keep_last: int = 1) -> None:
-        self.mask_id, self.share = mask_id, _share("text/span-mask", share)
+        self.mask_id, self.share = mask_id, check_share("text/span-mask", share)
         self.keep_first, self.keep_last = keep_first, keep_last
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
@@ -190,7 +190,7 @@ def _inner(mask: Tensor, first: int, last: int) -> Tensor:
     return (mask > 0) & (number >= first) & (number < mask.sum(1, keepdim=True) - last)
 
 
-def _share(where: str, share: float) -> float:
+def check_share(where: str, share: float) -> float:
     if not 0 <= share < 1:
         raise InputError(where, expected="0 <= share < 1", got=str(share))
     return share

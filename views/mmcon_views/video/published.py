@@ -1,121 +1,26 @@
-"""Views of clips: spans of time (`mmcon_views.video.spans`), then pictures changed alike in all frames of a view.
+"""Views of clips: spans of time (`mmcon_views.video.spans`), then images changed alike in all frames of a view.
 
 Chains take undecoded clips of any size and length, decode only what was drawn, and give float32 `b t c h w` in [0, 1].
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, final
+from typing import Any
 
-import torch
-from jaxtyping import Shaped
-from torch import Tensor
-
-from mmcon.errors import InputError
-from mmcon.random import Keys
 from mmcon.registry import register_view
-from mmcon.views import Chain, Meta, Params, ViewGenerator
+from mmcon.views import Chain, ViewGenerator
 from mmcon_views.image.blur import Blur
-from mmcon_views.image.color import ColorJitter, Grayscale, Solarize
-from mmcon_views.image.geometry import Flip, RandomResizedCrop, Resize
-from mmcon_views.image.published import jitter_of
-from mmcon_views.scopes import CropWithin, OnSecondViews, PerClip, SharedByViews
-from mmcon_views.video import spans
-from mmcon_views.video.spans import Short
+from mmcon_views.image.color import ColorJitter, Grayscale, Solarize, simclr_jitter
+from mmcon_views.image.crop import CropWithin, RandomResizedCrop
+from mmcon_views.image.flip import Flip
+from mmcon_views.image.resize import Resize
+from mmcon_views.shared_draws import OnSecondViews, SharedByViews
+from mmcon_views.video import clip_sampler
+from mmcon_views.video.clip_sampler import Short
+from mmcon_views.video.per_clip import PerClip
 
 
-def _check_clips(batch: Tensor, where: str) -> None:
-    if batch.dim() != 5:
-        raise InputError(where, expected="clips `b t c h w`", got=f"shape {tuple(batch.shape)}")
-
-
-# --- views of time, after decoding -----------------------------------------------------------------------------------
-
-
-@register_view("video/reverse", modality="video")
-@final
-class Reverse(ViewGenerator):
-    """Time run backwards with probability p. It does not keep the meaning: sitting down becomes standing up.
-
-    The index table gets a column `reversed`, 1 where it was, so that the direction can be a label.
-
-    Args:
-        p: the probability.
-    """
-
-    modality: ClassVar[str] = "video"
-    scope: ClassVar[Any] = "clip"
-    preserves_labels: ClassVar[bool] = False
-
-    def __init__(self, *, p: float = 0.5) -> None:
-        self.p = p
-
-    def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw whether to reverse, `b` bool."""
-        return {"reverse": keys.bernoulli("reverse", self.p)}
-
-    def apply(self, batch: Shaped[Tensor, "b t c h w"], params: Params) -> Shaped[Tensor, "b t c h w"]:
-        """Turn the order of frames round where drawn."""
-        _check_clips(batch, "video/reverse")
-        return torch.where(params["reverse"].to(batch.device)[:, None, None, None, None], batch.flip(1), batch)
-
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """`reversed`, int64."""
-        return {"reversed": params["reverse"].to(torch.int64)}
-
-
-@register_view("video/shuffle", modality="video")
-@final
-class Shuffle(ViewGenerator):
-    """Segments of the view put in a drawn order. It does not keep the meaning of anything that takes time.
-
-    The index table gets a column `shuffled`, 0 where the order is as it was.
-
-    Args:
-        segments: as equal as the number of frames allows; None: every frame is one.
-        p: the probability of drawing an order at all.
-    """
-
-    modality: ClassVar[str] = "video"
-    scope: ClassVar[Any] = "clip"
-    preserves_labels: ClassVar[bool] = False
-
-    def __init__(self, *, segments: int | None = None, p: float = 1.0) -> None:
-        self.segments, self.p = segments, p
-        if segments is not None and segments < 2:
-            raise InputError("video/shuffle", expected="segments >= 2, or None", got=str(segments))
-
-    def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the new place of each frame's segment: `order`, `b t` int64, the frames in their new order."""
-        if "frames" not in meta:
-            raise InputError("video/shuffle", expected="clips whose number of frames is known", got=str(sorted(meta)))
-        counts = meta["frames"].unique()
-        if len(counts) != 1:
-            raise InputError("video/shuffle", expected="views of one number of frames", got=str(counts.tolist()))
-        frames = int(counts)
-        segments = min(self.segments or frames, frames)
-        place = keys.permutation("order", segments)
-        of_frame = torch.arange(frames) * segments // frames
-        shuffled = torch.argsort(place[:, of_frame], dim=1, stable=True)
-        apply = keys.bernoulli("apply", self.p)
-        return {"order": torch.where(apply[:, None], shuffled, torch.arange(frames))}
-
-    def apply(self, batch: Shaped[Tensor, "b t c h w"], params: Params) -> Shaped[Tensor, "b t c h w"]:
-        """Put the frames in their new order."""
-        _check_clips(batch, "video/shuffle")
-        rows = torch.arange(len(batch), device=batch.device)[:, None]
-        return batch[rows, params["order"].to(batch.device)]
-
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """`shuffled`, int64."""
-        order = params["order"]
-        return {"shuffled": (order != torch.arange(order.shape[1])).any(1).to(torch.int64)}
-
-
-# --- published recipes -----------------------------------------------------------------------------------------------
-
-
-def _pictures(
+def _spatial_chain(
     sampler: ViewGenerator,
     size: int | tuple[int, int],
     *,
@@ -157,13 +62,13 @@ def graded(
     strength: int | float = 0.5,
     flip: bool = False,
     framing: tuple[int | float, int | float] | None = None,
-    places: int | None = None,
+    positions: int | None = None,
     short: Short = "hold",
 ) -> Chain:
-    """A clip from anywhere in its video, lightly cropped and coloured: for affinities that grade by time.
+    """A clip from anywhere in its video, lightly cropped and tilt_spectrum: for affinities that grade by time.
 
     Strong crops and flips are one more way for two moments to differ, which time has to outshine; so crops keep half
-    of the picture or more, and flips are off. A `framing` changes the picture without that: all views of a sample have
+    of the image or more, and flips are off. A `framing` changes the image without that: all views of a sample have
     the same, so that one video gives many, in each of which time runs as it did.
 
     Args:
@@ -171,19 +76,19 @@ def graded(
         frames: in the view.
         rate_hz: steps a second; None: the clip's own rate.
         stride: steps from frame to frame.
-        area: fractions of the picture that crops keep.
-        strength: s of SimCLR's colour jitter.
+        area: fractions of the image that crops keep.
+        strength: s of SimCLR's color jitter.
         flip: whether to exchange left and right, once a clip, with probability .5.
-        framing: fractions of the picture that a first crop keeps which all views of a sample share, as they do a flip;
+        framing: fractions of the image that a first crop keeps which all views of a sample share, as they do a flip;
             `area` is then of that crop.
-        places: instead of anywhere, at so many even places, a view each: moments under disturbance, for evaluation.
+        positions: instead of anywhere, at so many even places, a view each: moments under disturbance, for evaluation.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     pace: dict[str, Any] = {"frames": frames, "stride": stride, "rate_hz": rate_hz, "short": short}
     pace["shorter_side"] = _decoding_side(
         size, area if framing is None else (area[0] * framing[0], area[1] * framing[1])
     )
-    sampler = spans.random_clip(**pace) if places is None else spans.grid_clip(views=places, **pace)
+    sampler = clip_sampler.random_clip(**pace) if positions is None else clip_sampler.grid_clip(views=positions, **pace)
     crop = RandomResizedCrop(size=size, area=(float(area[0]), float(area[1])))
     parts: list[tuple[str, ViewGenerator]] = [("clip", sampler)]
     if framing is None:
@@ -193,7 +98,7 @@ def graded(
         parts += [("crop", PerClip(CropWithin(shared, crop))), ("turn", PerClip(SharedByViews(Flip())))]
     if flip:
         parts.append(("flip", PerClip(Flip())))
-    return Chain(*parts, ("jitter", PerClip(jitter_of(float(strength)))), name="video/graded")
+    return Chain(*parts, ("jitter", PerClip(simclr_jitter(float(strength)))), name="video/graded")
 
 
 @register_view("video/cvrl", modality="video")
@@ -208,18 +113,18 @@ def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | f
         frames: in each view.
         stride: frames of the video from one to the next.
     """
-    sampler = spans.cvrl_clip(frames=frames, stride=stride)
-    pictures = _pictures(
+    sampler = clip_sampler.cvrl_clip(frames=frames, stride=stride)
+    images = _spatial_chain(
         sampler,
         size,
         area=(0.3, 1.0),
         aspect=(0.5, 2.0),
-        jitter=jitter_of(1.0),
+        jitter=simclr_jitter(1.0),
         grayscale=0.2,
         blur=True,
         name="video/cvrl",
     )
-    return Chain(*pictures.children(), ("solarize", PerClip(OnSecondViews(Solarize()))), name="video/cvrl")
+    return Chain(*images.children(), ("solarize", PerClip(OnSecondViews(Solarize()))), name="video/cvrl")
 
 
 @register_view("video/tclr", modality="video")
@@ -232,8 +137,8 @@ def tclr(*, size: int | tuple[int, int] = 112, frames: int = 16, skip: int = 4, 
         skip: the sparse clip's stride.
         dense: how many dense clips; give the same object for 1 + `dense` views.
     """
-    sampler = spans.tclr_clip(frames=frames, skip=skip, dense=dense)
-    return _pictures(sampler, size, area=(0.3, 1.0), jitter=jitter_of(0.5), grayscale=0.2, name="video/tclr")
+    sampler = clip_sampler.tclr_clip(frames=frames, skip=skip, dense=dense)
+    return _spatial_chain(sampler, size, area=(0.3, 1.0), jitter=simclr_jitter(0.5), grayscale=0.2, name="video/tclr")
 
 
 @register_view("video/vince", modality="video")
@@ -244,7 +149,9 @@ def vince(*, size: int | tuple[int, int] = 224) -> Chain:
         size: side of the square that leaves, or (height, width).
     """
     jitter = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
-    return _pictures(spans.random_frame(), size, area=(0.2, 1.0), jitter=jitter, grayscale=0.2, name="video/vince")
+    return _spatial_chain(
+        clip_sampler.random_frame(), size, area=(0.2, 1.0), jitter=jitter, grayscale=0.2, name="video/vince"
+    )
 
 
 @register_view("video/rho-byol", modality="video")
@@ -255,7 +162,7 @@ def rho_byol(
     frames: int = 8,
     stride: int | float = 8,
 ) -> Chain:
-    """ρBYOL (Feichtenhofer et al. 2021): clips of 8×8 frames at most a gap apart, under SimCLR's pictures.
+    """ρBYOL (Feichtenhofer et al. 2021): clips of 8×8 frames at most a gap apart, under SimCLR's images.
 
     Args:
         gap_seconds: the longest gap between the starts of two clips.
@@ -263,9 +170,9 @@ def rho_byol(
         frames: in each view.
         stride: frames of the video from one to the next.
     """
-    sampler = spans.bounded_gap_clip(gap_seconds=gap_seconds, frames=frames, stride=stride)
-    return _pictures(
-        sampler, size, area=(0.2, 0.76), jitter=jitter_of(1.0), grayscale=0.2, blur=True, name="video/rho-byol"
+    sampler = clip_sampler.bounded_gap_clip(gap_seconds=gap_seconds, frames=frames, stride=stride)
+    return _spatial_chain(
+        sampler, size, area=(0.2, 0.76), jitter=simclr_jitter(1.0), grayscale=0.2, blur=True, name="video/rho-byol"
     )
 
 
@@ -279,7 +186,7 @@ def plain(
     views: int = 1,
     short: Short = "hold",
 ) -> Chain:
-    """The view of evaluation: the clip's centre, or `views` even places, brought to one size; nothing drawn.
+    """The view of evaluation: the clip's center, or `views` even places, brought to one size; nothing drawn.
 
     Args:
         size: side of the square that leaves, or (height, width).
@@ -290,7 +197,7 @@ def plain(
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     side = min(size if isinstance(size, tuple) else (size, size))
-    sampler = spans.grid_clip(
+    sampler = clip_sampler.grid_clip(
         frames=frames, stride=stride, rate_hz=rate_hz, views=views, shorter_side=side, short=short
     )
     return Chain(("clip", sampler), ("resize", PerClip(Resize(size=size))), name="video/plain")

@@ -1,8 +1,8 @@
-"""Channels as views: luminance and chroma of a colour space (Tian et al. 2019, contrastive multiview coding)."""
+"""Channels as views: luminance and chroma of a color space (Tian et al. 2019, contrastive multiview coding)."""
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -11,23 +11,43 @@ from torch import Tensor
 from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
-from mmcon.views import Meta, Params, ViewGenerator
+from mmcon.views import Chain, Meta, Params, ViewGenerator
+from mmcon_views.image.blur import Blur
+from mmcon_views.image.color import ColorJitter
+from mmcon_views.image.crop import RandomResizedCrop
+from mmcon_views.image.flip import Flip
 from mmcon_views.image.pixels import to_float
+from mmcon_views.image.rand_augment import RandAugment
+from mmcon_views.shared_draws import SharedByViews
 
 # sRGB primaries to CIE XYZ (IEC 61966-2-1), over the D65 white.
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+
+
 _WHITE = (0.95047, 1.0, 1.08883)
+
+
 # ITU-R BT.601 with head room, as scikit-image has it: luminance from 16 to 235, chroma from 16 to 240 about 128.
 _YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
+
+
 _YCBCR_ZERO = (16.0, 128.0, 128.0)
+
+
 _LUMINANCE = (0.299, 0.587, 0.114)
+
+
 _YDBDR = ((0.299, 0.587, 0.114), (-0.450, -0.883, 1.333), (-1.333, 1.116, 0.217))
+
+
 # What CMC's encoders expect: half of each channel's range and its middle in Lab, and figures of its code in the others.
 MEAN = {
     "lab": (50.0, (98.233 - 86.183) / 2, (94.478 - 107.857) / 2),
     "ycbcr": (116.151, 121.080, 132.342),
     "ydbdr": (0.457, -0.082, -0.052),
 }
+
+
 STD = {
     "lab": (50.0, (98.233 + 86.183) / 2, (94.478 + 107.857) / 2),
     "ycbcr": (109.500, 111.855, 111.964),
@@ -36,7 +56,7 @@ STD = {
 
 
 def linear_channels(x: Float[Tensor, "b 3 h w"], matrix: tuple[tuple[float, ...], ...]) -> Float[Tensor, "b rows h w"]:
-    """Each pixel's colour times a matrix, summed in channel order."""
+    """Each pixel's color times a matrix, summed in channel order."""
     red, green, blue = x.unbind(1)
     return torch.stack([red * m[0] + green * m[1] + blue * m[2] for m in matrix], dim=1)
 
@@ -53,9 +73,9 @@ def lab(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 @register_view("image/color-channels", modality="image")
 @final
 class ColorChannels(ViewGenerator):
-    """The luminance, the chroma, or all channels of a colour space: nothing is drawn.
+    """The luminance, the chroma, or all channels of a color space: nothing is drawn.
 
-    All come standardised with the means and deviations of CMC's code (Lab, YCbCr) and of PyContrast's (YDbDr).
+    All come standardized with the means and deviations of CMC's code (Lab, YCbCr) and of PyContrast's (YDbDr).
 
     Args:
         space: "lab", "ycbcr" or "ydbdr".
@@ -86,7 +106,7 @@ class ColorChannels(ViewGenerator):
         """Change the space and take the part."""
         x = to_float(batch, self.name or "image/color-channels")
         if x.shape[1] != 3:
-            raise InputError("image/color-channels", expected="RGB pictures", got=f"{x.shape[1]} channel")
+            raise InputError("image/color-channels", expected="RGB images", got=f"{x.shape[1]} channel")
         mean, std, zero = (
             torch.tensor(v[self.space], device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD, self.ZERO)
         )
@@ -104,9 +124,9 @@ class ColorChannels(ViewGenerator):
 @register_view("image/edges", modality="image")
 @final
 class Edges(ViewGenerator):
-    """The strength of edges as a picture of one channel: the length of Sobel's gradient of the luminance.
+    """The strength of edges as an image of one channel: the length of Sobel's gradient of the luminance.
 
-    A view without colour, brightness or texture at large; nothing is drawn. Values are the slope from one pixel
+    A view without color, brightness or texture at large; nothing is drawn. Values are the slope from one pixel
     to the next.
     """
 
@@ -122,7 +142,7 @@ class Edges(ViewGenerator):
         if x.shape[1] == 3:
             x = linear_channels(x, (_LUMINANCE,))
         elif x.shape[1] != 1:
-            raise InputError("image/edges", expected="RGB or grey pictures", got=f"{x.shape[1]} channels")
+            raise InputError("image/edges", expected="RGB or gray images", got=f"{x.shape[1]} channels")
         across = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         kernels = torch.stack([across, across.T])[:, None]
         padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
@@ -131,3 +151,45 @@ class Edges(ViewGenerator):
     def output_meta(self, meta: Meta, params: Params) -> Meta:
         """One channel."""
         return {**meta, "channels": torch.ones_like(meta["channels"])} if "channels" in meta else meta
+
+
+Size = int | tuple[int, int]
+
+
+@register_view("image/cmc", modality="image")
+def cmc(
+    *,
+    part: Literal["luminance", "chroma", "edges", "both"] = "both",
+    space: Literal["lab", "ycbcr", "ydbdr"] = "lab",
+    size: Size = 224,
+    area: tuple[float, float] = (0.2, 1.0),
+    augment: bool | None = None,
+) -> Chain:
+    """CMC's channel views: crop, flip, then the luminance (1 channel) or the chroma (2 channels) of a color space.
+
+    An edge map (1 channel) may stand beside them: CMC takes any number of views of one scene. All parts of a sample see
+    the same crop: their draws leave the view out of the key. In the YDbDr space of the second version (PyContrast), a
+    jitter (.4, .4, .4, .1) .8, a blur .5 and the operations of RandAugment that leave colors alone follow the flip.
+
+    >>> views = [mmcon.create_view("image/cmc", part=p) for p in ("luminance", "chroma")]
+
+    Args:
+        part: "luminance", "chroma", "edges", or "both" of the first two (3 channels).
+        space: "lab", "ycbcr" or "ydbdr".
+        size: side of the square that leaves, or (height, width).
+        area: fractions of the image's area that crops have.
+        augment: whether to apply the second version's jitter, blur and RandAugment; by default with "ydbdr".
+    """
+    parts: list[tuple[str, ViewGenerator]] = [
+        ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
+        ("flip", Flip()),
+    ]
+    if augment or (augment is None and space == "ydbdr"):
+        parts += [
+            ("jitter", ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)),
+            ("blur", Blur()),
+            ("randaugment", RandAugment(variant="color-safe")),
+        ]
+    shared = [(name, SharedByViews(generator)) for name, generator in parts]
+    channels = Edges() if part == "edges" else ColorChannels(space=space, part=part)
+    return Chain(*shared, ("channels", channels), name="image/cmc")

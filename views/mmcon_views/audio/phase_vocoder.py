@@ -3,7 +3,7 @@
 Quality: frames of 64 ms (at 16 kHz), a Hann window, four frames overlapping, no phase locking: the textbook vocoder
 (Flanagan and Golden 1966; Dolson 1986), as torchaudio's. Steady tones keep their pitch to a cent; attacks smear over a
 frame. At tempo 1 and pitch 0 the signal comes back as it was. Pitch is exact to
-3 cents down to an octave below and to 7 cents up to an octave above (the frame that is synthesised is a multiple of
+3 cents down to an octave below and to 7 cents up to an octave above (the frame that is synthesized is a multiple of
 four samples long); steady tones lose up to 1.1 dB.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from mmcon.random import exp
-from mmcon_views.audio.signal import silence_padding
+from mmcon_views.audio.waveform_ops import silence_padding
 
 
 def advance_phases(spectrum: Complex[Tensor, "b t f"], positions: Float[Tensor, "b k"]) -> Complex[Tensor, "b k f"]:
@@ -53,7 +53,7 @@ def change_tempo_and_pitch(
 ) -> Float[Tensor, "b c t"]:
     """Play each row at its own tempo (2 is twice as fast) and pitch; rows stay `t` wide, `new_length` is real.
 
-    Pitch moves by synthesising frames of another length than were analysed, over which the same bins are other
+    Pitch moves by synthesizing frames of another length than were analyzed, over which the same bins are other
     frequencies; bins above the new Nyquist frequency drop out.
     """
     hop, t = frame // 4, signal.shape[-1]
@@ -80,7 +80,7 @@ def new_length(length: Int[Tensor, " b"], tempo: Float[Tensor, " b"], t: int) ->
 
 
 def synthesis_frame(semitones: Float[Tensor, " b"], frame: int) -> Int[Tensor, " b"]:
-    """The length of synthesised frames: higher is shorter; a multiple of four."""
+    """The length of synthesized frames: higher is shorter; a multiple of four."""
     exact = frame * exp(-semitones.to("cpu", torch.float64) * (math.log(2) / 12))
     return torch.round(exact / 4).long().clamp(min=4) * 4
 
@@ -112,3 +112,8 @@ def change_speed(
             played = resampler(p, 100).to(signal.device)(signal[row, :, : int(length[row])])[:, :t]
             out[row] = torch.nn.functional.pad(played, (0, t - played.shape[-1]))
     return out
+
+
+def vocoder_frame(rate_hz: int) -> int:
+    """The power of two that is 64 ms or the next shorter: 1024 at 16 kHz, 512 at 8 kHz."""
+    return 1 << round(rate_hz * 0.064).bit_length() - 1

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from mmcon_views.image import policies
+from mmcon_views.image import auto_augment, policy_magnitudes, policy_operations, rand_augment
 from PIL import Image
 from timm.data import auto_augment as timm
 
@@ -28,9 +28,9 @@ def photo():
 
 def applied(variant, name, magnitude, bicubic=False):
     params = {
-        "operation": torch.tensor([[policies.NAMES.index(name)]]),
+        "operation": torch.tensor([[policy_operations.NAMES.index(name)]]),
         "magnitude": torch.tensor([[magnitude]], dtype=torch.float64),
-        "centre": torch.tensor([[[0.4, 0.7]]], dtype=torch.float64),
+        "center": torch.tensor([[[0.4, 0.7]]], dtype=torch.float64),
     }
     if variant == "timm":
         params["bicubic"] = torch.tensor([[bicubic]])
@@ -40,30 +40,30 @@ def applied(variant, name, magnitude, bicubic=False):
 def magnitude_of(name, level, side=(H, W)):
     """What is drawn for an operation at a level, with the sign that is positive."""
     drawn = [torch.tensor([[v]], dtype=torch.float64) for v in (level / 10, 1.0, *side)]
-    code = torch.tensor([[policies.NAMES.index(name)]])
-    return float(policies._magnitudes(policies.tf_magnitude, code, *drawn))
+    code = torch.tensor([[policy_operations.NAMES.index(name)]])
+    return float(policy_magnitudes.magnitudes(policy_magnitudes.tf_magnitude, code, *drawn))
 
 
 # timm, through Pillow.
 
 
 def test_tables_equal_timms():
-    assert sorted(name.removesuffix("Rel") for name in timm._RAND_TRANSFORMS) == sorted(policies.TIMM_OPERATIONS)
+    assert sorted(name.removesuffix("Rel") for name in timm._RAND_TRANSFORMS) == sorted(rand_augment.TIMM_OPERATIONS)
     v0 = timm.auto_augment_policy_v0({"translate_const": 250, "img_mean": FILL})
     theirs = [[(op.name.removesuffix("Rel"), op.prob, op.magnitude) for op in pair] for pair in v0]
-    assert [[tuple(part) for part in pair] for pair in policies.POLICIES["tf-v0"]] == theirs
+    assert [[tuple(part) for part in pair] for pair in auto_augment.POLICIES["tf-v0"]] == theirs
 
 
 LEVELS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9.5, 10)
 
 
-EACH = [(name, False) for name in policies.TIMM_OPERATIONS]
-EACH += [(name, True) for name in policies.TIMM_OPERATIONS if name in policies.GEOMETRIC]
+EACH = [(name, False) for name in rand_augment.TIMM_OPERATIONS]
+EACH += [(name, True) for name in rand_augment.TIMM_OPERATIONS if name in policy_operations.GEOMETRIC]
 
 
 @pytest.mark.parametrize(("name", "bicubic"), EACH)
 def test_every_operation_equals_timms_at_every_level(name, bicubic, monkeypatch):
-    picture = Image.fromarray(photo()[0].permute(1, 2, 0).numpy())
+    image = Image.fromarray(photo()[0].permute(1, 2, 0).numpy())
     # The sign is drawn there and here alike: compared where it is positive.
     monkeypatch.setattr(timm, "_randomly_negate", lambda v: v)
     theirs_name = name + ("Rel" if name.startswith("Translate") else "")
@@ -72,7 +72,7 @@ def test_every_operation_equals_timms_at_every_level(name, bicubic, monkeypatch)
         rule = timm.LEVEL_TO_ARG[theirs_name]
         arguments = rule(level, {}) if rule else ()
         mode = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
-        there = timm.NAME_TO_OP[theirs_name](picture, *arguments, fillcolor=FILL, resample=mode)
+        there = timm.NAME_TO_OP[theirs_name](image, *arguments, fillcolor=FILL, resample=mode)
         theirs = torch.from_numpy(np.array(there)).permute(2, 0, 1) / 255
         amount = magnitude_of(name, level, (0.45 * H, 0.45 * W))
         ours = applied("timm", name, amount, bicubic)
@@ -93,7 +93,7 @@ def test_resampling_is_drawn_evenly_by_timms_variants():
 # TensorFlow, read from the definitions of its model garden: bytes in, bytes out.
 
 
-def grey(x):
+def gray(x):
     return np.round(x @ np.array([0.2989, 0.587, 0.114]))
 
 
@@ -112,7 +112,7 @@ def smooth(x):
 def moved(x, a, b, c, d, e, f):
     """The pixel (x, y) comes from (a x + b y + c, d x + e y + f), the nearest; outside is 128.
 
-    Four pictures: on a tie, which a last bit decides, either neighbour will do, across and down.
+    Four images: on a tie, which a last bit decides, either neighbour will do, across and down.
     """
     rows, columns = np.mgrid[0:H, 0:W]
     made = []
@@ -155,7 +155,7 @@ TF = {
     "Posterize": lambda x, v: cut_to_bits(x, 4 * v),
     "Solarize": lambda x, v: np.where(x < int(256 * v), x, 255 - x),
     "SolarizeAdd": lambda x, v: np.where(x < 128, np.clip(x + int(110 * v), 0, 255), x),
-    "Color": lambda x, v: blend(grey(x)[..., None], x, 1.8 * v + 0.1),
+    "Color": lambda x, v: blend(gray(x)[..., None], x, 1.8 * v + 0.1),
     "Contrast": lambda x, v: blend(float(min(H * W // 256, 255)), x, 1.8 * v + 0.1),
     "Brightness": lambda x, v: blend(0.0, x, 1.8 * v + 0.1),
     "Sharpness": lambda x, v: blend(smooth(x), x, 1.8 * v + 0.1),
@@ -185,6 +185,6 @@ def test_cutout_and_solarize_of_the_top_level_are_drawn_as_published():
     meta = {"height": torch.full((n,), 224), "width": torch.full((n,), 224)}
     drawn = create_view("image/randaugment", variant="tf").draw(keys(seed=0, sample=range(n)), meta)
     for name, value in (("Cutout", 40), ("Solarize", 256 / 255), ("SolarizeAdd", 110 / 255), ("Posterize", 4)):
-        seen = drawn["magnitude"][drawn["operation"] == policies.NAMES.index(name)]
+        seen = drawn["magnitude"][drawn["operation"] == policy_operations.NAMES.index(name)]
         assert len(seen) > 300
         assert torch.allclose(seen, torch.tensor(value, dtype=torch.float64))

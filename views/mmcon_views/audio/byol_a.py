@@ -1,7 +1,4 @@
-"""View generators on log-mel spectrograms: masks, warps, crops, fades and mixing.
-
-The layout of batches is that of `mmcon_views.audio.log_mel`. Only real frames change; padding stays as it was.
-"""
+"""BYOL-A."""
 
 from __future__ import annotations
 
@@ -14,109 +11,37 @@ from torch import Tensor
 from mmcon.errors import ConfigError
 from mmcon.random import Keys
 from mmcon.registry import register_view
-from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.audio import signal as operations
-from mmcon_views.audio.log_mel import spectrogram_parts, sum_of_rows
-from mmcon_views.audio.waveform import Range, to
+from mmcon.views import Chain, Meta, Params, ViewGenerator
+from mmcon_views.audio import waveform_ops as ops
+from mmcon_views.audio.crop import WaveformCrop
+from mmcon_views.audio.log_mel import LogMel, Standardize, log_mel_and_length
+from mmcon_views.audio.waveform import Range, on_device_of
 
 
-@final
-@register_view("audio/spec-augment", modality="audio")
-class SpecAugment(ViewGenerator):
-    """SpecAugment: time warping, and masks over bands and over frames.
+@register_view("audio/byol-a", modality="audio")
+def byol_a(*, mean: float = -5.0, std: float = 4.5, version: Literal[1, 2] = 1) -> Chain:
+    """BYOL-A (Niizumi et al. 2021): .95 s as log-mel 64 × 96, mixing with a memory, a random resize crop.
 
-    Park et al. 2019 (arXiv 1904.08779), with their names of the settings in brackets. The warp is piecewise linear
-    along time (the paper's image warp moves one point of the middle line, which is the same but at the rim).
-
-    Args:
-        warp: most frames that the anchor moves (W); 0 for none.
-        bands: widest mask over bands (F).
-        band_masks: how many (m_F).
-        frames: widest mask over frames (T).
-        frame_masks: how many (m_T).
-        most_share: a mask over frames covers at most so much of the real frames (p).
-        fill: what masks hold; 0 is the mean of standardised spectrograms, "mean" the sample's own mean.
-
-    >>> view = SpecAugment(bands=8, frames=10)
-    >>> batch = {"log_mel": torch.randn(2, 1, 64, 100), "length": torch.tensor([100, 60])}
-    >>> view.apply(batch, view.draw(mmcon.keys(sample=[1, 2]), {"length": batch["length"]}))["log_mel"].shape
-    torch.Size([2, 1, 64, 100])
+    Statistics are normalized before, by the data's mean and std (measure yours), and after; the released code does the
+    latter with the batch's statistics, ours with each sample's own, so that a view does not depend on its batch.
     """
-
-    modality: ClassVar[str] = "audio"
-
-    def __init__(
-        self,
-        *,
-        warp: int = 0,
-        bands: int = 15,
-        band_masks: int = 1,
-        frames: int = 35,
-        frame_masks: int = 1,
-        most_share: float = 1.0,
-        fill: float | Literal["mean"] = "mean",
-    ) -> None:
-        self.warp, self.bands, self.band_masks = warp, bands, band_masks
-        self.frames, self.frame_masks, self.most_share, self.fill = frames, frame_masks, most_share, fill
-
-    def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw widths in bands and frames, and places as shares of the room that a mask has."""
-        f, t = (self.band_masks,), (self.frame_masks,)
-        return {
-            "warp": keys.uniform("warp", -float(self.warp), float(self.warp)),
-            "anchor": keys.uniform("anchor"),
-            "band_width": keys.uniform("band width", 0.0, float(self.bands), shape=f),
-            "band_place": keys.uniform("band place", shape=f),
-            "frame_width": keys.uniform("frame width", 0.0, float(self.frames), shape=t),
-            "frame_place": keys.uniform("frame place", shape=t),
-        }
-
-    def apply(self, batch: Any, params: Params) -> Any:
-        """Warp, then mask."""
-        x, length = spectrogram_parts(batch)
-        if self.warp:
-            x = warp_time(x, length, to(params["anchor"], x), to(params["warp"], x), self.warp)
-        n = length[:, None]
-        width = torch.minimum(to(params["frame_width"], x), n * self.most_share)
-        over_frames = spans(width, to(params["frame_place"], x), n, x.shape[-1]) & operations.valid(length, x.shape[-1])
-        all_bands = torch.full_like(n, x.shape[-2])
-        over_bands = spans(to(params["band_width"], x), to(params["band_place"], x), all_bands, x.shape[-2])
-        real = operations.valid(length, x.shape[-1])[:, None, None]
-        mask = (over_frames[:, None, None] | over_bands[:, None, :, None]) & real
-        if self.fill == "mean":
-            count = (length * x.shape[1] * x.shape[2]).clamp(min=1)[:, None, None, None]
-            mean = sum_of_rows(torch.where(real, x, 0.0)) / count
-            return {**batch, "log_mel": torch.where(mask, mean, x)}
-        return {**batch, "log_mel": x.masked_fill(mask, float(self.fill))}
+    fader = [("fader", Fader())] if version == 2 else []
+    return Chain(
+        ("crop", WaveformCrop(window_seconds=0.95)),
+        ("log-mel", LogMel(bands=64, window=1024, hop=160, fft=1024, low_hz=60.0, high_hz=7_800.0, floor=1e-7)),
+        ("before", Standardize(mean=mean, std=std)),
+        ("mixup", MixupMemory(alpha=0.4)),
+        ("resize-crop", ResizeCrop()),
+        *fader,
+        ("after", Standardize()),
+        name="audio/byol-a" if version == 1 else "audio/byol-a-v2",
+    )
 
 
-def spans(width: Tensor, place: Tensor, room: Tensor, size: int) -> Tensor:
-    """Which positions lie in any of a row's spans, `b size`; as torchaudio rounds: whole start, whole width."""
-    start = (place * (room - width).clamp(min=0)).long()[..., None]
-    at = torch.arange(size, device=width.device)
-    return ((at >= start) & (at < start + width.long()[..., None])).any(1)
-
-
-def warp_time(x: Tensor, length: Tensor, anchor: Tensor, by: Tensor, most: int) -> Tensor:
-    """Move an anchor frame along time and stretch both sides to it, by linear interpolation; rows too short stay."""
-    room = length - 2 * most
-    from_ = most + anchor * room.clamp(min=0)
-    to_ = from_ + by * (room > 0)
-    at, last = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype), (length - 1).clamp(min=0)[:, None]
-    f, g = from_[:, None], to_[:, None]
-    early = at * f / g.clamp(min=1e-3)
-    late = f + (at - g) * (last - f) / (last - g).clamp(min=1e-3)
-    source = torch.where((room > 0)[:, None], torch.where(at < g, early, late), at.expand(len(x), -1))
-    inside = operations.valid(length, x.shape[-1])
-    source = torch.minimum(source.clamp(min=0), last)
-    left = source.floor().long()
-    right = torch.minimum(left + 1, last)
-
-    def frames(i: Tensor) -> Tensor:
-        return x.gather(-1, i[:, None, None].expand_as(x))
-
-    warped = torch.lerp(frames(left), frames(right), (source - left)[:, None, None])
-    return torch.where(inside[:, None, None], warped, x)
+@register_view("audio/byol-a-v2", modality="audio")
+def byol_a_v2(*, mean: float = -5.0, std: float = 4.5) -> Chain:
+    """BYOL-A v2 (Niizumi et al. 2022): as audio/byol-a, and a random linear fader."""
+    return byol_a(mean=mean, std=std, version=2)
 
 
 @final
@@ -149,9 +74,11 @@ class ResizeCrop(ViewGenerator):
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Interpolate within the real frames of each row."""
-        x, length = spectrogram_parts(batch)
+        x, length = log_mel_and_length(batch)
         f, t = x.shape[-2:]
-        height, width, top, left = (to(params[name], x)[:, None] for name in ("height", "width", "top", "left"))
+        height, width, top, left = (
+            on_device_of(params[name], x)[:, None] for name in ("height", "width", "top", "left")
+        )
         n = length[:, None].to(x.dtype)
         h = (height * f).floor().clamp(min=1)
         w = torch.maximum((width * n).floor(), torch.ones_like(n))
@@ -167,7 +94,7 @@ class ResizeCrop(ViewGenerator):
             ],
             -1,
         )
-        real = operations.valid(length, t)[:, None, None]
+        real = ops.valid(length, t)[:, None, None]
         # Padding is made zero first, so that a box that leaves the real frames meets the canvas.
         sampled = torch.nn.functional.grid_sample(torch.where(real, x, 0.0), grid, "bicubic", "zeros", True)
         return {**batch, "log_mel": torch.where(real, sampled, x)}
@@ -193,10 +120,10 @@ class Fader(ViewGenerator):
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Add the slope."""
-        x, length = spectrogram_parts(batch)
-        head, tail = to(params["head"], x)[:, None], to(params["tail"], x)[:, None]
+        x, length = log_mel_and_length(batch)
+        head, tail = on_device_of(params["head"], x)[:, None], on_device_of(params["tail"], x)[:, None]
         share = torch.arange(x.shape[-1], device=x.device) / (length - 1).clamp(min=1)[:, None]
-        slope = (head + (tail - head) * share) * operations.valid(length, x.shape[-1])
+        slope = (head + (tail - head) * share) * ops.valid(length, x.shape[-1])
         return {**batch, "log_mel": x + slope[:, None, None]}
 
 
@@ -227,16 +154,16 @@ class MixupMemory(ViewGenerator):
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Mix, then remember the unmixed batch."""
-        x, length = spectrogram_parts(batch)
+        x, length = log_mel_and_length(batch)
         out, held = x, self._memory
-        real = operations.valid(length, x.shape[-1])[:, None, None]
+        real = ops.valid(length, x.shape[-1])[:, None, None]
         if held is not None:
             if held.shape[1:] != x.shape[1:]:
                 raise ConfigError(
                     "audio/mixup-memory", expected=f"views of shape {tuple(held.shape[1:])}", got=str(tuple(x.shape))
                 )
             which = (params["which"].to(held.device) * len(held)).long()
-            share = to(params["share"], x)[:, None, None, None].clamp(min=1e-12)
+            share = on_device_of(params["share"], x)[:, None, None, None].clamp(min=1e-12)
             mixed = torch.logaddexp(x + torch.log1p(-share), held[which].to(x) + share.log())
             out = torch.where(real, mixed, x)
         # Beyond a row's real frames the memory holds silence, the logarithm of nothing.

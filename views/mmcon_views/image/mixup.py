@@ -22,8 +22,8 @@ from mmcon.errors import InputError
 from mmcon.random import Keys, exp, log
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, Scope, ViewGenerator
-from mmcon_views.image.geometry import sizes_in
-from mmcon_views.image.pixels import columns_on, to_float
+from mmcon_views.image.pixels import as_columns, to_float
+from mmcon_views.image.sizes import input_sizes
 
 
 def partner_positions(chosen: Float[Tensor, "b"], positions: Int[Tensor, "b"], n: int) -> Int[Tensor, "b"]:
@@ -126,7 +126,7 @@ class Mixup(_Mixing):
         return {"share": beta(keys, "share", self.alpha), "partner": keys.uniform("partner")}
 
     def _mix(self, x: Tensor, other: Tensor, params: Params) -> Tensor:
-        (share,) = columns_on(x, params["share"])
+        (share,) = as_columns(x, params["share"])
         return x * share + other * (1 - share)
 
 
@@ -135,8 +135,8 @@ class Mixup(_Mixing):
 class CutMix(_Mixing):
     """A box of the partner's view laid over the sample (Yun et al. 2019).
 
-    The box has √(1 − λ) of each side, λ from Beta(α, α), and an even centre; it is cut at the edges, and `share` is the
-    part of the picture that stays the sample's own.
+    The box has √(1 − λ) of each side, λ from Beta(α, α), and an even center; it is cut at the edges, and `share` is the
+    part of the image that stays the sample's own.
 
     Args:
         alpha: α.
@@ -144,20 +144,20 @@ class CutMix(_Mixing):
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw `top`, `left`, `bottom`, `right` (`b` int64), `share` and `partner` (`b` float64)."""
-        height, width = sizes_in(meta, "image/cutmix")
+        height, width = input_sizes(meta, "image/cutmix")
         side = torch.sqrt(1 - beta(keys, "share", self.alpha))
         edges = {}
         for low, high, size in (("top", "bottom", height), ("left", "right", width)):
             half = torch.floor(side * size).to(torch.int64) // 2
-            centre = keys.integers(low, 0, size)
-            edges[low] = (centre - half).clamp(min=0)
-            edges[high] = torch.minimum(centre + half, size)
+            center = keys.integers(low, 0, size)
+            edges[low] = (center - half).clamp(min=0)
+            edges[high] = torch.minimum(center + half, size)
         area = (edges["bottom"] - edges["top"]) * (edges["right"] - edges["left"])
         share = 1 - area.to(torch.float64) / (height * width)
         return {**edges, "share": share, "partner": keys.uniform("partner")}
 
     def _mix(self, x: Tensor, other: Tensor, params: Params) -> Tensor:
-        top, left, bottom, right = columns_on(x, *(params[n] for n in ("top", "left", "bottom", "right")))
+        top, left, bottom, right = as_columns(x, *(params[n] for n in ("top", "left", "bottom", "right")))
         down = torch.arange(x.shape[-2], device=x.device).view(1, 1, -1, 1)
         across = torch.arange(x.shape[-1], device=x.device).view(1, 1, 1, -1)
         inside = (down >= top) & (down < bottom) & (across >= left) & (across < right)

@@ -15,7 +15,11 @@ from torch import Tensor
 from mmcon.random import exp
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+
+
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+
+
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
@@ -69,7 +73,7 @@ def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.de
     return both.view(len(seed), channels, 2 * pairs)[..., :t]
 
 
-def coloured(noise: Float[Tensor, "b c t"], slope_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
+def tilt_spectrum(noise: Float[Tensor, "b c t"], slope_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
     """Tilt the spectrum of noise by so many dB an octave: 0 white, −3 pink, −6 brown, +3 blue."""
     t, tilts = noise.shape[-1], slope_db.tolist()
     octaves = torch.arange(t // 2 + 1, device=noise.device, dtype=torch.float32).clamp(min=1).log2()
@@ -110,13 +114,13 @@ def fade(
 
     def ramp(position: Tensor, n: Tensor) -> Tensor:
         x = position / (n - 1).clamp(min=1)[:, None]
-        return torch.where(position < n[:, None], _SHAPES[shape](x).clamp(0, 1), 1.0)
+        return torch.where(position < n[:, None], FADE_SHAPES[shape](x).clamp(0, 1), 1.0)
 
     rising, falling = ramp(at[None], fade_in), ramp(length[:, None] - 1 - at, fade_out)
     return signal * (rising * falling.where(at < length[:, None], 0.0))[:, None]
 
 
-_SHAPES = {
+FADE_SHAPES = {
     "linear": lambda x: x,
     "exponential": lambda x: torch.pow(2, x - 1) * x,
     "logarithmic": lambda x: torch.log10(0.1 + x) + 1,
@@ -170,7 +174,7 @@ def pass_filter(
 def convolve(signal: Float[Tensor, "b c t"], kernel: Float[Tensor, "b 1 k"], length: Tensor) -> Float[Tensor, "b c t"]:
     """Convolve each row with its own impulse response; the tail beyond the row's length is cut."""
     n = _fast_size(signal.shape[-1] + kernel.shape[-1] - 1)
-    # Row by row: how a vectorised complex product rounds depends on where in memory a row begins.
+    # Row by row: how a vectorized complex product rounds depends on where in memory a row begins.
     product = [
         torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(k, n), n) for x, k in zip(signal, kernel, strict=True)
     ]

@@ -3,10 +3,10 @@
 Names and magnitudes are those of `mmcon_views.image.policy_operations`. The differences follow the code of TensorFlow's
 model garden and of timm:
 
-- *TensorFlow*: Contrast moves away from the grey h·w/256 (of 255, at most white): the count of pixels over 256 stands
+- *TensorFlow*: Contrast moves away from the gray h·w/256 (of 255, at most white): the count of pixels over 256 stands
   where their mean is meant. Posterize by 0 bits keeps one, since a shift by a whole byte is held at 7. Shears leave the
   first row or column in its place, and a shift need not be whole.
-- *Pillow* (timm, InfoMin): geometry is bilinear or bicubic, which is drawn, with a colour for what it uncovers.
+- *Pillow* (timm, InfoMin): geometry is bilinear or bicubic, which is drawn, with a color for what it uncovers.
 
 Both work on bytes and cut after each operation; here numbers stay as they are, 2/255 from theirs at most.
 """
@@ -22,32 +22,31 @@ from torch import Tensor
 
 from mmcon_views.image.policy_operations import (
     OPERATIONS,
+    Fill,
+    Functions,
+    Images,
     Magnitude,
-    Pictures,
     affine,
     affine_grid,
     affine_matrix,
     posterize,
-    turn,
+    rotation_cells,
 )
 
-Functions = dict[str, Callable[..., Tensor]]
-Fill = float | tuple[float, float, float]
+
+def pixel_count_contrast(x: Images, factor: Magnitude) -> Images:
+    """Away from the gray min(⌊h·w/256⌋, 255)/255, whatever the image: factor · x + (1 − factor) · gray, clipped."""
+    gray = min(x.shape[-2] * x.shape[-1] // 256, 255) / 255
+    return x.mul(factor).add_((1 - factor) * gray).clamp_(0, 1)
 
 
-def pixel_count_contrast(x: Pictures, factor: Magnitude) -> Pictures:
-    """Away from the grey min(⌊h·w/256⌋, 255)/255, whatever the picture: factor · x + (1 − factor) · grey, clipped."""
-    grey = min(x.shape[-2] * x.shape[-1] // 256, 255) / 255
-    return x.mul(factor).add_((1 - factor) * grey).clamp_(0, 1)
-
-
-def posterize_to_a_bit(x: Pictures, bits: Magnitude) -> Pictures:
+def posterize_to_a_bit(x: Images, bits: Magnitude) -> Images:
     """X cut to so many bits, at least one."""
     return posterize(x, bits.clamp(min=1))
 
 
 def _tensorflow(cells: Callable[[Tensor, int, int], dict[tuple[int, int], Tensor]]) -> Callable[..., Tensor]:
-    def operation(x: Pictures, magnitude: Magnitude, fill: float = 0.0) -> Pictures:
+    def operation(x: Images, magnitude: Magnitude, fill: float = 0.0) -> Images:
         m = magnitude.view(-1)
         return affine(x, affine_matrix(m, cells(m, x.shape[-2], x.shape[-1])), fill=fill)
 
@@ -55,7 +54,7 @@ def _tensorflow(cells: Callable[[Tensor, int, int], dict[tuple[int, int], Tensor
 
 
 def _pillow(cells: Callable[[Tensor, int, int], dict[tuple[int, int], Tensor]]) -> Callable[..., Tensor]:
-    def operation(x: Pictures, drawn: Float[Tensor, "b 2 1 1"], fill: Fill = 0.0) -> Pictures:
+    def operation(x: Images, drawn: Float[Tensor, "b 2 1 1"], fill: Fill = 0.0) -> Images:
         m, bicubic = drawn[:, 0].view(-1), drawn[:, 1].view(-1) > 0
         matrix = affine_matrix(m, cells(m, x.shape[-2], x.shape[-1]))
         out = torch.empty_like(x)
@@ -67,13 +66,13 @@ def _pillow(cells: Callable[[Tensor, int, int], dict[tuple[int, int], Tensor]]) 
     return operation
 
 
-def _pillow_affine(x: Pictures, matrix: Float[Tensor, "b 2 3"], mode: str, fill: Fill) -> Pictures:
+def _pillow_affine(x: Images, matrix: Float[Tensor, "b 2 3"], mode: str, fill: Fill) -> Images:
     """A pixel whose place lies outside is `fill` wholly; at the border the taps outside repeat it."""
     grid = affine_grid(matrix, x.shape[-2], x.shape[-1], x.device)
     out = F.grid_sample(x, grid, mode=mode, padding_mode="border", align_corners=False).clamp_(0, 1)
     inside = ((grid >= -1) & (grid < 1)).all(-1)[:, None]
-    colour = torch.tensor(fill, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
-    return torch.where(inside, out, colour if colour.shape[1] in (1, x.shape[1]) else colour.mean())
+    color = torch.tensor(fill, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+    return torch.where(inside, out, color if color.shape[1] in (1, x.shape[1]) else color.mean())
 
 
 TENSORFLOW: Functions = {
@@ -85,11 +84,13 @@ TENSORFLOW: Functions = {
     "TranslateX": _tensorflow(lambda m, h, w: {(0, 2): m}),
     "TranslateY": _tensorflow(lambda m, h, w: {(1, 2): m}),
 }
+
+
 PILLOW: Functions = {
     **OPERATIONS,
     "ShearX": _pillow(lambda m, h, w: {(0, 1): m, (0, 2): m * (h / 2)}),
     "ShearY": _pillow(lambda m, h, w: {(1, 0): m, (1, 2): m * (w / 2)}),
     "TranslateX": _pillow(lambda m, h, w: {(0, 2): m}),
     "TranslateY": _pillow(lambda m, h, w: {(1, 2): m}),
-    "Rotate": _pillow(lambda m, h, w: turn(m)),
+    "Rotate": _pillow(lambda m, h, w: rotation_cells(m)),
 }

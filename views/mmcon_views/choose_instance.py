@@ -16,23 +16,23 @@ from mmcon.views import Meta, Params, ViewGenerator
 
 @final
 @register_view("any/instance", modality="any")
-class Instance(ViewGenerator):
+class ChooseInstance(ViewGenerator):
     """One of the sample's instances, drawn evenly for each view; a sample that has but one is that one.
 
     >>> view = Chain(create_view("any/instance"), create_view("audio/speech"))
 
     Args:
-        draws: False: always the first, for evaluation.
+        random: False takes the first instance always, for evaluation.
     """
 
     ragged: ClassVar[bool] = True
 
-    def __init__(self, *, draws: bool = True) -> None:
-        self.draws = draws
+    def __init__(self, *, random: bool = True) -> None:
+        self.random = random
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw the number of the instance, `b` int64."""
-        count = meta["instances"] if self.draws and "instances" in meta else 1
+        count = meta["instances"] if self.random and "instances" in meta else 1
         return {"instance": keys.integers("instance", 0, count)}
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:

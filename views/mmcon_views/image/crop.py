@@ -1,8 +1,4 @@
-"""Crops, sizes and flips of images: where a view looks.
-
-These generators stand at the front of a chain. They take undecoded handles, tensors of differing sizes, or a stacked
-batch, and leave a stacked float32 batch `b c h w` in [0, 1]. Resampling is antialiased, as Pillow's is.
-"""
+"""Crops: RandomResizedCrop (the crop of SimCLR), a crop of fixed size, and a crop inside a region that views share."""
 
 from __future__ import annotations
 
@@ -16,10 +12,12 @@ from torch import Tensor
 from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
-from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import change_rows, check_picture, check_stacked, copy_as_float, names_of, on_rows
+from mmcon.views import Chain, Meta, Params, ViewGenerator
+from mmcon_views.image.flip import Flip
+from mmcon_views.image.pixels import check_image, sample_names
 from mmcon_views.image.resample import Interpolation, check_interpolation, resample
-from mmcon_views.image.sizes import leaves_size, pair, sizes_in
+from mmcon_views.image.sizes import height_and_width, input_sizes, with_size
+from mmcon_views.shared_draws import without_view
 
 
 @register_view("image/random-resized-crop", modality="image")
@@ -28,14 +26,14 @@ class RandomResizedCrop(ViewGenerator):
     """A part of random area and aspect, brought to one size (Szegedy et al. 2015; torchvision's RandomResizedCrop).
 
     Up to ten times, an area fraction is drawn evenly and an aspect ratio (width over height) log-evenly; the first that
-    fits is placed at random. Where none fits, the centre is taken, at the nearest admissible aspect.
+    fits is placed at random. Where none fits, the center is taken, at the nearest admissible aspect.
 
     >>> crop = mmcon.create_view("image/random-resized-crop", size=96, area=(0.2, 1.0))
     >>> views = crop(photos, mmcon.keys(seed=0, epoch=0, sample=ids))
 
     Args:
         size: side of the square that leaves, or (height, width).
-        area: fractions of the picture's area.
+        area: fractions of the image's area.
         aspect: ratios of width to height.
         interpolation: "bilinear", "bicubic" or "nearest".
         bytes: leave what is resampled in bytes as uint8, for a chain whose later parts turn it into floats: a quarter
@@ -55,7 +53,7 @@ class RandomResizedCrop(ViewGenerator):
         interpolation: Interpolation = "bilinear",
         bytes: bool = False,
     ) -> None:
-        self.size, self.area, self.aspect, self.interpolation = pair(size), area, aspect, interpolation
+        self.size, self.area, self.aspect, self.interpolation = height_and_width(size), area, aspect, interpolation
         self.bytes = bytes
         check_interpolation("image/random-resized-crop", interpolation)
         if not (0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]):
@@ -66,8 +64,8 @@ class RandomResizedCrop(ViewGenerator):
             )
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw top, left, height and width, `b` int64 each, in pixels of the picture."""
-        full_height, full_width = sizes_in(meta, "image/random-resized-crop")
+        """Draw top, left, height and width, `b` int64 each, in pixels of the image."""
+        full_height, full_width = input_sizes(meta, "image/random-resized-crop")
         # Most rows fit at the first try: the other nine are drawn for the rest alone (the first is the same number).
         height, width, none = self._first_that_fits(keys, full_height, full_width, 1)
         again = none.nonzero().view(-1)
@@ -87,7 +85,7 @@ class RandomResizedCrop(ViewGenerator):
         }
 
     def _first_that_fits(self, keys: Keys, full_height: Tensor, full_width: Tensor, tries: int) -> tuple[Tensor, ...]:
-        """Height and width of the first try that lies inside the picture, and whether none does."""
+        """Height and width of the first try that lies inside the image, and whether none does."""
         area = keys.uniform("area", *self.area, shape=(tries,)) * (full_height * full_width)[:, None]
         aspect = keys.log_uniform("aspect", *self.aspect, shape=(tries,))
         width = torch.round(torch.sqrt(area * aspect)).to(torch.int64)
@@ -97,7 +95,7 @@ class RandomResizedCrop(ViewGenerator):
         return height.gather(1, first)[:, 0], width.gather(1, first)[:, 0], ~fits.any(dim=1)
 
     def _admissible(self, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest centred part whose aspect is within bounds: width and height."""
+        """The largest centerd part whose aspect is within bounds: width and height."""
         low, high = self.aspect
         ratio = width / height
         wide = torch.where(ratio > high, torch.round(height * high).to(torch.int64), width)
@@ -110,75 +108,20 @@ class RandomResizedCrop(ViewGenerator):
         return resample(batch, params, self.size, self.interpolation, where, bytes=self.bytes)
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Every picture has the one size."""
-        return leaves_size(meta, self.size)
-
-
-@register_view("image/resize", modality="image")
-@final
-class Resize(ViewGenerator):
-    """The whole picture, or its centre, brought to one size: nothing is drawn.
-
-    Args:
-        size: side of the square that leaves, or (height, width).
-        keep: the fraction of the shorter side that is kept: 1 keeps the largest centred part of the target's aspect,
-            224/256 is the usual "resize to 256, crop 224 from the centre", made in one resampling.
-        stretch: squeeze the whole picture into the size instead, whatever its aspect.
-        interpolation: "bilinear", "bicubic" or "nearest".
-    """
-
-    modality: ClassVar[str] = "image"
-    ragged: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        *,
-        size: int | tuple[int, int] = 224,
-        keep: float = 1.0,
-        stretch: bool = False,
-        interpolation: Interpolation = "bilinear",
-    ) -> None:
-        self.size, self.keep, self.stretch, self.interpolation = pair(size), keep, stretch, interpolation
-        check_interpolation("image/resize", interpolation)
-        if not 0 < keep <= 1:
-            raise InputError("image/resize", expected="keep in (0, 1]", got=str(keep))
-
-    def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw nothing: top, left, height and width, `b` int64 each, follow from the sizes."""
-        height, width = sizes_in(meta, "image/resize")
-        kept_height, kept_width = height, width
-        if not self.stretch:
-            # The largest part of the target's aspect, in whole numbers.
-            kept_height = torch.minimum(height, width * self.size[0] // self.size[1]).clamp(min=1)
-            kept_width = torch.minimum(width, height * self.size[1] // self.size[0]).clamp(min=1)
-        kept_height = torch.round(kept_height * self.keep).to(torch.int64).clamp(min=1)
-        kept_width = torch.round(kept_width * self.keep).to(torch.int64).clamp(min=1)
-        return {
-            "top": (height - kept_height) // 2,
-            "left": (width - kept_width) // 2,
-            "height": kept_height,
-            "width": kept_width,
-        }
-
-    def apply(self, batch: Any, params: Params) -> Float[Tensor, "b c h w"]:
-        """Cut and resample."""
-        return resample(batch, params, self.size, self.interpolation, self.name or "image/resize")
-
-    def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Every picture has the one size."""
-        return leaves_size(meta, self.size)
+        """Every image has the one size."""
+        return with_size(meta, self.size)
 
 
 @register_view("image/crop", modality="image")
 @final
 class Crop(ViewGenerator):
-    """A part of fixed size at a random place, or at the centre, without resampling (torchvision's RandomCrop).
+    """A part of fixed size at a random place, or at the center, without resampling (torchvision's RandomCrop).
 
     Args:
         size: side of the square that leaves, or (height, width).
         padding: pixels that are added on each side first.
-        fill: what they hold: a grey from 0 to 1, or "reflect".
-        centre: take the middle; nothing is drawn.
+        fill: what they hold: a gray from 0 to 1, or "reflect".
+        center: take the middle; nothing is drawn.
     """
 
     modality: ClassVar[str] = "image"
@@ -190,28 +133,28 @@ class Crop(ViewGenerator):
         size: int | tuple[int, int] = 224,
         padding: int = 0,
         fill: float | Literal["reflect"] = 0.0,
-        centre: bool = False,
+        center: bool = False,
     ) -> None:
-        self.size, self.padding, self.fill, self.centre = pair(size), padding, fill, centre
+        self.size, self.padding, self.fill, self.center = height_and_width(size), padding, fill, center
         if padding < 0 or not (fill == "reflect" or 0 <= float(fill) <= 1):
             raise InputError(
                 "image/crop", expected="padding >= 0, fill in [0, 1]", got=f"padding={padding}, fill={fill!r}"
             )
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw top and left, `b` int64 each, in pixels of the padded picture."""
-        height, width = (side + 2 * self.padding for side in sizes_in(meta, "image/crop"))
+        """Draw top and left, `b` int64 each, in pixels of the padded image."""
+        height, width = (side + 2 * self.padding for side in input_sizes(meta, "image/crop"))
         small = (height < self.size[0]) | (width < self.size[1])
         if bool(small.any()):
             row = int(small.nonzero()[0])
             raise InputError(
                 "image/crop",
-                expected=f"pictures of at least {self.size[0]} × {self.size[1]} pixels, padding included",
+                expected=f"images of at least {self.size[0]} × {self.size[1]} pixels, padding included",
                 got=f"{int(height[row])} × {int(width[row])} in row {row}",
                 fix="raise padding, lower size, or use image/random-resized-crop or image/resize",
                 key=keys.describe(row),
             )
-        if self.centre:
+        if self.center:
             return {"top": (height - self.size[0]) // 2, "left": (width - self.size[1]) // 2}
         return {
             "top": keys.integers("top", 0, height - self.size[0] + 1),
@@ -220,65 +163,90 @@ class Crop(ViewGenerator):
 
     def apply(self, batch: Any, params: Params) -> Float[Tensor, "b c h w"]:
         """Cut."""
-        where, names = self.name or "image/crop", names_of(batch)
+        where, names = self.name or "image/crop", sample_names(batch)
         cut = []
         for row, (top, left) in enumerate(zip(params["top"].tolist(), params["left"].tolist(), strict=True)):
-            picture = _decoded(batch[row])
-            check_picture(picture, where, names[row])
+            image = _decoded(batch[row])
+            check_image(image, where, names[row])
             if self.padding:
-                picture = pad(picture, self.padding, self.fill)
-            cut.append(_unit(picture[:, top : top + self.size[0], left : left + self.size[1]]))
+                image = pad(image, self.padding, self.fill)
+            cut.append(_unit(image[:, top : top + self.size[0], left : left + self.size[1]]))
         return torch.stack(cut).contiguous()
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Every picture has the one size."""
-        return leaves_size(meta, self.size)
+        """Every image has the one size."""
+        return with_size(meta, self.size)
 
 
-@register_view("image/flip", modality="image")
 @final
-class Flip(ViewGenerator):
-    """Left and right exchanged with probability p.
+class CropWithin(ViewGenerator):
+    """A crop inside a part of the image that all views of a sample share, made in one resampling.
+
+    The shared part is another image of the same video in each epoch, in which time runs as it did; the crop within is
+    what views of the sample differ by.
 
     Args:
-        p: the probability.
+        shared: draws the part; of its options only `area` and `aspect` count.
+        crop: draws within it.
     """
 
     modality: ClassVar[str] = "image"
-    copy_into = staticmethod(copy_as_float)
+    ragged: ClassVar[bool] = True
 
-    def __init__(self, *, p: float = 0.5) -> None:
-        self.p = p
+    def __init__(self, shared: RandomResizedCrop, crop: RandomResizedCrop) -> None:
+        self.shared, self.crop, self.name = shared, crop, crop.name
+        self.size, self.interpolation = crop.size, crop.interpolation
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw whether to flip, `b` bool."""
-        return {"flip": keys.bernoulli("flip", self.p)}
+        """Draw top, left, height and width, `b` int64 each, in pixels of the image."""
+        part = self.shared.draw(without_view(keys).child("shared"), meta)
+        within = self.crop.draw(keys, {**meta, "height": part["height"], "width": part["width"]})
+        return {**within, "top": part["top"] + within["top"], "left": part["left"] + within["left"]}
 
-    def apply(self, batch: Tensor, params: Params) -> Num[Tensor, "b c h w"]:
-        """Exchange left and right where drawn; the type stays."""
-        check_stacked(batch, self.name or "image/flip")
-        return on_rows(batch, params["flip"], _mirrored)
+    def apply(self, batch: Any, params: Params) -> Any:
+        """Cut and resample."""
+        return self.crop.apply(batch, params)
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
-        """Exchange in place."""
-        change_rows(batch, params["flip"], _mirrored)
-
-
-def _mirrored(pictures: Tensor) -> Tensor:
-    return pictures.flip(-1)
+    def output_meta(self, meta: Meta, params: Params) -> Meta:
+        """Every image has the one size."""
+        return self.crop.output_meta(meta, params)
 
 
-def pad(picture: Num[Tensor, "c h w"], by: int, fill: float | str) -> Num[Tensor, "c h2 w2"]:
-    """A picture with `by` pixels added on each side; a grey is in the picture's own units."""
+Size = int | tuple[int, int]
+
+
+@register_view("image/crop-flip", modality="image")
+def crop_flip(
+    *,
+    size: Size = 224,
+    area: tuple[float, float] = (0.08, 1.0),
+    interpolation: Interpolation = "bilinear",
+) -> Chain:
+    """A random resized crop and a flip: the plainest training view.
+
+    Args:
+        size: side of the square that leaves, or (height, width).
+        area: fractions of the image's area that crops have.
+        interpolation: the crop's filter.
+    """
+    return Chain(
+        ("crop", RandomResizedCrop(size=size, area=area, interpolation=interpolation)),
+        ("flip", Flip()),
+        name="image/crop-flip",
+    )
+
+
+def pad(image: Num[Tensor, "c h w"], by: int, fill: float | str) -> Num[Tensor, "c h2 w2"]:
+    """An image with `by` pixels added on each side; a gray is in the image's own units."""
     if fill == "reflect":
-        return F.pad(picture[None], (by, by, by, by), mode="reflect")[0]
-    value = float(fill) * (255 if picture.dtype == torch.uint8 else 1)
-    return F.pad(picture, (by, by, by, by), value=value)
+        return F.pad(image[None], (by, by, by, by), mode="reflect")[0]
+    value = float(fill) * (255 if image.dtype == torch.uint8 else 1)
+    return F.pad(image, (by, by, by, by), value=value)
 
 
 def _decoded(sample: Any) -> Tensor:
     return sample if isinstance(sample, Tensor) else sample.decode()
 
 
-def _unit(picture: Tensor) -> Tensor:
-    return picture.to(torch.float32) / 255 if picture.dtype == torch.uint8 else picture.to(torch.float32)
+def _unit(image: Tensor) -> Tensor:
+    return image.to(torch.float32) / 255 if image.dtype == torch.uint8 else image.to(torch.float32)

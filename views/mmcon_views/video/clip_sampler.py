@@ -18,11 +18,25 @@ from mmcon.media import FrameStack
 from mmcon.random import FIELDS, Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.video.moments import Anywhere, Frames, Gap, Grid, Headers, Moments, Pace, Segments, SparseAndDense
+from mmcon_views.video.frame_times import (
+    ClipPair,
+    ClipSpans,
+    EvenlySpacedClips,
+    FrameSpacing,
+    FrameTimeSampler,
+    FrameWindow,
+    SegmentSampling,
+    SparseAndDenseClips,
+    UniformStart,
+)
 
 # Frames that come as a bare tensor have no clock; their times are counted in frames.
 BARE_FRAMES_PER_SECOND = 1.0
+
+
 LOOP_TOLERANCE_SECONDS = 1e-4
+
+
 Short = Literal["hold", "loop", "error"]
 
 
@@ -31,7 +45,7 @@ class ClipSampler(ViewGenerator):
     """Draw a view's moments from a clip's header, then decode these and nothing else.
 
     Args:
-        moments: the rule.
+        frame_times: the rule.
         shorter_side: scale frames down to this while they are decoded; smaller ones stay.
         short: what to do where the clip is shorter than the view: `hold` its last frame, `loop` it, or `error`.
         name: the registered name.
@@ -41,20 +55,22 @@ class ClipSampler(ViewGenerator):
     scope: ClassVar[Any] = "clip"
     ragged: ClassVar[bool] = True
 
-    def __init__(self, moments: Moments, *, shorter_side: int | None = None, short: Short = "hold", name: str) -> None:
-        self.moments, self.shorter_side, self.short, self.name = moments, shorter_side, short, name
+    def __init__(
+        self, frame_times: FrameTimeSampler, *, shorter_side: int | None = None, short: Short = "hold", name: str
+    ) -> None:
+        self.frame_times, self.shorter_side, self.short, self.name = moments, shorter_side, short, name
         if short not in ("hold", "loop", "error"):
             raise InputError(name, expected="short='hold', 'loop' or 'error'", got=repr(short))
 
     @property
     def preserves_labels(self) -> bool:  # type: ignore[override]
         """Not where a speed is drawn: a walk becomes a run."""
-        return self.moments.keeps_pace
+        return self.frame_times.keeps_speed
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw `times` (`b t` seconds); beside them stand the span, the frame's duration and the clip's identity."""
         headers = self._headers(keys, meta)
-        times, step, overlap, speed = self.moments.draw(keys, headers)
+        times, step, overlap, speed = self.frame_times.draw(keys, headers)
         last = headers.end - 0.5 / headers.frames_per_second
         over = times[:, -1] > headers.end
         if self.short == "error" and bool(over.any()):
@@ -84,7 +100,7 @@ class ClipSampler(ViewGenerator):
         return drawn | {n: x for n, x in {"overlap": overlap, "speed": speed}.items() if x is not None}
 
     def apply(self, batch: Any, params: Params) -> list[Tensor]:
-        """Decode each clip's moments: `t c h w` uint8, each clip at its own size."""
+        """Decode each clip's frame_times: `t c h w` uint8, each clip at its own size."""
         rates, times = params["rate"].tolist(), params["times"]
         handles = [
             FrameStack(clip, frames_per_second=rate) if isinstance(clip, Tensor) else clip
@@ -111,7 +127,7 @@ class ClipSampler(ViewGenerator):
         columns = {"time": (start + end) / 2, "time_start": start, "time_end": end, "group": params["group"]}
         return columns | {name: params[name] for name in ("overlap", "speed") if name in params}
 
-    def _headers(self, keys: Keys, meta: Meta) -> Headers:
+    def _headers(self, keys: Keys, meta: Meta) -> ClipSpans:
         if "duration_seconds" in meta:
             rate = meta["frames_per_second"].double()
             duration = meta["duration_seconds"].double()
@@ -130,10 +146,7 @@ class ClipSampler(ViewGenerator):
             got = f"{float(duration[row])} s at {float(rate[row])} frames a second in row {row}"
             raise DataError(self.name, expected="a duration and a frame rate above 0", got=got, key=keys.describe(row))
         begin = meta["start_seconds"].double() if "start_seconds" in meta else torch.zeros_like(duration)
-        return Headers(begin, begin + duration, rate, keys.fields[:, FIELDS.index("view")])
-
-
-# --- by name ---------------------------------------------------------------------------------------------------------
+        return ClipSpans(begin, begin + duration, rate, keys.fields[:, FIELDS.index("view")])
 
 
 @register_view("video/random-frame", modality="video")
@@ -143,7 +156,7 @@ def random_frame(*, shorter_side: int | None = None) -> ClipSampler:
     Args:
         shorter_side: decode at this size.
     """
-    return ClipSampler(Anywhere(Pace(1)), shorter_side=shorter_side, name="video/random-frame")
+    return ClipSampler(UniformStart(FrameSpacing(1)), shorter_side=shorter_side, name="video/random-frame")
 
 
 @register_view("video/random-clip", modality="video")
@@ -168,7 +181,7 @@ def random_clip(
         shorter_side: decode at this size.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
-    rule = Anywhere(Pace(frames, stride, rate_hz, speed))
+    rule = UniformStart(FrameSpacing(frames, stride, rate_hz, speed))
     return ClipSampler(rule, shorter_side=shorter_side, short=short, name="video/random-clip")
 
 
@@ -194,7 +207,7 @@ def speed_clip(
         shorter_side: decode at this size.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
-    rule = Anywhere(Pace(frames, stride, rate_hz, speed))
+    rule = UniformStart(FrameSpacing(frames, stride, rate_hz, speed))
     return ClipSampler(rule, shorter_side=shorter_side, short=short, name="video/speed")
 
 
@@ -207,7 +220,9 @@ def dense_clip(*, frames: int = 16, shorter_side: int | None = None, short: Shor
         shorter_side: decode at this size.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
-    return ClipSampler(Anywhere(Pace(frames)), shorter_side=shorter_side, short=short, name="video/dense-clip")
+    return ClipSampler(
+        UniformStart(FrameSpacing(frames)), shorter_side=shorter_side, short=short, name="video/dense-clip"
+    )
 
 
 @register_view("video/sparse-clip", modality="video")
@@ -218,7 +233,7 @@ def sparse_clip(*, frames: int = 8, shorter_side: int | None = None) -> ClipSamp
         frames: segments, and frames in the view.
         shorter_side: decode at this size.
     """
-    return ClipSampler(Segments(frames), shorter_side=shorter_side, name="video/sparse-clip")
+    return ClipSampler(SegmentSampling(frames), shorter_side=shorter_side, name="video/sparse-clip")
 
 
 @register_view("video/cvrl-clip", modality="video")
@@ -235,7 +250,9 @@ def cvrl_clip(
         rate_hz: steps a second; None: the clip's own rate.
         shorter_side: decode at this size.
     """
-    return ClipSampler(Gap(Pace(frames, stride, rate_hz), "falling"), shorter_side=shorter_side, name="video/cvrl-clip")
+    return ClipSampler(
+        ClipPair(FrameSpacing(frames, stride, rate_hz), "falling"), shorter_side=shorter_side, name="video/cvrl-clip"
+    )
 
 
 @register_view("video/bounded-gap-clip", modality="video")
@@ -260,7 +277,7 @@ def bounded_gap_clip(
     """
     if gap_seconds < 0:
         raise InputError("video/bounded-gap-clip", expected="gap_seconds >= 0", got=str(gap_seconds))
-    rule = Gap(Pace(frames, stride, rate_hz), "even", gap_seconds)
+    rule = ClipPair(FrameSpacing(frames, stride, rate_hz), "even", gap_seconds)
     return ClipSampler(rule, shorter_side=shorter_side, name="video/bounded-gap-clip")
 
 
@@ -284,7 +301,9 @@ def tclr_clip(
         rate_hz: steps a second; None: the clip's own rate.
         shorter_side: decode at this size.
     """
-    return ClipSampler(SparseAndDense(frames, skip, rate_hz, dense), shorter_side=shorter_side, name="video/tclr-clip")
+    return ClipSampler(
+        SparseAndDenseClips(frames, skip, rate_hz, dense), shorter_side=shorter_side, name="video/tclr-clip"
+    )
 
 
 @register_view("video/window-frames", modality="video")
@@ -296,7 +315,9 @@ def window_frames(*, views: int, rate_hz: int | float | None = None, shorter_sid
         rate_hz: frames a second; None: the clip's own rate.
         shorter_side: decode at this size.
     """
-    return ClipSampler(Frames(Pace(1, 1, rate_hz), views), shorter_side=shorter_side, name="video/window-frames")
+    return ClipSampler(
+        FrameWindow(FrameSpacing(1, 1, rate_hz), views), shorter_side=shorter_side, name="video/window-frames"
+    )
 
 
 @register_view("video/grid-clip", modality="video")
@@ -309,7 +330,7 @@ def grid_clip(
     shorter_side: int | None = None,
     short: Short = "hold",
 ) -> ClipSampler:
-    """The view of evaluation: the centre, or `views` clips at even places from the beginning to the end.
+    """The view of evaluation: the center, or `views` clips at even places from the beginning to the end.
 
     Args:
         frames: in each view.
@@ -319,5 +340,5 @@ def grid_clip(
         shorter_side: decode at this size.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
-    rule = Grid(Pace(frames, stride, rate_hz), views)
+    rule = EvenlySpacedClips(FrameSpacing(frames, stride, rate_hz), views)
     return ClipSampler(rule, shorter_side=shorter_side, short=short, name="video/grid-clip")

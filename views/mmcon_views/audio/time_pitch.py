@@ -13,9 +13,9 @@ from torch import Tensor
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.audio import signal as operations
-from mmcon_views.audio import tempo
-from mmcon_views.audio.waveform import Range, drawn, like, sounding, to
+from mmcon_views.audio import phase_vocoder
+from mmcon_views.audio import waveform_ops as ops
+from mmcon_views.audio.waveform import Range, on_device_of, silence_padded, uniform_or_neutral, with_signal
 
 
 @final
@@ -35,8 +35,8 @@ class Shift(ViewGenerator):
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Move the real part of each row."""
-        signal, length = sounding(batch)
-        return like(batch, operations.shift(signal, to(params["by"], signal), length, wrap=self.wrap))
+        signal, length = silence_padded(batch)
+        return with_signal(batch, ops.shift(signal, on_device_of(params["by"], signal), length, wrap=self.wrap))
 
 
 @final
@@ -51,15 +51,15 @@ class TimeMask(ViewGenerator):
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw the span's width and place as shares, since the length may be known only where it is applied."""
-        width = drawn(keys, "width", (0.0, self.max_share), self.p, 0.0)
+        width = uniform_or_neutral(keys, "width", (0.0, self.max_share), self.p, 0.0)
         return {"width_share": width, "start_share": keys.uniform("start") * (1 - width)}
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Silence the span."""
-        signal, length = sounding(batch)
+        signal, length = silence_padded(batch)
         width = (length.cpu() * params["width_share"].cpu()).long()
         start = (length.cpu() * params["start_share"].cpu()).long()
-        return like(batch, operations.silence(signal, to(start, signal), to(width, signal)))
+        return with_signal(batch, ops.silence(signal, on_device_of(start, signal), on_device_of(width, signal)))
 
 
 @final
@@ -79,9 +79,9 @@ class Speed(ViewGenerator):
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Resample each row; rows stay as wide, and what is longer is cut."""
-        signal, length = sounding(batch)
+        signal, length = silence_padded(batch)
         new = self._length(length.cpu(), params, signal.shape[-1]).to(length)
-        return like(batch, tempo.change_speed(signal, length, params["percent"]), new)
+        return with_signal(batch, phase_vocoder.change_speed(signal, length, params["percent"]), new)
 
     @staticmethod
     def _length(length: Tensor, params: Params, most: int | Tensor) -> Tensor:
@@ -110,16 +110,16 @@ class TimeStretch(ViewGenerator):
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw the tempo."""
-        return {"tempo": drawn(keys, "tempo", self.tempo, self.p, 1.0)}
+        return {"tempo": uniform_or_neutral(keys, "tempo", self.tempo, self.p, 1.0)}
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Stretch; rows stay as wide, and what is longer is cut."""
-        signal, length = sounding(batch)
+        signal, length = silence_padded(batch)
         rate = params["tempo"].cpu()
-        played = tempo.change_tempo_and_pitch(
+        played = phase_vocoder.change_tempo_and_pitch(
             signal, length, tempo=rate, semitones=torch.zeros_like(rate), frame=self.frame
         )
-        return like(batch, played, tempo.new_length(length.cpu(), rate, signal.shape[-1]).to(length))
+        return with_signal(batch, played, phase_vocoder.new_length(length.cpu(), rate, signal.shape[-1]).to(length))
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
         """Shorter where faster; longer only as far as the row is wide."""
@@ -146,16 +146,16 @@ class PitchShift(ViewGenerator):
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw the shift, semitones."""
-        return {"semitones": drawn(keys, "semitones", self.semitones, self.p, 0.0)}
+        return {"semitones": uniform_or_neutral(keys, "semitones", self.semitones, self.p, 0.0)}
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Shift."""
-        signal, length = sounding(batch)
+        signal, length = silence_padded(batch)
         by = params["semitones"].cpu()
-        shifted = tempo.change_tempo_and_pitch(
+        shifted = phase_vocoder.change_tempo_and_pitch(
             signal, length, tempo=torch.ones_like(by), semitones=by, frame=self.frame
         )
-        return like(batch, shifted)
+        return with_signal(batch, shifted)
 
 
 def _stretched(meta: Meta, length: Any) -> Meta:

@@ -20,7 +20,7 @@ from mmcon.random import FIELDS, Keys
 
 
 @dataclass(frozen=True)
-class Headers:
+class ClipSpans:
     """What the rules draw from, one row a clip.
 
     Attributes:
@@ -36,7 +36,7 @@ class Headers:
     view: Int[Tensor, "b"]
 
 
-class DrawnTimes(NamedTuple):
+class SampledTimes(NamedTuple):
     """What a rule draws.
 
     Attributes:
@@ -52,21 +52,21 @@ class DrawnTimes(NamedTuple):
     speed: Float64[Tensor, "b"] | None = None
 
 
-class Moments(ABC):
+class FrameTimeSampler(ABC):
     """A rule that turns keys and headers into the moments of a view."""
 
     @property
-    def keeps_pace(self) -> bool:
+    def keeps_speed(self) -> bool:
         """Whether a view runs as fast as what it shows."""
         return True
 
     @abstractmethod
-    def draw(self, keys: Keys, headers: Headers) -> DrawnTimes:
+    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
         """Draw the moments of each view."""
 
 
 @dataclass(frozen=True)
-class Pace:
+class FrameSpacing:
     """How many frames, and how far apart.
 
     Attributes:
@@ -86,80 +86,82 @@ class Pace:
         if self.frames < 1 or self.stride <= 0 or not rate_fits or not 0 < self.speed[0] <= self.speed[1]:
             raise InputError("video", expected="frames >= 1, and stride, rate_hz and speed above 0", got=str(self))
 
-    def step(self, keys: Keys, headers: Headers) -> Float64[Tensor, "b"]:
+    def step(self, keys: Keys, headers: ClipSpans) -> Float64[Tensor, "b"]:
         """Seconds from frame to frame."""
         rate = headers.frames_per_second if self.rate_hz is None else torch.full_like(headers.begin, self.rate_hz)
         return self.stride / rate * self.factor(keys)
 
     @property
-    def even(self) -> bool:
+    def keeps_speed(self) -> bool:
         """Whether no speed is drawn."""
         return self.speed == (1.0, 1.0)
 
     def factor(self, keys: Keys) -> Float64[Tensor, "b"]:
         """The drawn speed; 1 where none is."""
-        return torch.ones(len(keys), dtype=torch.float64) if self.even else keys.log_uniform("speed", *self.speed)
+        return (
+            torch.ones(len(keys), dtype=torch.float64) if self.keeps_speed else keys.log_uniform("speed", *self.speed)
+        )
 
 
-def latest_start(step: Tensor, frames: int, headers: Headers) -> Float64[Tensor, "b"]:
+def latest_start(step: Tensor, frames: int, headers: ClipSpans) -> Float64[Tensor, "b"]:
     """How much later than the beginning a view of so many frames may start, in seconds."""
     return (headers.end - headers.begin - frames * step).clamp(min=0)
 
 
-def evenly(begin: Tensor, step: Tensor, frames: int) -> Float64[Tensor, "b t"]:
+def even_times(begin: Tensor, step: Tensor, frames: int) -> Float64[Tensor, "b t"]:
     """Moments at even steps."""
     return begin[:, None] + torch.arange(frames, dtype=torch.float64) * step[:, None]
 
 
 @dataclass(frozen=True)
-class Anywhere(Moments):
+class UniformStart(FrameTimeSampler):
     """Consecutive moments from an evenly drawn start."""
 
-    pace: Pace
+    pace: FrameSpacing
 
     @property
-    def keeps_pace(self) -> bool:
+    def keeps_speed(self) -> bool:
         """Whether no speed is drawn."""
-        return self.pace.even
+        return self.pace.keeps_speed
 
-    def draw(self, keys: Keys, headers: Headers) -> DrawnTimes:
+    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
         """Draw an evenly placed start."""
         step = self.pace.step(keys, headers)
         start = headers.begin + keys.uniform("start") * latest_start(step, self.pace.frames, headers)
-        speed = None if self.pace.even else self.pace.factor(keys)
-        return DrawnTimes(evenly(start, step, self.pace.frames), step, speed=speed)
+        speed = None if self.pace.keeps_speed else self.pace.factor(keys)
+        return SampledTimes(even_times(start, step, self.pace.frames), step, speed=speed)
 
 
 @dataclass(frozen=True)
-class Grid(Moments):
-    """View v of `views` at an even place from the beginning to the end; one view: the centre. Nothing is drawn."""
+class EvenlySpacedClips(FrameTimeSampler):
+    """View v of `views` at an even place from the beginning to the end; one view: the center. Nothing is drawn."""
 
-    pace: Pace
+    pace: FrameSpacing
     views: int = 1
 
-    def draw(self, keys: Keys, headers: Headers) -> DrawnTimes:
+    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
         """Draw nothing: the place follows from the view."""
         step = self.pace.step(keys, headers)
         place = (headers.view % self.views) / (self.views - 1) if self.views > 1 else 0.5
         start = headers.begin + place * latest_start(step, self.pace.frames, headers)
-        return DrawnTimes(evenly(start, step, self.pace.frames), step)
+        return SampledTimes(even_times(start, step, self.pace.frames), step)
 
 
 @dataclass(frozen=True)
-class Segments(Moments):
+class SegmentSampling(FrameTimeSampler):
     """The whole clip in equal segments, and one moment drawn in each (Wang et al. 2016, TSN)."""
 
     frames: int
 
-    def draw(self, keys: Keys, headers: Headers) -> DrawnTimes:
+    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
         """Draw a moment in each segment."""
         length = (headers.end - headers.begin) / self.frames
         within = torch.arange(self.frames, dtype=torch.float64) + keys.uniform("within", shape=(self.frames,))
-        return DrawnTimes(headers.begin[:, None] + within * length[:, None], length)
+        return SampledTimes(headers.begin[:, None] + within * length[:, None], length)
 
 
 @dataclass(frozen=True)
-class Gap(Moments):
+class ClipPair(FrameTimeSampler):
     """Views in pairs (0 and 1, 2 and 3, …) whose starts lie a drawn gap apart.
 
     Attributes:
@@ -168,13 +170,13 @@ class Gap(Moments):
         longest_seconds: bounds K further (ρBYOL).
     """
 
-    pace: Pace
+    pace: FrameSpacing
     density: Literal["falling", "even"]
     longest_seconds: int | float = math.inf
 
-    def draw(self, keys: Keys, headers: Headers) -> DrawnTimes:
+    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
         """Draw the gap, the first start and which view comes first."""
-        shared = across(keys, 2)
+        shared = shared_keys(keys, 2)
         step = self.pace.step(keys, headers)
         room = latest_start(step, self.pace.frames, headers)
         u = shared.uniform("gap")
@@ -183,12 +185,12 @@ class Gap(Moments):
         first = headers.begin + shared.uniform("start") * (room - gap)
         later = shared.bernoulli("order", 0.5) == (headers.view % 2 == 0)
         shared_seconds = (self.pace.frames * step - gap).clamp(min=0)
-        times = evenly(first + torch.where(later, gap, 0.0), step, self.pace.frames)
-        return DrawnTimes(times, step, shared_seconds / (self.pace.frames * step))
+        times = even_times(first + torch.where(later, gap, 0.0), step, self.pace.frames)
+        return SampledTimes(times, step, shared_seconds / (self.pace.frames * step))
 
 
 @dataclass(frozen=True)
-class SparseAndDense(Moments):
+class SparseAndDenseClips(FrameTimeSampler):
     """View 0 covers a span in long steps; views 1 to `dense` share that span out (Dave et al. 2022, TCLR)."""
 
     frames: int
@@ -196,32 +198,32 @@ class SparseAndDense(Moments):
     rate_hz: int | float | None
     dense: int = 4
 
-    def draw(self, keys: Keys, headers: Headers) -> DrawnTimes:
+    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
         """Draw the span's start."""
-        shared = across(keys, 1 + self.dense)
+        shared = shared_keys(keys, 1 + self.dense)
         number = headers.view % (1 + self.dense)
-        long = Pace(self.frames, self.skip, self.rate_hz).step(keys, headers)
+        long = FrameSpacing(self.frames, self.skip, self.rate_hz).step(keys, headers)
         start = headers.begin + shared.uniform("start") * latest_start(long, self.frames, headers)
         step = torch.where(number == 0, long, long / self.skip)
         start = start + (number - 1).clamp(min=0) * (long * self.frames / self.dense)
-        return DrawnTimes(evenly(start, step, self.frames), step)
+        return SampledTimes(even_times(start, step, self.frames), step)
 
 
 @dataclass(frozen=True)
-class Frames(Moments):
+class FrameWindow(FrameTimeSampler):
     """View v is frame v of a window of `views` frames that all views share."""
 
-    pace: Pace
+    pace: FrameSpacing
     views: int
 
-    def draw(self, keys: Keys, headers: Headers) -> DrawnTimes:
+    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
         """Draw the window's start."""
-        step = self.pace.step(across(keys, self.views), headers)
-        start = headers.begin + across(keys, self.views).uniform("start") * latest_start(step, self.views, headers)
-        return DrawnTimes((start + (headers.view % self.views) * step)[:, None], step)
+        step = self.pace.step(shared_keys(keys, self.views), headers)
+        start = headers.begin + shared_keys(keys, self.views).uniform("start") * latest_start(step, self.views, headers)
+        return SampledTimes((start + (headers.view % self.views) * step)[:, None], step)
 
 
-def across(keys: Keys, together: int) -> Keys:
+def shared_keys(keys: Keys, together: int) -> Keys:
     """Keys that views drawn together share: the view's number is that of their group."""
     fields = keys.fields.clone()
     fields[:, FIELDS.index("view")] //= together
