@@ -1,5 +1,8 @@
-"""Names: what is registered, what is refused, and what third parties bring."""
+"""The registry: registered components, invalid names and options, and plug-ins of third parties."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,13 +74,52 @@ def test_description_names_options_and_origin():
     assert registry.lookup("view", "test/described").summary == "Crop to a size."
 
 
-def test_views_for_any_modality_stand_with_every_modality():
+def test_views_of_any_modality_are_listed_with_every_modality():
     mmcon.register_view("test/any", modality="any")(Identity)
     mmcon.register_view("test/sound", modality="audio")(Identity)
     assert "test/any" in mmcon.list_views("image")
     assert "test/sound" not in mmcon.list_views("image")
     assert {"test/any", "test/sound"} <= set(mmcon.list_views())
-    assert mmcon.list_views("image") == sorted(mmcon.list_views("image"), key=lambda n: (n.startswith("sampler"), n))
+    assert mmcon.list_views("image") == sorted(mmcon.list_views("image"))
+
+
+def test_samplers_are_listed_with_all_views_and_with_those_of_text():
+    samplers = mmcon.list_samplers()
+    assert "sampler/class-aware" in samplers
+    for modality in (None, "text"):
+        assert mmcon.list_views(modality)[-len(samplers) :] == samplers
+    assert not set(samplers) & set(mmcon.list_views("image"))
+    assert mmcon.describe_view("sampler/class-aware").startswith("sampler/class-aware  (sampler, any; from")
+    assert mmcon.describe_sampler("sampler/class-aware") == mmcon.describe_view("sampler/class-aware")
+
+
+def test_a_name_of_another_kind_is_recognized():
+    with pytest.raises(UnknownNameError, match=r"it is a sampler: mmcon.create_sampler\('sampler/class-aware'"):
+        mmcon.create_view("sampler/class-aware")
+    with pytest.raises(UnknownNameError, match=r"it is a view: mmcon.create_view\('image/simclr'"):
+        mmcon.create_sampler("image/simclr")
+
+
+@pytest.mark.parametrize("kind", ["view", "sampler", "encoder", "source"])
+def test_every_listed_name_is_described(kind):
+    names = getattr(mmcon, f"list_{kind}s")()
+    assert len(names) >= 5
+    for name in names:
+        described = getattr(mmcon, f"describe_{kind}")(name)
+        assert described.startswith(f"{name}  (")
+        assert described.splitlines()[1], f"{name} has no docstring"
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        getattr(mmcon, f"describe_{kind}")(names[0] + "s")
+
+
+def test_components_are_created_by_name():
+    sampler = mmcon.create_sampler("sampler/uniform", labels=torch.arange(8), batch_size=4, seed=0)
+    assert len(sampler.batch(0)) == 4
+    assert len(mmcon.create_source("samples/fashion", split="test")) == 2000
+    assert mmcon.create_encoder("mmcon/resnet-tiny", image_size=28).feature_dim == 128
+    assert {"resnet50", "mmcon/resnet-tiny"} <= set(mmcon.list_encoders("image"))
+    assert "resnet50" in mmcon.list_encoders()
+    assert "resnet50" not in mmcon.list_encoders("audio")
 
 
 def test_a_taken_name_is_refused():
@@ -126,6 +168,14 @@ print(mmcon.describe_view("acme/invert"))
 """
 
 
+def distribution(folder, name, entry_points):
+    """Make a folder look like one in which a distribution is installed."""
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[mmcon.plugins]\n{entry_points}\n")
+
+
 def test_a_third_partys_package_arrives_by_its_entry_point(python):
     run = python(PLUGIN, path=[Path(__file__).parent / "plugin"])
     assert run.returncode == 0, run.stderr
@@ -133,8 +183,14 @@ def test_a_third_partys_package_arrives_by_its_entry_point(python):
 
 
 BROKEN = """
+import warnings
 import mmcon
-assert "acme/dim" in mmcon.list_views()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for look_up in (mmcon.list_views, mmcon.list_encoders, lambda: mmcon.describe_view("image/simclr")):
+        look_up()
+print(*(f"{w.category.__name__}: {w.message}" for w in caught), sep="\\n")
+assert {"acme/dim", "image/simclr"} <= set(mmcon.list_views())
 try:
     mmcon.create_view("broken/view")
 except mmcon.errors.UnknownNameError as error:
@@ -142,13 +198,62 @@ except mmcon.errors.UnknownNameError as error:
 """
 
 
-def test_a_broken_package_takes_no_other_down_and_is_named(python, tmp_path):
+def test_a_plugin_that_fails_is_reported_once_and_disables_no_other(python, tmp_path):
     (tmp_path / "broken_views.py").write_text("import a_module_that_is_not_there\n")
-    info = tmp_path / "broken_views-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-views\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mmcon.plugins]\nbroken = broken_views\n")
-    run = python("import mmcon.registry, mmcon.errors\n" + BROKEN, path=[tmp_path, Path(__file__).parent / "plugin"])
+    distribution(tmp_path, "broken-views", "broken = broken_views")
+    run = python(BROKEN, path=[tmp_path, Path(__file__).parent / "plugin"])
     assert run.returncode == 0, run.stderr
+    assert run.stdout.count("PluginWarning") == 1
+    warned = run.stdout.splitlines()[0]
+    assert "'broken = broken_views' failed to load" in warned
+    assert "ModuleNotFoundError: No module named 'a_module_that_is_not_there'" in warned
     assert "Entry point 'broken = broken_views' failed to load" in run.stdout
-    assert "a_module_that_is_not_there" in run.stdout
+    # Without a filter, Python prints the warning.
+    assert "PluginWarning" in python("import mmcon; mmcon.list_views()", path=[tmp_path]).stderr
+
+
+def test_a_plugin_that_takes_a_built_in_name_is_the_one_that_fails(python, tmp_path):
+    (tmp_path / "aaa.py").write_text(
+        "import mmcon\n@mmcon.register_view('image/simclr', modality='image')\nclass Mine(mmcon.ViewGenerator): ...\n"
+    )
+    distribution(tmp_path, "aaa", "aaa = aaa")
+    run = python("import mmcon; print(mmcon.create_view('image/simclr'), len(mmcon.list_views()))", path=[tmp_path])
+    assert run.returncode == 0, run.stderr
+    assert "'aaa = aaa' failed to load" in run.stderr
+    assert "DuplicateNameError: register_view('image/simclr')" in run.stderr
+    assert int(run.stdout.split()[-1]) == len(set(built_in_names()))
+
+
+def built_in_names():
+    """The names in this process, in which no third party's package is installed."""
+    return mmcon.list_views()
+
+
+@pytest.mark.parametrize("look_up", ["mmcon.list_views()", "mmcon.create_view('image/simclr')", "mmcon.list_sources()"])
+@pytest.mark.parametrize(("entry_points", "reported"), [
+    ("image_views = mmcon_views.gone", "PluginError: entry point image_views = mmcon_views.gone"),
+    ("", "got none: the package is imported from a source tree that is not installed"),
+])  # fmt: skip
+def test_a_built_in_plugin_that_fails_is_an_error(python, tmp_path, entry_points, reported, look_up):
+    distribution(tmp_path, "mmcon", entry_points)
+    run = python(f"import mmcon; {look_up}", path=[tmp_path])
+    assert run.returncode == 1
+    assert reported in run.stderr
+    assert "pip install -e ." in run.stderr
+
+
+@pytest.mark.parametrize("name", [
+    "views.py", "views/__init__.py", "tests/__init__.py", "tests/test_a.py", "recipes/__init__.py", "recipes/mine.py",
+    "image.py", "registry.py",
+])  # fmt: skip
+def test_a_users_modules_hide_no_built_in_component(tmp_path, name):
+    """A script's own folder comes first on the import path, so its modules win over those of installed packages."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("def index(request): ...\n")
+    code = "import mmcon\nmmcon.create_view('image/simclr')\nprint(*mmcon.list_views())\n"
+    module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    (tmp_path / "use.py").write_text(f"import {module}\nassert {module}.index\n{code}")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == built_in_names()

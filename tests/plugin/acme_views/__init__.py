@@ -1,4 +1,4 @@
-"""A third party's package: a view generator class, a plain function, and an encoder, found by their entry point."""
+"""A third party's package: a view generator class, a plain function, and an encoder, loaded by their entry point."""
 
 import torch
 
@@ -7,10 +7,10 @@ import mmcon
 
 @mmcon.register_view("acme/invert", modality="image")
 class Invert(mmcon.ViewGenerator):
-    """Turn some images into their negatives.
+    """Invert the pixels of some images.
 
     Args:
-        p: how often.
+        p: the probability that an image is inverted.
     """
 
     modality = "image"
@@ -32,6 +32,6 @@ def dim(x, generator):
 
 
 @mmcon.register_encoder("acme/mean", modality="image")
-def mean_colour():
+def mean_color():
     """The mean of each channel."""
     return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
