@@ -24,7 +24,7 @@ from mmcon.samplers.class_balanced import ClassAwareSampler
 before, t = mib('VmRSS'), time.perf_counter()
 sampler = ClassAwareSampler(labels, batch_size=256, samples_per_class=4, seed=0)
 built = time.perf_counter()
-positions, _ = sampler.plan(0)
+positions, _ = sampler.epoch_order(0)
 whole, seen, peak = time.perf_counter(), len(positions), mib("VmHWM")
 unseen = 1 - len(positions.unique()) / rows
 del sampler, positions, _

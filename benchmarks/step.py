@@ -31,7 +31,7 @@ from mmcon.evaluation.statistics import Interval, bootstrap
 from mmcon.loading.loader import ViewLoader
 from mmcon.losses import presets, weighted_supcon
 from mmcon.models.encoders import create_encoder
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import create_source
 from mmcon.sources.pairs import bundled_pairs
 from mmcon.training.run import Run, RunSettings

@@ -39,11 +39,12 @@ from mmcon.evaluation.probe import fit_probe
 from mmcon.evaluation.statistics import paired_permutation, t_interval
 from mmcon.models.encoders import create_encoder
 from mmcon.random import keys, stable_ids
-from mmcon.samplers.base import BatchSampler, UniformSampler
+from mmcon.samplers.base import BatchSampler
 from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import held_out
 from mmcon.training.optim import create_schedule
-from mmcon.training.run import seed_model
+from mmcon.training.seeds import seed_model
 from mmcon.views import collate
 
 SEEDS = range(3)
@@ -147,7 +148,7 @@ def train(encoder: nn.Module, head: nn.Module, sampler: BatchSampler, seed: int,
     for step in range(steps):
         seed_model(seed, "dropout", step)
         optimizer.zero_grad()
-        loss_of(sampler.batch(step).positions).backward()
+        loss_of(sampler.batch(step).indices).backward()
         optimizer.step()
         schedule.step()
 

@@ -48,7 +48,7 @@ from mmcon.models.classifier import Classifier
 from mmcon.models.encoders import create_encoder
 from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.random import keys
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import TensorSource
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, RunSettings

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from mmcon.training.settings import EngineFlags
 from torch import Tensor, nn
 
 import mmcon
@@ -31,16 +32,16 @@ from mmcon.errors import ConfigError, MmconError
 from mmcon.evaluation.audio import judge, log_mel_statistics, table
 from mmcon.evaluation.features import extract_features
 from mmcon.loading.loader import ViewLoader, one_pass
-from mmcon.models.audio import create_audio_encoder
+from mmcon.models.encoders import create_encoder
 from mmcon.registry import lookup
-from mmcon.samplers.base import BatchSampler, UniformSampler
+from mmcon.samplers.base import BatchSampler
 from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.audio import open_source
 from mmcon.sources.factory import Source
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, RunSettings, unused_folder
-from mmcon.training.settings import EngineFlags
 
 OURS = "mmcon/log-mel-conv"
 
@@ -132,7 +133,7 @@ def main(config: Config) -> None:
 
     # Model, and who is meant to be alike.
     objective = make_objective(config, train)
-    encoder = create_audio_encoder(config.encoder, pretrained=config.pretrained)
+    encoder = create_encoder(config.encoder, modality="audio", pretrained=config.pretrained)
     model = mmcon.ContrastiveModel({"audio": encoder}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
     untrained = copy.deepcopy(model)
     optimizer = create_optimizer(

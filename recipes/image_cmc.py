@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from mmcon.training.settings import EngineFlags
 
 import mmcon
 from mmcon.affinity import SameLabel
 from mmcon.errors import ConfigError, MmconError
-from mmcon.evaluation.features import Features, extract
+from mmcon.evaluation.features import Features, extract_features
+from mmcon.evaluation.knn import knn
 from mmcon.evaluation.probe import linear_probe
-from mmcon.evaluation.retrieval import knn
 from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.losses import presets
 from mmcon.models.encoders import create_encoder
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import Source, channels_of, create_source
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, RunSettings, unused_folder
-from mmcon.training.settings import EngineFlags
 from mmcon.views import Chain
 
 CHANNELS = {"luminance": 1, "chroma": 2, "edges": 1}
@@ -158,7 +158,7 @@ def main(config: Config) -> None:
         for number, channels in enumerate(config.channels):
             figures[f"{name}, {channels} alone"] = judge(*(part[number] for part in parts))
     pixels = mmcon.create_view("image/plain", size=config.pixels)
-    raw = [extract(flat, one_pass(source, {"image": [pixels]}, device=run.device)) for source in (train, test)]
+    raw = [extract_features(flat, one_pass(source, {"image": [pixels]}, device=run.device)) for source in (train, test)]
     figures["raw_pixels"] = judge(*raw)
     run.print(f"classes of {len(test):,} held-out pictures")
     for name, of in figures.items():
@@ -206,13 +206,13 @@ def make_objective(config: Config, train: Source) -> mmcon.Objective:
 
 def side_by_side(config: Config, model: torch.nn.Module, source: Source, device: torch.device) -> list[Features]:
     """Features of each view's encoder, rows in one order."""
-    dump = extract(model, one_pass(source, {"image": plain_views(config)}, device=device))
+    dump = extract_features(model, one_pass(source, {"image": plain_views(config)}, device=device))
     return [dump.take(dump.index["view"] == number) for number in range(len(config.channels))]
 
 
 def together(parts: list[Features]) -> Features:
     """The features of all encoders of a picture, each at length one, as one row."""
-    return Features(torch.cat([part.unit() for part in parts], 1), parts[0].index)
+    return Features(torch.cat([part.normalized() for part in parts], 1), parts[0].index)
 
 
 def flat(batch: Any) -> torch.Tensor:

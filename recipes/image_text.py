@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from mmcon.training.settings import EngineFlags
 from torch import nn
 
 import mmcon
@@ -39,14 +40,13 @@ from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.losses import LearnableTemperature, presets
 from mmcon.models.encoders import create_encoder
 from mmcon.models.fine_tuning import merge_lora, set_trainable
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import JoinedSource
 from mmcon.sources.pairs import Pairs, bundled_pairs, read_pairs
 from mmcon.sources.text import TextSource
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, RunSettings, unused_folder
-from mmcon.training.settings import EngineFlags
 from mmcon.views import Chain, Identity
 
 BAG = "text/embedding-bag"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from mmcon.training.settings import EngineFlags
 from torch import nn
 
 import mmcon
@@ -41,13 +42,13 @@ from mmcon.losses import LearnableTemperature
 from mmcon.models.encoders import create_encoder
 from mmcon.objective.objective import Block
 from mmcon.registry import lookup
-from mmcon.samplers.base import BatchSampler, UniformSampler
+from mmcon.samplers.base import BatchSampler
 from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import JoinedSource, create_source
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, RunSettings, unused_folder
-from mmcon.training.settings import EngineFlags
 from mmcon.views import Chain
 
 BUNDLED = "image=samples/emoji", "text=samples/emoji-texts", "audio=samples/emoji-spoken"

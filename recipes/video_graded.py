@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from mmcon.training.settings import EngineFlags
 from torch import Tensor, nn
 
 import mmcon
@@ -35,13 +36,12 @@ from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.temporal_report import judge_in_time, table_in_time
 from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.models.shared_spaces import SharedSpace
-from mmcon.models.video import create_video_encoder
-from mmcon.samplers.base import UniformSampler
+from mmcon.models.encoders import create_encoder
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import Subset, create_source
 from mmcon.training.config import parse
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, RunSettings, unused_folder
-from mmcon.training.settings import EngineFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +228,9 @@ def open_videos(config: Config, split: str) -> Any:
 def make_encoder(config: Config) -> nn.Module:
     """The encoder by name."""
     if config.encoder != "mmcon/frames":
-        return create_video_encoder(config.encoder, pretrained="/" in config.encoder)
-    return create_video_encoder(
-        config.encoder, frame_encoder=config.frame_encoder, pooling=config.pooling, image_size=config.image_size
+        return create_encoder(config.encoder, modality="video", pretrained="/" in config.encoder)
+    return create_encoder(
+        config.encoder, modality="video", frame_encoder=config.frame_encoder, pooling=config.pooling, image_size=config.image_size
     )
 
 

@@ -22,7 +22,7 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.models.ema import MomentumEncoder
 from mmcon.objective.objective import Objective
 from mmcon.objective.queue import Queue
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import Subset, create_source
 from mmcon.training.gradient_caching import cached
 from mmcon.training.run import Run, RunSettings

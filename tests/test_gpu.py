@@ -18,7 +18,7 @@ from mmcon.losses.problem import prepare
 from mmcon.models.ema import MomentumEncoder
 from mmcon.models.encoders import create_encoder
 from mmcon.objective.queue import Queue
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import Subset, create_source
 from mmcon.training.gradient_caching import cached
 from mmcon.training.run import Run, RunSettings

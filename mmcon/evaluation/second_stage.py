@@ -1,8 +1,8 @@
-"""The end of a recipe in two stages: features once, the figures that are read from them, and what they are set beside.
+"""The second stage of a recipe: features of every encoder, extracted once, and the metrics that are read from them.
 
-features = features_of(run, {"trained encoder": (model, views), …}, train, test)
-figures = {name: judge(*pair) for name, pair in features.items()}
-print(table(figures, n=len(test))); run.finish(results(figures, test.classes))
+features = extract_all(run, {"trained encoder": (model, views), "raw pixels": (pixels, views)}, train, test)
+metrics = {name: evaluate_features(*train_and_test) for name, train_and_test in features.items()}
+print(metrics_table(metrics, n=len(test)))
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError
@@ -19,48 +20,58 @@ from mmcon.evaluation.knn import knn
 from mmcon.evaluation.linear_classifier import LinearStage, accuracy, train_classifier
 from mmcon.evaluation.probe import linear_probe
 from mmcon.evaluation.statistics import Classification
-from mmcon.loading.loader import ViewLoader, Views, one_pass
-from mmcon.samplers.base import UniformSampler
+from mmcon.loading.loader import Views, one_pass
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import Source, class_counts, class_weights
-from mmcon.training.run import Run, seed_model
+from mmcon.training.run import Run
+from mmcon.training.seeds import seed_model
 
-Figures = dict[str, dict[str, Classification]]
+Encode = Callable[..., Any] | nn.Module
+Metrics = Mapping[str, Mapping[str, Classification]]
 
 
-def pixels(batch: ViewBatch) -> Any:
-    """The images themselves as features."""
+def pixels(batch: ViewBatch) -> Float[Tensor, "b d"]:
+    """The pixels of the images as features."""
     return batch.views["image"][0].flatten(1)
 
 
-def features_of(
-    run: Run, encoders: Mapping[str, tuple[Callable[..., Any] | nn.Module, Views]], train: Source, test: Source
+def extract_all(
+    run: Run, encoders: Mapping[str, tuple[Encode, Views]], train: Source, test: Source, *, batch_size: int = 512
 ) -> dict[str, tuple[Features, Features]]:
-    """Features of both parts under each encoder, each row computed once, by as many processes as there are.
+    """Features of the training and of the test split under each encoder; every sample is encoded once. Collective.
+
+    The ranks share the samples and exchange the features as files in `features/` of the run folder.
 
     Args:
-        run: whose folder keeps them, and whose processes share the work.
-        encoders: by name, what encodes (see `extract`), and the views that it sees.
-        train: the training part.
-        test: the held-out part.
+        run: gives the folder, the device and the ranks.
+        encoders: by name, an encoder (see `extract_features`; modules move to the device) and the views that it takes.
+        train: the training split.
+        test: the test split.
+        batch_size: samples that are encoded at once.
     """
 
-    def of(name: str, part: str, source: Source) -> Features:
+    def extract(name: str, split: str, source: Source) -> Features:
         encode, views = encoders[name]
-        rows = one_pass(source, views, device=run.device, rank=run.rank, world_size=run.world_size)
-        files = [run.folder / "features" / f"{name}, {part}, {p}.safetensors" for p in range(run.world_size)]
-        extract_features(encode, rows).save(files[run.rank])
+        encode = encode.to(run.device) if isinstance(encode, nn.Module) else encode
+        loader = one_pass(
+            source, views, batch_size=batch_size, device=run.device, rank=run.rank, world_size=run.world_size
+        )
+        stem = run.folder / "features" / f"{name.replace(' ', '_')}-{split}"
+        shards = [f"-rank{rank}" for rank in range(run.world_size)] if run.world_size > 1 else [""]
+        files = [stem.with_name(f"{stem.name}{shard}.safetensors") for shard in shards]
+        extract_features(encode, loader).save(files[run.rank])
         run.accelerator.wait_for_everyone()
         return Features.cat([Features.load(file) for file in files])
 
-    return {name: (of(name, "train", train), of(name, "test", test)) for name in encoders}
+    return {name: (extract(name, "train", train), extract(name, "test", test)) for name in encoders}
 
 
-def judge(train: Features, test: Features) -> dict[str, Classification]:
-    """The linear probe and the nearest neighbours."""
-    return {"linear_probe": linear_probe(train, test), "knn": knn(train, test, k=min(200, len(train)))}
+def evaluate_features(train: Features, test: Features, *, neighbors: int = 200) -> dict[str, Classification]:
+    """Classification by a linear probe and by the nearest neighbors in the training split."""
+    return {"linear_probe": linear_probe(train, test), "knn": knn(train, test, k=min(neighbors, len(train)))}
 
 
-def published_stage(
+def train_linear_stage(
     run: Run,
     model: nn.Module,
     train: Source,
@@ -70,58 +81,59 @@ def published_stage(
     test_views: Views,
     batch_size: int,
     stage: LinearStage,
-    weight_power: float = 0.0,
+    class_weight_power: float = 0.0,
 ) -> dict[str, float]:
-    """Train a linear classifier on views of its own over the frozen encoder, and judge it on the test part.
+    """Train a linear classifier on augmented views over the frozen encoder, as published, and evaluate it.
 
     Args:
-        run: whose seed and processes are used.
-        model: a ContrastiveModel; it stays as it is.
-        train: the training part, with labels.
-        test: the held-out part.
-        views: of the training part.
-        test_views: of the held-out part.
-        batch_size: samples in a step, over all processes.
-        stage: how to train.
-        weight_power: classes weigh n^-power in the loss; 0: alike.
+        run: gives the seed, the device and the ranks.
+        model: a ContrastiveModel; it does not change.
+        train: the training split, with labels.
+        test: the test split.
+        views: of the training split.
+        test_views: of the test split.
+        batch_size: samples per step, over all ranks.
+        stage: optimizer, schedule and length.
+        class_weight_power: the loss weighs a class of n samples by n^-power; 0: equally.
+
+    Returns:
+        Accuracies on the test split.
     """
-    classes = len(train.classes)
     if train.labels is None or batch_size > len(train):
         got = f"{len(train)} rows {'without' if train.labels is None else 'with'} labels, a batch of {batch_size}"
-        raise ConfigError("the second stage", expected="labels, and a batch of rows at least", got=got)
-    sampler = UniformSampler(train.labels, batch_size=batch_size, seed=run.seed)
-    part: dict[str, Any] = {"device": run.device, "rank": run.rank, "world_size": run.world_size}
-    loader = ViewLoader(train, views, sampler, seed=run.seed, **part)
+        raise ConfigError("the second stage", expected="labels, and at most as large a batch as the data", got=got)
+    loader = run.loader(train, views, UniformSampler(train.labels, batch_size=batch_size, seed=run.seed))
     seed_model(run.seed, "second stage")
-    weights = class_weights(class_counts(train), power=weight_power) if weight_power else None
+    weights = class_weights(class_counts(train), power=class_weight_power) if class_weight_power else None
+    classes = len(train.classes)
     classifier = train_classifier(model, loader, classes=classes, stage=stage, class_weights=weights, device=run.device)
     return accuracy(classifier, one_pass(test, test_views, device=run.device))
 
 
-def table(figures: Figures, n: int) -> str:
-    """The figures for a person to read."""
+def metrics_table(metrics: Metrics, n: int) -> str:
+    """The metrics of several encoders on n test images as text."""
     lines = [f"top-1 [95 % interval over images] / top-5 on {n} held-out images"]
-    for name, of in figures.items():
-        probe, near = of["linear_probe"], of["knn"]
+    for name, of_encoder in metrics.items():
+        probe, near = of_encoder["linear_probe"], of_encoder["knn"]
         lines.append(f"  {name:<16} linear probe {probe.interval()} / {probe.top5:.3f}")
         lines.append(f"  {'':<16} k-NN         {near.interval()} / {near.top5:.3f}")
     return "\n".join(lines)
 
 
-def results(figures: Figures, classes: Sequence[str] = ()) -> dict[str, Any]:
-    """What results.json holds: the trained encoder's figures, by class too, and the others beside them."""
-    trained = figures["trained encoder"]
+def metrics_json(metrics: Metrics, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of results.json: the metrics of the trained encoder, also by class, and the baselines' by name."""
+    trained = metrics["trained encoder"]
     baselines = {
-        name.replace(" ", "_"): {"linear_probe_top1": of["linear_probe"].top1, "knn_top1": of["knn"].top1}
-        for name, of in figures.items()
-        if of is not trained
+        name.replace(" ", "_"): {"linear_probe_top1": other["linear_probe"].top1, "knn_top1": other["knn"].top1}
+        for name, other in metrics.items()
+        if other is not trained
     }
     probe = trained["linear_probe"]
     interval = probe.interval()
-    called = {label: classes[label] if label < len(classes) else str(label) for label in probe.per_class}
+    class_names = {label: classes[label] if label < len(classes) else str(label) for label in probe.per_class}
     return {
         **{name: {"top1": c.top1, "top5": c.top5} for name, c in trained.items()},
         "linear_probe_top1_interval": [interval.low, interval.high],
         **baselines,
-        "linear_probe_top1_by_class": {called[label]: share for label, share in probe.per_class.items()},
+        "linear_probe_top1_by_class": {class_names[label]: share for label, share in probe.per_class.items()},
     }

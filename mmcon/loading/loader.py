@@ -19,7 +19,7 @@ from mmcon.errors import ConfigError, DataError
 from mmcon.loading.mixing import check_partners, mixing_part
 from mmcon.loading.pipeline import DrawnBatch, Views, draw_part, finish, parts_of
 from mmcon.loading.workers import DEATHS, Noted, death, fatal_item, is_death, iterate
-from mmcon.samplers.base import BatchSampler
+from mmcon.samplers.base import BatchSampler, EpochOrder, without_repeats
 from mmcon.sources.base import Source
 
 
@@ -121,7 +121,7 @@ class ViewLoader:
     def make(self, step: int) -> list[DrawnBatch] | ViewBatch:
         """This process's work for a step, as far as a worker takes it."""
         batch = self.sampler.batch(step)
-        own = batch.part(self.rank, self.world_size)
+        own = batch.shard_slice(self.rank, self.world_size)
         made = [draw_part(p, self.source.members[p.modality], batch, own, seed=self.seed) for p in self.parts]
         drawn = [one for one in made if one is not None]
         return finish(drawn, step) if self.finishes_in_worker and not self._fails(drawn) else drawn
@@ -182,8 +182,8 @@ class ViewLoader:
         number = fatal_item(make, len(rows))
         if number is None:
             return ""
-        sample = int(self.source.ids[rows.positions[number]])
-        return f"seed={self.seed}, epoch={rows.epoch}, step={step}, sample={sample}, row {int(rows.positions[number])}"
+        sample = int(self.source.ids[rows.indices[number]])
+        return f"seed={self.seed}, epoch={rows.epoch}, step={step}, sample={sample}, row {int(rows.indices[number])}"
 
     def memories(self) -> dict[str, Any]:
         """What remembers earlier batches and belongs to a checkpoint: stateful views, and a sampler's snapshot."""
@@ -235,10 +235,7 @@ class _InOrder(BatchSampler):
 
     def __init__(self, n: int, batch_size: int) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, 0
+        self.steps_per_epoch = -(-n // batch_size)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-self.n // self.batch_size)
-
-    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
-        return torch.arange(self.n), torch.zeros(self.n, dtype=torch.int64)
+    def epoch_order(self, epoch: int) -> EpochOrder:
+        return without_repeats(torch.arange(self.n))

@@ -66,7 +66,7 @@ def check_partners(generators: Sequence[ViewGenerator], batch_size: int) -> None
             )
 
 
-def with_partners(own: Int[Tensor, "n"], wanted: Int[Tensor, "n"]) -> tuple[Int[Tensor, "m"], Int[Tensor, "n"]]:
+def with_partners(own: Int[Tensor, " n"], wanted: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
     """The rows that a process must make: its own, then those that are partners alone; and where each partner stands.
 
     >>> with_partners(torch.tensor([0, 1]), torch.tensor([7, 0]))
@@ -77,7 +77,7 @@ def with_partners(own: Int[Tensor, "n"], wanted: Int[Tensor, "n"]) -> tuple[Int[
     return every, order[torch.searchsorted(every[order], wanted)]
 
 
-def beside(index: Index, partners: Int[Tensor, "n"]) -> Index:
+def beside(index: Index, partners: Int[Tensor, " n"]) -> Index:
     """The table of the own rows, with the `partner_sample` and, where there are labels, the `partner_label` of each."""
     others = index.take(partners)
     return index.take(slice(len(partners))).with_columns(**_columns(others))
@@ -92,7 +92,7 @@ def _columns(others: Index) -> dict[str, Tensor]:
     return {f"partner_{name}": others[name] for name in ("sample", "label") if name in others}
 
 
-def meet(generator: ViewGenerator, samples: Any, params: Params, partners: Int[Tensor, "n"]) -> Any:
+def meet(generator: ViewGenerator, samples: Any, params: Params, partners: Int[Tensor, " n"]) -> Any:
     """The batched stage of a generator that mixes.
 
     Args:

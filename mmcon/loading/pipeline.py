@@ -122,14 +122,14 @@ def draw_part(part: Part, source: Source, batch: BatchPlan, own: slice, *, seed:
 
 def _present(source: Source, batch: BatchPlan, own: slice) -> tuple[BatchPlan, slice]:
     """The global batch without the rows that lack the modality, and where this process's stand in it."""
-    there = source.present(batch.positions)
+    there = source.present(batch.indices)
     if there is None:
         return batch, own
     return batch.take(there), slice(int(there[: own.start].sum()), int(there[: own.stop].sum()))
 
 
 def _open(part: Part, source: Source, batch: BatchPlan, places: Tensor, views: Tensor, seed: int) -> Opened:
-    positions = batch.positions[places]
+    positions = batch.indices[places]
     samples = source.open(positions)
     table = keys(
         seed=seed,

@@ -27,7 +27,7 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.loading.mixing import check_partners
 from mmcon.loading.pipeline import Views, draw_part, finish, parts_of
 from mmcon.random import keys, stable_id
-from mmcon.samplers.base import BatchPlan, BatchSampler
+from mmcon.samplers.base import BatchPlan, BatchSampler, EpochOrder
 from mmcon.sources.base import Source
 from mmcon.sources.columns import choose_columns, opener
 from mmcon.sources.hub import pick_split, readable, undecoded
@@ -163,14 +163,9 @@ class StreamOrder(BatchSampler):
     """Stands where a sampler does; which rows meet is the stream's own order, so that there is no plan ahead."""
 
     def __init__(self, *, batch_size: int, steps_per_epoch: int, seed: int) -> None:
-        self.batch_size, self.seed, self._steps = batch_size, seed, steps_per_epoch
+        self.batch_size, self.seed, self.steps_per_epoch = batch_size, seed, steps_per_epoch
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """As many as were asked for."""
-        return self._steps
-
-    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def epoch_order(self, epoch: int) -> EpochOrder:
         """Refuse: rows of a stream have no positions."""
         raise ConfigError("StreamOrder", expected="a source with positions", got="a stream", fix="iterate its loader")
 
@@ -281,7 +276,7 @@ class StreamLoader(ViewLoader):
     def _make(self, held: list[StreamRow], epoch: int) -> ViewBatch:
         window = Window(held, self.stream)
         batch = BatchPlan(torch.arange(len(held)), torch.zeros(len(held), dtype=torch.int64), epoch, self.step)
-        own = batch.part(self.rank, self.world_size)
+        own = batch.shard_slice(self.rank, self.world_size)
         made = (draw_part(part, window, batch, own, seed=self.seed) for part in self.parts)
         drawn = [one for one in made if one is not None]
         for one in drawn:

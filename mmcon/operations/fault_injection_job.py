@@ -21,8 +21,8 @@ from mmcon.models.ema import MomentumEncoder
 from mmcon.objective.objective import Objective
 from mmcon.objective.queue import Queue
 from mmcon.random import Keys
-from mmcon.samplers.base import UniformSampler
 from mmcon.samplers.hard_classes import HardClassSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import Subset, create_source
 from mmcon.training.run import Run, RunSettings
 from mmcon.views import Chain, Meta, Params, ViewGenerator

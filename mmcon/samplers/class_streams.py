@@ -1,120 +1,178 @@
-"""Endless streams of samples by class: one keyed permutation after another, cut into pieces of K."""
+"""Class streams: an endless stream of samples for each class, one keyed permutation after another, in blocks of K."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mmcon.random import keys
 
-# Rows that one key numbers at a time: part of what is drawn, so never to be changed.
-_ROWS_PER_KEY = 1 << 20
-# Rows of whole permutations that are sorted at once: large enough to vectorise, small enough for a modest memory.
-_ROWS_AT_ONCE = 1 << 18
+# Samples that one key numbers at a time: it enters the draws, so it must never change.
+_SAMPLES_PER_KEY = 1 << 20
+# Samples of whole permutations that are sorted at once: enough to vectorize, few enough for little memory.
+_SAMPLES_PER_CHUNK = 1 << 18
 
 
-class Streams:
-    """An endless stream of samples for every class: one keyed permutation after another.
+class ClassStreams:
+    """An endless stream of samples for every class: one keyed permutation (cycle) after another.
 
-    At any time, the samples of a class have been seen equally often, give or take one. The stream is cut into pieces of
-    K; no piece holds a sample twice unless the class has fewer than K. Where a piece lies across two permutations, the
-    second lets samples that ended the first wait. Classes too small for that (below 3(K-1) samples, unless K
-    divides their number) keep one keyed order in all cycles.
+    At any time, the counts of the samples of a class differ by at most one. The stream is cut into blocks of K; no
+    block holds a sample twice unless the class has fewer than K. Where a block spans two cycles, the second one
+    postpones the samples that ended the first. Classes too small for that (below 3(K-1) samples, unless K divides
+    their number) keep one keyed order in all cycles.
 
     Args:
-        labels: `n` int64, class numbers.
-        piece: K.
-        seed: the run's seed.
+        labels: the class of each sample.
+        block_size: K.
+        seed: the seed of the run.
 
     Attributes:
-        classes: `c` int64, the labels that occur, ascending.
-        sizes: `c` int64, samples of each.
+        classes: the labels that occur, ascending.
+        sizes: the number of samples of each.
     """
 
-    def __init__(self, labels: Tensor, *, piece: int, seed: int) -> None:
-        self.piece, self.seed = piece, seed
-        self.classes, of_row, self.sizes = classes_of(labels)
-        bits = 63 - max(len(self.classes) - 1, 1).bit_length()
-        for at in range(0, len(labels), _ROWS_PER_KEY):
-            part = of_row[at : at + _ROWS_PER_KEY]
-            words = keys(seed=seed, epoch=at).child("sampler").bits("members", len(part))[0]
-            part.copy_(_ranked(part, words, bits))
-        # NumPy's sort, which needs half the memory of torch's: this is where a sampler's memory peaks.
-        self.members = torch.from_numpy(of_row.numpy().argsort(kind="stable"))
-        self.starts = torch.cumsum(self.sizes, 0) - self.sizes
-        self.reshuffled = (self.sizes >= 3 * (piece - 1)) & (self.sizes >= piece) | (self.sizes % piece == 0)
+    def __init__(self, labels: Int[Tensor, " n"], *, block_size: int, seed: int) -> None:
+        self.block_size, self.seed = block_size, seed
+        self.classes, number, self.sizes = number_classes(labels)
+        bits = _random_bits(len(self.classes))
+        for start in range(0, len(labels), _SAMPLES_PER_KEY):
+            chunk = number[start : start + _SAMPLES_PER_KEY]
+            words = keys(seed=seed, epoch=start).child("sampler").bits("members", len(chunk))[0]
+            chunk.copy_(_sort_keys(chunk, words, bits))
+        # NumPy's sort needs half the memory of torch's: this is the peak of a sampler's memory.
+        self.members = torch.from_numpy(number.numpy().argsort(kind="stable"))
+        self.starts = offsets(self.sizes)
+        k = block_size
+        self.reshuffled = (self.sizes >= 3 * (k - 1)) & (self.sizes >= k) | (self.sizes % k == 0)
 
-    def take(self, start: Tensor, count: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The `count[i]` samples of class i from place `start[i]` of its stream, class after class, some at a time.
+    def place(
+        self, first: Int[Tensor, " c"], counts: Int[Tensor, " c"], slots: Int[Tensor, " m"], *, stride: int
+    ) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"]]:
+        """Write blocks of the streams to their slots in an epoch.
+
+        Args:
+            first: the first block of each class.
+            counts: the number of blocks of each class.
+            slots: for class after class, the position of each block's first sample.
+            stride: the distance of a block's samples.
+
+        Returns:
+            Indices into the source and occurrences, by position.
+        """
+        k = self.block_size
+        indices, occurrence = torch.empty(2, len(slots) * k, dtype=torch.int64)
+        done = 0
+        for members, repeats in self.take(first * k, counts * k):
+            chunk = slots[done : done + len(members) // k]
+            positions = (chunk[:, None] + torch.arange(k) * stride).view(-1)
+            indices[positions], occurrence[positions] = members, repeats
+            done += len(chunk)
+        return indices, occurrence
+
+    def take(
+        self, start: Int[Tensor, " c"], count: Int[Tensor, " c"]
+    ) -> Iterator[tuple[Int[Tensor, " m"], Int[Tensor, " m"]]]:
+        """The `count[i]` samples of class i from position `start[i]` of its stream, class after class, in chunks.
 
         Yields:
-            Rows of the source and their occurrence within what is taken, both int64.
+            Indices into the source, and how often each was already taken in this call.
         """
         first, last = start // self.sizes, (start + count - 1) // self.sizes
-        # The permutation before the first decides its beginning.
-        first = torch.where(self.reshuffled & (start % self.sizes < 2 * (self.piece - 1)), first - 1, first).clamp(
-            min=0
-        )
+        # The beginning of a cycle depends on the end of the cycle before it.
+        depends = self.reshuffled & (start % self.sizes < 2 * (self.block_size - 1))
+        first = torch.where(depends, first - 1, first).clamp(min=0)
         cycles = torch.where(count > 0, last - first + 1, 0)
-        for part in _runs(cycles * self.sizes):
-            yield self._take(part, first[part], cycles[part], start[part], count[part])
+        for chunk in _chunks(cycles * self.sizes):
+            yield self._take(chunk, first[chunk], cycles[chunk], start[chunk], count[chunk])
 
-    def _take(self, part: slice, first: Tensor, cycles: Tensor, start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """`take` for consecutive classes: `cycles` whole permutations of each, then the stretch that is asked for."""
+    def _take(
+        self,
+        chunk: slice,
+        first: Int[Tensor, " c"],
+        cycles: Int[Tensor, " c"],
+        start: Int[Tensor, " c"],
+        count: Int[Tensor, " c"],
+    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
+        """`take` for consecutive classes: `cycles` whole permutations of each, cut to the requested stretch."""
         owner = torch.repeat_interleave(torch.arange(len(cycles)), cycles)
-        turn = torch.arange(len(owner)) - (torch.cumsum(cycles, 0) - cycles)[owner]
-        sizes = self.sizes[part][owner]
-        begins = torch.cumsum(sizes, 0) - sizes
-        member = self._permutations(part, owner, first[owner] + turn, turn, sizes, begins)
+        cycle = torch.arange(len(owner)) - offsets(cycles)[owner]
+        sizes = self.sizes[chunk][owner]
+        begins = offsets(sizes)
+        member = self._permutations(chunk, owner, first[owner] + cycle, cycle, sizes, begins)
         entry = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-        # Places in the stream, counted from the first permutation of the class.
-        place = (turn * sizes - begins)[entry].add_(torch.arange(len(entry)))
-        skip = start - first * self.sizes[part]
+        # Positions in the stream, counted from the first cycle of the class.
+        position = (cycle * sizes - begins)[entry].add_(torch.arange(len(entry)))
+        skip = start - first * self.sizes[chunk]
         of_class = owner[entry]
-        wanted = (place >= skip[of_class]) & (place < (skip + count)[of_class])
-        member, cycle, of_class = member[wanted], turn[entry[wanted]], of_class[wanted]
-        of_member = member + (self.starts[part] - self.starts[part][:1])[of_class]
-        begin = (skip // self.sizes[part])[of_class]
-        # A sample stands once a cycle; it is ahead by one if it already stood in the cycle where the stretch begins.
-        in_first = torch.zeros(int(self.sizes[part].sum()), dtype=torch.int64)
+        wanted = (position >= skip[of_class]) & (position < (skip + count)[of_class])
+        member, cycle, of_class = member[wanted], cycle[entry[wanted]], of_class[wanted]
+        of_member = member + (self.starts[chunk] - self.starts[chunk][:1])[of_class]
+        begin = (skip // self.sizes[chunk])[of_class]
+        # A sample occurs once per cycle; its count is one higher if it also occurs in the cycle of the first sample.
+        in_first = torch.zeros(int(self.sizes[chunk].sum()), dtype=torch.int64)
         in_first[of_member[cycle == begin]] = 1
-        return self.members[of_member + int(self.starts[part][0])], cycle - begin - 1 + in_first[of_member]
+        return self.members[of_member + int(self.starts[chunk][0])], cycle - begin - 1 + in_first[of_member]
 
     def _permutations(
-        self, part: slice, owner: Tensor, cycle: Tensor, turn: Tensor, sizes: Tensor, begins: Tensor
-    ) -> Tensor:
-        """Whole permutations one after another, each by the numbers of its class's members."""
-        table = keys(seed=self.seed, epoch=cycle, sample=self.classes[part][owner]).child("sampler")
+        self,
+        chunk: slice,
+        owner: Int[Tensor, " p"],
+        epoch: Int[Tensor, " p"],
+        cycle: Int[Tensor, " p"],
+        sizes: Int[Tensor, " p"],
+        begins: Int[Tensor, " p"],
+    ) -> Int[Tensor, " m"]:
+        """Whole permutations one after another, each of the numbers of its class's members.
+
+        Args:
+            chunk: the classes.
+            owner: the class of each permutation, counted from the chunk's first.
+            epoch: the cycle of each in its stream, which is a field of its key.
+            cycle: the same, counted from the first cycle of its class in this call.
+            sizes: the length of each.
+            begins: the offset of each in the result.
+        """
+        table = keys(seed=self.seed, epoch=epoch, sample=self.classes[chunk][owner]).child("sampler")
         words = table.ragged_bits("cycle", sizes)
         entry = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-        bits = 63 - max(len(sizes) - 1, 1).bit_length()
-        order = torch.argsort(_ranked(entry, words, bits))
-        fixed = ~self.reshuffled[part][owner]
+        order = torch.argsort(_sort_keys(entry, words, _random_bits(len(sizes))))
+        fixed = ~self.reshuffled[chunk][owner]
         if bool(fixed.any()):
-            rows = fixed[entry]
-            order[rows] = torch.arange(len(entry))[rows]
+            entries = fixed[entry]
+            order[entries] = torch.arange(len(entry))[entries]
         member = order - begins[entry]
-        follows = (turn > 0) & ~fixed & (sizes % self.piece != 0)
-        if self.piece > 1 and bool(follows.any()):
-            self._let_wait(member, order, begins, sizes, torch.nonzero(follows)[:, 0])
+        follows = (cycle > 0) & ~fixed & (sizes % self.block_size != 0)
+        if self.block_size > 1 and bool(follows.any()):
+            self._postpone(member, order, begins, sizes, torch.nonzero(follows)[:, 0])
         return member
 
-    def _let_wait(self, member: Tensor, order: Tensor, begins: Tensor, sizes: Tensor, follows: Tensor) -> None:
-        """Among the first 2(K-1) of a permutation, put those last that were among the last K-1 of the one before."""
-        reach = self.piece - 1
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order))
-        rows = begins[follows][:, None] + torch.arange(2 * reach)
-        before = begins[follows - 1][:, None]
-        late = place[before + member[rows]] - before >= (sizes[follows] - reach)[:, None]
-        member[rows] = torch.gather(member[rows], 1, torch.argsort(late.to(torch.int8), dim=1, stable=True))
+    def _postpone(
+        self,
+        member: Int[Tensor, " m"],
+        order: Int[Tensor, " m"],
+        begins: Int[Tensor, " p"],
+        sizes: Int[Tensor, " p"],
+        follows: Int[Tensor, " f"],
+    ) -> None:
+        """Among the first 2(K-1) of a permutation, move those to the end that were among the last K-1 of the previous.
+
+        Changes `member` in place, for the permutations `follows`.
+        """
+        reach = self.block_size - 1
+        position = torch.empty_like(order)
+        position[order] = torch.arange(len(order))
+        heads = begins[follows][:, None] + torch.arange(2 * reach)
+        previous = begins[follows - 1][:, None]
+        late = position[previous + member[heads]] - previous >= (sizes[follows] - reach)[:, None]
+        member[heads] = torch.gather(member[heads], 1, torch.argsort(late.to(torch.int8), dim=1, stable=True))
 
 
-def classes_of(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The labels that occur, the number of each row's among them, and how many rows each has."""
-    if int(labels.max()) < max(len(labels), 1 << 16):
+def number_classes(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " c"], Int[Tensor, " n"], Int[Tensor, " c"]]:
+    """The labels that occur (ascending), the number of each sample's label among them, and the samples of each."""
+    if int(labels.max()) < max(len(labels), 1 << 16):  # counting takes less time and memory than sorting
         sizes = torch.bincount(labels)
         classes = torch.nonzero(sizes)[:, 0]
         number = torch.cumsum(sizes > 0, 0) - 1
@@ -122,18 +180,28 @@ def classes_of(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.unique(labels, return_inverse=True, return_counts=True)
 
 
-def _ranked(group: Tensor, words: Tensor, bits: int) -> Tensor:
-    """One sortable number a row: its group, then the first random bits of its word."""
+def offsets(lengths: Int[Tensor, " c"]) -> Int[Tensor, " c"]:
+    """The start of each stretch, where stretches of these lengths follow one another."""
+    return torch.cumsum(lengths, 0) - lengths
+
+
+def _random_bits(groups: int) -> int:
+    """The bits of a sort key that are left beside the number of a group."""
+    return 63 - max(groups - 1, 1).bit_length()
+
+
+def _sort_keys(group: Int[Tensor, " m"], words: Int[Tensor, " m"], bits: int) -> Int[Tensor, " m"]:
+    """Numbers that sort by group, then by the first random bits of a word: one sort shuffles all groups."""
     return (group << bits) | ((words >> (64 - bits)) & ((1 << bits) - 1))
 
 
-def _runs(weights: Tensor) -> Iterator[slice]:
-    """Consecutive stretches of classes of about `_ROWS_AT_ONCE` rows each."""
-    ends = torch.cumsum(weights, 0)
-    at = 0
-    while at < len(weights):
-        reach = (int(ends[at - 1]) if at else 0) + _ROWS_AT_ONCE
-        to = max(at + 1, int(torch.searchsorted(ends, reach, right=True)))
-        if int(ends[to - 1]) > (int(ends[at - 1]) if at else 0):
-            yield slice(at, to)
-        at = to
+def _chunks(lengths: Int[Tensor, " c"]) -> Iterator[slice]:
+    """Consecutive classes whose permutations have about `_SAMPLES_PER_CHUNK` entries together."""
+    ends = torch.cumsum(lengths, 0)
+    start = 0
+    while start < len(lengths):
+        done = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(torch.searchsorted(ends, done + _SAMPLES_PER_CHUNK, right=True)))
+        if int(ends[stop - 1]) > done:
+            yield slice(start, stop)
+        start = stop

@@ -1,4 +1,4 @@
-"""Which sampler a recipe's flags mean, refused at once where the data cannot serve it."""
+"""The sampler of a recipe's flags, checked against the labels of its source before the first step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmcon.registry import create
 from mmcon.samplers.base import BatchSampler
 from mmcon.sources.base import Source
 
-# Names of a recipe's flag for the class-aware sampler at other frequencies of classes.
+# Short names of the class-aware sampler, by its frequency of classes.
 FREQUENCIES = {"class-aware": "natural", "balanced": "balanced", "tempered": "tempered"}
 
 
-def sampler_for(
+def create_batch_sampler(
     source: Source,
     name: str,
     *,
@@ -25,41 +25,45 @@ def sampler_for(
     views: int,
     batch_flag: str = "--batch-size",
 ) -> BatchSampler:
-    """Whole global batches by the name of a flag.
+    """Build the sampler of a `--sampler` flag.
 
     Args:
-        source: the training part.
-        name: "uniform"; "class-aware" (two classes and two samples of each at least), "balanced" (the same, every
-            class alike) or "tempered" (in proportion to √n); or what follows `sampler/` in a registered name.
-        batch_size: samples in a step.
-        seed: the run's seed.
-        objective: "simclr" needs no labels; others do.
-        views: of each sample; a lone view has positives only in samples of its class.
-        batch_flag: how messages call the batch size.
+        source: the training split.
+        name: "uniform"; "class-aware" (at least two classes and two samples of each), "balanced" (the same, all
+            classes equally often) or "tempered" (in proportion to √n); or a registered name without `sampler/`.
+        batch_size: samples in a global batch.
+        seed: the seed of the run.
+        objective: the value of `--objective`; all but "simclr" need labels.
+        views: views per sample; with one view, a sample has positives only among samples of its class.
+        batch_flag: the flag of the batch size, for messages.
 
     Raises:
         ConfigError: labels are missing, or batches would have no positives.
     """
-    labelled = source.labels is not None
-    if objective != "simclr" and (source.labels is None or len(source.labels.unique()) < 2):
-        raise ConfigError(
-            f"--objective {objective}",
-            expected="labels of at least two classes",
-            got=source.describe().partition("\n")[0],
-            fix="use one sub-folder a class, name the label column, or --objective simclr",
-        )
-    lone = objective == "supcon" and views < 2 and name == "uniform"
-    if lone and batch_size < 2 * len(source.classes):
+    _check_labels(source, name, objective)
+    if objective == "supcon" and views < 2 and name == "uniform" and batch_size < 2 * len(source.classes):
         raise ConfigError(
             batch_flag,
-            expected=f"two samples a class: {2 * len(source.classes)} or more for {len(source.classes)} classes",
-            got=f"{batch_size}, and one view a sample",
-            fix=f"raise {batch_flag}, give --views 2, or use --sampler class-aware",
+            expected=f"two samples per class: at least {2 * len(source.classes)} for {len(source.classes)} classes",
+            got=f"{batch_size}, and one view per sample",
+            fix=f"raise {batch_flag}, set --views 2, or use --sampler class-aware",
         )
-    if name in FREQUENCIES and not labelled:
-        raise ConfigError(f"--sampler {name}", expected="labels", got="rows without labels", fix="--sampler uniform")
     labels = source.labels if source.labels is not None else torch.zeros(len(source), dtype=torch.int64)
     options: dict[str, Any] = {"labels": labels, "batch_size": batch_size, "seed": seed}
     if name in FREQUENCIES:
         return create("sampler", "sampler/class-aware", frequencies=FREQUENCIES[name], **options)
     return create("sampler", f"sampler/{name}", **options)
+
+
+def _check_labels(source: Source, name: str, objective: str) -> None:
+    """Raise ConfigError where the objective or the sampler needs labels that the source does not have."""
+    labels = source.labels
+    if objective != "simclr" and (labels is None or len(labels.unique()) < 2):
+        raise ConfigError(
+            f"--objective {objective}",
+            expected="labels of at least two classes",
+            got=source.describe().partition("\n")[0],
+            fix="use one sub-folder per class, name the label column, or use --objective simclr",
+        )
+    if name in FREQUENCIES and labels is None:
+        raise ConfigError(f"--sampler {name}", expected="labels", got="samples without labels", fix="--sampler uniform")

@@ -1,5 +1,23 @@
-"""The samplers that come with the package: the entry point `samplers` imports this module, which registers them."""
+"""The samplers of the package: the entry point `samplers` imports this module, which registers them."""
 
-from mmcon.samplers import base, class_balanced, hard_classes, ordered
+from mmcon.samplers import (
+    class_balanced,
+    fixed_order,
+    grouped,
+    hard_classes,
+    mixture,
+    multi_label,
+    no_duplicates,
+    uniform,
+)
 
-__all__ = ["base", "class_balanced", "hard_classes", "ordered"]
+__all__ = [
+    "class_balanced",
+    "fixed_order",
+    "grouped",
+    "hard_classes",
+    "mixture",
+    "multi_label",
+    "no_duplicates",
+    "uniform",
+]

@@ -88,7 +88,7 @@ def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None
     steps = range(epochs * sampler.steps_per_epoch)
     batches = [sampler.batch(step) for step in steps]
     for step in reversed(steps):
-        if not _equal(same.batch(step).positions, batches[step].positions):
+        if not _equal(same.batch(step).indices, batches[step].indices):
             raise LawBroken(sampler, "state is the step", f"batch {step} differs when batches are asked for backwards")
     for batch in batches:
         if len(batch) != sampler.batch_size:
@@ -96,15 +96,15 @@ def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None
                 sampler, "whole batches", f"step {batch.step} has {len(batch)} of {sampler.batch_size} rows"
             )
         for world_size in (1, 2, 3):
-            joined = torch.cat([batch.shard(p, world_size).positions for p in range(world_size)])
-            if not _equal(joined, batch.positions):
+            joined = torch.cat([batch.shard(p, world_size).indices for p in range(world_size)])
+            if not _equal(joined, batch.indices):
                 raise LawBroken(sampler, "shards make the batch", f"{world_size} processes")
     for epoch in range(epochs):
         of_epoch = batches[epoch * sampler.steps_per_epoch : (epoch + 1) * sampler.steps_per_epoch]
-        rows = torch.stack([torch.cat([b.positions for b in of_epoch]), torch.cat([b.occurrence for b in of_epoch])], 1)
+        rows = torch.stack([torch.cat([b.indices for b in of_epoch]), torch.cat([b.occurrence for b in of_epoch])], 1)
         if len(rows.unique(dim=0)) < len(rows):
             raise LawBroken(sampler, "repeats are told apart", f"epoch {epoch} has a row twice with one occurrence")
-    if all(_equal(other.batch(step).positions, batches[step].positions) for step in steps):
+    if all(_equal(other.batch(step).indices, batches[step].indices) for step in steps):
         raise LawBroken(sampler, "seeds matter", "another seed gives the same batches")
 
 

@@ -24,13 +24,14 @@ from mmcon.distributed.fsdp import (
 from mmcon.errors import ConfigError
 from mmcon.loading.loader import ViewLoader
 from mmcon.objective.cross_entropy import CrossEntropy
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import TensorSource
 from mmcon.training.checkpoint import Checkpoints, load
+from mmcon.training.config import RunConfig, RunSettings
+from mmcon.training.environment import check_batch_size, check_devices, check_precision, resolve_precision
 from mmcon.training.metrics_log import Clock, Journal
 from mmcon.training.optim import weight_average
 from mmcon.training.run import Run
-from mmcon.training.settings import EngineFlags, RunSettings, check_batch, check_devices, check_precision, precision_of
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
 ROOT = Path(__file__).parents[2]
@@ -226,17 +227,18 @@ def test_the_log_tells_where_the_time_went(tmp_path):
 
 def test_settings_are_those_of_a_configuration():
     @dataclass(frozen=True, kw_only=True)
-    class Config(EngineFlags):
+    class Config(RunConfig):
         epochs: int = 7
         learning_rate: float = 0.1
 
-    settings = RunSettings.of(Config(engine="fsdp2", accumulate=4))
+    settings = Config(engine="fsdp2", accumulate=4)
+    assert isinstance(settings, RunSettings)
     assert (settings.epochs, settings.engine, settings.accumulate, settings.log_every) == (7, "fsdp2", 4, 10)
 
 
 def test_the_precision_of_a_launch_file_counts_where_no_flag_says_another(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert (precision_of("no"), precision_of("fp16")) == ("bf16", "fp16")
+    assert (resolve_precision("no"), resolve_precision("fp16")) == ("bf16", "fp16")
     AcceleratorState._reset_state()
     run = Run(tmp_path, config={"mixed_precision": "no"}, cpu=True)
     run.close()
@@ -253,11 +255,11 @@ def test_mistakes_are_told_before_the_first_step(tmp_path):
         RunSettings(engine="fsdp")
     with pytest.raises(ConfigError, match="1 batch or more"):
         RunSettings(accumulate=0)
-    check_batch(16, 2)
+    check_batch_size(16, 2)
     with pytest.raises(ConfigError, match="--batch-size 15 or 18"):
-        check_batch(16, 3)
+        check_batch_size(16, 3)
     with pytest.raises(ConfigError, match=r"--batch-size 3$"):
-        check_batch(2, 3)
+        check_batch_size(2, 3)
     check_devices(["cuda"] * 2)
     with pytest.raises(ConfigError, match="process 1 on cpu"):
         check_devices(["cuda", "cpu"])

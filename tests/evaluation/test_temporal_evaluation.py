@@ -22,7 +22,7 @@ from mmcon.media import video_container as decoding
 from mmcon.objective.objective import Objective
 from mmcon.random import keys, stable_ids
 from mmcon.registry import create_view
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import Source
 from mmcon.views import Chain, meta_of
 

@@ -7,7 +7,7 @@ from mmcon.batch import Index
 from mmcon.errors import ConfigError, DataError
 from mmcon.loading.loader import ViewLoader, one_pass, parts_of
 from mmcon.registry import create_view
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import JoinedSource, Source, TensorSource
 from mmcon.views import Chain, Identity, ViewGenerator
 

@@ -18,7 +18,7 @@ from mmcon.loading.mixing import with_partners
 from mmcon.loading.streaming import Stream, StreamLoader, StreamRow
 from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.objective.queue import Queue
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import JoinedSource, TensorSource
 from mmcon.sources.files import image_folder
 from mmcon.testing import LawBroken, check_view

@@ -18,7 +18,7 @@ from mmcon.losses import presets
 from mmcon.models.fine_tuning import add_lora, freeze, merge_lora, set_trainable
 from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
 from mmcon.objective.objective import Block, Objective
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import JoinedSource, Subset, TensorSource, create_source, meetings
 from mmcon.sources.grouped import GroupedSource
 from mmcon.views import Chain, Identity

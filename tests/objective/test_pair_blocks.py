@@ -13,7 +13,7 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.losses import HardNegatives, LearnableTemperature, presets
 from mmcon.objective.objective import Block, Objective
 from mmcon.objective.queue import Bank, Queue
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import JoinedSource, TensorSource
 from mmcon.views import Identity
 
@@ -197,7 +197,7 @@ def source(modality, ids):
 
 def make_run(folder, blocks, joined, modalities=("image", "text"), batch_size=2):
     """A run over a joined source whose views are the samples themselves."""
-    run = mmcon.Run(folder, cpu=True, settings=mmcon.training.settings.RunSettings(epochs=1, checkpoint_every=100))
+    run = mmcon.Run(folder, cpu=True, settings=mmcon.training.config.RunSettings(epochs=1, checkpoint_every=100))
     model = mmcon.ContrastiveModel({m: Tower() for m in joined.members}, {"shared": mmcon.SharedSpace(dim=D)})
     objective = Objective(affinity=SameSample(), temperature=T, blocks=blocks)
     loader = ViewLoader(

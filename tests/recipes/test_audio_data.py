@@ -12,9 +12,9 @@ import mmcon
 from mmcon import cli
 from mmcon.errors import DataError, InputError
 from mmcon.loading.loader import ViewLoader
-from mmcon.models.audio import create_audio_encoder
+from mmcon.models.encoders import create_encoder
 from mmcon.report.audio_sheet import write_sound_views
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.audio import open_source, sound_folder, sound_table, speech
 
 
@@ -69,7 +69,7 @@ def test_a_manifest_keeps_prompts_on_one_side(folder, tmp_path):
 
 
 def test_our_encoder_does_not_hear_padding():
-    encoder = create_audio_encoder("mmcon/log-mel-conv").eval()
+    encoder = create_encoder("mmcon/log-mel-conv", modality="audio").eval()
     x = torch.randn(2, 1, 64, 160, generator=torch.Generator().manual_seed(0))
     length = torch.tensor([160, 64])
     features = encoder({"log_mel": x, "length": length})
@@ -126,7 +126,7 @@ def save(kind, folder):
 @pytest.mark.filterwarnings("ignore")
 def test_transformers_models_from_a_folder(kind, tmp_path):
     save(kind, tmp_path)
-    encoder = create_audio_encoder(str(tmp_path), pretrained=True).eval()
+    encoder = create_encoder(str(tmp_path), modality="audio", pretrained=True).eval()
     signal = torch.randn(2, 1, 8_000, generator=torch.Generator().manual_seed(0)) * 0.1
     views = {"signal": signal, "length": torch.tensor([8_000, 4_000])}
     features = encoder(views)
@@ -139,7 +139,7 @@ def test_transformers_models_from_a_folder(kind, tmp_path):
     assert bool(torch.isfinite(click).all())
     assert bool(click.any())
     with pytest.raises(InputError, match="16000 Hz"):
-        create_audio_encoder(str(tmp_path), rate_hz=8_000)
+        create_encoder(str(tmp_path), modality="audio", rate_hz=8_000)
     with pytest.raises(InputError, match="waveforms"):
         encoder({"log_mel": signal})
 

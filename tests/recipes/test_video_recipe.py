@@ -28,9 +28,9 @@ from mmcon.evaluation.temporal import (
     slowness_spectrum,
 )
 from mmcon.loading.loader import ViewLoader
-from mmcon.models.video import create_video_encoder
+from mmcon.models.encoders import create_encoder
 from mmcon.registry import create_view
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.bundled.scenes import motion, real_clip
 from mmcon.sources.video import video_folder, video_manifest
 
@@ -136,7 +136,7 @@ def test_bundled_clips_open():
 
 @pytest.mark.parametrize(("pooling", "width"), [("mean", 1), ("max", 1), ("motion", 2)])
 def test_pooling_over_time(pooling: str, width: int):
-    encoder = create_video_encoder("mmcon/frames", image_size=16, pooling=pooling).eval()
+    encoder = create_encoder("mmcon/frames", modality="video", image_size=16, pooling=pooling).eval()
     clips = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     features = encoder(clips)
     assert features.shape == (2, encoder.feature_dim)
@@ -154,7 +154,7 @@ def test_pooling_over_time(pooling: str, width: int):
 
 @pytest.mark.slow
 def test_torchvision_without_its_classifier():
-    encoder = create_video_encoder("r3d_18").eval()
+    encoder = create_encoder("r3d_18", modality="video").eval()
     with torch.no_grad():
         assert encoder(torch.rand(1, 4, 3, 32, 32)).shape == (1, 512)
 
@@ -177,7 +177,7 @@ def test_transformers_from_a_local_folder(kind: str, tmp_path: Path):
     made = model(config(**small, **patches)).eval()
     made.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 2]}')
-    encoder = create_video_encoder(str(tmp_path), pretrained=True).eval()
+    encoder = create_encoder(str(tmp_path), modality="video", pretrained=True).eval()
     clips = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mean, std = (torch.tensor(v)[:, None, None] for v in ([0.1, 0.2, 0.3], [1.0, 1.0, 2.0]))
@@ -190,7 +190,7 @@ def test_transformers_from_a_local_folder(kind: str, tmp_path: Path):
 
 def test_a_model_that_cannot_be_had_is_told(tmp_path: Path):
     with pytest.raises(DataError, match=r"config\.json"):
-        create_video_encoder(str(tmp_path))
+        create_encoder(str(tmp_path), modality="video")
 
 
 # --- affinity by overlap ---------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mmcon.errors import InputError
 from mmcon.random import keys
+from mmcon.samplers.block_schedule import block_shares
 from mmcon.samplers.class_balanced import ClassAwareSampler
-from mmcon.samplers.class_quotas import shares
 
 
 def make(sizes, seed, places, piece, frequencies, whole_classes):
@@ -47,10 +47,10 @@ def test_every_global_batch_has_p_classes_of_k_samples(chosen, epoch):
     labels, sampler = make(*chosen)
     for at in range(sampler.steps_per_epoch):
         rows = sampler.batch(epoch * sampler.steps_per_epoch + at)
-        _, counts = labels[rows.positions].unique(return_counts=True)
+        _, counts = labels[rows.indices].unique(return_counts=True)
         assert counts.tolist() == [sampler.samples_per_class] * sampler.classes_per_batch
         # A sample stands more than once only where its class has fewer than K.
-        for position, times in Counter(rows.positions.tolist()).items():
+        for position, times in Counter(rows.indices.tolist()).items():
             size = int((labels == labels[position]).sum())
             assert times <= -(-sampler.samples_per_class // size)
 
@@ -62,15 +62,15 @@ def test_samples_of_a_class_are_seen_equally_often_and_classes_at_their_due_rate
     seen = torch.zeros(len(labels))
     epochs = 6
     for epoch in range(epochs):
-        seen += torch.bincount(sampler.plan(epoch)[0], minlength=len(labels))
+        seen += torch.bincount(sampler.epoch_order(epoch)[0], minlength=len(labels))
         # Resuming rests on this: places taken so far are known without planning the epochs.
         places = (
-            torch.stack([seen[labels == c].sum() for c in sampler.blocks.streams.classes]) / sampler.samples_per_class
+            torch.stack([seen[labels == c].sum() for c in sampler.schedule.streams.classes]) / sampler.samples_per_class
         )
-        assert places.tolist() == sampler.blocks.turns.before(epoch + 1).tolist()
-    due = sampler.blocks.share * sampler.steps_per_epoch
+        assert places.tolist() == sampler.schedule.quotas.before(epoch + 1).tolist()
+    due = sampler.schedule.share * sampler.steps_per_epoch
     assert bool(((places - epochs * due).abs() < epochs).all())  # each epoch rounds a class's due up or down
-    for c in sampler.blocks.streams.classes:
+    for c in sampler.schedule.streams.classes:
         assert float(seen[labels == c].max() - seen[labels == c].min()) <= 1
 
 
@@ -78,7 +78,7 @@ def test_samples_of_a_class_are_seen_equally_often_and_classes_at_their_due_rate
 @given(settings_of_samplers, st.integers(0, 9))
 def test_occurrences_number_the_repeats_within_an_epoch(chosen, epoch):
     _, sampler = make(*chosen)
-    positions, occurrence = sampler.plan(epoch)
+    positions, occurrence = sampler.epoch_order(epoch)
     by_sample: dict[int, list[int]] = {}
     for position, number in zip(positions.tolist(), occurrence.tolist(), strict=True):
         by_sample.setdefault(position, []).append(number)
@@ -92,7 +92,7 @@ def test_shards_of_any_number_of_processes_make_up_the_batch_at_any_resume_point
     _, again = make(*chosen)
     whole = sampler.batch(step)
     parts = [again.batch(step).shard(p, world_size) for p in range(world_size)]
-    assert torch.cat([p.positions for p in parts]).tolist() == whole.positions.tolist()
+    assert torch.cat([p.indices for p in parts]).tolist() == whole.indices.tolist()
     assert torch.cat([p.occurrence for p in parts]).tolist() == whole.occurrence.tolist()
 
 
@@ -102,15 +102,15 @@ def test_long_run_rates_are_the_due_ones():
     # Shares of √400, √90, √9, √1 in 2 places; the first is more than one place, so it takes one and the rest share one.
     rest = 90**0.5 + 3 + 1
     due = torch.tensor([1, 90**0.5 / rest, 3 / rest, 1 / rest], dtype=torch.float64)
-    assert torch.allclose(sampler.blocks.share, due)
+    assert torch.allclose(sampler.schedule.share, due)
     epochs = 400
-    places = sampler.blocks.turns.before(epochs).double() / (epochs * sampler.steps_per_epoch)
-    assert torch.allclose(places, sampler.blocks.share, atol=2e-3)
+    places = sampler.schedule.quotas.before(epochs).double() / (epochs * sampler.steps_per_epoch)
+    assert torch.allclose(places, sampler.schedule.share, atol=2e-3)
 
 
 def test_no_class_takes_more_than_one_place():
-    assert shares(torch.tensor([90.0, 5.0, 5.0]), 2).tolist() == [1.0, 0.5, 0.5]
-    assert shares(torch.tensor([1.0, 1.0]), 2).tolist() == [1.0, 1.0]
+    assert block_shares(torch.tensor([90.0, 5.0, 5.0]), 2).tolist() == [1.0, 0.5, 0.5]
+    assert block_shares(torch.tensor([1.0, 1.0]), 2).tolist() == [1.0, 1.0]
 
 
 def test_pairs_of_classes_and_of_samples_are_mixed():
@@ -119,7 +119,7 @@ def test_pairs_of_classes_and_of_samples_are_mixed():
     classes, within = torch.zeros(12, 12), torch.zeros(20, 20)
     for epoch in range(60):
         for at in range(sampler.steps_per_epoch):
-            rows = sampler.batch(epoch * sampler.steps_per_epoch + at).positions
+            rows = sampler.batch(epoch * sampler.steps_per_epoch + at).indices
             present = labels[rows].unique()
             classes[present[:, None], present] += 1
             first = rows[labels[rows] == 0]
@@ -133,10 +133,10 @@ def test_whole_classes_stand_on_one_process_each():
     labels = torch.arange(10).repeat_interleave(9)
     sampler = ClassAwareSampler(labels, batch_size=24, classes_per_batch=8, seed=0, whole_classes=4)
     for step in range(9):
-        shards = [labels[sampler.batch(step).shard(p, 4).positions] for p in range(4)]
+        shards = [labels[sampler.batch(step).shard(p, 4).indices] for p in range(4)]
         assert all(shard.unique(return_counts=True)[1].tolist() == [3, 3] for shard in shards)
     spread = ClassAwareSampler(labels, batch_size=24, classes_per_batch=8, seed=0)
-    assert len(labels[spread.batch(0).shard(0, 3).positions].unique()) == 8
+    assert len(labels[spread.batch(0).shard(0, 3).indices].unique()) == 8
 
 
 def test_without_a_shape_the_batch_size_decides():

@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from mmcon.errors import CheckpointError, InputError
 from mmcon.random import keys
 from mmcon.registry import entries, list_views
-from mmcon.samplers.class_balanced import ClassAwareSampler, MultiLabelSampler
+from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.samplers.fixed_order import FixedOrderSampler
+from mmcon.samplers.grouped import GroupSampler
 from mmcon.samplers.hard_classes import HardClassSampler
-from mmcon.samplers.ordered import FixedOrderSampler, GroupSampler, MixtureSampler, NoDuplicatesSampler
+from mmcon.samplers.mixture import MixtureSampler
+from mmcon.samplers.multi_label import MultiLabelSampler
+from mmcon.samplers.no_duplicates import NoDuplicatesSampler
 from mmcon.testing import check_sampler
 
 LABELS = torch.arange(8).repeat_interleave(torch.arange(5, 13))
@@ -22,7 +26,7 @@ LABELS = torch.arange(8).repeat_interleave(torch.arange(5, 13))
 
 def batches(sampler, epoch=0):
     first = epoch * sampler.steps_per_epoch
-    return [sampler.batch(first + at).positions for at in range(sampler.steps_per_epoch)]
+    return [sampler.batch(first + at).indices for at in range(sampler.steps_per_epoch)]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +37,7 @@ def batches(sampler, epoch=0):
         partial(HardClassSampler, LABELS, batch_size=12),
         partial(FixedOrderSampler, LABELS, batch_size=12),
         partial(NoDuplicatesSampler, LABELS, batch_size=6),
-        partial(GroupSampler, LABELS, batch_size=12, rows_per_group=3),
+        partial(GroupSampler, LABELS, batch_size=12, samples_per_group=3),
         partial(MixtureSampler, LABELS, batch_size=4),
         partial(MixtureSampler, LABELS, batch_size=4, order="round-robin"),
     ],
@@ -65,13 +69,13 @@ def test_no_duplicates_keeps_equal_keys_apart_and_sees_all_alike(sizes, seed):
 
 def test_the_fixed_order_is_the_same_in_every_epoch_and_goes_round():
     sampler = FixedOrderSampler(torch.zeros(10), batch_size=4, seed=0)
-    ring = torch.cat([sampler.plan(epoch)[0] for epoch in range(5)])
+    ring = torch.cat([sampler.epoch_order(epoch)[0] for epoch in range(5)])
     assert ring[:10].sort().values.tolist() == list(range(10))
     assert ring.tolist() == ring[:10].tolist() * 4
 
 
 def test_groups_stand_together():
-    sampler = GroupSampler(LABELS, batch_size=12, rows_per_group=4, seed=0)
+    sampler = GroupSampler(LABELS, batch_size=12, samples_per_group=4, seed=0)
     for rows in batches(sampler):
         groups = LABELS[rows].view(3, 4)
         assert bool((groups == groups[:, :1]).all())
@@ -111,10 +115,10 @@ def test_confused_classes_stand_together_and_the_snapshot_is_state():
     same = [len((labels[rows] % 4).unique()) == 1 for epoch in range(4) for rows in batches(sampler, epoch)]
     assert sum(same) == len(same)
     again = HardClassSampler(labels, batch_size=6, classes_per_batch=3, seed=0)
-    assert again.plan(3)[0].tolist() != sampler.plan(3)[0].tolist()
+    assert again.epoch_order(3)[0].tolist() != sampler.epoch_order(3)[0].tolist()
     again.load_state_dict(sampler.state_dict())
-    assert again.plan(3)[0].tolist() == sampler.plan(3)[0].tolist()
-    seen = torch.bincount(torch.cat([sampler.plan(epoch)[0] for epoch in range(4)]), minlength=72)
+    assert again.epoch_order(3)[0].tolist() == sampler.epoch_order(3)[0].tolist()
+    seen = torch.bincount(torch.cat([sampler.epoch_order(epoch)[0] for epoch in range(4)]), minlength=72)
     assert bool((seen == 4).all())
     with pytest.raises(CheckpointError, match="12 classes"):
         again.load_state_dict({"snapshot": torch.zeros(5, 4)})
@@ -124,7 +128,7 @@ def test_confused_classes_stand_together_and_the_snapshot_is_state():
     ("make", "message"),
     [
         (lambda: NoDuplicatesSampler(LABELS, batch_size=9, seed=0), "batch_size=8 or less"),
-        (lambda: GroupSampler(LABELS, batch_size=10, rows_per_group=4, seed=0), "batch_size=8"),
+        (lambda: GroupSampler(LABELS, batch_size=10, samples_per_group=4, seed=0), "batch_size=8"),
         (lambda: MixtureSampler(LABELS, batch_size=4, seed=0, order="random"), "round-robin"),
         (lambda: MultiLabelSampler(torch.zeros(4, 3).bool(), batch_size=4, seed=0), "4 of 4 samples without"),
         (lambda: FixedOrderSampler(LABELS, batch_size=0, seed=0), "1 <= batch_size"),

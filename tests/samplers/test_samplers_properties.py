@@ -10,11 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmcon.random import keys
-from mmcon.samplers.base import UniformSampler
-from mmcon.samplers.class_balanced import ClassAwareSampler, MultiLabelSampler
-from mmcon.samplers.class_quotas import shares
+from mmcon.samplers.block_schedule import block_shares
+from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.samplers.fixed_order import FixedOrderSampler
+from mmcon.samplers.grouped import GroupSampler
 from mmcon.samplers.hard_classes import HardClassSampler
-from mmcon.samplers.ordered import FixedOrderSampler, GroupSampler, MixtureSampler, NoDuplicatesSampler
+from mmcon.samplers.mixture import MixtureSampler
+from mmcon.samplers.multi_label import MultiLabelSampler
+from mmcon.samplers.no_duplicates import NoDuplicatesSampler
+from mmcon.samplers.uniform import UniformSampler
 
 SIZES = st.lists(st.integers(1, 25), min_size=4, max_size=12).filter(lambda sizes: sum(sizes) >= 12)
 SEEDS = st.integers(0, 2**31)
@@ -44,7 +48,7 @@ SAMPLERS = {
     "class-aware": lambda y, seed: ClassAwareSampler(y, batch_size=12, classes_per_batch=4, seed=seed),
     "multi-label": lambda y, seed: MultiLabelSampler(several(y, seed), batch_size=4, labels_per_batch=2, seed=seed),
     "hard-classes": hard,
-    "groups": lambda y, seed: GroupSampler(y, batch_size=9, rows_per_group=3, seed=seed),
+    "groups": lambda y, seed: GroupSampler(y, batch_size=9, samples_per_group=3, seed=seed),
     "no-duplicates": lambda y, seed: NoDuplicatesSampler(y, batch_size=4, seed=seed),
     "mixture": lambda y, seed: MixtureSampler(y, batch_size=5, seed=seed),
     "mixture in turn": lambda y, seed: MixtureSampler(y, batch_size=3, seed=seed, order="round-robin"),
@@ -62,9 +66,9 @@ def test_the_state_is_a_step_and_processes_only_share_out(name, sizes, seed, ste
         walked.batch(before)
     whole = walked.batch(step)
     assert len(whole) == resumed.batch_size
-    assert bool(((whole.positions >= 0) & (whole.positions < len(labels))).all())
+    assert bool(((whole.indices >= 0) & (whole.indices < len(labels))).all())
     parts = [resumed.batch(step).shard(rank, world_size) for rank in range(world_size)]
-    assert torch.cat([part.positions for part in parts]).tolist() == whole.positions.tolist()
+    assert torch.cat([part.indices for part in parts]).tolist() == whole.indices.tolist()
     assert torch.cat([part.occurrence for part in parts]).tolist() == whole.occurrence.tolist()
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -73,7 +77,7 @@ def test_the_state_is_a_step_and_processes_only_share_out(name, sizes, seed, ste
 @settings(max_examples=15, deadline=None)
 @given(SIZES, SEEDS, st.integers(0, 9))
 def test_repeats_within_an_epoch_are_numbered(name, sizes, seed, epoch):
-    positions, occurrence = SAMPLERS[name](shuffled(sizes, seed), seed).plan(epoch)
+    positions, occurrence = SAMPLERS[name](shuffled(sizes, seed), seed).epoch_order(epoch)
     numbers = defaultdict(list)
     for position, number in zip(positions.tolist(), occurrence.tolist(), strict=True):
         numbers[position].append(number)
@@ -89,7 +93,7 @@ def test_whole_classes_stand_on_one_process(sizes, seed, world_size, each, piece
     sampler = ClassAwareSampler(
         labels, batch_size=places * piece, classes_per_batch=places, seed=seed, whole_classes=world_size
     )
-    shards = [labels[sampler.batch(step).shard(p, world_size).positions] for p in range(world_size)]
+    shards = [labels[sampler.batch(step).shard(p, world_size).indices] for p in range(world_size)]
     counts = [shard.unique(return_counts=True) for shard in shards]
     assert all(of.tolist() == [piece] * each for _, of in counts)
     assert len(torch.cat([classes for classes, _ in counts]).unique()) == places
@@ -102,13 +106,13 @@ def test_tempered_classes_come_in_proportion_to_their_size_to_alpha(sizes, seed,
     sampler = ClassAwareSampler(
         labels, batch_size=2 * places, classes_per_batch=places, seed=seed, frequencies="tempered", alpha=alpha
     )
-    share = shares(torch.tensor(sizes).double() ** alpha, places)
+    share = block_shares(torch.tensor(sizes).double() ** alpha, places)
     assert float(share.sum()) == pytest.approx(places)
     free = torch.nonzero(share < 1)[:, 0]
     if len(free):  # those that do not fill a place in every batch keep their proportions
         weights = torch.tensor(sizes).double()[free] ** alpha
         assert torch.allclose(share[free] / share[free].sum(), weights / weights.sum())
-    seen = sum(torch.bincount(labels[sampler.plan(epoch)[0]], minlength=len(sizes)) for epoch in range(epochs))
+    seen = sum(torch.bincount(labels[sampler.epoch_order(epoch)[0]], minlength=len(sizes)) for epoch in range(epochs))
     due = share * sampler.steps_per_epoch * epochs
     assert bool(((seen / 2 - due).abs() < epochs).all())
     assert torch.allclose(sampler.due * torch.tensor(sizes), 2 * share * sampler.steps_per_epoch)
@@ -119,13 +123,13 @@ def test_tempered_classes_come_in_proportion_to_their_size_to_alpha(sizes, seed,
 def test_multi_label_batches_share_labels_and_see_samples_of_one_stand_in_alike(sizes, seed, epoch):
     labels = several(shuffled(sizes, seed), seed)
     sampler = MultiLabelSampler(labels, batch_size=6, labels_per_batch=2, seed=seed)
-    rows = sampler.plan(epoch)[0].view(-1, 6)
+    rows = sampler.epoch_order(epoch)[0].view(-1, 6)
     for batch in rows:
         shared = labels[batch].long() @ labels[batch].long().T
         assert bool(((shared > 0).sum(1) >= 3).all())
     counts = labels.sum(0)
     rarest = torch.where(labels, counts, counts.max() + 1).argmin(1)
-    seen = sum(torch.bincount(sampler.plan(e)[0], minlength=len(labels)) for e in range(4))
+    seen = sum(torch.bincount(sampler.epoch_order(e)[0], minlength=len(labels)) for e in range(4))
     for label in rarest.unique():
         assert int(seen[rarest == label].max() - seen[rarest == label].min()) <= 1
 
@@ -135,7 +139,7 @@ def test_multi_label_batches_share_labels_and_see_samples_of_one_stand_in_alike(
 def test_hard_batches_are_p_times_k_and_visit_classes_in_rounds(sizes, seed, epoch, snapshot):
     labels = shuffled(sizes, seed)
     sampler = hard(labels, seed) if snapshot else HardClassSampler(labels, batch_size=8, classes_per_batch=4, seed=seed)
-    rows = labels[sampler.plan(epoch)[0]].view(-1, 8)
+    rows = labels[sampler.epoch_order(epoch)[0]].view(-1, 8)
     assert all(row.unique(return_counts=True)[1].tolist() == [2] * 4 for row in rows)
     # A round is all classes, filled up to whole batches; in whole rounds every class stands at least once a round.
     per_round = -(-len(sizes) // 4)
@@ -150,15 +154,15 @@ def test_a_resumed_run_with_the_saved_snapshot_plans_alike(sizes, seed):
     sampler, resumed = hard(labels, seed), HardClassSampler(labels, batch_size=8, classes_per_batch=4, seed=seed)
     resumed.load_state_dict(sampler.state_dict())
     step = 2 * sampler.steps_per_epoch + 1
-    assert resumed.batch(step).positions.tolist() == sampler.batch(step).positions.tolist()
+    assert resumed.batch(step).indices.tolist() == sampler.batch(step).indices.tolist()
 
 
 @settings(max_examples=20, deadline=None)
 @given(SIZES, SEEDS, st.integers(0, 9), st.integers(1, 4), st.integers(1, 4))
 def test_rows_of_groups_stand_side_by_side(sizes, seed, epoch, groups, piece):
     labels = shuffled(sizes, seed)
-    sampler = GroupSampler(labels, batch_size=groups * piece, rows_per_group=piece, seed=seed)
-    blocks = labels[sampler.plan(epoch)[0]].view(-1, groups, piece)
+    sampler = GroupSampler(labels, batch_size=groups * piece, samples_per_group=piece, seed=seed)
+    blocks = labels[sampler.epoch_order(epoch)[0]].view(-1, groups, piece)
     assert bool((blocks == blocks[..., :1]).all())
     assert all(len(batch[:, 0].unique()) == groups for batch in blocks)
 
@@ -168,7 +172,7 @@ def test_rows_of_groups_stand_side_by_side(sizes, seed, epoch, groups, piece):
 def test_mixtures_keep_their_rates_and_see_rows_of_a_set_alike(sizes, seed, order, temperature):
     labels, epochs = shuffled(sizes, seed), 6
     sampler = MixtureSampler(labels, batch_size=3, seed=seed, order=order, temperature=temperature)
-    rows = torch.stack([sampler.plan(epoch)[0] for epoch in range(epochs)])
+    rows = torch.stack([sampler.epoch_order(epoch)[0] for epoch in range(epochs)])
     sets = labels[rows].view(epochs, -1, 3)
     assert bool((sets == sets[..., :1]).all())
     exponent = {"proportional": 1.0, "round-robin": 0.0, "temperature": 1 / temperature}[order]
@@ -185,8 +189,8 @@ def test_mixtures_keep_their_rates_and_see_rows_of_a_set_alike(sizes, seed, orde
 @given(st.integers(1, 60), st.integers(1, 9), SEEDS, st.integers(0, 20))
 def test_one_order_goes_round_for_all_epochs(n, batch_size, seed, epoch):
     sampler = FixedOrderSampler(torch.zeros(n), batch_size=min(batch_size, n), seed=seed)
-    ring = torch.cat([sampler.plan(e)[0] for e in range(epoch, epoch + 3)])
+    ring = torch.cat([sampler.epoch_order(e)[0] for e in range(epoch, epoch + 3)])
     order = keys(seed=seed).child("sampler").permutation("order", n)[0]
     start = int(torch.nonzero(order == ring[0])[0, 0])
     assert ring.tolist() == order[(start + torch.arange(len(ring))) % n].tolist()
-    assert sampler.plan(0)[0].tolist() == order[: sampler.steps_per_epoch * sampler.batch_size].tolist()
+    assert sampler.epoch_order(0)[0].tolist() == order[: sampler.steps_per_epoch * sampler.batch_size].tolist()

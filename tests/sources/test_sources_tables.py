@@ -19,7 +19,7 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.loading.streaming import Stream, StreamLoader, StreamRow
 from mmcon.models.encoders import create_encoder
 from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import create_source, fashion
 from mmcon.sources.hub import DatasetSource, load_table
 from mmcon.sources.manifests import expand, manifest, tar_shards

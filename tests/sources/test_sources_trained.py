@@ -19,7 +19,7 @@ from mmcon.models.encoders import create_encoder
 from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
 from mmcon.objective.objective import Objective
 from mmcon.operations import doctor
-from mmcon.samplers.base import UniformSampler
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import class_counts, create_source, fashion, kind_of
 from mmcon.sources.hub import DatasetSource
 from mmcon.training.optim import create_optimizer

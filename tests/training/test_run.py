@@ -15,7 +15,7 @@ from small_run import EPOCHS, STEPS_PER_EPOCH, Crash, train
 
 import mmcon
 from mmcon.errors import CheckpointError, ConfigError, NonFiniteError
-from mmcon.evaluation.online_knn import TrainingKnn
+from mmcon.evaluation.online_knn import OnlineKnn
 from mmcon.loading.loader import ViewLoader
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.metrics_log import Journal
@@ -201,7 +201,7 @@ def test_the_checkpoint_that_is_best_by_knn_of_training_rows_stays(uninterrupted
     told = []
 
     def score(model, source, view):
-        knn = TrainingKnn(ByHand(model), source, {"image": [mmcon.create_view("image/plain", size=28)]}, rows=60, k=5)
+        knn = OnlineKnn(ByHand(model), source, {"image": [mmcon.create_view("image/plain", size=28)]}, rows=60, k=5)
 
         def asked():
             told.append(knn())
@@ -231,7 +231,7 @@ class ByHand(torch.nn.Module):
 
 def test_a_loop_without_a_step_is_told(tmp_path):
     from mmcon.loading.loader import ViewLoader
-    from mmcon.samplers.base import UniformSampler
+    from mmcon.samplers.uniform import UniformSampler
     from mmcon.sources.factory import TensorSource
     from mmcon.training.run import Run
     from mmcon.views import Identity

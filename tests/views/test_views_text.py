@@ -12,7 +12,7 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.media.text import TextHandle
 from mmcon.random import keys
 from mmcon.registry import create_view
-from mmcon.samplers.ordered import FixedOrderSampler
+from mmcon.samplers.fixed_order import FixedOrderSampler
 from mmcon.sources.text import TextSource, emoji_names, number_classes
 from mmcon.testing import check_view
 from mmcon.views import Chain

@@ -1,0 +1,63 @@
+"""Multi-label batches: P labels × K samples that carry the label, where a sample carries several."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mmcon.errors import InputError
+from mmcon.registry import register_sampler
+from mmcon.samplers.base import BatchSampler, EpochOrder
+from mmcon.samplers.block_schedule import BlockSchedule
+from mmcon.samplers.class_streams import number_classes
+from mmcon.samplers.validation import split_batch
+
+
+@final
+@register_sampler("sampler/multi-label")
+class MultiLabelSampler(BatchSampler):
+    """P different labels × K samples that carry the label, where a sample carries several labels.
+
+    The rarest label of a sample is its class for the sampler. So rare labels keep their samples, and every sample is
+    used equally often. The affinity (MultiLabel) accounts for the other labels that two samples share.
+
+    Args:
+        labels: the labels that each sample carries, at least one.
+        batch_size: samples in a global batch, P·K.
+        seed: the seed of the run.
+        labels_per_batch: P; or
+        samples_per_label: K; with neither, as for sampler/class-aware.
+    """
+
+    def __init__(
+        self,
+        labels: Bool[Tensor, "n c"],
+        *,
+        batch_size: int,
+        seed: int,
+        labels_per_batch: int | None = None,
+        samples_per_label: int | None = None,
+    ) -> None:
+        where = "sampler/multi-label"
+        unlabeled = int((~labels.any(1)).sum())
+        if unlabeled or not len(labels):
+            raise InputError(
+                where,
+                expected="at least one label for every sample",
+                got=f"{unlabeled} of {len(labels)} samples without",
+                fix="leave them out: labels[labels.any(1)], and the same samples of the source",
+            )
+        counts = labels.sum(0)
+        rarest = torch.where(labels, counts, counts.max() + 1).argmin(1)
+        classes = len(number_classes(rarest)[0])
+        p, k = split_batch(where, classes, batch_size, labels_per_batch, samples_per_label)
+        self.batch_size, self.seed = batch_size, seed
+        self.schedule = BlockSchedule(rarest, blocks_per_batch=p, block_size=k, exponent=1.0, seed=seed)
+        self.steps_per_epoch = self.schedule.steps
+
+    def epoch_order(self, epoch: int) -> EpochOrder:
+        """P blocks of K samples of one label per batch."""
+        return self.schedule.epoch_order(epoch)
