@@ -33,7 +33,8 @@ _NAMES = {
     "mmcon.views": ("ViewGenerator", "Chain"),
     "mmcon.sources.base": ("Source", "TensorSource", "JoinedSource"),
     "mmcon.loading.loader": ("ViewLoader",),
-    "mmcon.models.shared_spaces": ("ContrastiveModel", "SharedSpace"),
+    "mmcon.models.contrastive_model": ("ContrastiveModel",),
+    "mmcon.models.shared_spaces": ("SharedSpace",),
     "mmcon.losses": ("SupConLoss", "weighted_supcon"),
     "mmcon.objective.objective": ("Objective",),
     "mmcon.objective.pair_blocks": ("Block",),
@@ -67,8 +68,9 @@ if TYPE_CHECKING:
     from mmcon import affinity, errors, evaluation, losses, testing, views
     from mmcon.loading.loader import ViewLoader
     from mmcon.losses import SupConLoss, weighted_supcon
+    from mmcon.models.contrastive_model import ContrastiveModel
     from mmcon.models.encoders import create_encoder, describe_encoder, list_encoders
-    from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+    from mmcon.models.shared_spaces import SharedSpace
     from mmcon.objective.objective import Objective
     from mmcon.objective.pair_blocks import Block
     from mmcon.random import keys
