@@ -115,6 +115,12 @@ def test_permutation_by_groups_exchanges_whole_groups():
     assert paired_permutation(torch.ones(400), torch.zeros(400), groups=groups).p_value == pytest.approx(2 / 16)
 
 
+def test_random_permutations_count_the_observed_one():
+    # 200 units that all differ by 1: of 99 random exchanges none reaches the observed sum (each has a chance of 2 / 2²⁰⁰),
+    # so p is that of the observed one among all 100: (0 + 1) / (99 + 1).
+    assert paired_permutation(torch.ones(200), torch.zeros(200), draws=99).p_value == pytest.approx(1 / 100, rel=1e-9)
+
+
 def test_permutation_under_no_difference_is_even():
     """Under the null, p is below .2 about one time in five."""
     g = torch.Generator().manual_seed(3)
