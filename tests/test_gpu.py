@@ -13,8 +13,9 @@ import mmcon
 from mmcon.affinity import SameLabel
 from mmcon.loading.loader import ViewLoader
 from mmcon.losses import weighted_supcon
-from mmcon.losses.backends.dense import dense_rows
+from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.problem import prepare
+from mmcon.losses.settings import LossSettings
 from mmcon.models.ema import MomentumEncoder
 from mmcon.models.encoders import create_encoder
 from mmcon.objective.queue import Queue
@@ -38,10 +39,7 @@ def results(rows, anchors, candidates, affinity, own=None):
     """Losses of the rows, and the gradients of anchors, candidates and temperature."""
     a, temperature = anchors.clone().requires_grad_(), torch.tensor(0.1, device=DEVICE, requires_grad=True)
     c = None if candidates is None else candidates.clone().requires_grad_()
-    problem = prepare(
-        a, c, affinity, temperature=temperature, form="out", denominator="all", self_index=own, negative_weights=None,
-        row_normalize=True, similarity=None,
-    )  # fmt: skip
+    problem = prepare(a, c, affinity, temperature=temperature, self_index=own, settings=LossSettings())
     out = rows(problem)
     (out.losses.sum() / out.valid.sum().clamp_min(1)).backward()
     return [out.losses.detach(), a.grad, temperature.grad, *([] if c is None else [c.grad])]
@@ -51,7 +49,7 @@ def results(rows, anchors, candidates, affinity, own=None):
 @pytest.mark.parametrize(("operands", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
 @pytest.mark.parametrize(("anchors", "candidates"), [(1, None), (70, None), (1024, None), (1500, 4100), (3, 200)])
 def test_compiled_kernels_equal_the_reference(operands, tolerance, anchors, candidates):
-    from mmcon.losses.backends.triton import triton_rows
+    from mmcon.losses.backends.triton import triton_losses
 
     labels = torch.arange(anchors, device=DEVICE) % 7
     labels[0] = 99  # an anchor without positives
@@ -60,8 +58,8 @@ def test_compiled_kernels_equal_the_reference(operands, tolerance, anchors, cand
         pool, own = unit(candidates, seed=1), torch.arange(anchors, device=DEVICE)
         pool[:anchors] = rows
         affinity = SameLabel(labels, torch.cat([labels, torch.arange(candidates - anchors, device=DEVICE) % 7]))
-    expected = results(dense_rows, rows, pool, affinity, own)
-    found = results(lambda p: triton_rows(p, getattr(torch, operands)), rows, pool, affinity, own)
+    expected = results(dense_losses, rows, pool, affinity, own)
+    found = results(lambda p: triton_losses(p, getattr(torch, operands)), rows, pool, affinity, own)
     for want, got in zip(expected, found, strict=True):
         assert torch.isfinite(got).all()
         assert float((want - got).abs().max()) <= tolerance * float(want.abs().max().clamp_min(1e-3))

@@ -1,17 +1,20 @@
-"""Contrastive losses: one weighted core, presets of it, the few that stand apart, and baselines."""
+"""Contrastive losses: the weighted core, its presets, two losses outside the family, and baselines."""
 
 from mmcon.losses import presets
-from mmcon.losses.apart import rank_n_contrast, siglip
 from mmcon.losses.baselines import cross_entropy, max_margin, triplet
 from mmcon.losses.diagnostics import Diagnostics, diagnose
 from mmcon.losses.negative_weights import HardNegatives
-from mmcon.losses.supcon import SupConLoss, explain_backend, row_losses, weighted_supcon
+from mmcon.losses.rank_n_contrast import rank_n_contrast
+from mmcon.losses.settings import LossSettings
+from mmcon.losses.siglip import siglip
+from mmcon.losses.supcon import SupConLoss, explain_backend, weighted_supcon
 from mmcon.losses.temperature import LearnableTemperature
 
 __all__ = [
     "Diagnostics",
     "HardNegatives",
     "LearnableTemperature",
+    "LossSettings",
     "SupConLoss",
     "cross_entropy",
     "diagnose",
@@ -19,7 +22,6 @@ __all__ = [
     "max_margin",
     "presets",
     "rank_n_contrast",
-    "row_losses",
     "siglip",
     "triplet",
     "weighted_supcon",

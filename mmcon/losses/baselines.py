@@ -1,76 +1,102 @@
-"""What contrastive losses are compared with: cross-entropy, max-margin, triplet."""
+"""Losses to compare contrastive learning with: cross-entropy, max-margin, triplet."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmcon.affinity import check_choice
 from mmcon.errors import InputError
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], *, label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
     """Softmax cross-entropy of a linear classifier, mean over rows.
 
     Args:
-        logits: `n k`.
-        labels: class indices `n`.
-        label_smoothing: share of the target spread over all classes.
+        logits: of k classes.
+        labels: class indices.
+        label_smoothing: the share of the target that is spread over all classes.
+
+    >>> round(cross_entropy(torch.eye(2), torch.tensor([0, 1])).item(), 4)
+    0.3133
     """
     return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
-def max_margin(features: Tensor, classes: Tensor, labels: Tensor, *, margin: int = 4) -> Tensor:
+def max_margin(
+    features: Float[Tensor, "n d"], class_weights: Float[Tensor, "k d"], labels: Int[Tensor, " n"], *, margin: int = 4
+) -> Float[Tensor, ""]:
     """Large-margin softmax (Liu et al. 2016, eq. 4 to 6), the "max margin" row of the SupCon paper's table.
 
-    Cross-entropy in which the right class's logit `‖w‖ ‖x‖ cos θ` becomes `‖w‖ ‖x‖ ψ(θ)`, with
+    It is cross-entropy in which the logit of the true class, `‖w‖ ‖x‖ cos θ`, becomes `‖w‖ ‖x‖ ψ(θ)`, with
     `ψ(θ) = (-1)^k cos(margin · θ) - 2k` on `[kπ/margin, (k + 1)π/margin]`.
 
     Args:
-        features: `n d`.
-        classes: the classifier's weights, `k d`, no bias.
-        labels: class indices `n`.
+        features: of the encoder.
+        class_weights: of the linear classifier, without bias.
+        labels: class indices.
         margin: m >= 1; 1 is plain cross-entropy.
+
+    Returns:
+        The mean over rows.
+
+    Raises:
+        InputError: a margin below 1.
+
+    >>> round(max_margin(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=2).item(), 4)
+    0.3133
     """
     if margin < 1:
         raise InputError("max_margin", expected="an integer margin >= 1", got=str(margin))
-    logits = features @ classes.T
-    norms = features.norm(dim=1) * classes[labels].norm(dim=1)
+    logits = features @ class_weights.T
+    norms = features.norm(dim=1) * class_weights[labels].norm(dim=1)
     cosine = logits.gather(1, labels[:, None])[:, 0] / norms.clamp_min(torch.finfo(norms.dtype).eps)
     cosine = cosine.clamp(-1, 1)
-    # cos(mθ) by Chebyshev's recursion: no arc cosine, whose gradient is infinite at ±1.
-    before, multiple = torch.ones_like(cosine), cosine
+    # cos(mθ) by Chebyshev's recursion: it avoids the arc cosine, whose gradient is infinite at ±1.
+    previous, multiple = torch.ones_like(cosine), cosine
     for _ in range(margin - 1):
-        before, multiple = multiple, 2 * cosine * multiple - before
+        previous, multiple = multiple, 2 * cosine * multiple - previous
     k = (torch.arccos(cosine.detach()) * margin / torch.pi).floor().clamp_max(margin - 1)
     psi = torch.where(k % 2 == 0, 1.0, -1.0) * multiple - 2 * k
-    target = torch.nn.functional.one_hot(labels, len(classes)).bool()
+    target = torch.nn.functional.one_hot(labels, len(class_weights)).bool()
     return cross_entropy(torch.where(target, (norms * psi)[:, None], logits), labels)
 
 
-def triplet(embeddings: Tensor, labels: Tensor, *, margin: float, mining: str = "hard") -> Tensor:
+def triplet(
+    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, margin: float, mining: str = "hard"
+) -> Float[Tensor, ""]:
     """Triplet loss `max(0, d(a, p) - d(a, n) + margin)` on Euclidean distances within a batch (Hermans et al. 2017).
 
     Args:
-        embeddings: `n d`.
-        labels: class indices `n`.
+        embeddings: rows of any norm.
+        labels: class indices.
         margin: >= 0.
         mining: `hard`: each anchor's farthest positive and nearest negative, mean over anchors that have both; `all`:
-            mean over the triplets of which the loss is above 0. `all` needs n³ memory.
+            mean over the triplets whose loss is above 0. `all` needs n³ memory.
 
     Returns:
         A scalar; 0 without a triplet.
+
+    Raises:
+        InputError: an unknown `mining`.
+
+    >>> z = torch.tensor([[0.0], [1.0], [3.0], [3.5]])
+    >>> triplet(z, torch.tensor([0, 0, 1, 1]), margin=2.0).item()
+    0.375
     """
-    if mining not in ("hard", "all"):
-        raise InputError("triplet", expected="mining hard or all", got=repr(mining))
+    check_choice("triplet", "mining", mining, ("hard", "all"))
     squares = (embeddings[:, None] - embeddings).square().sum(2)
     distance = torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
     same = labels[:, None] == labels
     positive, negative = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
     if mining == "hard":
         has_both = positive.any(1) & negative.any(1)
-        far = torch.where(positive, distance, float("-inf")).amax(1)
-        near = torch.where(negative, distance, float("inf")).amin(1)
-        losses = torch.where(has_both, (torch.where(has_both, far - near, 0) + margin).clamp_min(0), 0)
+        farthest = torch.where(positive, distance, float("-inf")).amax(1)
+        nearest = torch.where(negative, distance, float("inf")).amin(1)
+        losses = torch.where(has_both, (torch.where(has_both, farthest - nearest, 0) + margin).clamp_min(0), 0)
         return losses.sum() / has_both.sum().clamp_min(1)
     triplets = positive[:, :, None] & negative[:, None, :]
     losses = torch.where(triplets, distance[:, :, None] - distance[:, None, :] + margin, 0).clamp_min(0)

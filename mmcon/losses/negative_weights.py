@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -13,20 +14,20 @@ from mmcon.errors import InputError
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """Negatives weighted by how near they are, and corrected for the positives hidden among them.
+    """Weights of negatives that grow with their similarity, with a correction for false negatives.
 
     With `m` negatives of an anchor, the sum over negatives in its denominator becomes
 
         N = m Σ e^{(1 + concentration) s} / Σ e^{concentration s}                   (Robinson et al. 2021, eq. 4)
         N ← max((N - class_prior · m · e^{s⁺}) / (1 - class_prior), m e^{-1/T})    (Chuang et al. 2020, eq. 8)
 
-    with T the temperature, and the second only where `class_prior` is above 0; then the denominator is that of one
+    with T the temperature. The second line applies only with a `class_prior` above 0, and needs a denominator for each
     positive (`denominator="one"`).
 
     Args:
-        concentration: β >= 0; 0 weighs negatives alike.
-        class_prior: τ⁺ in [0, 1), the chance that a negative is a positive in truth.
-        detach: keep the gradient out of the weights. The published code lets it through, and so does the default.
+        concentration: β >= 0; 0 gives all negatives the same weight.
+        class_prior: τ⁺ in [0, 1), the probability that a negative is of the anchor's class.
+        detach: stop the gradient through the weights. The published code does not, and neither does the default.
     """
 
     concentration: float = 0.0
@@ -39,30 +40,36 @@ class HardNegatives:
             raise InputError("HardNegatives", expected="concentration >= 0 and class_prior in [0, 1)", got=got)
 
     def check(self, form: str, denominator: str) -> None:
-        """Refuse combinations that no equation defines."""
+        """Refuse combinations without an equation."""
         if self.class_prior > 0 and (form, denominator) != ("out", "one"):
             raise InputError(
                 "HardNegatives",
                 expected="form 'out' and denominator 'one' with a class_prior",
                 got=f"form {form!r}, denominator {denominator!r}",
-                fix="the correction subtracts the positive at hand, so each positive has its own denominator",
+                fix="the correction subtracts the positive, so each positive has its own denominator",
             )
 
 
-def log_debiased(s: Tensor, log_sum: Tensor, count: Tensor, temperature: Tensor, class_prior: float) -> Tensor:
-    """Log of the corrected sum over negatives, -inf where there are none.
+def log_debiased(
+    s: Float[Tensor, "a c"],
+    log_sum: Float[Tensor, "a _"],
+    count: Shaped[Tensor, "a 1"],
+    temperature: Float[Tensor, "..."],
+    class_prior: float,
+) -> Float[Tensor, "a c"]:
+    """Log of the corrected sum over negatives, -inf for an anchor without negatives.
 
     Args:
         s: similarities of positives over temperature.
-        log_sum: log of the negatives' sum, of a shape that broadcasts with s.
-        count: their number, likewise.
-        temperature: of the floor below which the corrected sum cannot truly be.
+        log_sum: log of the sum over negatives.
+        count: the number of negatives.
+        temperature: of the lower bound `m e^{-1/T}` of the corrected sum.
         class_prior: τ⁺.
     """
     some = count > 0
     log_count = count.clamp_min(1).to(s.dtype).log()
     log_sum = torch.where(some, log_sum, 0)
-    # Relative to the sum: 1 - prior · m · e^{s - log_sum} loses its digits only where the floor rules.
+    # Relative to the sum: 1 - prior · m · e^{s - log_sum} loses its digits only where the lower bound takes over.
     share = 1 - class_prior * (log_count + s - log_sum).clamp_max(80).exp()
     corrected = log_sum + share.clamp_min(torch.finfo(s.dtype).tiny).log() - math.log1p(-class_prior)
     return torch.where(some, torch.maximum(corrected, log_count - 1 / temperature), float("-inf"))

@@ -1,115 +1,134 @@
-"""One call of the weighted loss, checked: what every backend is given and what it gives back."""
+"""The checked inputs of one call of the weighted loss, which every backend receives, and the outputs it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from mmcon.affinity import Affinity, as_affinity, as_number, check_choice
+from mmcon.affinity import Affinity, as_affinity
 from mmcon.errors import InputError
 from mmcon.losses.negative_weights import HardNegatives
-
-WHERE = "weighted_supcon"
-FORMS = ("out", "in")
-DENOMINATORS = ("all", "one", "negatives")
-SCALES = ("none", "temperature")
-Similarity = Callable[[Tensor, Tensor], Tensor]
+from mmcon.losses.settings import WHERE, LossSettings, check_temperature
 
 
-class RowLosses(NamedTuple):
-    """What a backend returns: `losses` of anchors, `a`, 0 where not valid, and `valid`, bool `a`."""
+class AnchorLosses(NamedTuple):
+    """The outputs of a backend.
 
-    losses: Tensor
-    valid: Tensor
+    Attributes:
+        losses: one for each anchor, 0 where the anchor is not valid.
+        valid: whether the anchor has a positive and, with denominator `negatives`, a negative.
+    """
+
+    losses: Float[Tensor, " a"]
+    valid: Bool[Tensor, " a"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Anchors, candidates and weights, ready to compute.
+    """The inputs of a backend.
 
     Attributes:
-        anchors: `a d`, float32 or float64.
-        candidates: `c d`; the very same tensor where anchors are the candidates.
+        anchors: float32 or float64.
+        candidates: of the same dtype; the same tensor object where the anchors are the candidates.
         affinity: positive weights, `a c`.
-        temperature: a scalar tensor on the anchors' device.
-        form, denominator, row_normalize, similarity: as in `weighted_supcon`.
-        self_index: the candidate that is the anchor itself, int64 `a`, or -1.
-        negatives: weights of negatives in the denominator, `a c`, or hard-negative weighting, or None for 1.
+        temperature: on the device of the anchors.
+        self_index: the candidate that is the anchor itself, or -1.
+        settings: as in `weighted_supcon`; its `negative_weights` have the shape `a c`.
     """
 
-    anchors: Tensor
-    candidates: Tensor
+    anchors: Float[Tensor, "a d"]
+    candidates: Float[Tensor, "c d"]
     affinity: Affinity
-    temperature: Tensor
-    form: str
-    denominator: str
-    self_index: Tensor
-    negatives: Affinity | HardNegatives | None
-    row_normalize: bool
-    similarity: Similarity | None
+    temperature: Float[Tensor, ""]
+    self_index: Int[Tensor, " a"]
+    settings: LossSettings
 
     @property
     def square(self) -> bool:
-        """Whether anchors are the candidates."""
+        """Whether the anchors are the candidates."""
         return self.candidates is self.anchors
 
     @property
+    def negative_affinity(self) -> Affinity | None:
+        """Weights of negatives that do not depend on the embeddings."""
+        weights = self.settings.negative_weights
+        return weights if isinstance(weights, Affinity) else None
+
+    @property
+    def hard_negatives(self) -> HardNegatives | None:
+        """Weights of negatives that depend on the embeddings."""
+        weights = self.settings.negative_weights
+        return weights if isinstance(weights, HardNegatives) else None
+
+    @property
     def all_are_negatives(self) -> bool:
-        """With a kernel that never reaches 0, negative weights alone say who is a negative."""
-        return self.affinity.never_zero and isinstance(self.negatives, Affinity)
+        """Whether negative weights alone define the negatives: the affinity is above 0 for every pair."""
+        return self.affinity.never_zero and self.negative_affinity is not None
 
 
 def prepare(
-    anchors: Tensor,
-    candidates: Tensor | None,
+    anchors: Shaped[Tensor, "..."],
+    candidates: Shaped[Tensor, "..."] | None,
     affinity: object,
     *,
-    temperature: float | Tensor,
-    form: str,
-    denominator: str,
-    self_index: Tensor | None,
-    negative_weights: object,
-    row_normalize: bool,
-    similarity: Similarity | None,
+    temperature: float | Shaped[Tensor, "..."],
+    self_index: Shaped[Tensor, "..."] | None,
+    settings: LossSettings,
 ) -> Problem:
-    """Check a call and bring it into the form that backends read. Half precision becomes float32 here."""
-    check_choice(WHERE, "form", form, FORMS)
-    check_choice(WHERE, "denominator", denominator, DENOMINATORS)
-    _check_embeddings(anchors, candidates)
-    square = candidates is None or candidates is anchors
+    """Check the inputs of a call and convert them for the backends; half precision becomes float32.
+
+    Arguments are annotated for any shape, since they are checked here: `a d`, `c d`, a scalar, `a`.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit, or the settings need negatives that the affinity lacks.
+    """
+    given = anchors if candidates is None else candidates
+    square = given is anchors
+    _check_embeddings(anchors, given)
     anchors = _widened(anchors)
-    weights = _checked_weights(affinity, anchors, anchors if square else candidates, "affinity")
-    negatives = negative_weights
-    if negatives is not None and not isinstance(negatives, HardNegatives):
-        negatives = _checked_weights(negatives, anchors, anchors if square else candidates, "negative_weights")
+    pool = anchors if square else _widened(given).to(anchors.dtype)
+    weights = _checked_weights(affinity, anchors, pool, "affinity")
+    if isinstance(settings.negative_weights, Affinity):
+        _checked_weights(settings.negative_weights, anchors, pool, "negative_weights")
     problem = Problem(
         anchors=anchors,
-        candidates=anchors if square else _widened(candidates).to(anchors.dtype),  # pyright: ignore
+        candidates=pool,
         affinity=weights,
         temperature=_checked_temperature(temperature, anchors),
-        form=form,
-        denominator=denominator,
-        self_index=_checked_self(self_index, anchors, None if square else candidates),
-        negatives=negatives,  # pyright: ignore
-        row_normalize=row_normalize,
-        similarity=similarity,
+        self_index=_checked_self_index(self_index, anchors, pool),
+        settings=settings,
     )
-    _check_combination(problem)
+    _check_negatives(problem)
     return problem
 
 
-def _widened(embeddings: Tensor) -> Tensor:
+def default_self_index(anchors: Float[Tensor, "a d"], *, square: bool) -> Int[Tensor, " a"]:
+    """The diagonal where the anchors are the candidates, else -1: no anchor is a candidate."""
+    diagonal = torch.arange(len(anchors), device=anchors.device)
+    return diagonal if square else torch.full_like(diagonal, -1)
+
+
+def refuse_double_backward(backend: str) -> None:
+    """Called in a backward pass: if that pass is recorded, a second one through it would be silently wrong."""
+    if torch.is_grad_enabled():
+        raise InputError(
+            WHERE,
+            expected="one backward pass",
+            got=f"create_graph=True with backend {backend!r}",
+            fix="a gradient of a gradient is offered by backend='dense'",
+        )
+
+
+def _widened(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
 
 
-def _check_embeddings(anchors: Tensor, candidates: Tensor | None) -> None:
+def _check_embeddings(anchors: Shaped[Tensor, "..."], candidates: Shaped[Tensor, "..."]) -> None:
     for name, rows in (("anchors", anchors), ("candidates", candidates)):
-        if rows is None:
-            continue
         if rows.ndim != 2 or not rows.is_floating_point():
             raise InputError(
                 WHERE,
@@ -122,9 +141,11 @@ def _check_embeddings(anchors: Tensor, candidates: Tensor | None) -> None:
             raise InputError(WHERE, expected="anchors and candidates of one width on one device", got=got)
 
 
-def _checked_weights(weights: object, anchors: Tensor, candidates: Tensor | None, name: str) -> Affinity:
+def _checked_weights(
+    weights: object, anchors: Float[Tensor, "a d"], candidates: Float[Tensor, "c d"], name: str
+) -> Affinity:
     affinity = as_affinity(weights)
-    shape = (anchors.shape[0], candidates.shape[0])  # pyright: ignore
+    shape = (len(anchors), len(candidates))
     if affinity.shape != shape:
         raise InputError(
             WHERE,
@@ -132,29 +153,29 @@ def _checked_weights(weights: object, anchors: Tensor, candidates: Tensor | None
             got=f"one for {affinity.shape[0]} and {affinity.shape[1]}",
             fix="give one label (time, weight) a row; rows are view-major: all samples' first view, then their second",
         )
-    some = affinity.tile(slice(0, 1), slice(0, 1))
-    if some.device != anchors.device:
-        got = f"{name} on {some.device}, embeddings on {anchors.device}"
-        raise InputError(
-            WHERE, expected="all tensors on one device", got=got, fix=f"labels.to({str(anchors.device)!r})"
-        )
+    device = affinity.tile(slice(0, 1), slice(0, 1)).device
+    if device != anchors.device:
+        got, fix = f"{name} on {device}, embeddings on {anchors.device}", f"labels.to({str(anchors.device)!r})"
+        raise InputError(WHERE, expected="all tensors on one device", got=got, fix=fix)
     return affinity
 
 
-def _checked_temperature(temperature: float | Tensor, anchors: Tensor) -> Tensor:
+def _checked_temperature(
+    temperature: float | Shaped[Tensor, "..."], anchors: Float[Tensor, "a d"]
+) -> Float[Tensor, ""]:
     value = torch.as_tensor(temperature, dtype=anchors.dtype, device=anchors.device)
-    if value.numel() != 1 or not 0 < as_number(value) < float("inf"):
-        got = f"shape {tuple(value.shape)}" if value.numel() != 1 else str(as_number(value))
-        raise InputError(WHERE, expected="one temperature above 0", got=got, fix="usual values are .04 to .2")
+    if value.numel() != 1:
+        raise InputError(WHERE, expected="one temperature above 0", got=f"shape {tuple(value.shape)}")
+    check_temperature(WHERE, value.reshape(()))
     return value.reshape(())
 
 
-def _checked_self(self_index: Tensor | None, anchors: Tensor, candidates: Tensor | None) -> Tensor:
-    a = anchors.shape[0]
+def _checked_self_index(
+    self_index: Shaped[Tensor, "..."] | None, anchors: Float[Tensor, "a d"], candidates: Float[Tensor, "c d"]
+) -> Int[Tensor, " a"]:
+    a, c = len(anchors), len(candidates)
     if self_index is None:
-        own = torch.arange(a, device=anchors.device)
-        return own if candidates is None else torch.full_like(own, -1)
-    c = a if candidates is None else candidates.shape[0]
+        return default_self_index(anchors, square=candidates is anchors)
     fits = self_index.shape == (a,) and not self_index.is_floating_point() and self_index.device == anchors.device
     if not fits or (a and not -1 <= int(self_index.min()) <= int(self_index.max()) < c):
         got = f"{self_index.dtype} of shape {tuple(self_index.shape)} on {self_index.device}"
@@ -162,34 +183,16 @@ def _checked_self(self_index: Tensor | None, anchors: Tensor, candidates: Tensor
     return self_index
 
 
-def _check_combination(problem: Problem) -> None:
-    if problem.form == "in" and problem.denominator == "one":
+def _check_negatives(problem: Problem) -> None:
+    """An affinity that is above 0 for every pair defines no negatives."""
+    if not problem.affinity.never_zero:
+        return
+    if problem.hard_negatives is not None:
+        raise InputError(WHERE, expected="negatives to weight", got="an affinity that never reaches 0")
+    if problem.settings.denominator != "all" and problem.negative_affinity is None:
         raise InputError(
             WHERE,
-            expected="the in form with denominator 'all' or 'negatives'",
-            got="'one'",
-            fix="a denominator for each positive needs the sum outside the logarithm: form='out'",
-        )
-    apart = problem.denominator != "all"
-    if apart and problem.affinity.never_zero and problem.negatives is None:
-        raise InputError(
-            WHERE,
-            expected=f"negatives for denominator {problem.denominator!r}",
+            expected=f"negatives for denominator {problem.settings.denominator!r}",
             got="an affinity that never reaches 0, so that every pair is positive",
             fix="give the kernel a floor, pass negative_weights, or use denominator='all'",
-        )
-    if isinstance(problem.negatives, HardNegatives):
-        problem.negatives.check(problem.form, problem.denominator)
-        if problem.affinity.never_zero:
-            raise InputError(WHERE, expected="negatives to weight", got="an affinity that never reaches 0")
-
-
-def refuse_double_backward(backend: str) -> None:
-    """Called in a backward pass: recorded for a second one, its result would be silently wrong."""
-    if torch.is_grad_enabled():
-        raise InputError(
-            WHERE,
-            expected="one backward pass",
-            got=f"create_graph=True with backend {backend!r}",
-            fix="a gradient of a gradient is offered by backend='dense'",
         )

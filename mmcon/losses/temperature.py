@@ -1,25 +1,29 @@
-"""A temperature that learns, within bounds."""
+"""A learnable temperature with bounds."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmcon.errors import InputError
 
 
 class LearnableTemperature(nn.Module):
-    """A temperature held as the logarithm of its inverse, the logit scale, as CLIP does.
+    """A temperature parametrized by the logarithm of its inverse, the logit scale, as in CLIP.
 
-    Bounds are kept by moving the parameter back before it is used, not by a clamp in the graph, beyond which no
-    gradient would bring it back. CLIP's are 1/100 from below, none from above.
+    The bounds are kept by clamping the parameter in place before each use. A clamp in the graph would have no gradient
+    beyond the bounds, so that the parameter could not return. CLIP bounds the temperature by 1/100 from below only.
 
     Args:
-        initial: the temperature to start from.
-        minimum: below which it never falls.
-        maximum: above which it never rises.
+        initial: the temperature at the start.
+        minimum: the lower bound.
+        maximum: the upper bound.
+
+    Raises:
+        InputError: bounds that do not enclose the initial temperature, or are not above 0.
 
     >>> round(LearnableTemperature(initial=0.07)().item(), 4)
     0.07
@@ -33,7 +37,7 @@ class LearnableTemperature(nn.Module):
         self.minimum, self.maximum = minimum, maximum
         self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(initial)))
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Float[Tensor, ""]:
         """The temperature, a scalar with a gradient."""
         with torch.no_grad():
             self.log_logit_scale.clamp_(-math.log(self.maximum), -math.log(self.minimum))

@@ -23,7 +23,8 @@ from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import collectives
 from mmcon.errors import ConfigError, InputError
 from mmcon.losses.negative_weights import HardNegatives
-from mmcon.losses.supcon import LossSettings, row_losses
+from mmcon.losses.settings import LossSettings
+from mmcon.losses.supcon import anchor_losses
 from mmcon.objective.candidates import MoreCandidates, Step, present
 from mmcon.objective.pair_blocks import (
     Block,
@@ -166,13 +167,13 @@ class Objective(nn.Module):
         pool, pool_table, self_index = step.candidates(anchors, candidates, self.queue)
         affinity = self._affinity(space, block).bind(table, pool_table)
         temperature = step.temperatures[self._temperature_name(space, block)]
-        rows = row_losses(
+        rows = anchor_losses(
             z,
             pool,
             affinity.map_parameters(collectives.average_gradient),
-            temperature=temperature,
-            self_index=self_index,
-            settings=self._bound_settings(block, table, pool_table),
+            temperature,
+            self_index,
+            self._bound_settings(block, table, pool_table),
         )
         sums = rows.losses.sum()
         return torch.stack([sums, sums.new_tensor(len(z)), rows.valid.sum().to(sums)])

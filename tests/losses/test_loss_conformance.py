@@ -4,10 +4,11 @@ import pytest
 import torch
 from loss_cases import D, by_loops, columns, rectangular_presets, square_presets, unit
 
-from mmcon.losses.backends.dense import dense_rows
+from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.backends.selection import offered
-from mmcon.losses.backends.tiled import general_rows, tiled_rows
+from mmcon.losses.backends.tiled import general_losses, tiled_losses
 from mmcon.losses.problem import prepare
+from mmcon.losses.settings import LossSettings
 from mmcon.losses.supcon import weighted_supcon
 
 N, C, WIDTH = 16, 11, 5
@@ -63,23 +64,21 @@ def test_gradients_are_those_of_finite_differences(name, backend):
 def test_all_tile_sizes_and_both_paths_give_the_dense_gradients(name):
     anchors, candidates, self_index, preset = case(name)
     known = {k: v for k, v in preset.items() if k in ("form", "denominator", "row_normalize", "negative_weights")}
-    settings = {"form": "out", "denominator": "all", "row_normalize": True, "negative_weights": None, **known}
+    settings = LossSettings(**known)
 
     def gradients(rows):
         z = anchors.clone().requires_grad_()
         pool = None if candidates is None else candidates.clone().requires_grad_()
         temperature = torch.tensor(0.2, dtype=D, requires_grad=True)
         own = None if candidates is None else self_index
-        problem = prepare(
-            z, pool, preset["affinity"], temperature=temperature, self_index=own, similarity=None, **settings
-        )
+        problem = prepare(z, pool, preset["affinity"], temperature=temperature, self_index=own, settings=settings)
         losses = rows(problem).losses
         (losses * torch.linspace(0.5, 2, N, dtype=D)).sum().backward()
         return [losses.detach(), z.grad, temperature.grad] + ([] if pool is None else [pool.grad])
 
-    expected = gradients(dense_rows)
+    expected = gradients(dense_losses)
     for tile in (1, 7, 64, N):
-        for rows in (tiled_rows, general_rows):
+        for rows in (tiled_losses, general_losses):
             for ours, theirs in zip(gradients(lambda p, r=rows, t=tile: r(p, t)), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 

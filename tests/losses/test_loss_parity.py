@@ -9,8 +9,8 @@ from pytorch_metric_learning.losses import NTXentLoss
 from pytorch_metric_learning.losses import SupConLoss as TheirSupCon
 
 from mmcon.affinity import Dense, LabelKernel, SameLabel, TimeKernel
-from mmcon.errors import InputError
-from mmcon.losses import HardNegatives, SupConLoss, explain_backend, presets, weighted_supcon
+from mmcon.errors import ConfigError, InputError
+from mmcon.losses import HardNegatives, LossSettings, SupConLoss, explain_backend, presets, weighted_supcon
 from mmcon.operations.memory_budget import peak_bytes
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 3])
@@ -173,6 +173,19 @@ BAD = {
 def test_bad_input_gets_one_clear_error(message):
     with pytest.raises(InputError, match=message):
         BAD[message]()
+
+
+UNKNOWN_OPTIONS = {
+    "LossSettings(.|\n)*'forms'(.|\n)*did you mean 'form'": lambda: LossSettings(forms="out"),
+    "supcon_out(.|\n)*'label'(.|\n)*did you mean 'labels'": lambda: presets.supcon_out(label=Y),
+    "LossSettings(.|\n)*'scales'": lambda: explain_backend(Z, None, SameLabel(Y), temperature=0.1, scales="none"),
+}
+
+
+@pytest.mark.parametrize("message", list(UNKNOWN_OPTIONS))
+def test_an_unknown_option_gets_the_nearest_name(message):
+    with pytest.raises(ConfigError, match=message):
+        UNKNOWN_OPTIONS[message]()
 
 
 def test_float_classes_and_negative_weights_are_refused():

@@ -11,9 +11,10 @@ pytest.importorskip("triton")
 CHECK = """
 import sys, torch
 from mmcon.affinity import SameLabel
-from mmcon.losses.backends.dense import dense_rows
+from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.problem import prepare
-from mmcon.losses.backends.triton import triton_rows
+from mmcon.losses.settings import LossSettings
+from mmcon.losses.backends.triton import triton_losses
 
 operands, tolerance = getattr(torch, sys.argv[1]), float(sys.argv[2])
 g = torch.Generator().manual_seed(0)
@@ -28,11 +29,10 @@ for a, c, temperature in ((70, None, 0.1), (70, 90, 0.2), (9, 130, 0.1), (1, Non
         pool_y = torch.randint(0, 6, (c,), generator=g); pool_y[own[own >= 0]] = y[own >= 0]
     affinity = SameLabel(y) if c is None else SameLabel(y, pool_y)
     results = []
-    for rows in (dense_rows, lambda p: triton_rows(p, operands)):
+    for rows in (dense_losses, lambda p: triton_losses(p, operands)):
         z, t = z0.clone().requires_grad_(), torch.tensor(temperature, requires_grad=True)
         pool = None if c is None else p0.clone().requires_grad_()
-        problem = prepare(z, pool, affinity, temperature=t, form="out", denominator="all", self_index=own,
-                          negative_weights=None, row_normalize=True, similarity=None)
+        problem = prepare(z, pool, affinity, temperature=t, self_index=own, settings=LossSettings())
         out = rows(problem)
         loss = out.losses.sum() / out.valid.sum().clamp_min(1)
         loss.backward()

@@ -1,40 +1,42 @@
-"""The quickest tiles: anchors are the candidates, and each unordered pair is visited once.
+"""The fastest tiles: the anchors are the candidates, and each unordered pair is computed once.
 
-Serves the out form over all candidates, which is most of the family. Row i of the loss is
+They serve the out form over all candidates, which is most of the family. The loss of row i is
 
-    ℓ_i = R_i lse_i - Σ_j Ŵ_ij s_ij          lse_i = log Σ_{k≠i} e^{s_ik},  R_i = Σ_j Ŵ_ij  (1 when rows are normalised)
+    ℓ_i = R_i lse_i - Σ_j Ŵ_ij s_ij          lse_i = log Σ_{k≠i} e^{s_ik},  R_i = Σ_j Ŵ_ij  (1 when rows are normalized)
 
 and with incoming gradients g the gradient of s is G_ij = g_i (R_i e^{s_ij - lse_i} - Ŵ_ij). As s is symmetric, both
 directions of a pair share one exponential:
 
     G_ij + G_ji = e^{s_ij} (u_i + u_j) - (v_i W_ij + v_j W_ji)         u = g R e^{-lse},  v = g / Σ_j W_ij
 
-Only embeddings, lse and row sums are kept. That asks for e^{s} itself to
-be finite, so it is for |s| below about 80 in float32 (unit rows: temperatures above .0125); `tiled` has the rest.
-Weights with factors (class labels, multi-labels, time within groups) never become tiles: their part costs O(n).
+Only embeddings, lse and row sums are kept between the passes. e^{s} itself must be finite, so this serves |s| below
+about 80 in float32 (unit rows: temperatures above .0125); `tiled` serves the rest. Weights with factors (class labels,
+multi-labels, time within groups) are never computed as tiles: their terms cost O(n).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mmcon.affinity import Affinity, Factor, factor_sums
-from mmcon.losses.backends.matmul import inner, times, transposed_times
-from mmcon.losses.problem import Problem, RowLosses, refuse_double_backward
+from mmcon.losses.backends.matmul import matmul_nn, matmul_nt, matmul_tn
+from mmcon.losses.problem import AnchorLosses, Problem, refuse_double_backward
 
-#: The quickest of 384 to 1024 on an AMD EPYC with 1 MiB of cache a core, by a tenth; a multiple of a vector's width.
-TILE = 704
+#: The fastest of 384 to 1024 on an AMD EPYC with 1 MiB of cache a core, by a tenth; a multiple of a vector's width.
+TILE_SIZE = 704
 
 
-def fits(problem: Problem) -> bool:
-    """Whether the problem is of this kind and its exponentials are finite."""
-    plain = problem.square and problem.form == "out" and problem.denominator == "all"
-    if not plain or problem.negatives is not None or problem.similarity is not None:
+def supports(problem: Problem) -> bool:
+    """Whether the problem has this form and its exponentials are finite."""
+    settings = problem.settings
+    plain = problem.square and settings.form == "out" and settings.denominator == "all"
+    if not plain or settings.negative_weights is not None or settings.similarity is not None:
         return False
     if any(True for _ in problem.affinity.parameters()):
         return False
@@ -42,152 +44,164 @@ def fits(problem: Problem) -> bool:
     if not torch.equal(problem.self_index, torch.arange(n, device=problem.self_index.device)):
         return False
     norm = float(problem.anchors.detach().square().sum(1).max()) if n else 0.0
-    return norm / float(problem.temperature.detach()) + math.log(n + 1) < _log_largest(problem.anchors.dtype)
+    log_largest = 0.95 * math.log(torch.finfo(problem.anchors.dtype).max)
+    return norm / float(problem.temperature.detach()) + math.log(n + 1) < log_largest
 
 
-def triangle_rows(problem: Problem, tile: int = TILE) -> RowLosses:
-    """The loss of every anchor and which are valid, as `dense_rows`."""
-    losses, valid = _Triangle.apply(problem.anchors, problem.temperature, problem.affinity, problem.row_normalize, tile)
-    return RowLosses(losses, valid)
+def symmetric_losses(problem: Problem, tile_size: int = TILE_SIZE) -> AnchorLosses:
+    """The loss of each anchor, and whether the anchor is valid."""
+    losses, valid = _SymmetricLoss.apply(
+        problem.anchors, problem.temperature, problem.affinity, problem.settings.row_normalize, tile_size
+    )
+    return AnchorLosses(losses, valid)
 
 
-def _log_largest(dtype: torch.dtype) -> float:
-    return 0.95 * math.log(torch.finfo(dtype).max)
-
-
-class _Triangle(torch.autograd.Function):
+class _SymmetricLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, temperature: Tensor, affinity: Affinity, normalize: bool, tile: int
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        z: Float[Tensor, "n d"],
+        temperature: Float[Tensor, ""],
+        affinity: Affinity,
+        row_normalize: bool,
+        tile_size: int,
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
         inverse = 1 / temperature
-        tiles = _Tiles(z, inverse, tile)
-        factors = affinity.factors()
+        tiles = _TriangleTiles(z, inverse, tile_size)
+        factors, products = affinity.factors(), []
         if factors is None:
-            exponentials, weighted, sums, valid = _forward_by_tiles(tiles, affinity)
-            pulled = None
+            sums = _sums_by_tiles(tiles, affinity)
         else:
-            exponentials = _row_sums(tiles)
-            sums, valid = factor_sums(factors, torch.arange(len(z), device=z.device))
-            sums = sums.to(z.dtype)
-            pulled = _without_self(factors, z)
-            weighted = (pulled * z).sum(1) * inverse
-        log_sum = torch.where(valid, exponentials, 1).log()
-        divisor = torch.where(valid, sums, 1) if normalize else torch.ones_like(sums)
-        losses = torch.where(valid, (sums * log_sum - weighted) / divisor, 0)
-        ctx.save_for_backward(z, inverse, log_sum, sums, divisor, valid, *([] if pulled is None else [pulled]))
-        ctx.affinity, ctx.factors, ctx.tile = affinity, factors, tile
+            exponentials = _exponential_sums(tiles)
+            weight_sum, valid = factor_sums(factors, torch.arange(len(z), device=z.device))
+            products = [_times_without_diagonal(factors, z)]
+            sums = _Sums(exponentials, (products[0] * z).sum(1) * inverse, weight_sum.to(z.dtype), valid)
+        valid, weights = sums.valid, sums.weights
+        log_sum = torch.where(valid, sums.exponentials, 1).log()
+        divisor = torch.where(valid, weights, 1) if row_normalize else torch.ones_like(weights)
+        losses = torch.where(valid, (weights * log_sum - sums.weighted) / divisor, 0)
+        ctx.save_for_backward(z, inverse, log_sum, weights, divisor, valid, *products)
+        ctx.affinity, ctx.factors, ctx.tile_size = affinity, factors, tile_size
         ctx.mark_non_differentiable(valid)
         return losses, valid
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Shaped[Tensor, " n"]) -> tuple[Float[Tensor, "..."] | None, ...]:
         refuse_double_backward("tiled")
-        z, inverse, log_sum, sums, divisor, valid, *pulled = ctx.saved_tensors
+        z, inverse, log_sum, weights, divisor, valid, *products = ctx.saved_tensors
         v = torch.where(valid, gradients[0], 0) / divisor
-        u = v * sums * torch.exp(-log_sum)
-        tiles = _Tiles(z, inverse, ctx.tile)
-        pull = _backward(tiles, u, v, None if ctx.factors else ctx.affinity)
+        u = v * weights * torch.exp(-log_sum)
+        tiles = _TriangleTiles(z, inverse, ctx.tile_size)
+        of_z = _gradient_by_tiles(tiles, u, v, None if ctx.factors else ctx.affinity)
         if ctx.factors:
             transposed = tuple(factor.transpose() for factor in ctx.factors)
-            pull.addcmul_(v[:, None], pulled[0], value=-1).sub_(_without_self(transposed, v[:, None] * z))
-        # Σ_ij G_ij ⟨z_i, z_j⟩, each pair having been counted from both ends.
-        at_inverse = (z * pull).sum() / 2
-        return pull.mul_(inverse), -at_inverse * inverse * inverse, None, None, None
+            of_z.addcmul_(v[:, None], products[0], value=-1).sub_(_times_without_diagonal(transposed, v[:, None] * z))
+        # Σ_ij G_ij ⟨z_i, z_j⟩, each pair counted from both ends.
+        of_inverse = (z * of_z).sum() / 2
+        return of_z.mul_(inverse), -of_inverse * inverse * inverse, None, None, None
 
 
-class _Tiles:
-    """Similarities of the upper triangle, tile after tile, and room for one more tile."""
+class _TriangleTiles:
+    """Similarities of the upper triangle, tile by tile, and a buffer for one more tile."""
 
-    def __init__(self, z: Tensor, inverse: Tensor, tile: int) -> None:
-        self.z, self.inverse, self.tile = z, inverse, tile
-        self.room = z.new_empty(min(tile, max(len(z), 1)) ** 2)
+    def __init__(self, z: Float[Tensor, "n d"], inverse: Float[Tensor, ""], tile_size: int) -> None:
+        self.z, self.inverse, self.tile_size = z, inverse, tile_size
+        self.memory = z.new_empty(min(tile_size, max(len(z), 1)) ** 2)
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[slice, slice, Float[Tensor, "r c"]]]:
         n = len(self.z)
-        blocks = [slice(start, min(start + self.tile, n)) for start in range(0, n, self.tile)]
+        blocks = [slice(start, min(start + self.tile_size, n)) for start in range(0, n, self.tile_size)]
         for i, rows in enumerate(blocks):
             scaled = self.z[rows] * self.inverse
             for columns in blocks[i:]:
-                yield rows, columns, inner(scaled, self.z[columns])
+                yield rows, columns, matmul_nt(scaled, self.z[columns])
 
-    def spare(self, tile: Tensor) -> Tensor:
-        """Memory of a tile's shape, used again each time."""
-        return self.room[: tile.numel()].view(tile.shape)
+    def buffer(self, tile: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+        """Memory of the shape of a tile, reused by the next call."""
+        return self.memory[: tile.numel()].view(tile.shape)
 
 
-def _row_sums(tiles: _Tiles) -> Tensor:
-    """Σ_{k≠i} e^{s_ik}, each exponential serving both of its rows."""
+class _Sums(NamedTuple):
+    """For each row Σ e^s, Σ W s and Σ W over all others, and whether any weight is above 0."""
+
+    exponentials: Float[Tensor, " n"]
+    weighted: Float[Tensor, " n"]
+    weights: Float[Tensor, " n"]
+    valid: Bool[Tensor, " n"]
+
+
+def _exponential_sums(tiles: _TriangleTiles) -> Float[Tensor, " n"]:
+    """Σ_{k≠i} e^{s_ik}; each exponential serves both of its rows."""
     sums = tiles.z.new_zeros(len(tiles.z))
     for rows, columns, s in tiles:
-        s.exp_()
-        if rows == columns:
-            s.fill_diagonal_(0)
-        else:
-            sums[columns] += s.sum(0)
-        sums[rows] += s.sum(1)
+        _add_exponentials(sums, rows, columns, s)
     return sums
 
 
-def _forward_by_tiles(tiles: _Tiles, affinity: Affinity) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of exponentials, of W s, and of W, and whether any weight is above 0, where W is read by tiles."""
+def _add_exponentials(sums: Float[Tensor, " n"], rows: slice, columns: slice, s: Float[Tensor, "r c"]) -> None:
+    """Add e^s to the sums of both sides; overwrites s."""
+    s.exp_()
+    if rows == columns:
+        s.fill_diagonal_(0)
+    else:
+        sums[columns] += s.sum(0)
+    sums[rows] += s.sum(1)
+
+
+def _sums_by_tiles(tiles: _TriangleTiles, affinity: Affinity) -> _Sums:
+    """The sums where W is read by tiles."""
     n = len(tiles.z)
-    exponentials, weighted, sums = (tiles.z.new_zeros(n) for _ in range(3))
+    exponentials, weighted, weight_sum = (tiles.z.new_zeros(n) for _ in range(3))
     valid = torch.zeros(n, dtype=torch.bool, device=tiles.z.device)
     symmetric = affinity.symmetric
     for rows, columns, s in tiles:
-        sides = [(rows, 1, affinity.tile(rows, columns))]
+        weights = affinity.tile(rows, columns)
         if rows == columns:
-            sides[0] = (rows, 1, sides[0][2].clone().fill_diagonal_(0))
-        elif symmetric:
-            sides.append((columns, 0, sides[0][2]))
+            directions = [(rows, 1, weights.clone().fill_diagonal_(0))]
         else:
-            sides.append((columns, 0, affinity.tile(columns, rows).T))
-        product = tiles.spare(s)
-        for i, (_, _, weights) in enumerate(sides):
+            reverse = weights if symmetric else affinity.tile(columns, rows).T
+            directions = [(rows, 1, weights), (columns, 0, reverse)]
+        product = tiles.buffer(s)
+        for i, (side, axis, weights) in enumerate(directions):
             if i == 0 or not symmetric:
                 torch.mul(s, weights, out=product)
-            side, axis, _ = sides[i]
             weighted[side] += product.sum(axis)
-            sums[side] += weights.sum(axis)
+            weight_sum[side] += weights.sum(axis)
             valid[side] |= weights.amax(axis) > 0
-        s.exp_()
-        if rows == columns:
-            s.fill_diagonal_(0)
-        else:
-            exponentials[columns] += s.sum(0)
-        exponentials[rows] += s.sum(1)
-    return exponentials, weighted, sums, valid
+        _add_exponentials(exponentials, rows, columns, s)
+    return _Sums(exponentials, weighted, weight_sum, valid)
 
 
-def _backward(tiles: _Tiles, u: Tensor, v: Tensor, affinity: Affinity | None) -> Tensor:
-    """`Σ_j (G_ij + G_ji) z_j` for every row, the factors' part left out."""
+def _gradient_by_tiles(
+    tiles: _TriangleTiles, u: Float[Tensor, " n"], v: Float[Tensor, " n"], affinity: Affinity | None
+) -> Float[Tensor, "n d"]:
+    """`Σ_j (G_ij + G_ji) z_j` for every row; without the terms in W where no affinity is given."""
     z = tiles.z
-    pull = torch.zeros_like(z)
+    gradient = torch.zeros_like(z)
     symmetric = affinity is not None and affinity.symmetric
     for rows, columns, s in tiles:
-        both = tiles.spare(s)
-        s.exp_().mul_(torch.add(u[rows, None], u[columns], out=both))
+        pair_sum = tiles.buffer(s)
+        s.exp_().mul_(torch.add(u[rows, None], u[columns], out=pair_sum))
         if affinity is not None:
             weights = affinity.tile(rows, columns)
             if symmetric:
-                torch.add(v[rows, None], v[columns], out=both)
-                s.addcmul_(both, weights.to(s.dtype), value=-1)
+                torch.add(v[rows, None], v[columns], out=pair_sum)
+                s.addcmul_(pair_sum, weights.to(s.dtype), value=-1)
             else:
                 s.addcmul_(v[rows, None], weights.to(s.dtype), value=-1)
                 s.addcmul_(v[columns], affinity.tile(columns, rows).T.to(s.dtype), value=-1)
         if rows == columns:
             s.fill_diagonal_(0)
         else:
-            pull[columns] += transposed_times(s, z[rows])
-        pull[rows] += times(s, z[columns])
-    return pull
+            gradient[columns] += matmul_tn(s, z[rows])
+        gradient[rows] += matmul_nn(s, z[columns])
+    return gradient
 
 
-def _without_self(factors: tuple[Factor, ...], z: Tensor) -> Tensor:
-    """`W z` with the diagonal of W left out."""
-    own = torch.arange(len(z), device=z.device)
+def _times_without_diagonal(factors: tuple[Factor, ...], z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """`W z`, W without its diagonal."""
+    diagonal = torch.arange(len(z), device=z.device)
     first, *rest = (
-        factor.times(z).addcmul_(factor.at(own, own).to(z.dtype)[:, None], z, value=-1) for factor in factors
+        factor.times(z).addcmul_(factor.at(diagonal, diagonal).to(z.dtype)[:, None], z, value=-1) for factor in factors
     )
     return sum(rest, first)

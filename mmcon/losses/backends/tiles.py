@@ -1,6 +1,6 @@
-"""All pairs of a problem, block by block, each block seen from its anchors' side.
+"""The pairs of a problem, tile by tile, each tile from the side of its anchors.
 
-Where anchors are the candidates, the similarity of a pair is computed once and seen from both of its sides.
+Where the anchors are the candidates, the similarity of a pair is computed once and serves both directions.
 """
 
 from __future__ import annotations
@@ -9,63 +9,63 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmcon.affinity import Affinity
-from mmcon.losses.backends.matmul import inner
+from mmcon.losses.backends.matmul import matmul_nt
 from mmcon.losses.problem import Problem
 
 
-class Side(NamedTuple):
-    """A block of pairs from the anchors' point of view, all `r c`.
+class Tile(NamedTuple):
+    """A block of pairs, each attribute `r c`.
 
     Attributes:
-        rows, columns: which anchors and candidates.
+        rows, columns: the anchors and the candidates.
         s: similarities over temperature.
         weights: W, 0 for self.
-        positive, negative: which pairs are.
-        log_v: logarithm of the negative weights, or None for 0.
-        others: all pairs but self.
+        positive, negative: masks of pairs.
+        log_negative_weights: the logarithm of V; None: V = 1.
+        not_self: mask of all pairs but self.
     """
 
     rows: slice
     columns: slice
-    s: Tensor
-    weights: Tensor
-    positive: Tensor
-    negative: Tensor
-    log_v: Tensor | None
-    others: Tensor
+    s: Float[Tensor, "r c"]
+    weights: Float[Tensor, "r c"]
+    positive: Bool[Tensor, "r c"]
+    negative: Bool[Tensor, "r c"]
+    log_negative_weights: Float[Tensor, "r c"] | None
+    not_self: Bool[Tensor, "r c"]
 
 
-def visit(problem: Problem, tile: int) -> Iterator[list[Side]]:
-    """All pairs, block by block; of a dot product of rows with themselves only the upper triangle, from both sides."""
-    similarity = problem.similarity or inner
-    triangle_only = problem.square and problem.similarity is None
+def iterate_tiles(problem: Problem, tile_size: int) -> Iterator[list[Tile]]:
+    """All pairs, block by block; for a dot product of rows with themselves, the upper triangle with its transposes."""
+    similarity = problem.settings.similarity or matmul_nt
+    triangle_only = problem.square and problem.settings.similarity is None
     inverse = 1 / problem.temperature
-    for rows in _blocks(len(problem.anchors), tile):
-        for columns in _blocks(len(problem.candidates), tile):
+    for rows in _blocks(len(problem.anchors), tile_size):
+        for columns in _blocks(len(problem.candidates), tile_size):
             if triangle_only and columns.start < rows.start:
                 continue
             s = similarity(problem.anchors[rows], problem.candidates[columns]) * inverse
-            sides = [_side(problem, rows, columns, s)]
+            tiles = [_tile(problem, rows, columns, s)]
             if triangle_only and columns.start > rows.start:
-                sides.append(_side(problem, columns, rows, s.T))
-            yield sides
+                tiles.append(_tile(problem, columns, rows, s.T))
+            yield tiles
 
 
-def _side(problem: Problem, rows: slice, columns: slice, s: Tensor) -> Side:
-    own = problem.self_index[rows, None]
-    others = own != torch.arange(columns.start, columns.stop, device=s.device)
-    weights = problem.affinity.tile(rows, columns).detach().to(s.dtype) * others
+def _tile(problem: Problem, rows: slice, columns: slice, s: Float[Tensor, "r c"]) -> Tile:
+    own_column = problem.self_index[rows, None]
+    not_self = own_column != torch.arange(columns.start, columns.stop, device=s.device)
+    weights = problem.affinity.tile(rows, columns).detach().to(s.dtype) * not_self
     positive = weights > 0
-    negative = others if problem.all_are_negatives else others & ~positive
-    log_v = None
-    if isinstance(problem.negatives, Affinity):
-        v = problem.negatives.tile(rows, columns).detach().to(s.dtype)
-        negative, log_v = negative & (v > 0), v.log()
-    return Side(rows, columns, s, weights, positive, negative, log_v, others)
+    negative = not_self if problem.all_are_negatives else not_self & ~positive
+    log_negative_weights = None
+    if problem.negative_affinity is not None:
+        v = problem.negative_affinity.tile(rows, columns).detach().to(s.dtype)
+        negative, log_negative_weights = negative & (v > 0), v.log()
+    return Tile(rows, columns, s, weights, positive, negative, log_negative_weights, not_self)
 
 
-def _blocks(n: int, tile: int) -> list[slice]:
-    return [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
+def _blocks(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
