@@ -116,7 +116,7 @@ def test_permutation_by_groups_exchanges_whole_groups():
 
 
 def test_random_permutations_count_the_observed_one():
-    # 200 units that all differ by 1: of 99 random exchanges none reaches the observed sum, at a chance of 2 / 2²⁰⁰ each.
+    # 200 units that all differ by 1: of 99 random exchanges none reaches the observed sum, at 2 / 2²⁰⁰ each.
     # The observed one is counted among the 100: p = (0 + 1) / (99 + 1).
     assert paired_permutation(torch.ones(200), torch.zeros(200), draws=99).p_value == pytest.approx(1 / 100, rel=1e-9)
 
