@@ -16,7 +16,7 @@ from mmcon_views.image.resize import Resize
 from PIL import Image
 from torch import Tensor
 
-from mmcon.loading.mixing import meet, mixing_part
+from mmcon.loading.mixing import apply_mixing, mixing_child
 from mmcon.media import ImageHandle
 from mmcon.random import Keys, keys
 from mmcon.registry import create_view
@@ -96,11 +96,11 @@ def whole(view: ViewGenerator) -> ViewGenerator:
 def views_of(view: ViewGenerator, table: Keys) -> Tensor:
     """Views of the photos; one that mixes two samples mixes each with the photo that it is not."""
     samples = photos()
-    if mixing_part(view) is None:
+    if mixing_child(view) is None:
         return collate(view(samples, table))
     params = view.draw(table, meta_of(samples, "image"))
     partners = torch.tensor([COUNT - 1] * (COUNT - 1) + [0])
-    return meet(view, collate(view.apply_ragged(samples, params)), params, partners)
+    return apply_mixing(view, collate(view.apply_ragged(samples, params)), params, partners)
 
 
 def file_name(name: str, options: dict) -> str:

@@ -1,14 +1,15 @@
-"""Batches of views, step by step.
+"""The view loader: batches of views, step by step.
 
-One item of work is one step. Since every draw is keyed, it does not matter which worker does it, nor when: a loader's
-position is one integer, the step.
+One work item is one step. Since every draw is keyed, the result does not depend on the worker or the time; the state of
+a loader is one integer, the step.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,41 +17,41 @@ from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, DataError
-from mmcon.loading.mixing import check_partners, mixing_part
-from mmcon.loading.pipeline import DrawnBatch, Views, draw_part, finish, parts_of
-from mmcon.loading.workers import DEATHS, Noted, death, fatal_item, is_death, iterate
-from mmcon.samplers.base import BatchSampler, EpochOrder, without_repeats
+from mmcon.loading.mixing import check_partners, mixing_child
+from mmcon.loading.pipeline import CollatedGroup, Views, collate_group, finish_batch, group_views
+from mmcon.loading.workers import (
+    DEATH_ERRORS,
+    TrackedDataset,
+    find_fatal_item,
+    is_worker_death,
+    iterate_items,
+    worker_death_error,
+)
+from mmcon.samplers.base import BatchPlan, BatchSampler, EpochOrder, without_repeats
 from mmcon.sources.base import Source
 
 
-class _From:
-    """Steps without end, from the one that the loader stands at."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        step = self.start
-        while True:
-            yield step
-            step += 1
-
-
 class ViewLoader:
-    """Iterates over the batches of an epoch from where it stands; its state is the step.
+    """Iterates over the batches of an epoch from the current step; its state is the step.
 
     Args:
-        source: rows with stable ids, or a joined source with one member a modality.
+        source: samples with stable ids, or a joined source with one member per modality.
         views: by modality, the generators of its views; the same object twice makes two independent views.
-        sampler: plans global batches.
-        seed: the run's seed.
+        sampler: decides the global batches.
+        seed: the seed of the run.
         workers: worker processes; 0 works in the training process.
         device: where the batched stage runs and the batch ends up.
-        rank: which part of each global batch is this process's, of `world_size`.
+        rank: the shard of each global batch, of `world_size`.
+        world_size: the number of ranks.
         prefetch: batches that each worker makes ahead.
 
     Attributes:
-        seconds_in_views: how long this process has drawn, decoded and made views; what workers do is not counted.
+        seconds_in_views: time that this process spent on drawing, decoding and making views, without workers.
+        failures: unreadable samples by id, with the reason.
+
+    Raises:
+        ConfigError: views of a modality that the source lacks, a global batch smaller than the world size, or views
+            that need partners with a global batch of one.
     """
 
     seconds_in_views: float = 0.0
@@ -74,29 +75,43 @@ class ViewLoader:
         if sampler.batch_size < world_size:
             raise ConfigError(
                 "ViewLoader",
-                expected=f"a global batch of at least {world_size} rows, one a process",
+                expected=f"a global batch of at least {world_size} samples, one per rank",
                 got=f"batch_size={sampler.batch_size}",
                 fix="raise --batch-size or launch fewer processes",
             )
         check_partners([generator for generators in views.values() for generator in generators], sampler.batch_size)
         self.source, self.sampler, self.seed = source, sampler, seed
-        self.parts = parts_of(views)
+        self.view_groups = group_views(views)
         self.workers, self.prefetch = workers, prefetch
         self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
         self.step = 0
         self.failures: dict[int, str] = {}
-        self._stream: Iterator[tuple[int, Any]] | None = None
-        self._items: Noted | None = None
+        self._items: Iterator[tuple[int, Any]] | None = None
+        self._tracked: TrackedDataset | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self.sampler.steps_per_epoch
 
+    def __iter__(self) -> Iterator[ViewBatch]:
+        """The rest of the epoch. Work items continue across epochs, so that workers never idle between two."""
+        end = (self.epoch + 1) * len(self)
+        while self.step < end:
+            if self._items is None:
+                self._items = self._work_items()
+            requested = time.perf_counter()
+            step, made = self._next_item()
+            fetched = time.perf_counter()
+            batch = self._finish(step, made)
+            self.seconds_in_views += time.perf_counter() - (fetched if self.workers else requested)
+            self.step = step + 1
+            yield batch
+
     @property
     def views(self) -> dict[str, int]:
-        """By modality, how many views a batch holds of each sample."""
-        return dict(Counter(part.modality for part in self.parts for _ in part.views))
+        """By modality, the number of views of each sample in a batch."""
+        return dict(Counter(group.modality for group in self.view_groups for _ in group.views))
 
     @property
     def epoch(self) -> int:
@@ -104,113 +119,108 @@ class ViewLoader:
         return self.step // len(self)
 
     def state_dict(self) -> dict[str, int]:
-        """The position: the next step."""
+        """The next step."""
         return {"step": self.step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to a position."""
+        """Continue at a saved step."""
         self.step = int(state["step"])
-        self._stream = None
+        self._items = None
+
+    def stateful_components(self) -> dict[str, Any]:
+        """The components with a state to checkpoint: stateful views, and a sampler with a snapshot."""
+        found: dict[str, Any] = {"sampler": self.sampler} if hasattr(self.sampler, "state_dict") else {}
+        for number, group in enumerate(self.view_groups):
+            for name, generator in group.generator.children():
+                if hasattr(generator, "state_dict"):
+                    found[f"{group.modality}/{number}/{name}"] = generator
+        return found
 
     @property
     def finishes_in_worker(self) -> bool:
-        """Whether workers run the batched stage too: on a CPU, unless a generator has a memory."""
-        stateful = any(g.scope == "stateful" for part in self.parts for _, g in part.generator.children())
-        return self.device.type == "cpu" and not stateful
+        """Whether workers run the batched stage too: on a CPU, unless a generator is stateful."""
+        children = (child for group in self.view_groups for _, child in group.generator.children())
+        return self.device.type == "cpu" and not any(child.scope == "stateful" for child in children)
 
-    def make(self, step: int) -> list[DrawnBatch] | ViewBatch:
-        """This process's work for a step, as far as a worker takes it."""
+    def make(self, step: int) -> list[CollatedGroup] | ViewBatch:
+        """The work item of a step: this rank's shard, finished if workers do that and every sample is readable."""
         batch = self.sampler.batch(step)
-        own = batch.shard_slice(self.rank, self.world_size)
-        made = [draw_part(p, self.source.members[p.modality], batch, own, seed=self.seed) for p in self.parts]
-        drawn = [one for one in made if one is not None]
-        return finish(drawn, step) if self.finishes_in_worker and not self._fails(drawn) else drawn
+        groups = self._collate(self.source, batch, batch.shard_slice(self.rank, self.world_size))
+        if self.finishes_in_worker and not any(collated.failures for collated in groups):
+            return finish_batch(groups, step)
+        return groups
 
-    @staticmethod
-    def _fails(drawn: Sequence[DrawnBatch]) -> bool:
-        return any(one.failures for one in drawn)
+    def _collate(self, source: Source, batch: BatchPlan, shard: slice) -> list[CollatedGroup]:
+        collated = (
+            collate_group(group, source.members[group.modality], batch, shard, seed=self.seed)
+            for group in self.view_groups
+        )
+        return [group for group in collated if group is not None]
 
-    def _complete(self, step: int, made: list[DrawnBatch] | ViewBatch) -> ViewBatch:
+    def _finish(self, step: int, made: list[CollatedGroup] | ViewBatch) -> ViewBatch:
         if isinstance(made, ViewBatch):
             return made.to(self.device, non_blocking=True)
-        for one in made:
-            self.failures |= one.failures
+        for collated in made:
+            self.failures |= collated.failures
 
         def move(x: Tensor) -> Tensor:
             return x.to(self.device, non_blocking=True)
 
-        batch = finish([one.map(move) for one in made], step)
+        batch = finish_batch([collated.map(move) for collated in made], step)
         return batch.to(self.device, non_blocking=True)
 
-    def _steps(self) -> Iterator[tuple[int, Any]]:
+    def _work_items(self) -> Iterator[tuple[int, Any]]:
+        """The work items of all steps from the current one on, without end."""
         if self.workers == 0:
-            return ((step, self.make(step)) for step in _From(self.step))
-        self._items = Noted(self._numbered, self.workers)
+            return ((step, self.make(step)) for step in count(self.step))
+        self._tracked = TrackedDataset(self._numbered_item, self.workers)
         pinned = self.device.type == "cuda"
-        return iterate(self._items, _From(self.step), workers=self.workers, prefetch=self.prefetch, pinned=pinned)
+        return iterate_items(
+            self._tracked, count(self.step), workers=self.workers, prefetch=self.prefetch, pinned=pinned
+        )
 
-    def _numbered(self, step: int) -> tuple[int, list[DrawnBatch] | ViewBatch]:
+    def _numbered_item(self, step: int) -> tuple[int, list[CollatedGroup] | ViewBatch]:
         return step, self.make(step)
 
-    def _next(self) -> tuple[int, Any]:
-        """What workers made next; of one that died, the sample at fault is looked for."""
-        assert self._stream is not None
+    def _next_item(self) -> tuple[int, Any]:
+        """The next work item; after the death of a worker, raises an error that names the sample at fault."""
+        assert self._items is not None
         try:
-            return next(self._stream)
-        except DEATHS as error:
-            if self._items is None or not is_death(error):
+            return next(self._items)
+        except DEATH_ERRORS as error:
+            if self._tracked is None or not is_worker_death(error):
                 raise
-            steps = self._items.unfinished()
-            raise death([told for step in steps if (told := self._fatal(step))], steps) from error
+            steps = self._tracked.unfinished()
+            fatal = [description for step in steps if (description := self._fatal_sample(step))]
+            raise worker_death_error(fatal, steps) from error
 
-    def _fatal(self, step: int) -> str:
-        """The sample of a step that ends the process in which its views are made, or nothing."""
-        rows = self.sampler.batch(step)
-        if all(mixing_part(part.generator) is None for part in self.parts):
-            rows = rows.shard(self.rank, self.world_size)
+    def _fatal_sample(self, step: int) -> str:
+        """Describe the sample of a step that ends the process that makes its views, or return an empty string."""
+        samples = self.sampler.batch(step)
+        if all(mixing_child(group.generator) is None for group in self.view_groups):
+            samples = samples.shard(self.rank, self.world_size)
 
         def make(number: int) -> None:
-            alone = rows.take([number])
-            for part in self.parts:
+            single = samples.take([number])
+            for group in self.view_groups:
                 try:
-                    drawn = draw_part(part, self.source.members[part.modality], alone, slice(0, 1), seed=self.seed)
-                    if drawn is not None and self.finishes_in_worker:
-                        finish([drawn], step)
+                    source = self.source.members[group.modality]
+                    collated = collate_group(group, source, single, slice(0, 1), seed=self.seed)
+                    if collated is not None and self.finishes_in_worker:
+                        finish_batch([collated], step)
                 except DataError:
                     continue
 
-        number = fatal_item(make, len(rows))
+        number = find_fatal_item(make, len(samples))
         if number is None:
             return ""
-        sample = int(self.source.ids[rows.indices[number]])
-        return f"seed={self.seed}, epoch={rows.epoch}, step={step}, sample={sample}, row {int(rows.indices[number])}"
-
-    def memories(self) -> dict[str, Any]:
-        """What remembers earlier batches and belongs to a checkpoint: stateful views, and a sampler's snapshot."""
-        found: dict[str, Any] = {"sampler": self.sampler} if hasattr(self.sampler, "state_dict") else {}
-        for number, part in enumerate(self.parts):
-            for name, generator in part.generator.children():
-                if hasattr(generator, "state_dict"):
-                    found[f"{part.modality}/{number}/{name}"] = generator
-        return found
-
-    def __iter__(self) -> Iterator[ViewBatch]:
-        """The rest of the epoch; the stream of steps goes on across epochs, so that workers never idle at a border."""
-        end = (self.epoch + 1) * len(self)
-        while self.step < end:
-            if self._stream is None:
-                self._stream = self._steps()
-            asked = time.perf_counter()
-            step, made = self._next()
-            fetched = time.perf_counter()
-            batch = self._complete(step, made)
-            self.seconds_in_views += time.perf_counter() - (fetched if self.workers else asked)
-            self.step = step + 1
-            yield batch
+        index = int(samples.indices[number])
+        sample = int(self.source.ids[index])
+        return f"seed={self.seed}, epoch={samples.epoch}, step={step}, sample={sample}, index {index}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers get everything but the stream that they are part of."""
-        return {**self.__dict__, "_stream": None, "_items": None}
+        """Workers get everything but the iterator that they belong to."""
+        return {**self.__dict__, "_items": None, "_tracked": None}
 
 
 def one_pass(
@@ -223,15 +233,15 @@ def one_pass(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[ViewBatch]:
-    """Every row of a source once, in order, for evaluation; of several processes each gets its part."""
-    sampler = _InOrder(len(source), max(batch_size, world_size))
+    """Every sample of a source once, in order, for evaluation; each rank gets its shard of every batch."""
+    sampler = _SequentialSampler(len(source), max(batch_size, world_size))
     yield from ViewLoader(
         source, views, sampler, seed=0, workers=workers, device=device, rank=rank, world_size=world_size
     )
 
 
-class _InOrder(BatchSampler):
-    """Rows as they stand; the last batch holds what is left."""
+class _SequentialSampler(BatchSampler):
+    """Samples in the order of the source; the last batch may be smaller."""
 
     def __init__(self, n: int, batch_size: int) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, 0

@@ -1,8 +1,8 @@
-"""Samples that are mixed with others of the global batch: whose views are needed, and where they are mixed in.
+"""Partners for views that mix samples: which samples a rank also has to make, and how they are mixed in.
 
-A generator of scope "partner" (mixup, CutMix) names for each row another place in the global batch. The partner's view
-has the same number and is made by its own key, as far as the part of the chain that mixes; so a mixed view is a
-function of the global batch, and neither the processes nor the workers that share it change a bit.
+A generator of scope "partner" (mixup, CutMix) names a partner in the global batch for each sample. The partner's view
+has the same view number and is made by its own key, up to the child of the chain that mixes. So a mixed view is a
+function of the global batch: the world size and the number of workers do not change a bit of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mmcon.batch import Index, tree_map
@@ -19,44 +19,54 @@ from mmcon.errors import ConfigError
 from mmcon.views import Chain, Params, ViewGenerator, select_samples
 
 
-class Mixing(NamedTuple):
-    """The part of a generator that mixes: where it stands, what it is called, and what it is."""
+class MixingChild(NamedTuple):
+    """The child of a generator that mixes samples.
 
-    place: int
+    Attributes:
+        position: its position among the children.
+        name: its name among them.
+        generator: the child.
+        is_root: whether it is the generator itself, so that its parameters are not nested under its name.
+    """
+
+    position: int
     name: str
     generator: ViewGenerator
-    alone: bool
+    is_root: bool
 
-    def of(self, params: Params) -> Params:
-        """What was drawn for it."""
-        return params if self.alone else params[self.name]
+    def own_params(self, params: Params) -> Params:
+        """Its parameters among those of the whole generator."""
+        return params if self.is_root else params[self.name]
 
 
-def mixing_part(generator: ViewGenerator) -> Mixing | None:
-    """The part of a generator that needs partners, or None.
+def mixing_child(generator: ViewGenerator) -> MixingChild | None:
+    """The child of a generator that needs partners, or None.
 
     Raises:
-        ConfigError: there are two (the second would need partners of partners), or a memory would take partners in.
+        ConfigError: there are two (the second would need partners of partners), or one and a stateful child (which
+            would take partners into its memory).
     """
-    parts = generator.children()
+    children = generator.children()
     found = [
-        Mixing(i, name, part, part is generator) for i, (name, part) in enumerate(parts) if part.scope == "partner"
+        MixingChild(i, name, child, child is generator)
+        for i, (name, child) in enumerate(children)
+        if child.scope == "partner"
     ]
-    memories = [name for name, part in parts if part.scope == "stateful"] if found else []
-    if len(found) + len(memories) > 1:
+    stateful = [name for name, child in children if child.scope == "stateful"] if found else []
+    if len(found) + len(stateful) > 1:
         raise ConfigError(
             f"view {generator.name or type(generator).__name__!r}",
-            expected="at most one part that mixes samples, and beside it none with a memory",
-            got=str([*(mixing.name for mixing in found), *memories]),
-            fix="give each a view of its own",
+            expected="at most one child that mixes samples, and no stateful child beside it",
+            got=str([*(mixing.name for mixing in found), *stateful]),
+            fix="use a separate view for each",
         )
     return found[0] if found else None
 
 
 def check_partners(generators: Sequence[ViewGenerator], batch_size: int) -> None:
-    """Refuse, before the first step, views that need a partner where a global batch has none."""
+    """Raise ConfigError, before the first step, where views need partners and the global batch has one sample."""
     for generator in generators:
-        mixing = mixing_part(generator)
+        mixing = mixing_child(generator)
         if mixing is not None and batch_size < 2:
             raise ConfigError(
                 mixing.name,
@@ -66,46 +76,54 @@ def check_partners(generators: Sequence[ViewGenerator], batch_size: int) -> None
             )
 
 
-def with_partners(own: Int[Tensor, " n"], wanted: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
-    """The rows that a process must make: its own, then those that are partners alone; and where each partner stands.
+def add_partners(own: Int[Tensor, " n"], partners: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
+    """The views that a rank has to make: its own, then those that are only partners; and where each partner is.
 
-    >>> with_partners(torch.tensor([0, 1]), torch.tensor([7, 0]))
+    >>> add_partners(torch.tensor([0, 1]), torch.tensor([7, 0]))
     (tensor([0, 1, 7]), tensor([2, 0]))
     """
-    every = torch.cat([own, wanted[~torch.isin(wanted, own)].unique()])
-    order = every.argsort()
-    return every, order[torch.searchsorted(every[order], wanted)]
+    needed = torch.cat([own, partners[~torch.isin(partners, own)].unique()])
+    order = needed.argsort()
+    return needed, order[torch.searchsorted(needed[order], partners)]
 
 
-def beside(index: Index, partners: Int[Tensor, " n"]) -> Index:
-    """The table of the own rows, with the `partner_sample` and, where there are labels, the `partner_label` of each."""
-    others = index.take(partners)
-    return index.take(slice(len(partners))).with_columns(**_columns(others))
+def with_partner_columns(index: Index, partners: Int[Tensor, " n"]) -> Index:
+    """The table of a rank's own views, with the `partner_sample` and, where there are labels, `partner_label` of each.
+
+    Args:
+        index: the table of all `m` views that the rank made, its own first.
+        partners: for each own view, the row of its partner in `index`.
+    """
+    own = index.take(slice(len(partners)))
+    return own.with_columns(**_partner_columns(index.take(partners)))
 
 
-def unmixed(table: Index) -> Index:
-    """The table of rows that nothing was mixed into, which stand beside mixed ones: they are their own partners."""
-    return table.with_columns(share=torch.ones(table.n, dtype=torch.float64), **_columns(table))
+def as_own_partners(index: Index) -> Index:
+    """The table of views that are not mixed, in a batch with mixed ones: each is its own partner, with share 1."""
+    return index.with_columns(share=torch.ones(index.n, dtype=torch.float64), **_partner_columns(index))
 
 
-def _columns(others: Index) -> dict[str, Tensor]:
-    return {f"partner_{name}": others[name] for name in ("sample", "label") if name in others}
+def _partner_columns(partners: Index) -> dict[str, Shaped[Tensor, "n ..."]]:
+    return {f"partner_{name}": partners[name] for name in ("sample", "label") if name in partners}
 
 
-def meet(generator: ViewGenerator, samples: Any, params: Params, partners: Int[Tensor, " n"]) -> Any:
+def apply_mixing(generator: ViewGenerator, samples: Any, params: Params, partners: Int[Tensor, " n"]) -> Any:
     """The batched stage of a generator that mixes.
 
     Args:
-        generator: one of whose parts has scope "partner".
-        samples: `m` rows after the ragged stage, of which the first n are to become views.
-        params: what was drawn for all of them.
-        partners: the row that each of the first n is mixed with.
+        generator: has one child of scope "partner".
+        samples: `m` samples after the ragged stage, of which the first n become views.
+        params: the parameters of all of them.
+        partners: for each of the first n, the row of `samples` that it is mixed with.
+
+    Returns:
+        The n views.
     """
-    mixing, parts = mixing_part(generator), generator.children()
+    mixing, children = mixing_child(generator), generator.children()
     assert mixing is not None
-    before, after = Chain(*parts[: mixing.place]), Chain(*parts[mixing.place + 1 :])
+    before, after = Chain(*children[: mixing.position]), Chain(*children[mixing.position + 1 :])
     views = before.apply_batched(samples, params)
     params = select_samples(params, slice(len(partners)))
     own, others = (tree_map(lambda x, rows=rows: x[rows], views) for rows in (slice(len(partners)), partners))
     mix: Any = mixing.generator.apply
-    return after.apply(mix(own, mixing.of(params), partners=others), params)
+    return after.apply(mix(own, mixing.own_params(params), partners=others), params)

@@ -1,7 +1,8 @@
-"""From rows to views: draw everything at once, decode what was drawn, stack, and run the rest batched.
+"""From a batch plan to views: draw all parameters, decode, collate, and finish with the batched stage.
 
-Rows of a part are view-major. Where a generator mixes samples of the global batch, a process also makes the views that
-its rows are mixed with and that another process has: they stand behind its own rows until they have been mixed in.
+Views of a group are view-major: the first view of all samples, then the second view of all samples. Where a generator
+mixes samples of the global batch, a rank also makes the views of partners that other ranks own: they follow its own
+views until they are mixed in.
 """
 
 from __future__ import annotations
@@ -11,212 +12,237 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mmcon.batch import Index, ViewBatch, tree_map
 from mmcon.errors import DataError
-from mmcon.loading.mixing import beside, meet, mixing_part, unmixed, with_partners
+from mmcon.loading.mixing import add_partners, apply_mixing, as_own_partners, mixing_child, with_partner_columns
 from mmcon.random import Keys, keys
 from mmcon.samplers.base import BatchPlan
 from mmcon.sources.base import Source
-from mmcon.views import ViewGenerator, check_params, collate, in_scope, meta_of, select_samples
+from mmcon.views import Params, ViewGenerator, check_params, collate, in_scope, meta_of, select_samples
 
 Views = Mapping[str, Sequence[ViewGenerator]]
+"""By modality, the generators of its views."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ViewGroup:
     """Consecutive views of one modality that one generator makes, so that they are drawn and applied together.
 
     Attributes:
-        modality: what it takes.
-        generator: what makes the views.
-        views: their numbers.
-        mixes: whether this or another part of the batch mixes samples, so that all tables tell of it.
+        modality: the modality of the samples.
+        generator: makes the views.
+        views: the view numbers.
+        batch_mixes: whether any group of the batch mixes samples, so that all tables have the columns of mixing.
     """
 
     modality: str
     generator: ViewGenerator
     views: tuple[int, ...]
-    mixes: bool = False
+    batch_mixes: bool = False
 
 
-def parts_of(views: Views) -> tuple[Part, ...]:
-    """Group the views of each modality into parts: a generator that stands twice in a row makes one part."""
-    parts: list[Part] = []
-    mixes = any(mixing_part(generator) for generators in views.values() for generator in generators)
+def group_views(views: Views) -> tuple[ViewGroup, ...]:
+    """Group the views of each modality: consecutive uses of the same generator object make one group."""
+    groups: list[ViewGroup] = []
+    mixes = any(mixing_child(generator) for generators in views.values() for generator in generators)
     for modality, generators in views.items():
         previous: ViewGenerator | None = None
         for number, generator in enumerate(generators):
             if generator is previous:
-                parts[-1] = replace(parts[-1], views=(*parts[-1].views, number))
+                groups[-1] = replace(groups[-1], views=(*groups[-1].views, number))
             else:
-                parts.append(Part(modality, generator, (number,), mixes))
+                groups.append(ViewGroup(modality, generator, (number,), mixes))
             previous = generator
-    return tuple(parts)
+    return tuple(groups)
 
 
 @dataclass
-class DrawnBatch:
-    """One part of a batch between its two stages.
+class CollatedGroup:
+    """One view group of a batch between its two stages: after collation, before the batched stage.
 
     Attributes:
-        part: what makes it.
-        samples: the samples after the ragged stage, stacked: this process's rows, then those that are partners alone.
-        params: what was drawn for all parts of the generator, for the same rows.
-        index: this process's rows, without the columns of later stages.
-        partners: for each of this process's rows, the row of `samples` that it is mixed with; None where nothing mixes.
-        failures: samples that could not be read, by id, with the reason; their rows are left out.
+        group: the view group.
+        samples: the collated samples after the ragged stage: this rank's views, then those that are only partners.
+        params: the parameters of all children of the generator, for the same views.
+        index: the table of this rank's views.
+        partners: for each of this rank's views, the row of `samples` that it is mixed with; None without mixing.
+        failures: unreadable samples by id, with the reason; their views are left out.
     """
 
-    part: Part
+    group: ViewGroup
     samples: Any
-    params: dict[str, Any]
+    params: Params
     index: Index
-    partners: Tensor | None = None
+    partners: Int[Tensor, " n"] | None = None
     failures: dict[int, str] = field(default_factory=dict)
 
-    def map(self, f: Any) -> DrawnBatch:
-        """The same with a function applied to the samples, and to where their partners stand.
+    def map(self, f: Any) -> CollatedGroup:
+        """The same group with a function applied to `samples` and `partners`.
 
-        What was drawn stays on the CPU, where `apply` reads which pictures it changes and in what order; a device would
-        have to be waited for.
+        Parameters stay on the CPU: `apply` reads from them which images it changes and in what order, and reading
+        them from a device would wait for that device.
         """
         return replace(self, samples=tree_map(f, self.samples), partners=tree_map(f, self.partners))
 
-    def pin_memory(self) -> DrawnBatch:
-        """The same in page-locked memory, from which a GPU copies beside its work; a loader's thread asks for it."""
+    def pin_memory(self) -> CollatedGroup:
+        """The same group in page-locked memory, from which copies to a GPU overlap its work; called by DataLoader."""
         return self.map(Tensor.pin_memory)
 
 
-class Opened(NamedTuple):
-    """Rows whose headers were read and whose parameters were drawn."""
+class OpenedSamples(NamedTuple):
+    """Samples with read headers and drawn parameters, not yet decoded.
 
-    samples: Any
-    params: dict[str, Any]
-    index: Index
-    table: Keys
-
-
-def draw_part(part: Part, source: Source, batch: BatchPlan, own: slice, *, seed: int) -> DrawnBatch | None:
-    """The ragged stage of a part for this process's rows of a global batch: draw everything, decode, and stack.
-
-    Samples that raise DataError are left out and reported. None where no row has the modality.
+    Attributes:
+        handles: one per view.
+        params: the parameters of all children of the generator.
+        index: the table of the views.
+        keys: the keys that the parameters were drawn from.
     """
-    batch, own = _present(source, batch, own)
-    count = own.stop - own.start
+
+    handles: Any
+    params: Params
+    index: Index
+    keys: Keys
+
+
+def collate_group(
+    group: ViewGroup, source: Source, batch: BatchPlan, shard: slice, *, seed: int
+) -> CollatedGroup | None:
+    """The ragged stage of a view group for one shard of a global batch: open, draw, decode, collate.
+
+    Samples that raise DataError are left out and reported. None where no sample of the shard has the modality.
+
+    Raises:
+        DataError: no sample of the shard is readable.
+    """
+    batch, shard = _with_modality(source, batch, shard)
+    count = shard.stop - shard.start
     if not count:
         return None
-    places = torch.arange(own.start, own.stop).repeat(len(part.views))
-    views = torch.tensor(part.views).repeat_interleave(count)
-    opened = _open(part, source, batch, places, views, seed)
-    mixing = mixing_part(part.generator)
+    positions = torch.arange(shard.start, shard.stop).repeat(len(group.views))
+    views = torch.tensor(group.views).repeat_interleave(count)
+    opened = _open_and_draw(group, source, batch, positions, views, seed)
+    mixing = mixing_child(group.generator)
     if mixing is None:
-        return _decode(part, opened, len(places), None)
-    there = mixing.generator.partners(mixing.of(opened.params), places, len(batch))
-    every, partners = with_partners(places + views * len(batch), there + views * len(batch))
-    if len(every) > len(places):
-        opened = _open(part, source, batch, every % len(batch), every // len(batch), seed)
-    return _decode(part, opened, len(places), partners)
+        return _decode(group, opened, len(positions), None)
+    partner_positions = mixing.generator.partners(mixing.own_params(opened.params), positions, len(batch))
+    needed, partners = add_partners(positions + views * len(batch), partner_positions + views * len(batch))
+    if len(needed) > len(positions):
+        opened = _open_and_draw(group, source, batch, needed % len(batch), needed // len(batch), seed)
+    return _decode(group, opened, len(positions), partners)
 
 
-def _present(source: Source, batch: BatchPlan, own: slice) -> tuple[BatchPlan, slice]:
-    """The global batch without the rows that lack the modality, and where this process's stand in it."""
-    there = source.present(batch.indices)
-    if there is None:
-        return batch, own
-    return batch.take(there), slice(int(there[: own.start].sum()), int(there[: own.stop].sum()))
+def finish_batch(groups: Sequence[CollatedGroup], step: int) -> ViewBatch:
+    """The batched stage of every view group, on the device of its samples, and the batch of their views."""
+    views: dict[str, tuple[Any, ...]] = {}
+    tables: dict[str, list[Index]] = {}
+    params: dict[str, tuple[Any, ...]] = {}
+    for collated in groups:
+        modality, generator = collated.group.modality, collated.group.generator
+        own_params, index = collated.params, collated.index
+        if collated.partners is None:
+            made = generator.apply_batched(collated.samples, collated.params)
+            index = as_own_partners(index) if collated.group.batch_mixes else index
+        else:
+            made = apply_mixing(generator, collated.samples, collated.params, collated.partners)
+            own_params = select_samples(collated.params, slice(len(collated.partners)))
+        views[modality] = (*views.get(modality, ()), made)
+        params[modality] = (*params.get(modality, ()), own_params)
+        tables.setdefault(modality, []).append(index)
+    return ViewBatch(views, {name: Index.cat(t) for name, t in tables.items()}, params, step)
 
 
-def _open(part: Part, source: Source, batch: BatchPlan, places: Tensor, views: Tensor, seed: int) -> Opened:
-    positions = batch.indices[places]
-    samples = source.open(positions)
+def _with_modality(source: Source, batch: BatchPlan, shard: slice) -> tuple[BatchPlan, slice]:
+    """The samples of the global batch that have the modality, and the shard's positions among them."""
+    present = source.present(batch.indices)
+    if present is None:
+        return batch, shard
+    return batch.take(present), slice(int(present[: shard.start].sum()), int(present[: shard.stop].sum()))
+
+
+def _open_and_draw(
+    group: ViewGroup,
+    source: Source,
+    batch: BatchPlan,
+    positions: Int[Tensor, " n"],
+    views: Int[Tensor, " n"],
+    seed: int,
+) -> OpenedSamples:
+    """Read the headers of the samples at some positions of the batch, and draw the parameters of their views."""
+    indices = batch.indices[positions]
+    handles = source.open(indices)
     table = keys(
         seed=seed,
         epoch=batch.epoch,
-        sample=source.ids[positions],
-        occurrence=batch.occurrence[places],
+        sample=source.ids[indices],
+        occurrence=batch.occurrence[positions],
         view=views,
         step=batch.step,
     )
-    meta = {**meta_of(samples, part.modality), **{k: v[positions] for k, v in source.facts.items()}}
-    params = part.generator.draw(in_scope(table, part.generator.scope), meta)
-    check_params(part.generator.name or part.modality, params, len(table))
+    generator = group.generator
+    meta = {**meta_of(handles, group.modality), **{name: fact[indices] for name, fact in source.facts.items()}}
+    params = generator.draw(in_scope(table, generator.scope), meta)
+    check_params(generator.name or group.modality, params, len(table))
     index = Index(
         {
             **{name: table.fields[:, i] for i, name in ((1, "epoch"), (2, "sample"), (3, "occurrence"), (4, "view"))},
-            **{name: column[positions] for name, column in source.columns.items()},
-            **part.generator.columns(meta, params),
+            **{name: column[indices] for name, column in source.columns.items()},
+            **generator.columns(meta, params),
         }
     )
-    return Opened(samples, params, index, table)
+    return OpenedSamples(handles, params, index, table)
 
 
-def _decode(part: Part, opened: Opened, own: int, partners: Tensor | None) -> DrawnBatch:
-    """The ragged stage over all rows; where one fails, row by row, so that only the faulty samples are lost."""
+def _decode(group: ViewGroup, opened: OpenedSamples, own: int, partners: Int[Tensor, " n"] | None) -> CollatedGroup:
+    """The ragged stage for all samples; after a failure sample by sample, so that only unreadable ones are lost."""
     try:
-        samples = collate(part.generator.apply_ragged(opened.samples, opened.params))
+        samples = collate(group.generator.apply_ragged(opened.handles, opened.params))
     except DataError:
-        return _decode_singly(part, opened, own, partners)
-    index = opened.index if partners is None else beside(opened.index, partners)
-    return DrawnBatch(part, samples, opened.params, index, partners)
+        return _decode_one_by_one(group, opened, own, partners)
+    index = opened.index if partners is None else with_partner_columns(opened.index, partners)
+    return CollatedGroup(group, samples, opened.params, index, partners)
 
 
-def _decode_singly(part: Part, opened: Opened, own: int, partners: Tensor | None) -> DrawnBatch:
-    done: dict[int, Any] = {}
+def _decode_one_by_one(
+    group: ViewGroup, opened: OpenedSamples, own: int, partners: Int[Tensor, " n"] | None
+) -> CollatedGroup:
+    decoded: dict[int, Any] = {}
     failures: dict[int, str] = {}
-    for row in range(len(opened.table)):
+    for row in range(len(opened.keys)):
         params = select_samples(opened.params, slice(row, row + 1))
         try:
-            done[row] = collate(part.generator.apply_ragged([opened.samples[row]], params))
+            decoded[row] = collate(group.generator.apply_ragged([opened.handles[row]], params))
         except DataError as error:
-            if row < own:  # what is a partner alone is counted by the process whose it is
-                failures[int(opened.table.fields[row, 2])] = f"{error} (key: {opened.table.describe(row)})"
-    # A sample that failed in one view is left out of all, so that no lone view counts as a sample; it may be a partner.
-    kept = [row for row in done if row < own and int(opened.table.fields[row, 2]) not in failures]
+            if row < own:  # the rank that owns a partner reports it
+                failures[int(opened.keys.fields[row, 2])] = f"{error} (key: {opened.keys.describe(row)})"
+    # A sample that fails in one view is left out of all, so that no single view counts as a sample; its other views
+    # may still be partners.
+    kept = [row for row in decoded if row < own and int(opened.keys.fields[row, 2]) not in failures]
     if not kept:
         raise DataError(
-            f"views of {part.modality!r}",
+            f"views of {group.modality!r}",
             expected="at least one readable sample in the batch",
             got=f"{len(failures)} failures, the first: {next(iter(failures.values()))}",
             fix="check the data with `mmcon doctor --data PATH`",
         )
-    own_rows = set(kept)
-    rows = kept if partners is None else kept + [row for row in done if row not in own_rows]
-    samples, params, index = (
-        _cat([done[row] for row in rows]),
-        select_samples(opened.params, rows),
-        opened.index.take(rows),
-    )
+    rows = kept
     if partners is not None:
-        at = {row: place for place, row in enumerate(rows)}
-        # Whose partner cannot be read is mixed with itself: it stays as it is, on any number of processes.
-        partners = torch.tensor([at.get(int(partners[row]), at[row]) for row in kept])
-        index = beside(index, partners)
-    return DrawnBatch(part, samples, params, index, partners, failures)
+        kept_rows = set(kept)
+        rows = kept + [row for row in decoded if row not in kept_rows]
+    samples = _concatenate([decoded[row] for row in rows])
+    params, index = select_samples(opened.params, rows), opened.index.take(rows)
+    if partners is not None:
+        new_row = {row: new for new, row in enumerate(rows)}
+        # A view with an unreadable partner is mixed with itself, that is, unchanged, for any world size.
+        partners = torch.tensor([new_row.get(int(partners[row]), new_row[row]) for row in kept])
+        index = with_partner_columns(index, partners)
+    return CollatedGroup(group, samples, params, index, partners, failures)
 
 
-def _cat(batches: list[Any]) -> Any:
+def _concatenate(batches: list[Any]) -> Any:
     if isinstance(batches[0], Mapping):
-        return {name: _cat([b[name] for b in batches]) for name in batches[0]}
+        return {name: _concatenate([batch[name] for batch in batches]) for name in batches[0]}
     return torch.cat(batches)
-
-
-def finish(drawn: Sequence[DrawnBatch], step: int) -> ViewBatch:
-    """The batched stage of every part, where the samples now are, and the batch that they make."""
-    views: dict[str, tuple[Any, ...]] = {}
-    tables: dict[str, list[Index]] = {}
-    params: dict[str, tuple[Any, ...]] = {}
-    for one in drawn:
-        modality, generator, own = one.part.modality, one.part.generator, one.params
-        if one.partners is None:
-            made = generator.apply_batched(one.samples, one.params)
-        else:
-            made = meet(generator, one.samples, one.params, one.partners)
-            own = select_samples(one.params, slice(len(one.partners)))
-        views[modality] = (*views.get(modality, ()), made)
-        params[modality] = (*params.get(modality, ()), own)
-        tables.setdefault(modality, []).append(
-            unmixed(one.index) if one.part.mixes and one.partners is None else one.index
-        )
-    return ViewBatch(views, {name: Index.cat(t) for name, t in tables.items()}, params, step)

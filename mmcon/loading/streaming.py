@@ -25,9 +25,9 @@ from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, DataError
 from mmcon.loading.loader import ViewLoader
 from mmcon.loading.mixing import check_partners
-from mmcon.loading.pipeline import Views, draw_part, finish, parts_of
+from mmcon.loading.pipeline import Views, group_views
 from mmcon.random import keys, stable_id
-from mmcon.samplers.base import BatchPlan, BatchSampler, EpochOrder
+from mmcon.samplers.base import BatchPlan, BatchSampler, EpochOrder, without_repeats
 from mmcon.sources.base import Source
 from mmcon.sources.columns import choose_columns, opener
 from mmcon.sources.hub import pick_split, readable, undecoded
@@ -159,33 +159,37 @@ class Stream:
 
 
 @final
-class StreamOrder(BatchSampler):
-    """Stands where a sampler does; which rows meet is the stream's own order, so that there is no plan ahead."""
+class StreamSampler(BatchSampler):
+    """Holds the batch size and the steps of a stream; its samples have no indices, so an epoch has no order ahead."""
 
     def __init__(self, *, batch_size: int, steps_per_epoch: int, seed: int) -> None:
         self.batch_size, self.seed, self.steps_per_epoch = batch_size, seed, steps_per_epoch
 
     def epoch_order(self, epoch: int) -> EpochOrder:
-        """Refuse: rows of a stream have no positions."""
-        raise ConfigError("StreamOrder", expected="a source with positions", got="a stream", fix="iterate its loader")
+        """Raise ConfigError."""
+        raise ConfigError("StreamSampler", expected="a source with indices", got="a stream", fix="iterate its loader")
 
 
 @final
 class StreamLoader(ViewLoader):
-    """Batches of views from a stream: global batches in keyed order, of which each process takes its part.
+    """Batches of views from a stream: global batches in keyed order, of which each rank makes its shard.
 
-    It goes wherever a loader does, `Run.batches` among them; workers and plans of epochs it has none.
+    It works wherever a ViewLoader does, as in `Run.batches`, but without worker processes.
 
     Args:
-        stream: the rows.
+        stream: the samples.
         views: by modality, the generators of its views; the same object twice makes two independent views.
-        batch_size: rows in a global batch.
-        steps_per_epoch: batches in a pass, as far as schedules and checkpoints are concerned. A stream that ends before
-            starts anew, in another order; one that would go on is cut.
-        seed: the run's seed.
-        buffer: rows in a block, which are shuffled with one another; at least a batch.
+        batch_size: samples in a global batch.
+        steps_per_epoch: batches in an epoch, for schedules and checkpoints. A stream that ends before starts again in
+            another order; one that would continue is cut.
+        seed: the seed of the run.
+        buffer: samples in a block, which are shuffled together; at least a batch.
         device: where the batched stage runs.
-        rank, world_size: which part of each global batch is this process's.
+        rank: the shard of each global batch, of `world_size`.
+        world_size: the number of ranks.
+
+    Raises:
+        ConfigError: sizes that do not fit together, or views of another modality.
     """
 
     def __init__(
@@ -204,16 +208,16 @@ class StreamLoader(ViewLoader):
         if not world_size <= batch_size <= buffer or steps_per_epoch < 1:
             raise ConfigError(
                 "StreamLoader",
-                expected=f"{world_size} processes <= batch_size <= buffer, and steps_per_epoch >= 1",
+                expected=f"{world_size} ranks <= batch_size <= buffer, and steps_per_epoch >= 1",
                 got=f"batch_size={batch_size}, buffer={buffer}, steps_per_epoch={steps_per_epoch}",
                 fix="raise buffer",
             )
         if set(views) != {stream.modality}:
             raise ConfigError("StreamLoader", expected=f"views for {stream.modality!r}", got=f"for {sorted(views)}")
         check_partners(views[stream.modality], batch_size)
-        self.stream, self.parts, self.buffer, self.seed = stream, parts_of(views), buffer, seed
-        self.source = stream  # pyright: ignore[reportAttributeAccessIssue]  (asked for its description alone)
-        self.sampler = StreamOrder(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
+        self.stream, self.view_groups, self.buffer, self.seed = stream, group_views(views), buffer, seed
+        self.source = stream  # pyright: ignore[reportAttributeAccessIssue]  (only its description is read)
+        self.sampler = StreamSampler(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
         self.batch_size, self.workers = batch_size, 0
         self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
@@ -222,7 +226,7 @@ class StreamLoader(ViewLoader):
         self._batches: Iterator[tuple[int, list[StreamRow]]] | None = None
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to a position."""
+        """Continue at a saved step."""
         self.step, self._batches = int(state["step"]), None
 
     def __iter__(self) -> Iterator[ViewBatch]:
@@ -230,55 +234,46 @@ class StreamLoader(ViewLoader):
         end = (self.epoch + 1) * len(self)
         while self.step < end:
             if self._batches is None:
-                self._batches = self._from(self.step)
-            pass_, held = next(self._batches)
-            read = time.perf_counter()
-            batch = self._make(held, pass_)
-            self.seconds_in_views += time.perf_counter() - read
+                self._batches = self._global_batches(self.step)
+            key_epoch, rows = next(self._batches)
+            fetched = time.perf_counter()
+            batch = self._make_shard(rows, key_epoch)
+            self.seconds_in_views += time.perf_counter() - fetched
             self.step += 1
             if self.step == end:
                 self._batches = None
             yield batch
 
-    def _from(self, step: int) -> Iterator[tuple[int, list[StreamRow]]]:
-        """Global batches of an epoch from a step on, each with the number of the pass over the stream that it is of."""
-        epoch, at = divmod(step, len(self))
-        passes = 0
-        start = at * self.batch_size
+    def _make_shard(self, rows: list[StreamRow], key_epoch: int) -> ViewBatch:
+        window = Window(rows, self.stream)
+        plan = BatchPlan(*without_repeats(torch.arange(len(rows))), key_epoch, self.step)
+        return self._finish(self.step, self._collate(window, plan, plan.shard_slice(self.rank, self.world_size)))
+
+    def _global_batches(self, step: int) -> Iterator[tuple[int, list[StreamRow]]]:
+        """The global batches of an epoch from a step on, each with the epoch of its keys."""
+        epoch, step_in_epoch = divmod(step, len(self))
+        start, passes = step_in_epoch * self.batch_size, 0
         while True:
-            # Passes within an epoch are counted in the key's epoch field, far above any epoch.
-            order = epoch + passes * (1 << 32)
-            rows = self.stream.shuffled(seed=self.seed, epoch=order, buffer=self.buffer, start=start)
+            # Further passes over the stream within an epoch have key epochs far above those of any epoch.
+            key_epoch = epoch + passes * (1 << 32)
+            rows = self.stream.shuffled(seed=self.seed, epoch=key_epoch, buffer=self.buffer, start=start)
             count = 0
             while len(batch := list(islice(rows, self.batch_size))) == self.batch_size:
                 count += 1
-                yield order, batch
+                yield key_epoch, batch
             passes += 1
-            start = self._start_of_next(start, count)
+            start = self._start_of_next_pass(start, count)
 
-    def _start_of_next(self, start: int, count: int) -> int:
-        """Where the next pass begins: at its first row, or further on where a resumed run skipped whole passes."""
-        if count:
+    def _start_of_next_pass(self, start: int, batches: int) -> int:
+        """The first row of the next pass: 0, or further on where a resumed run skips whole passes."""
+        if batches:
             return 0
-        whole = self._length() // self.batch_size * self.batch_size
-        if not whole:
+        length = sum(1 for _ in self.stream.open_rows(0))
+        if length < self.batch_size:
             raise DataError(
                 self.stream.name,
-                expected=f"at least {self.batch_size} rows, one batch",
-                got=f"{self._length()}",
+                expected=f"at least {self.batch_size} samples, one batch",
+                got=f"{length}",
                 fix="lower the batch size",
             )
-        return start - whole
-
-    def _length(self) -> int:
-        return sum(1 for _ in self.stream.open_rows(0))
-
-    def _make(self, held: list[StreamRow], epoch: int) -> ViewBatch:
-        window = Window(held, self.stream)
-        batch = BatchPlan(torch.arange(len(held)), torch.zeros(len(held), dtype=torch.int64), epoch, self.step)
-        own = batch.shard_slice(self.rank, self.world_size)
-        made = (draw_part(part, window, batch, own, seed=self.seed) for part in self.parts)
-        drawn = [one for one in made if one is not None]
-        for one in drawn:
-            self.failures |= one.failures
-        return finish(drawn, self.step).to(self.device, non_blocking=True)
+        return start - length // self.batch_size * self.batch_size

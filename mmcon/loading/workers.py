@@ -1,8 +1,8 @@
-"""When a worker process dies: which sample it died of.
+"""Worker processes that die: find the sample at fault.
 
-An exception in a worker arrives in the training process by itself. A worker that is *killed* (a decoder's segmentation
-fault, a kernel that is short of memory) leaves nothing behind but the step that it was at. That step's rows are then
-tried once more, one by one, in a worker process of their own: where it dies again, that row is at fault.
+An exception in a worker reaches the training process by itself. A worker that is *killed* (a segmentation fault of a
+decoder, an out-of-memory kill) leaves only the step that it was working on. The samples of that step are then tried
+again, one by one, in a separate worker process; where that process dies too, the sample is at fault.
 """
 
 from __future__ import annotations
@@ -13,117 +13,123 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmcon.errors import DataError
 
-IDLE = -1
+_IDLE = -1
 
-DEATHS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
-"""What may be raised where a worker has died; `is_death` tells which of them was one."""
+DEATH_ERRORS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
+"""The types of errors that a dead worker may cause; `is_worker_death` decides for a single one."""
 
 
-class Noted(Dataset):
-    """Items that note, where every process can read it, which of them each worker is at.
+class TrackedDataset(Dataset):
+    """Items that record, in shared memory, which of them each worker is making.
 
     Args:
         make: the item of a number.
-        workers: how many worker processes there are; 0 for none.
+        workers: the number of worker processes; 0 for none.
     """
 
     def __init__(self, make: Callable[[int], Any], workers: int) -> None:
         self.make = make
-        self.at: Tensor = torch.full((max(1, workers),), IDLE).share_memory_()
+        self.current: Int[Tensor, " w"] = torch.full((max(1, workers),), _IDLE).share_memory_()
 
     def __getitem__(self, number: int) -> Any:
         worker = get_worker_info()
         if worker is None:
             return self.make(number)
-        self.at[worker.id] = number
+        self.current[worker.id] = number
         made = self.make(number)
-        self.at[worker.id] = IDLE
+        self.current[worker.id] = _IDLE
         return made
 
     def unfinished(self) -> list[int]:
-        """The numbers that workers began and did not end."""
-        return sorted(number for number in self.at.tolist() if number != IDLE)
+        """The numbers that workers began and did not finish."""
+        return sorted(number for number in self.current.tolist() if number != _IDLE)
 
 
-def iterate(
-    items: Noted, numbers: Iterable[int], *, workers: int, prefetch: int = 2, pinned: bool = False
+def iterate_items(
+    items: TrackedDataset, numbers: Iterable[int], *, workers: int, prefetch: int = 2, pinned: bool = False
 ) -> Iterator[Any]:
-    """The items in order, made by worker processes; that one died is told where an item is asked for.
+    """The items in order, made by worker processes. The death of a worker raises on the next fetch.
 
-    With `pinned` a thread of the training process puts them into page-locked memory as they come.
-
-    PyTorch would raise from a signal handler, in the middle of whatever the training process happens to do.
+    Args:
+        items: makes the items.
+        numbers: the numbers of the items, possibly without end.
+        workers: worker processes, at least one.
+        prefetch: items that each worker makes ahead.
+        pinned: copy items into page-locked memory, in a thread of the training process.
     """
-    own = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
-    before = signal.getsignal(signal.SIGCHLD) if own else None
+    # DataLoader installs a SIGCHLD handler that raises in the middle of whatever the training process does; it is
+    # replaced by the handler that was there before.
+    in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+    before = signal.getsignal(signal.SIGCHLD) if in_main else None
     stream = iter(
         DataLoader(
             items,
-            sampler=numbers,  # type: ignore[arg-type]  (an iterable of numbers is all that it needs)
+            sampler=numbers,  # type: ignore[arg-type]  (any iterable of numbers works)
             batch_size=None,
             num_workers=workers,
             prefetch_factor=prefetch,
             pin_memory=pinned,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
         )
     )
-    if own:
+    if in_main:
         signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
     return stream
 
 
-def is_death(error: Exception) -> bool:
-    """Whether an error says that a worker process ended.
+def is_worker_death(error: Exception) -> bool:
+    """Whether an error means that a worker process ended.
 
-    PyTorch notices it, or the training process does, when it asks a dead worker for the tensors that it had announced
-    and finds nobody at the other end of the socket.
+    Either PyTorch notices, or the training process fails to fetch tensors that the dead worker had announced, since
+    no process is at the other end of the socket.
     """
     if isinstance(error, ConnectionError | EOFError | FileNotFoundError):
         return "in DataLoader worker" not in str(error)
     return "DataLoader worker" in str(error) and ("exited unexpectedly" in str(error) or "killed" in str(error))
 
 
-def fatal_item(make: Callable[[int], Any], count: int) -> int | None:
-    """The first of `count` items that ends a process in which it is made, or None where all can be made."""
-    items = Noted(make, 1)
+def find_fatal_item(make: Callable[[int], Any], count: int) -> int | None:
+    """The first of `count` items that ends the process that makes it, or None."""
+    items = TrackedDataset(make, 1)
     try:
-        for _ in iterate(items, range(count), workers=1):
+        for _ in iterate_items(items, range(count), workers=1):
             pass
-    except DEATHS as error:
-        if not is_death(error):
+    except DEATH_ERRORS as error:
+        if not is_worker_death(error):
             raise
         return next(iter(items.unfinished()), None)
     return None
 
 
-def death(found: list[str], steps: list[int]) -> DataError:
-    """The error that tells of a worker that died.
+def worker_death_error(fatal: list[str], steps: list[int]) -> DataError:
+    """The error to raise for a dead worker.
 
     Args:
-        found: the samples of which a worker died again, described.
-        steps: the steps that workers were at.
+        fatal: descriptions of the samples that ended the second worker too.
+        steps: the steps that workers were making.
     """
-    at = ", ".join(str(step) for step in steps) or "none"
-    if found:
+    if fatal:
         return DataError(
             "worker process",
             expected="samples that can be decoded",
-            got=f"a process that ends without a word at {found[0]}",
-            fix="remove that sample or mend it, or look at it with `mmcon doctor --data PATH --all`",
-            key=found[0],
+            got=f"a process that ends without an exception at {fatal[0]}",
+            fix="remove or repair that sample, or examine it with `mmcon doctor --data PATH --all`",
+            key=fatal[0],
         )
+    at = ", ".join(str(step) for step in steps) or "none"
     return DataError(
         "worker process",
-        expected="one that lives",
-        got=f"one that was ended from outside (work on steps {at}); all of its samples can be made when tried again",
-        fix="most often memory ran out: lower --workers or the batch; `mmcon doctor` looks at shared memory",
+        expected="a running process",
+        got=f"one that was killed (at work on steps {at}); all of its samples can be made on a second try",
+        fix="most often memory ran out: lower --workers or the batch; `mmcon doctor` checks shared memory",
     )
 
 
-def _as_it_is(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item

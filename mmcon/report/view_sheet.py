@@ -13,7 +13,7 @@ import torch
 
 import mmcon
 from mmcon.errors import InputError
-from mmcon.loading.mixing import meet, mixing_part
+from mmcon.loading.mixing import apply_mixing, mixing_child
 from mmcon.random import stable_id
 from mmcon.registry import lookup
 from mmcon.views import collate, describe_sample, in_scope, meta_of, params_from_json, params_to_json
@@ -82,7 +82,7 @@ def show(record: Record, output: Path, *, file: Path | None = None) -> Record:
     """
     view = mmcon.create_view(record.view, **record.options)
     modality = lookup("view", record.view).modality
-    sheet, mixes = sheet_for(modality), mixing_part(view) is not None
+    sheet, mixes = sheet_for(modality), mixing_child(view) is not None
     if mixes and record.partner is None:
         raise InputError(
             f"mmcon show {record.view}",
@@ -100,7 +100,7 @@ def show(record: Record, output: Path, *, file: Path | None = None) -> Record:
         record = replace(record, params=json.loads(params_to_json(params)))
     drawn = collate(view.apply_ragged(handles, params))
     partners = torch.arange(record.views) + record.views
-    views = meet(view, drawn, params, partners) if mixes else view.apply_batched(drawn, params)
+    views = apply_mixing(view, drawn, params, partners) if mixes else view.apply_batched(drawn, params)
     captions = [_caption(describe_sample(params, row)) for row in range(record.views)]
     # Where a clip's views lie in time is drawn; a sound's are heard as they were before the spectrogram.
     more = {"video": {"params": params}, "audio": {"params": params, "view": view}}.get(modality, {})

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmcon.batch import rows_of, tree_map
-from mmcon.loading.mixing import meet, mixing_part
+from mmcon.loading.mixing import apply_mixing, mixing_child
 from mmcon.random import Keys, keys, stable_ids
 from mmcon.samplers.base import BatchSampler
 from mmcon.views import (
@@ -64,7 +64,7 @@ def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 
         _params_are_data(view, params, n)
         if any(part.scope == "stateful" for _, part in view.children()):
             continue  # what it makes depends on a memory, as its scope declares
-        if mixing_part(view) is not None:
+        if mixing_child(view) is not None:
             _partners_alone_matter(view, samples, params, n)
             continue
         _apply_is_a_function(view, samples, params)
@@ -158,18 +158,18 @@ def _alone_equals_in_a_batch(view: ViewGenerator, samples: Any, params: Params, 
 def _partners_alone_matter(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
     """A mixed sample gets the same bits from its partner alone as in the batch, and partners are in the batch."""
     chain, places = as_chain(view), torch.arange(n)
-    mixing = mixing_part(chain)
+    mixing = mixing_child(chain)
     assert mixing is not None
-    partners = mixing.generator.partners(mixing.of(params), places, n)
+    partners = mixing.generator.partners(mixing.own_params(params), places, n)
     if not bool(((partners >= 0) & (partners < n)).all()):
         raise LawBroken(view, "partners are in the batch", f"of {n} samples, {partners.tolist()}")
     drawn = collate(chain.apply_ragged(samples, params))
-    together = meet(chain, drawn, params, partners)
-    if not _equal(meet(chain, drawn, params, partners), together):
+    together = apply_mixing(chain, drawn, params, partners)
+    if not _equal(apply_mixing(chain, drawn, params, partners), together):
         raise LawBroken(view, "apply is a function", "the same parameters made other views the second time")
     for row in range(n):
         two = torch.tensor([row, int(partners[row])])
-        alone = meet(chain, _rows(drawn, two), select_samples(params, two), torch.tensor([1]))
+        alone = apply_mixing(chain, _rows(drawn, two), select_samples(params, two), torch.tensor([1]))
         if not _equal(alone, _rows(together, slice(row, row + 1))):
             raise LawBroken(view, "partners alone matter", f"sample {row} differs without the rest of the batch")
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from mmcon.batch import ViewBatch, rows_of, tree_map
 from mmcon.errors import InputError
 from mmcon.loading.loader import ViewLoader
-from mmcon.loading.pipeline import Part
+from mmcon.loading.pipeline import ViewGroup
 from mmcon.random import stable_id
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.metrics_log import Journal
@@ -73,7 +73,7 @@ class Replay:
         """Leave the loader where it is, or, where that is too far from the step, show the batch at once and stop."""
         if self.step - 1 - loader.step <= self.repeat:
             return
-        if any(part.generator.scope == "stateful" for part in loader.parts):
+        if any(part.generator.scope == "stateful" for part in loader.view_groups):
             print("replay: the views remember earlier steps, which are not repeated: they differ in that part")
         loader.load_state_dict({"step": self.step - 1})
         self.show(loader, next(iter(loader)))
@@ -100,7 +100,7 @@ class Replay:
         folder.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
         for modality, parts in batch.views.items():
-            first, own = 0, [part for part in loader.parts if part.modality == modality]
+            first, own = 0, [part for part in loader.view_groups if part.modality == modality]
             for number, part in enumerate(parts):
                 table = batch.index[modality].take(slice(first, first + rows_of(part)))
                 first += rows_of(part)
@@ -135,7 +135,9 @@ def describe_run(loader: ViewLoader, seed: int, world_size: int) -> str:
         "seed": seed,
         "world_size": world_size,
         "source": loader.source.describe(),
-        "views": [{"modality": p.modality, "views": list(p.views), "made by": repr(p.generator)} for p in loader.parts],
+        "views": [
+            {"modality": p.modality, "views": list(p.views), "made by": repr(p.generator)} for p in loader.view_groups
+        ],
         "sampler": {
             "kind": type(loader.sampler).__name__,
             "batch_size": loader.sampler.batch_size,
@@ -224,7 +226,7 @@ def _rate_hz(generator: Any) -> int:
     return rates[-1] if rates else 16_000
 
 
-def _text(stem: Path, loader: ViewLoader, part: Part, row: int, params: Any, tokens: Any) -> Path:
+def _text(stem: Path, loader: ViewLoader, part: ViewGroup, row: int, params: Any, tokens: Any) -> Path:
     """A text as it stood where a tokenizer took it, and the numbers that became of it."""
     source = loader.source.members[part.modality]
     current, words = source.open([row])[0], ""

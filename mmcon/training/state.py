@@ -63,7 +63,7 @@ class Trained:
 
 def memories_of(loader: ViewLoader | None) -> list[dict[str, Any]]:
     """By process, what its loader remembers of earlier batches."""
-    parts = loader.memories() if loader is not None else {}
+    parts = loader.stateful_components() if loader is not None else {}
     own = {name: tree_map(lambda x: x.detach().cpu(), part.state_dict()) for name, part in parts.items()}
     return gather_objects(own) if parts else [own]
 
@@ -72,7 +72,7 @@ def remember(
     loader: ViewLoader, saved: list[dict[str, Any]], *, rank: int, world_size: int, tell: Callable[[str], Any]
 ) -> None:
     """Give the loader its memories back; of another number of processes, each takes one of theirs."""
-    parts = loader.memories()
+    parts = loader.stateful_components()
     if parts and len(saved) != world_size:
         tell(f"resume: memories of {len(saved)} process(es) go on in {world_size}")
     for name, part in parts.items():

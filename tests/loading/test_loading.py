@@ -5,7 +5,7 @@ import torch
 
 from mmcon.batch import Index
 from mmcon.errors import ConfigError, DataError
-from mmcon.loading.loader import ViewLoader, one_pass, parts_of
+from mmcon.loading.loader import ViewLoader, group_views, one_pass
 from mmcon.registry import create_view
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import JoinedSource, Source, TensorSource
@@ -105,7 +105,7 @@ def test_a_batch_has_its_views_and_its_table():
 
 def test_the_same_generator_twice_makes_one_part():
     a, b = Identity(), Identity()
-    assert [part.views for part in parts_of({"image": [a, a, b, a]})] == [(0, 1), (2,), (3,)]
+    assert [group.views for group in group_views({"image": [a, a, b, a]})] == [(0, 1), (2,), (3,)]
 
 
 @pytest.mark.parametrize(("name", "options"), [
@@ -210,5 +210,5 @@ def test_one_pass_gives_every_row_once_in_order():
 def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match=r"views for \['image'\]; got views for \['audio'\]"):
         loader(views={"audio": [Identity()]})
-    with pytest.raises(ConfigError, match=r"at least 7 rows, one a process; got batch_size=6"):
+    with pytest.raises(ConfigError, match=r"at least 7 samples, one per rank; got batch_size=6"):
         loader(world_size=7)

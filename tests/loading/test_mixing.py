@@ -14,7 +14,7 @@ from mmcon.affinity import Dense, MixedLabel, MultiLabel, SameLabel
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import ConfigError, InputError
 from mmcon.loading.loader import ViewLoader
-from mmcon.loading.mixing import with_partners
+from mmcon.loading.mixing import add_partners
 from mmcon.loading.streaming import Stream, StreamLoader, StreamRow
 from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.objective.queue import Queue
@@ -233,10 +233,10 @@ def test_what_cannot_be_mixed_is_refused_before_the_first_step():
         ViewLoader(source(), {"image": [mixed()]}, sampler, seed=0)
     sampler = UniformSampler(source().ids, batch_size=4, seed=0)
     twice = Chain(mixed(), mmcon.create_view("image/cutmix"))
-    with pytest.raises(ConfigError, match="at most one part that mixes"):
+    with pytest.raises(ConfigError, match="at most one child that mixes"):
         ViewLoader(source(), {"image": [twice]}, sampler, seed=0)
     remembers = Chain(("memory", Remembers()), mmcon.create_view("image/mixup"))
-    with pytest.raises(ConfigError, match="none with a memory"):
+    with pytest.raises(ConfigError, match="no stateful child"):
         ViewLoader(source(), {"image": [remembers]}, sampler, seed=0)
 
 
@@ -250,7 +250,7 @@ def test_what_has_nobody_to_mix_with_is_told():
 
 
 def test_rows_to_make_are_the_own_and_the_partners_that_are_missing():
-    every, partners = with_partners(torch.tensor([4, 5, 6]), torch.tensor([6, 9, 1]))
+    every, partners = add_partners(torch.tensor([4, 5, 6]), torch.tensor([6, 9, 1]))
     assert every[:3].tolist() == [4, 5, 6]
     assert sorted(every[3:].tolist()) == [1, 9]
     assert every[partners].tolist() == [6, 9, 1]
