@@ -1,11 +1,30 @@
-"""View generators: random functions of samples, written as ordinary functions of keys.
+"""The contract of view generators: random functions of samples, written as ordinary functions of keys.
 
-A generator is two functions. `draw` turns keys into parameters that can be read, logged and replayed; `apply` is
-deterministic. Neither knows of workers, processes or batches, so one sample alone and the same sample in a batch of
-thousands get the same view.
+A generator has two methods. `draw` turns keys into parameters that can be read, logged and replayed; `apply` makes the
+views from samples and parameters, without randomness. So a view depends on its key and its sample alone: not on the
+worker, the rank or the rest of the batch.
 
-A chain draws the parameters of all its parts at once, from what the headers say (sizes, lengths, rates); its leading
-*ragged* parts then run sample by sample where the data are decoded, and the rest runs batched, on the device.
+>>> class Brightness(ViewGenerator):
+...     modality = "image"
+...
+...     def draw(self, keys, meta):  # keys: one a sample; meta: what headers say, such as height and width, `b` each
+...         return {"factor": keys.uniform("factor", 0.5, 1.5)}  # `b` float64, on the CPU
+...
+...     def apply(self, batch, params):  # batch: `b c h w`
+...         return (batch * params["factor"].to(batch).view(-1, 1, 1, 1)).clamp(0, 1)
+>>> views = Brightness()(torch.rand(2, 3, 8, 8), mmcon.keys(seed=0, epoch=0, sample=[11, 12]))
+
+Optional methods and attributes (see `ViewGenerator`):
+
+- `output_meta`: the sizes or lengths of the views, for the next draw of a chain;
+- `columns`: drawn values that the index table of the batch gets, such as the time of a clip;
+- `scope`: what draws depend on; `partners`: which other samples of the global batch a sample is mixed with;
+- `ragged`: takes samples of differing sizes, undecoded ones among them;
+- `copy_into` and `apply_`: works in place.
+
+A `Chain` draws the parameters of all its children at once, before anything is decoded. Its leading ragged children run
+sample by sample on the worker; the other children run on the collated batch, on the device. `mmcon.testing.check_view`
+checks a generator against the laws of its scope.
 """
 
 from mmcon.views.adapters import FunctionView, Identity, seeded, takes_generator

@@ -1,4 +1,4 @@
-"""Generators that every modality shares: the sample itself, and functions that know nothing of keys."""
+"""Generators for any modality: the identity, and plain functions, third-party transforms among them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmcon.views.generator import Meta, Params, ViewGenerator
 
 @final
 class Identity(ViewGenerator):
-    """The sample itself: nothing is drawn and nothing is changed."""
+    """The sample itself: nothing is drawn and nothing changes."""
 
     ragged: ClassVar[bool] = True
 
@@ -28,7 +28,7 @@ class Identity(ViewGenerator):
         return {}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Return the samples as they came."""
+        """Return the samples."""
         return batch
 
 
@@ -37,11 +37,11 @@ class FunctionView(ViewGenerator):
     """A plain function of one sample as a view generator.
 
     Args:
-        function: `f(x, generator)`, which takes its randomness from the torch.Generator; or a third-party callable
-            `f(x)` that uses the global random states of torch, NumPy and Python: these are seeded before each call
-            and put back after it. Either gets one sample and returns a tensor, whose
-            size may differ from sample to sample.
-        modality: what it takes.
+        function: `f(x, generator)`, with all randomness from the torch.Generator; or a third-party `f(x)` that uses the
+            global random states of torch, NumPy and Python, which are seeded before each call and restored after it.
+            Either takes one decoded sample and returns a tensor, whose size may differ from sample to sample.
+        modality: the modality of the samples.
+        name: by default the function's name.
     """
 
     ragged: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class FunctionView(ViewGenerator):
 
     @property
     def modality(self) -> str:  # type: ignore[override]
-        """What the function takes."""
+        """The modality of the samples."""
         return self._modality
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
@@ -62,11 +62,11 @@ class FunctionView(ViewGenerator):
         return {"seed": keys.bits("seed")}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Call the function sample by sample, each with its own seed."""
+        """Call the function once a sample, with the sample's seed."""
         samples = batch if isinstance(batch, Tensor) else [s.decode() if hasattr(s, "decode") else s for s in batch]
         out = [self._call(sample, int(seed)) for sample, seed in zip(samples, params["seed"], strict=True)]
-        alike = len({tuple(sample.shape) for sample in out}) == 1
-        return collate(out) if isinstance(batch, Tensor) and alike else out
+        equal = len({tuple(sample.shape) for sample in out}) == 1
+        return collate(out) if isinstance(batch, Tensor) and equal else out
 
     def _call(self, sample: Any, seed: int) -> Any:
         if self._takes_generator:
@@ -86,8 +86,8 @@ def takes_generator(function: Callable[..., Any]) -> bool:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global random states of torch (CPU), NumPy and Python, and put them back afterwards."""
-    states = torch.get_rng_state(), np.random.get_state(), python_random.getstate()  # noqa: NPY002 (it is what others use)
+    """Seed the global random states of torch (CPU), NumPy and Python within the block, and restore them after it."""
+    states = torch.get_rng_state(), np.random.get_state(), python_random.getstate()  # noqa: NPY002 (others use it)
     try:
         torch.default_generator.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""What a view generator is, what it may know of a sample before it is decoded, and what its draws may depend on."""
+"""The base class of view generators: what draws may depend on, and what is known of a sample before it is decoded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, final
 
 import torch
+from jaxtyping import Float32, Int, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -17,10 +18,10 @@ SCOPES: tuple[Scope, ...] = ("sample", "clip", "batch", "partner", "stateful")
 
 # What is known of each sample before it is decoded: named columns with leading axis b, such as height and width.
 Meta = dict[str, Tensor]
-# What was drawn: nested dicts of tensors with leading axis b.
+# Drawn parameters: nested dicts of CPU tensors with leading axis b.
 Params = dict[str, Any]
 
-# Facts that can be read off a stacked tensor, by modality: name -> axis.
+# What the shape of a tensor says, by modality: name -> axis.
 SHAPE_META: dict[str, dict[str, int]] = {
     "image": {"channels": -3, "height": -2, "width": -1},
     "audio": {"length": -1},
@@ -29,90 +30,95 @@ SHAPE_META: dict[str, dict[str, int]] = {
 
 
 class CopyInto(Protocol):
-    """Check a stacked batch, for the generator named, and write it to a float32 tensor of the same shape."""
+    """Check a collated batch and copy it, as float32, into a tensor of the same shape; `where` names the generator."""
 
-    def __call__(self, batch: Tensor, out: Tensor, where: str) -> None: ...  # noqa: D102
+    def __call__(  # noqa: D102
+        self, batch: Shaped[Tensor, "*shape"], out: Float32[Tensor, "*shape"], where: str
+    ) -> None: ...
 
 
 class ViewGenerator(ABC):
     """A random function of samples.
 
-    A subclass implements `draw` and `apply`; one that changes sizes or lengths also implements `leaves`.
+    A subclass implements `draw` and `apply`; a subclass that changes sizes or lengths also implements `output_meta`.
 
     Attributes:
-        modality: the modality that it takes, or "any".
-        scope: what its draws depend on: "sample" all fields of the key; "clip" one draw for all frames of a view;
-            "batch" the seed and the global step; "partner" also other samples of the global batch; "stateful" a
-            memory that lives in the training process.
-        ragged: whether it takes samples of differing sizes, undecoded ones among them (then `apply` gets a sequence
-            of samples, or a stacked tensor where sizes agree), rather than only a stacked batch.
-        preserves_labels: whether what a sample shows is still true of its view; False of one that runs time backwards.
-        copy_into: how a batch becomes the floats that `apply_` works on; None where a generator cannot work in place. A
-            chain of parts that all can makes no new tensor for each, which would cost more time than most parts do.
+        modality: the modality of its input, or "any".
+        scope: what its draws depend on: "sample" all fields of the key; "clip" the same, one draw for all frames of a
+            view; "batch" the seed and the global step; "partner" the key, and the views of another sample of the global
+            batch; "stateful" the key, and a memory that is kept in the training process.
+        ragged: whether `apply` takes samples of differing sizes, undecoded handles among them (a sequence of samples,
+            or a stacked tensor where all sizes are equal), and not only a collated batch.
+        undecoded_only: whether a ragged generator takes nothing but undecoded samples, so that it must come first.
+        preserves_labels: whether the label of a sample is true of its views; False where time runs backwards.
+        copy_into: copies a batch into the float32 buffer that `apply_` changes; None where there is no `apply_`. A
+            chain of generators that all have it allocates one buffer, not one tensor a child: allocation would take
+            longer than most operations.
     """
 
     modality: ClassVar[str] = "any"
     scope: ClassVar[Scope] = "sample"
     ragged: ClassVar[bool] = False
+    undecoded_only: ClassVar[bool] = False
     preserves_labels: ClassVar[bool] = True
     copy_into: ClassVar[CopyInto | None] = None
-    #: The name under which the registry made it; the class's name otherwise.
+    #: The registered name; without one, the class name is the generator's name in a chain.
     name: str = ""
 
     @abstractmethod
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Turn `b` keys, and what is known of the samples, into parameters with leading axis `b`."""
+        """Draw parameters with leading axis `b` from `b` keys and from what is known of the samples."""
 
     @abstractmethod
     def apply(self, batch: Any, params: Params) -> Any:
         """Make the views: a function of the samples and the parameters alone.
 
-        Parameters are on the CPU, as they were drawn, wherever the samples are.
+        Parameters are on the CPU, whatever the device of the samples is.
         """
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
-        """As `apply`, to the same bits, but written over the batch: for generators that have `copy_into`."""
-        raise NotImplementedError(f"{type(self).__name__} makes new tensors: call apply")
+    def apply_(self, batch: Float32[Tensor, "b ..."], params: Params) -> None:
+        """As `apply`, bit by bit, but in place; for generators that have `copy_into`."""
+        raise NotImplementedError(f"{type(self).__name__} does not work in place: call apply")
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """What is known of the views that `apply` will make; by default what was known before."""
+        """What is known of the views before they are made; by default what was known of the samples."""
         return meta
 
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """Columns for the index table of the batch, such as the `time` (seconds) of a span; by default none."""
+    def columns(self, meta: Meta, params: Params) -> dict[str, Shaped[Tensor, "b ..."]]:
+        """Columns for the index table of the batch, such as the `time` (seconds) of a clip; by default none."""
         return {}
 
-    def partners(self, params: Params, positions: Tensor, n: int) -> Tensor:
-        """Of scope "partner": where in the global batch each sample's partner stands, `b` int64.
+    def partners(self, params: Params, positions: Int[Tensor, " b"], n: int) -> Int[Tensor, " b"]:
+        """For scope "partner": the position in the global batch of each sample's partner, `b` int64.
 
-        A loader calls `apply(batch, params, partners=views)` with the partners' views, row by row, made by the parts of
-        the chain before this one from the partners' own keys.
+        The loader makes the partners' views from the partners' own keys, with the children of the chain before this
+        one, and calls `apply(batch, params, partners=views)`.
 
         Args:
-            params: what was drawn.
-            positions: where the samples stand in the global batch, `b` int64.
+            params: the drawn parameters.
+            positions: the samples' own positions in the global batch.
             n: the size of the global batch.
         """
-        raise NotImplementedError(f"{type(self).__name__} has scope {self.scope!r} and names no partners")
+        raise NotImplementedError(f"{type(self).__name__} has scope {self.scope!r} and no partners")
 
     def children(self) -> tuple[tuple[str, ViewGenerator], ...]:
-        """The generators in order, by name; a single generator is its own only part."""
+        """The single generators in order, by name; a generator that is no chain is its own only child."""
         return ((self.name or type(self).__name__, self),)
 
     def apply_ragged(self, samples: Any, params: Params) -> Any:
-        """The stage where samples are decoded, sample by sample where their sizes differ."""
+        """The stage before collation, where samples are decoded."""
         return self.apply(samples, params) if self.ragged else samples
 
     def apply_batched(self, batch: Any, params: Params) -> Any:
-        """The stage on a stacked batch, on the device."""
+        """The stage after collation, on the device of the batch."""
         return batch if self.ragged else self.apply(batch, params)
 
     @final
     def __call__(self, batch: Any, keys: Keys) -> Any:
-        """Draw and apply in one go.
+        """Draw and apply.
 
         Raises:
-            InputError: a batch and keys of different lengths.
+            InputError: the batch and the keys differ in length.
         """
         if isinstance(batch, Tensor | list | tuple) and len(batch) != len(keys):
             raise InputError(
@@ -129,12 +135,12 @@ class ViewGenerator(ABC):
 
 
 def in_scope(keys: Keys, scope: Scope) -> Keys:
-    """The keys as a generator of this scope may see them."""
+    """The keys that a generator of this scope draws from: those of the whole batch for scope "batch"."""
     return keys.for_batch() if scope == "batch" else keys
 
 
 def meta_of(batch: Any, modality: str) -> Meta:
-    """Read what is known of samples: from their headers, from a mapping's one-dimensional columns, or off a shape.
+    """What is known of samples without decoding them: from headers, from one-dimensional columns, or from a shape.
 
     Args:
         batch: a sequence of samples (handles with a `facts` mapping of numbers, or tensors), a stacked tensor, or a

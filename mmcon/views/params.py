@@ -1,4 +1,4 @@
-"""Drawn parameters as data: nested dicts of tensors with a row a sample, that slice, are checked, and save as JSON."""
+"""Drawn parameters as data: nested dicts of CPU tensors with leading axis `b`; selection, checks, JSON."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mmcon.errors import InputError
 from mmcon.views.generator import Params
 
 
-def select_samples(params: Any, rows: Any) -> Any:
-    """The parameters of some samples: every tensor indexed along its leading axis."""
+def select_samples(params: Any, index: Any) -> Any:
+    """The parameters of some samples: every tensor is indexed along its leading axis."""
     if isinstance(params, Tensor):
-        return params[rows]
-    return {name: select_samples(branch, rows) for name, branch in params.items()}
+        return params[index]
+    return {name: select_samples(branch, index) for name, branch in params.items()}
 
 
 def params_to_json(params: Params) -> str:
-    """Write parameters as JSON; float64 survives exactly."""
+    """Parameters as JSON; float64 is exact."""
 
     def plain(node: Any) -> Any:
         if isinstance(node, Tensor):
@@ -36,7 +36,7 @@ def params_to_json(params: Params) -> str:
 
 
 def params_from_json(text: str) -> Params:
-    """Read parameters that `params_to_json` wrote."""
+    """Parameters from the JSON of `params_to_json`."""
 
     def rebuild(node: dict[str, Any]) -> Any:
         if set(node) == {"dtype", "shape", "values"}:
@@ -46,20 +46,20 @@ def params_from_json(text: str) -> Params:
     return rebuild(json.loads(text))
 
 
-def describe_sample(params: Params, row: int) -> dict[str, Any]:
-    """One sample's parameters as plain numbers, for a person to read."""
+def describe_sample(params: Params, index: int) -> dict[str, Any]:
+    """One sample's parameters as Python numbers."""
 
     def plain(node: Any) -> Any:
         return (
-            node[row].tolist() if isinstance(node, Tensor) else {name: plain(branch) for name, branch in node.items()}
+            node[index].tolist() if isinstance(node, Tensor) else {name: plain(branch) for name, branch in node.items()}
         )
 
     return plain(params)
 
 
-def check_params(name: str, params: Params, rows: Sequence[Any] | int) -> None:
-    """Refuse parameters that are not nested dicts of CPU tensors with one row a sample."""
-    n = rows if isinstance(rows, int) else len(rows)
+def check_params(name: str, params: Params, samples: Sequence[Any] | int) -> None:
+    """Refuse parameters that are not nested dicts of CPU tensors with as many rows as there are samples."""
+    n = samples if isinstance(samples, int) else len(samples)
 
     def visit(path: str, node: Any) -> None:
         if isinstance(node, Mapping):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torchaudio
-from mmcon_views.audio import log_mel
+from mmcon_views.audio import log_mel, phase_vocoder, spec_augment
+from mmcon_views.audio import waveform_ops as ops
 
 
 @pytest.fixture

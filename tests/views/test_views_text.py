@@ -170,4 +170,4 @@ def test_emoji_names_go_through_the_loader_the_same_for_any_number_of_processes(
     ids = whole.views["text"][0]["input_ids"].view(2, 8, -1)[:, 4:]
     assert torch.equal(part.views["text"][0]["input_ids"].view(2, 4, -1), ids)
     assert not torch.equal(ids[0], ids[1])
-    assert whole.index["text"]["label"].tolist() == source.labels[sampler.batch(0).positions].repeat(2).tolist()
+    assert whole.index["text"]["label"].tolist() == source.labels[sampler.batch(0).indices].repeat(2).tolist()

@@ -1,9 +1,10 @@
-"""Draws that views of one sample share, and draws kept to some views."""
+"""Wrappers that change which views a draw is for: one draw for all views of a sample, or every second view only."""
 
 from __future__ import annotations
 
 from typing import Any, final
 
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mmcon.random import FIELDS, Keys
@@ -12,10 +13,10 @@ from mmcon.views import Meta, Params, Scope, ViewGenerator
 
 @final
 class SharedByViews(ViewGenerator):
-    """A generator whose draws are the same in every view of a sample: the view is left out of its key.
+    """A generator whose draws are the same in every view of a sample: its key has no view.
 
     Args:
-        generator: any single generator.
+        generator: a single generator, not a chain.
     """
 
     def __init__(self, generator: ViewGenerator) -> None:
@@ -23,17 +24,17 @@ class SharedByViews(ViewGenerator):
 
     @property
     def modality(self) -> str:  # type: ignore[override]
-        """As the generator's."""
+        """The generator's modality."""
         return self.generator.modality
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
-        """As the generator's."""
+        """Whether the generator is."""
         return self.generator.ragged
 
     @property
     def scope(self) -> Scope:  # type: ignore[override]
-        """Whether it needs partners or draws once a batch, as the generator; else its draws depend on the sample."""
+        """The generator's where that is "partner" or "batch", else "sample"."""
         return self.generator.scope if self.generator.scope in ("partner", "batch") else "sample"
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
@@ -41,28 +42,28 @@ class SharedByViews(ViewGenerator):
         return self.generator.draw(without_view(keys), meta)
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """As the generator leaves them."""
+        """The generator's output meta."""
         return self.generator.output_meta(meta, params)
 
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """As the generator's."""
+    def columns(self, meta: Meta, params: Params) -> dict[str, Shaped[Tensor, "b ..."]]:
+        """The generator's columns."""
         return self.generator.columns(meta, params)
 
-    def partners(self, params: Params, positions: Tensor, n: int) -> Tensor:
-        """As the generator's: the same in every view of a sample."""
+    def partners(self, params: Params, positions: Int[Tensor, " b"], n: int) -> Int[Tensor, " b"]:
+        """The generator's partners: the same in every view of a sample."""
         return self.generator.partners(params, positions, n)
 
     def apply(self, batch: Any, params: Params, **partners: Any) -> Any:
-        """As the generator applies them."""
+        """Apply the generator."""
         return self.generator.apply(batch, params, **partners)
 
 
 @final
 class OnSecondViews(ViewGenerator):
-    """A generator that draws whether to `apply` itself, kept to every second view of a sample: 1, 3, and so on.
+    """A generator with a drawn `apply`, restricted to every second view of a sample: views 1, 3, and so on.
 
     Args:
-        generator: one whose parameters hold `apply`, `b` bool, such as image/solarize.
+        generator: a generator with a parameter `apply` (`b` bool), such as image/solarize.
     """
 
     def __init__(self, generator: ViewGenerator) -> None:
@@ -70,26 +71,26 @@ class OnSecondViews(ViewGenerator):
 
     @property
     def modality(self) -> str:  # type: ignore[override]
-        """As the generator's."""
+        """The generator's modality."""
         return self.generator.modality
 
     @property
     def scope(self) -> Scope:  # type: ignore[override]
-        """As the generator's."""
+        """The generator's scope."""
         return self.generator.scope
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw as the generator does, then say no in first views."""
+        """Draw as the generator does, then set `apply` to False in views 0, 2, and so on."""
         params = self.generator.draw(keys, meta)
         return {**params, "apply": params["apply"] & (keys.fields[:, FIELDS.index("view")] % 2 == 1)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """As the generator applies them."""
+        """Apply the generator."""
         return self.generator.apply(batch, params)
 
 
 def without_view(keys: Keys) -> Keys:
-    """Keys that all views of a sample share; those of a whole batch are shared already."""
+    """Keys that all views of a sample share; keys of a whole batch are shared already."""
     if keys.of_batch:
         return keys
     shared = Keys(keys.fields, step=keys.step).drop("view", *keys.dropped)

@@ -22,7 +22,7 @@ def cola(
 ) -> Chain:
     """COLA (Saeed et al. 2020): a second of the L2-normalized clip, noise on the second view, log-mel of 64 bands.
 
-    Deviation: frames are centerd (101 of them; 98 in the released code). The published similarity is bilinear.
+    Deviation: frames are centered (101 of them; 98 in the released code). The published similarity is bilinear.
 
     Args:
         noise_std: of the noise on every view but the first.

@@ -48,7 +48,7 @@ def log_mel_and_length(batch: Any) -> tuple[Tensor, Tensor]:
 class LogMel(ViewGenerator):
     """Cross from waveform to log-mel spectrogram; nothing is drawn.
 
-    Frames are centerd (frame i around sample i · hop), so that `length` samples give `length // hop + 1` frames; the
+    Frames are centered (frame i around sample i · hop), so that `length` samples give `length // hop + 1` frames; the
     window is Hann's. Powers below `floor` are clipped to it before the natural logarithm.
 
     Args:
@@ -147,8 +147,8 @@ class Standardize(ViewGenerator):
             return {**batch, "log_mel": torch.where(real, (x - self.mean) / self.std, 0.0)}
         count = (length * x.shape[1] * x.shape[2]).clamp(min=1)[:, None, None, None]
         mean = sum_per_sample(torch.where(real, x, 0.0)) / count
-        centerd = torch.where(real, x - mean, 0.0)
-        return {**batch, "log_mel": centerd / (sum_per_sample(centerd.square()) / count).sqrt().clamp(min=1e-5)}
+        centered = torch.where(real, x - mean, 0.0)
+        return {**batch, "log_mel": centered / (sum_per_sample(centered.square()) / count).sqrt().clamp(min=1e-5)}
 
 
 def sum_per_sample(x: Tensor) -> Tensor:

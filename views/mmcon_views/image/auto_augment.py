@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -158,12 +158,12 @@ class AutoAugment(ViewGenerator):
         magnitude = magnitudes(tf_magnitude if tf else torchvision_magnitude, code, bins, sign, *sizes)
         return {"operation": torch.where(kept, code, -1), "magnitude": magnitude}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Apply both operations."""
         x = float_copy(batch, self.name or "image/autoaugment")
         self.apply_(x, params)
         return x
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Apply both in place."""
         apply_operations(batch, params, self.fill, TENSORFLOW if self.policy == "tf-v0" else OPERATIONS)

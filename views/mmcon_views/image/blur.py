@@ -11,7 +11,7 @@ from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -26,7 +26,7 @@ SMALL = 64 * 64
 FAR, BLOCK = 4, 16
 
 
-def gaussian_weights(sigma: Float[Tensor, "b"], radius: int) -> Float[Tensor, "b taps"]:
+def gaussian_weights(sigma: Float[Tensor, " b"], radius: int) -> Float[Tensor, "b taps"]:
     """The right half of a Gaussian kernel of 2·radius + 1 taps that sum to 1: `b radius+1`, the center first.
 
     Args:
@@ -42,7 +42,7 @@ def gaussian_weights(sigma: Float[Tensor, "b"], radius: int) -> Float[Tensor, "b
 
 
 def gaussian_blur(
-    x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius: int, outside: float | None = None
+    x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], radius: int, outside: float | None = None
 ) -> Float[Tensor, "b c h w"]:
     """Convolve each image with a Gaussian of its own standard deviation (pixels), the edges mirrored.
 
@@ -161,13 +161,13 @@ class Blur(ViewGenerator):
         """Draw whether (`b` bool) and the standard deviation (`b`, pixels)."""
         return {"apply": keys.bernoulli("apply", self.p), "sigma": keys.uniform("sigma", *self.sigma)}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Blur where drawn."""
         x = to_float(batch, self.name or "image/blur")
         weights = gaussian_weights(params["sigma"], self._radius(x))
         return map_selected(x, params["apply"], partial(convolve, outside=self.outside), weights)
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Blur in place."""
         weights = gaussian_weights(params["sigma"], self._radius(batch))
         map_selected_(batch, params["apply"], partial(convolve, outside=self.outside), weights)

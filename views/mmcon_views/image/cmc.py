@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -18,6 +18,7 @@ from mmcon_views.image.crop import RandomResizedCrop
 from mmcon_views.image.flip import Flip
 from mmcon_views.image.pixels import to_float
 from mmcon_views.image.rand_augment import RandAugment
+from mmcon_views.image.sizes import Size
 from mmcon_views.shared_draws import SharedByViews
 
 # sRGB primaries to CIE XYZ (IEC 61966-2-1), over the D65 white.
@@ -102,7 +103,7 @@ class ColorChannels(ViewGenerator):
         """Draw nothing."""
         return {}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Change the space and take the part."""
         x = to_float(batch, self.name or "image/color-channels")
         if x.shape[1] != 3:
@@ -136,7 +137,7 @@ class Edges(ViewGenerator):
         """Draw nothing."""
         return {}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b 1 h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b 1 h w"]:
         """Filter, with the border repeated."""
         x = to_float(batch, self.name or "image/edges")
         if x.shape[1] == 3:
@@ -151,9 +152,6 @@ class Edges(ViewGenerator):
     def output_meta(self, meta: Meta, params: Params) -> Meta:
         """One channel."""
         return {**meta, "channels": torch.ones_like(meta["channels"])} if "channels" in meta else meta
-
-
-Size = int | tuple[int, int]
 
 
 @register_view("image/cmc", modality="image")
@@ -176,8 +174,8 @@ def cmc(
     Args:
         part: "luminance", "chroma", "edges", or "both" of the first two (3 channels).
         space: "lab", "ycbcr" or "ydbdr".
-        size: side of the square that leaves, or (height, width).
-        area: fractions of the image's area that crops have.
+        size: side of the square output, or (height, width).
+        area: bounds of the crop's area, as fractions of the image's.
         augment: whether to apply the second version's jitter, blur and RandAugment; by default with "ydbdr".
     """
     parts: list[tuple[str, ViewGenerator]] = [

@@ -11,7 +11,7 @@ from functools import partial
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -200,13 +200,13 @@ class ColorJitter(ViewGenerator):
         """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors."""
         return draw_jitter(keys, self.strengths, self.p)
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Adjust; images that share an order go together."""
         out = float_copy(batch, self.name or "image/color-jitter")
         self.apply_(out, params)
         return out
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Adjust in place."""
         jitter_(batch, params, self.OPERATIONS)
 
@@ -240,11 +240,11 @@ class Grayscale(ViewGenerator):
         """Draw whether, `b` bool."""
         return {"apply": keys.bernoulli("apply", self.p)}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Set to gray where drawn."""
         return map_selected(to_float(batch, self.name or "image/grayscale"), params["apply"], gray)
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Set to gray in place."""
         map_selected_(batch, params["apply"], gray)
 
@@ -269,11 +269,11 @@ class Solarize(ViewGenerator):
         """Draw whether, `b` bool."""
         return {"apply": keys.bernoulli("apply", self.p)}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Invert where drawn."""
         return map_selected(to_float(batch, self.name or "image/solarize"), params["apply"], self._invert)
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Invert in place."""
         map_selected_(batch, params["apply"], self._invert)
 

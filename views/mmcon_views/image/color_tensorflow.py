@@ -10,7 +10,7 @@ import math
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -118,13 +118,13 @@ class TensorFlowJitter(ViewGenerator):
         """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors."""
         return draw_jitter(keys, self.strengths, self.p, added=self.brightness_is == "added")
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Adjust; images that share an order go together."""
         out = float_copy(batch, self.name or "image/color-jitter-tf")
         self.apply_(out, params)
         return out
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Adjust in place."""
         first: Operation = added_brightness if self.brightness_is == "added" else brightness_
         jitter_(batch, params, (first, contrast_of_channels, hsv_saturation, hue_))
@@ -156,7 +156,7 @@ class LinearHue(ViewGenerator):
         """Draw whether (`b` bool) and by how much (`b`)."""
         return {"apply": keys.bernoulli("apply", self.p), "hue": keys.uniform("hue", -self.hue, self.hue)}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Turn where drawn."""
         x = to_float(batch, self.name or "image/linear-hue")
         (where,) = as_columns(x, params["apply"])

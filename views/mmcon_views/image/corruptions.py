@@ -22,7 +22,7 @@ from typing import ClassVar, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -263,7 +263,7 @@ class Corruption(ViewGenerator):
         severity = keys.integers("severity", 1, 6) if self.severity == 0 else torch.full_like(seed, self.severity)
         return {"severity": severity, "seed": seed}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Corrupt, image by image, on the CPU."""
         x = to_float(batch, self.name or "image/corruption").cpu()
         out = []

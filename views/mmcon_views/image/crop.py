@@ -1,4 +1,8 @@
-"""Crops: RandomResizedCrop (the crop of SimCLR), a crop of fixed size, and a crop inside a region that views share."""
+"""Random crops: RandomResizedCrop (the SimCLR crop), a crop of fixed size, and a crop inside a shared region.
+
+Crops are the first generators of a chain. They take undecoded handles, tensors of differing sizes, or a stacked batch,
+and return a stacked batch `b c h w`, float32 in [0, 1] or uint8. Resampling is antialiased, as in Pillow.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -16,28 +20,28 @@ from mmcon.views import Chain, Meta, Params, ViewGenerator
 from mmcon_views.image.flip import Flip
 from mmcon_views.image.pixels import check_image, sample_names
 from mmcon_views.image.resample import Interpolation, check_interpolation, resample
-from mmcon_views.image.sizes import height_and_width, input_sizes, with_size
+from mmcon_views.image.sizes import Size, height_and_width, input_sizes, with_size
 from mmcon_views.shared_draws import without_view
 
 
 @register_view("image/random-resized-crop", modality="image")
 @final
 class RandomResizedCrop(ViewGenerator):
-    """A part of random area and aspect, brought to one size (Szegedy et al. 2015; torchvision's RandomResizedCrop).
+    """A crop of random area and aspect, resized to one size (Szegedy et al. 2015; torchvision's RandomResizedCrop).
 
-    Up to ten times, an area fraction is drawn evenly and an aspect ratio (width over height) log-evenly; the first that
-    fits is placed at random. Where none fits, the center is taken, at the nearest admissible aspect.
+    Up to ten times, an area fraction is drawn uniformly and an aspect ratio (width over height) log-uniformly; the
+    first crop that fits gets a random position. Where none fits, the crop is central, at the nearest admissible aspect.
 
     >>> crop = mmcon.create_view("image/random-resized-crop", size=96, area=(0.2, 1.0))
     >>> views = crop(photos, mmcon.keys(seed=0, epoch=0, sample=ids))
 
     Args:
-        size: side of the square that leaves, or (height, width).
-        area: fractions of the image's area.
-        aspect: ratios of width to height.
+        size: side of the square output, or (height, width).
+        area: bounds of the crop's area, as fractions of the image's.
+        aspect: bounds of width over height.
         interpolation: "bilinear", "bicubic" or "nearest".
-        bytes: leave what is resampled in bytes as uint8, for a chain whose later parts turn it into floats: a quarter
-            of the memory and of the way to a GPU.
+        bytes: keep images that are resampled in bytes as uint8, for a chain whose later children convert to float32: a
+            quarter of the memory and of the transfer to a GPU.
     """
 
     modality: ClassVar[str] = "image"
@@ -64,16 +68,16 @@ class RandomResizedCrop(ViewGenerator):
             )
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw top, left, height and width, `b` int64 each, in pixels of the image."""
+        """Draw `top`, `left`, `height` and `width`, `b` int64 each, in pixels of the image."""
         full_height, full_width = input_sizes(meta, "image/random-resized-crop")
-        # Most rows fit at the first try: the other nine are drawn for the rest alone (the first is the same number).
+        # Most crops fit at the first try: nine more are drawn for the other samples only (the first stays the same).
         height, width, none = self._first_that_fits(keys, full_height, full_width, 1)
         again = none.nonzero().view(-1)
         if len(again):
             height[again], width[again], none[again] = self._first_that_fits(
                 keys[again], full_height[again], full_width[again], self.TRIES
             )
-        widest, highest = self._admissible(full_height, full_width)
+        widest, highest = self._largest_within_aspect(full_height, full_width)
         width, height = torch.where(none, widest, width), torch.where(none, highest, height)
         top = keys.integers("top", 0, full_height - height + 1)
         left = keys.integers("left", 0, full_width - width + 1)
@@ -84,8 +88,10 @@ class RandomResizedCrop(ViewGenerator):
             "width": width,
         }
 
-    def _first_that_fits(self, keys: Keys, full_height: Tensor, full_width: Tensor, tries: int) -> tuple[Tensor, ...]:
-        """Height and width of the first try that lies inside the image, and whether none does."""
+    def _first_that_fits(
+        self, keys: Keys, full_height: Int[Tensor, " b"], full_width: Int[Tensor, " b"], tries: int
+    ) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"], Bool[Tensor, " b"]]:
+        """Height and width of the first try inside the image, and whether there is none."""
         area = keys.uniform("area", *self.area, shape=(tries,)) * (full_height * full_width)[:, None]
         aspect = keys.log_uniform("aspect", *self.aspect, shape=(tries,))
         width = torch.round(torch.sqrt(area * aspect)).to(torch.int64)
@@ -94,8 +100,10 @@ class RandomResizedCrop(ViewGenerator):
         first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
         return height.gather(1, first)[:, 0], width.gather(1, first)[:, 0], ~fits.any(dim=1)
 
-    def _admissible(self, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest centerd part whose aspect is within bounds: width and height."""
+    def _largest_within_aspect(
+        self, height: Int[Tensor, " b"], width: Int[Tensor, " b"]
+    ) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
+        """Width and height of the largest crop whose aspect is within bounds."""
         low, high = self.aspect
         ratio = width / height
         wide = torch.where(ratio > high, torch.round(height * high).to(torch.int64), width)
@@ -103,25 +111,25 @@ class RandomResizedCrop(ViewGenerator):
         return torch.minimum(wide.clamp(min=1), width), torch.minimum(tall.clamp(min=1), height)
 
     def apply(self, batch: Any, params: Params) -> Num[Tensor, "b c h w"]:
-        """Cut and resample; of handles, only what the crop needs is decoded."""
+        """Crop and resample; of handles, only the region of the crop is decoded."""
         where = self.name or "image/random-resized-crop"
         return resample(batch, params, self.size, self.interpolation, where, bytes=self.bytes)
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Every image has the one size."""
+        """All views have one size."""
         return with_size(meta, self.size)
 
 
 @register_view("image/crop", modality="image")
 @final
 class Crop(ViewGenerator):
-    """A part of fixed size at a random place, or at the center, without resampling (torchvision's RandomCrop).
+    """A crop of fixed size at a random position, or at the center, without resampling (torchvision's RandomCrop).
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
         padding: pixels that are added on each side first.
-        fill: what they hold: a gray from 0 to 1, or "reflect".
-        center: take the middle; nothing is drawn.
+        fill: their value: a gray from 0 to 1, or "reflect".
+        center: crop at the center; nothing is drawn.
     """
 
     modality: ClassVar[str] = "image"
@@ -142,7 +150,7 @@ class Crop(ViewGenerator):
             )
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw top and left, `b` int64 each, in pixels of the padded image."""
+        """Draw `top` and `left`, `b` int64 each, in pixels of the padded image."""
         height, width = (side + 2 * self.padding for side in input_sizes(meta, "image/crop"))
         small = (height < self.size[0]) | (width < self.size[1])
         if bool(small.any()):
@@ -162,7 +170,7 @@ class Crop(ViewGenerator):
         }
 
     def apply(self, batch: Any, params: Params) -> Float[Tensor, "b c h w"]:
-        """Cut."""
+        """Pad and crop."""
         where, names = self.name or "image/crop", sample_names(batch)
         cut = []
         for row, (top, left) in enumerate(zip(params["top"].tolist(), params["left"].tolist(), strict=True)):
@@ -170,24 +178,24 @@ class Crop(ViewGenerator):
             check_image(image, where, names[row])
             if self.padding:
                 image = pad(image, self.padding, self.fill)
-            cut.append(_unit(image[:, top : top + self.size[0], left : left + self.size[1]]))
+            cut.append(_unit_range(image[:, top : top + self.size[0], left : left + self.size[1]]))
         return torch.stack(cut).contiguous()
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Every image has the one size."""
+        """All views have one size."""
         return with_size(meta, self.size)
 
 
 @final
 class CropWithin(ViewGenerator):
-    """A crop inside a part of the image that all views of a sample share, made in one resampling.
+    """A crop inside a region that all views of a sample share, in one resampling.
 
-    The shared part is another image of the same video in each epoch, in which time runs as it did; the crop within is
-    what views of the sample differ by.
+    The region differs from epoch to epoch, and keeps the motion between views of one video; the crop within it is drawn
+    for each view.
 
     Args:
-        shared: draws the part; of its options only `area` and `aspect` count.
-        crop: draws within it.
+        shared: draws the region; only its `area` and `aspect` are used.
+        crop: draws within the region.
     """
 
     modality: ClassVar[str] = "image"
@@ -198,21 +206,18 @@ class CropWithin(ViewGenerator):
         self.size, self.interpolation = crop.size, crop.interpolation
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw top, left, height and width, `b` int64 each, in pixels of the image."""
-        part = self.shared.draw(without_view(keys).child("shared"), meta)
-        within = self.crop.draw(keys, {**meta, "height": part["height"], "width": part["width"]})
-        return {**within, "top": part["top"] + within["top"], "left": part["left"] + within["left"]}
+        """Draw `top`, `left`, `height` and `width`, `b` int64 each, in pixels of the image."""
+        region = self.shared.draw(without_view(keys).child("shared"), meta)
+        within = self.crop.draw(keys, {**meta, "height": region["height"], "width": region["width"]})
+        return {**within, "top": region["top"] + within["top"], "left": region["left"] + within["left"]}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Cut and resample."""
+        """Crop and resample."""
         return self.crop.apply(batch, params)
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Every image has the one size."""
+        """All views have one size."""
         return self.crop.output_meta(meta, params)
-
-
-Size = int | tuple[int, int]
 
 
 @register_view("image/crop-flip", modality="image")
@@ -222,12 +227,12 @@ def crop_flip(
     area: tuple[float, float] = (0.08, 1.0),
     interpolation: Interpolation = "bilinear",
 ) -> Chain:
-    """A random resized crop and a flip: the plainest training view.
+    """A random resized crop and a horizontal flip.
 
     Args:
-        size: side of the square that leaves, or (height, width).
-        area: fractions of the image's area that crops have.
-        interpolation: the crop's filter.
+        size: side of the square output, or (height, width).
+        area: bounds of the crop's area, as fractions of the image's.
+        interpolation: the filter of the crop.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, interpolation=interpolation)),
@@ -244,9 +249,9 @@ def pad(image: Num[Tensor, "c h w"], by: int, fill: float | str) -> Num[Tensor, 
     return F.pad(image, (by, by, by, by), value=value)
 
 
-def _decoded(sample: Any) -> Tensor:
+def _decoded(sample: Any) -> Num[Tensor, "c h w"]:
     return sample if isinstance(sample, Tensor) else sample.decode()
 
 
-def _unit(image: Tensor) -> Tensor:
+def _unit_range(image: Num[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     return image.to(torch.float32) / 255 if image.dtype == torch.uint8 else image.to(torch.float32)

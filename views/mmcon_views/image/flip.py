@@ -1,10 +1,10 @@
-"""Horizontal flip."""
+"""Random horizontal flip."""
 
 from __future__ import annotations
 
 from typing import ClassVar, final
 
-from jaxtyping import Num
+from jaxtyping import Float32, Num, Shaped
 from torch import Tensor
 
 from mmcon.random import Keys
@@ -16,7 +16,7 @@ from mmcon_views.image.pixels import check_batch, copy_as_float, map_selected, m
 @register_view("image/flip", modality="image")
 @final
 class Flip(ViewGenerator):
-    """Left and right exchanged with probability p.
+    """Horizontal flip with probability p (torchvision's RandomHorizontalFlip).
 
     Args:
         p: the probability.
@@ -32,15 +32,15 @@ class Flip(ViewGenerator):
         """Draw whether to flip, `b` bool."""
         return {"flip": keys.bernoulli("flip", self.p)}
 
-    def apply(self, batch: Tensor, params: Params) -> Num[Tensor, "b c h w"]:
-        """Exchange left and right where drawn; the type stays."""
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Num[Tensor, "b c h w"]:
+        """Flip where drawn; the dtype stays."""
         check_batch(batch, self.name or "image/flip")
-        return map_selected(batch, params["flip"], _mirrored)
+        return map_selected(batch, params["flip"], _flipped)
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
-        """Exchange in place."""
-        map_selected_(batch, params["flip"], _mirrored)
+    def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
+        """Flip in place."""
+        map_selected_(batch, params["flip"], _flipped)
 
 
-def _mirrored(images: Tensor) -> Tensor:
+def _flipped(images: Num[Tensor, "b c h w"]) -> Num[Tensor, "b c h w"]:
     return images.flip(-1)

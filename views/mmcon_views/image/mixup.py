@@ -26,7 +26,7 @@ from mmcon_views.image.pixels import as_columns, to_float
 from mmcon_views.image.sizes import input_sizes
 
 
-def partner_positions(chosen: Float[Tensor, "b"], positions: Int[Tensor, "b"], n: int) -> Int[Tensor, "b"]:
+def partner_positions(chosen: Float[Tensor, " b"], positions: Int[Tensor, " b"], n: int) -> Int[Tensor, " b"]:
     """Where the partners stand in the global batch.
 
     Args:
@@ -38,7 +38,7 @@ def partner_positions(chosen: Float[Tensor, "b"], positions: Int[Tensor, "b"], n
 
 
 def soft_labels(
-    labels: Int[Tensor, "b"], partners: Int[Tensor, "b"], share: Tensor, classes: int
+    labels: Int[Tensor, " b"], partners: Int[Tensor, " b"], share: Tensor, classes: int
 ) -> Float[Tensor, "b classes"]:
     """Mixed labels: `share` of the own class and the rest of the partner's; rows sum to 1.
 

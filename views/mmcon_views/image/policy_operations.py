@@ -135,7 +135,7 @@ def affine_matrix(magnitude: Tensor, cells: dict[tuple[int, int], Tensor]) -> Fl
     return matrix
 
 
-def _slopes(magnitude: Magnitude) -> Float[Tensor, "b"]:
+def _slopes(magnitude: Magnitude) -> Float[Tensor, " b"]:
     """Slopes by way of an angle in degrees, as torchvision has them: the last bit decides ties."""
     angles = [math.degrees(math.atan(slope)) for slope in magnitude.flatten().tolist()]
     return torch.tensor([math.tan(math.radians(angle)) for angle in angles], dtype=torch.float64)
@@ -170,7 +170,7 @@ def rotate(x: Images, degrees: Magnitude, fill: float = 0.0) -> Images:
     return affine(x, affine_matrix(degrees.view(-1), rotation_cells(degrees.view(-1))), fill=fill)
 
 
-def rotation_cells(degrees: Float[Tensor, "b"]) -> dict[tuple[int, int], Tensor]:
+def rotation_cells(degrees: Float[Tensor, " b"]) -> dict[tuple[int, int], Tensor]:
     """The cells of a rotation's matrix."""
     angles = [math.radians(angle % 360) for angle in degrees.tolist()]
     cos, sin = (torch.tensor([f(angle) for angle in angles], dtype=torch.float64) for f in (math.cos, math.sin))

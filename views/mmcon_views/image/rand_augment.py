@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -111,12 +111,12 @@ class RandAugment(ViewGenerator):
         bicubic = keys.bernoulli("bicubic", 0.5, shape=(slots,))
         return {"operation": torch.where(kept, code, -1), "magnitude": magnitude, "bicubic": bicubic}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Apply the operations in order."""
         x = float_copy(batch, self.name or "image/randaugment")
         self.apply_(x, params)
         return x
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Apply them in place."""
         apply_operations(batch, params, self.FILLS[self.variant], self.FUNCTIONS[self.variant])

@@ -152,7 +152,7 @@ def _gather_rows(batch: Tensor, taps_of_rows: list[tuple[Tensor, Tensor]]) -> Te
 
 
 def taps(
-    start: Int[Tensor, "b"], length: Int[Tensor, "b"], out: int, interpolation: str, scale: float = 1.0
+    start: Int[Tensor, " b"], length: Int[Tensor, " b"], out: int, interpolation: str, scale: float = 1.0
 ) -> list[tuple[Int[Tensor, "b out"], Float[Tensor, "b out"]]]:
     """Positions and weights that resample `length` pixels from `start` to `out`, a pair for each tap.
 
@@ -187,11 +187,11 @@ def taps(
     return [(at, (weight / total * scale).to(torch.float32)) for at, weight in zip(positions, weights, strict=True)]
 
 
-def _triangle(x: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+def _triangle(x: Float64[Tensor, " *shape"]) -> Float64[Tensor, " *shape"]:
     return (1 - x.abs()).clamp(min=0)
 
 
-def _cubic(x: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+def _cubic(x: Float64[Tensor, " *shape"]) -> Float64[Tensor, " *shape"]:
     """Keys' cubic convolution with a = −1/2 (1981, equation 15)."""
     x = x.abs()
     near = (1.5 * x - 2.5) * x * x + 1

@@ -1,4 +1,4 @@
-"""Resizing without a draw: the views of evaluation."""
+"""Resizing without a draw, for evaluation: whole images, and center crops."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.image.resample import Interpolation, check_interpolation, resample
-from mmcon_views.image.sizes import height_and_width, input_sizes, with_size
+from mmcon_views.image.sizes import Size, height_and_width, input_sizes, with_size
 
 
 @register_view("image/resize", modality="image")
 @final
 class Resize(ViewGenerator):
-    """The whole image, or its center, brought to one size: nothing is drawn.
+    """The whole image, or its center, resized to one size; nothing is drawn.
 
     Args:
-        size: side of the square that leaves, or (height, width).
-        keep: the fraction of the shorter side that is kept: 1 keeps the largest centerd part of the target's aspect,
-            224/256 is the usual "resize to 256, crop 224 from the center", made in one resampling.
-        stretch: squeeze the whole image into the size instead, whatever its aspect.
+        size: side of the square output, or (height, width).
+        keep: the fraction of the shorter side that is kept: 1 keeps the largest center crop of the target's aspect;
+            224/256 is the usual "resize to 256, center crop 224", in one resampling.
+        stretch: resize the whole image without regard to its aspect.
         interpolation: "bilinear", "bicubic" or "nearest".
     """
 
@@ -46,11 +46,11 @@ class Resize(ViewGenerator):
             raise InputError("image/resize", expected="keep in (0, 1]", got=str(keep))
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw nothing: top, left, height and width, `b` int64 each, follow from the sizes."""
+        """Draw nothing: `top`, `left`, `height` and `width`, `b` int64 each, follow from the sizes."""
         height, width = input_sizes(meta, "image/resize")
         kept_height, kept_width = height, width
         if not self.stretch:
-            # The largest part of the target's aspect, in whole numbers.
+            # The largest crop of the target's aspect, in whole numbers.
             kept_height = torch.minimum(height, width * self.size[0] // self.size[1]).clamp(min=1)
             kept_width = torch.minimum(width, height * self.size[1] // self.size[0]).clamp(min=1)
         kept_height = torch.round(kept_height * self.keep).to(torch.int64).clamp(min=1)
@@ -63,26 +63,22 @@ class Resize(ViewGenerator):
         }
 
     def apply(self, batch: Any, params: Params) -> Float[Tensor, "b c h w"]:
-        """Cut and resample."""
+        """Crop and resample."""
         return resample(batch, params, self.size, self.interpolation, self.name or "image/resize")
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Every image has the one size."""
+        """All views have one size."""
         return with_size(meta, self.size)
-
-
-Size = int | tuple[int, int]
 
 
 @register_view("image/center-crop", modality="image")
 def center_crop(*, size: Size = 224, keep: float = 224 / 256, interpolation: Interpolation = "bilinear") -> Resize:
-    """The view of evaluation: the center of the image, nothing drawn.
+    """For evaluation: a center crop; nothing is drawn.
 
-    At 224 the default keeps 224/256 of the shorter side: "resize to 256, crop 224 from the center", made in one
-    resampling.
+    The default keeps 224/256 of the shorter side: "resize to 256, center crop 224", in one resampling.
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
         keep: the fraction of the shorter side that is kept.
         interpolation: the filter.
     """
@@ -91,10 +87,10 @@ def center_crop(*, size: Size = 224, keep: float = 224 / 256, interpolation: Int
 
 @register_view("image/plain", modality="image")
 def plain(*, size: Size = 224, interpolation: Interpolation = "bilinear") -> Resize:
-    """The image itself at one size: the largest centerd part of the target's aspect, nothing drawn.
+    """The image at one size: the largest center crop of the target's aspect, resized; nothing is drawn.
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
         interpolation: the filter.
     """
     return Resize(size=size, interpolation=interpolation)

@@ -10,8 +10,7 @@ from mmcon_views.image.color_tensorflow import simclr_jitter_tf
 from mmcon_views.image.crop import RandomResizedCrop
 from mmcon_views.image.flip import Flip
 from mmcon_views.image.resample import Interpolation
-
-Size = int | tuple[int, int]
+from mmcon_views.image.sizes import Size
 
 
 @register_view("image/simclr", modality="image")
@@ -33,10 +32,10 @@ def simclr(
     >>> view = mmcon.create_view("image/simclr", size=28, strength=0.5, area=(0.2, 1.0))
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
         strength: s of the color jitter.
-        area: fractions of the image's area that crops have.
-        interpolation: the crop's filter.
+        area: bounds of the crop's area, as fractions of the image's.
+        interpolation: the filter of the crop.
         grayscale: the probability of a gray view.
         blur: whether to blur with probability .5; by default where the size is above 64.
     """
@@ -70,9 +69,9 @@ def simclr_tf(
     >>> view = mmcon.create_view("image/simclr-tf", size=32, strength=0.5, brightness="added")
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
         strength: s of the color jitter: .8s, .8s, .8s and .2s.
-        area: fractions of the image's area that crops have.
+        area: bounds of the crop's area, as fractions of the image's.
         brightness: "added" (version 1) or "multiplied" (version 2).
         blur: whether to blur with probability .5; by default where the size is above 64.
     """

@@ -1,4 +1,4 @@
-"""Heights and widths: what a setting means, what is known before an image is decoded, what leaves."""
+"""Heights and widths: of a `size` option, of the input of a generator, and of its output."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from torch import Tensor
 from mmcon.errors import InputError
 from mmcon.views import Meta
 
+Size = int | tuple[int, int]
 
-def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width; a number is the side of a square."""
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Height and width of a `size` option; a number is the side of a square."""
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if height < 1 or width < 1:
         raise InputError("image size", expected="at least one pixel a side", got=f"{height} × {width}")
     return height, width
 
 
-def input_sizes(meta: Meta, where: str) -> tuple[Int[Tensor, "b"], Int[Tensor, "b"]]:
-    """Heights and widths of the images that come, from what is known of them."""
+def input_sizes(meta: Meta, where: str) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
+    """Heights and widths of the input images, from their meta."""
     if "height" not in meta or "width" not in meta:
         raise InputError(
             where,
@@ -36,6 +38,6 @@ def input_sizes(meta: Meta, where: str) -> tuple[Int[Tensor, "b"], Int[Tensor, "
 
 
 def with_size(meta: Meta, size: tuple[int, int]) -> Meta:
-    """The facts with one height and width for all."""
+    """The meta with one height and width for all images."""
     some = meta["height"]
     return {**meta, "height": torch.full_like(some, size[0]), "width": torch.full_like(some, size[1])}

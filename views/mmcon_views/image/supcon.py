@@ -14,9 +14,8 @@ from mmcon_views.image.crop import RandomResizedCrop
 from mmcon_views.image.flip import Flip
 from mmcon_views.image.pixels import check_choice
 from mmcon_views.image.rand_augment import RandAugment
+from mmcon_views.image.sizes import Size
 from mmcon_views.image.warp import Warp
-
-Size = int | tuple[int, int]
 
 
 def supcon_jitter(strength: float, jitter: str) -> ViewGenerator:
@@ -30,8 +29,8 @@ def supcon_autoaugment(*, size: Size = 224, area: tuple[float, float] = (0.08, 1
     """SupCon's views for ImageNet: crop, flip, AutoAugment (TensorFlow's policy v0 in the released code).
 
     Args:
-        size: side of the square that leaves, or (height, width).
-        area: fractions of the image's area that crops have.
+        size: side of the square output, or (height, width).
+        area: bounds of the crop's area, as fractions of the image's.
         policy: "tf-v0", or torchvision's "imagenet" or "cifar10".
     """
     return Chain(
@@ -57,9 +56,9 @@ def simclr_supcon(
     The released hyper-parameters leave the warp's probability at 0, and so does this.
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
         strength: s of the color jitter.
-        area: fractions of the image's area that crops have.
+        area: bounds of the crop's area, as fractions of the image's.
         warp: the probability of the warp.
         jitter: "tensorflow" (brightness added; the released setting for ImageNet) or "torchvision" (for CIFAR-10).
         blur: the probability of the blur; 0 for CIFAR-10. Beyond the edges lies mid-gray.
@@ -82,9 +81,9 @@ def stacked_talk(*, size: Size = 224, strength: float = 1.0, area: tuple[float, 
     The talk names the order alone; RandAugment is TensorFlow's, jitter and blur are SimCLR's.
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
         strength: s of the color jitter.
-        area: fractions of the image's area that crops have.
+        area: bounds of the crop's area, as fractions of the image's.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
@@ -109,9 +108,9 @@ def stacked_supcon(
     """Stacked RandAugment of SupCon's released code: crop, flip, jitter .8, RandAugment(2, 10), gray .2, warp, blur.
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
         strength: s of the color jitter.
-        area: fractions of the image's area that crops have.
+        area: bounds of the crop's area, as fractions of the image's.
         warp: the probability of the warp.
         jitter: "tensorflow" (brightness added; the released setting for ImageNet) or "torchvision" (for CIFAR-10).
         blur: the probability of the blur; 0 for CIFAR-10. Beyond the edges lies mid-gray.
@@ -133,7 +132,7 @@ def stacked_infomin(*, size: Size = 224, area: tuple[float, float] = (0.2, 1.0))
     """InfoMin's (PyContrast's) views: crop, flip, jitter (.8, .8, .8, .2) .8, blur .5, timm's RandAugment, gray .2.
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
         area: fractions of the image's area that crops have: from .2, or from .08 in a second setting.
     """
     return Chain(

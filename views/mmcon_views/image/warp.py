@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from mmcon.random import Keys
@@ -40,11 +40,11 @@ class Warp(ViewGenerator):
         moves = keys.normal("moves", shape=(4, 2)) * length[:, None, None]
         return {"apply": keys.bernoulli("apply", self.p), "moves": moves}
 
-    def apply(self, batch: Tensor, params: Params) -> Float[Tensor, "b c h w"]:
+    def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Warp where drawn; what comes from outside repeats the border."""
         return map_selected(to_float(batch, self.name or "image/warp"), params["apply"], _warp, params["moves"])
 
-    def apply_(self, batch: Tensor, params: Params) -> None:
+    def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Warp in place."""
         map_selected_(batch, params["apply"], _warp, params["moves"])
 

@@ -1,9 +1,9 @@
-"""Where in a clip a view looks: spans of time, drawn from the header before anything is decoded.
+"""Views of a clip by their frame times, which are drawn from the header before anything is decoded.
 
-Every sampler here is one generator, `ClipSampler`, with another rule for its frame times (`mmcon_views.video.moments`).
-It draws in seconds, from the clip's duration and frame rate, and `apply` decodes only those frames. It fills four
-columns of the index table for graded affinities of time: `time` (center of the span), `time_start`, `time_end` (seconds
-of the clip's clock) and `group` (the clip).
+Every view here is one generator, `ClipSampler`, with a sampler of frame times (`mmcon_views.video.frame_times`). It
+draws in seconds from the clip's duration and frame rate, and `apply` decodes only those frames. It fills four columns
+of the index table for graded affinities of time: `time` (center of the span), `time_start`, `time_end` (seconds on the
+clip's clock) and `group` (the clip).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, final
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
@@ -19,7 +20,7 @@ from mmcon.random import FIELDS, Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.video.frame_times import (
-    ClipPair,
+    ClipPairs,
     ClipSpans,
     EvenlySpacedClips,
     FrameSpacing,
@@ -30,23 +31,19 @@ from mmcon_views.video.frame_times import (
     UniformStart,
 )
 
-# Frames that come as a bare tensor have no clock; their times are counted in frames.
+# A bare tensor of frames has no clock: its times are counted in frames.
 BARE_FRAMES_PER_SECOND = 1.0
-
-
 LOOP_TOLERANCE_SECONDS = 1e-4
-
-
 Short = Literal["hold", "loop", "error"]
 
 
 @final
 class ClipSampler(ViewGenerator):
-    """Draw a view's moments from a clip's header, then decode these and nothing else.
+    """Draw the frame times of a view from a clip's header, then decode these frames and no others.
 
     Args:
-        frame_times: the rule.
-        shorter_side: scale frames down to this while they are decoded; smaller ones stay.
+        frame_times: the sampler.
+        shorter_side: scale frames down to this while they are decoded; smaller frames keep their size.
         short: what to do where the clip is shorter than the view: `hold` its last frame, `loop` it, or `error`.
         name: the registered name.
     """
@@ -58,49 +55,49 @@ class ClipSampler(ViewGenerator):
     def __init__(
         self, frame_times: FrameTimeSampler, *, shorter_side: int | None = None, short: Short = "hold", name: str
     ) -> None:
-        self.frame_times, self.shorter_side, self.short, self.name = moments, shorter_side, short, name
+        self.frame_times, self.shorter_side, self.short, self.name = frame_times, shorter_side, short, name
         if short not in ("hold", "loop", "error"):
             raise InputError(name, expected="short='hold', 'loop' or 'error'", got=repr(short))
 
     @property
     def preserves_labels(self) -> bool:  # type: ignore[override]
-        """Not where a speed is drawn: a walk becomes a run."""
+        """False where a speed is drawn: a walk becomes a run."""
         return self.frame_times.keeps_speed
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw `times` (`b t` seconds); beside them stand the span, the frame's duration and the clip's identity."""
-        headers = self._headers(keys, meta)
-        times, step, overlap, speed = self.frame_times.draw(keys, headers)
-        last = headers.end - 0.5 / headers.frames_per_second
-        over = times[:, -1] > headers.end
+        """Draw `times` (`b t`, seconds); the other parameters are the span, a frame's duration and the clip's id."""
+        clips = self._clip_spans(keys, meta)
+        times, step, overlap, speed = self.frame_times.draw(keys, clips)
+        last = clips.end - 0.5 / clips.frames_per_second
+        over = times[:, -1] > clips.end
         if self.short == "error" and bool(over.any()):
             row = int(over.nonzero()[0])
             raise InputError(
                 self.name,
                 expected=f"clips of at least {float(times[row, -1] - times[row, 0] + step[row]):.2f} s",
-                got=f"{float(headers.end[row] - headers.begin[row]):.2f} s in row {row}",
+                got=f"{float(clips.end[row] - clips.begin[row]):.2f} s in row {row}",
                 fix="ask for fewer frames or a shorter stride, or short='hold' or 'loop'",
                 key=keys.describe(row),
             )
         start = torch.minimum(times[:, 0], last)
-        end = torch.minimum(times[:, -1] + step, headers.end)
+        end = torch.minimum(times[:, -1] + step, clips.end)
         if self.short == "loop":
-            length = headers.end - headers.begin
-            # Lengths from a header are rounded: a moment just short of the end is the beginning.
-            since = times - headers.begin[:, None] + LOOP_TOLERANCE_SECONDS
-            times = headers.begin[:, None] + torch.remainder(since, length[:, None])
-        drawn = {
-            "times": torch.maximum(torch.minimum(times, last[:, None]), headers.begin[:, None]),
-            "start": torch.maximum(start, headers.begin),
+            length = clips.end - clips.begin
+            # Durations in headers are rounded: a time just before the end must wrap to the beginning.
+            since = times - clips.begin[:, None] + LOOP_TOLERANCE_SECONDS
+            times = clips.begin[:, None] + torch.remainder(since, length[:, None])
+        params = {
+            "times": torch.maximum(torch.minimum(times, last[:, None]), clips.begin[:, None]),
+            "start": torch.maximum(start, clips.begin),
             "end": torch.maximum(end, start),
             "step": step,
-            "rate": headers.frames_per_second,
+            "rate": clips.frames_per_second,
             "group": meta["group"].to(torch.int64) if "group" in meta else keys.fields[:, FIELDS.index("sample")],
         }
-        return drawn | {n: x for n, x in {"overlap": overlap, "speed": speed}.items() if x is not None}
+        return params | {name: x for name, x in {"overlap": overlap, "speed": speed}.items() if x is not None}
 
-    def apply(self, batch: Any, params: Params) -> list[Tensor]:
-        """Decode each clip's frame_times: `t c h w` uint8, each clip at its own size."""
+    def apply(self, batch: Any, params: Params) -> list[Shaped[Tensor, "t c h w"]]:
+        """Decode each clip's frames, each clip at its own size."""
         rates, times = params["rate"].tolist(), params["times"]
         handles = [
             FrameStack(clip, frames_per_second=rate) if isinstance(clip, Tensor) else clip
@@ -109,25 +106,25 @@ class ClipSampler(ViewGenerator):
         return [clip.decode(t, shorter_side=self.shorter_side) for clip, t in zip(handles, times, strict=True)]
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """So many frames, at the pace that was drawn, and smaller where a shorter side is set."""
+        """The number of frames and their rate, and the scaled size where a shorter side is set."""
         count = params["times"].shape[1]
-        left = {**meta, "frames": torch.full_like(params["group"], count), "frames_per_second": 1 / params["step"]}
+        known = {**meta, "frames": torch.full_like(params["group"], count), "frames_per_second": 1 / params["step"]}
         if self.shorter_side is not None and "height" in meta and "width" in meta:
             height, width = meta["height"].to(torch.int64), meta["width"].to(torch.int64)
             shorter = torch.minimum(height, width)
             scale = shorter > self.shorter_side
             for name, side in (("height", height), ("width", width)):
                 smaller = torch.round(side * self.shorter_side / shorter.double()).to(torch.int64).clamp(min=1)
-                left[name] = torch.where(scale, smaller, side)
-        return left
+                known[name] = torch.where(scale, smaller, side)
+        return known
 
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """`time`, `time_start`, `time_end` (seconds), `group`; `overlap` of views in pairs; `speed` where drawn."""
+    def columns(self, meta: Meta, params: Params) -> dict[str, Shaped[Tensor, "b ..."]]:
+        """`time`, `time_start`, `time_end` (seconds), `group`; `overlap` of paired views; `speed` where drawn."""
         start, end = params["start"], params["end"]
         columns = {"time": (start + end) / 2, "time_start": start, "time_end": end, "group": params["group"]}
         return columns | {name: params[name] for name in ("overlap", "speed") if name in params}
 
-    def _headers(self, keys: Keys, meta: Meta) -> ClipSpans:
+    def _clip_spans(self, keys: Keys, meta: Meta) -> ClipSpans:
         if "duration_seconds" in meta:
             rate = meta["frames_per_second"].double()
             duration = meta["duration_seconds"].double()
@@ -138,7 +135,7 @@ class ClipSampler(ViewGenerator):
             raise InputError(
                 self.name,
                 expected="clips: handles of mmcon.media.open_video, or tensors `t c h w`",
-                got=f"samples of which {sorted(meta) or 'nothing'} is known",
+                got=f"samples with the facts {sorted(meta)}",
             )
         bad = ~((duration > 0) & (rate > 0))
         if bool(bad.any()):
@@ -151,12 +148,12 @@ class ClipSampler(ViewGenerator):
 
 @register_view("video/random-frame", modality="video")
 def random_frame(*, shorter_side: int | None = None) -> ClipSampler:
-    """One frame at an evenly drawn moment: `1 c h w`.
+    """One frame at a uniformly drawn time: `1 c h w`.
 
     Args:
-        shorter_side: decode at this size.
+        shorter_side: frames are scaled down to this while they are decoded.
     """
-    return ClipSampler(UniformStart(FrameSpacing(1)), shorter_side=shorter_side, name="video/random-frame")
+    return ClipSampler(UniformStart(FrameSpacing(frames=1)), shorter_side=shorter_side, name="video/random-frame")
 
 
 @register_view("video/random-clip", modality="video")
@@ -169,16 +166,16 @@ def random_clip(
     shorter_side: int | None = None,
     short: Short = "hold",
 ) -> ClipSampler:
-    """A clip from an evenly drawn start.
+    """A clip from a uniformly drawn start.
 
     >>> view = mmcon.create_view("video/random-clip", frames=8, rate_hz=8, shorter_side=128)
 
     Args:
-        frames: in the view.
+        frames: frames in the view.
         stride: steps from frame to frame.
         rate_hz: steps a second; None: the clip's own rate.
         speed: bounds of a drawn factor on the step; see video/speed.
-        shorter_side: decode at this size.
+        shorter_side: frames are scaled down to this while they are decoded.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     rule = UniformStart(FrameSpacing(frames, stride, rate_hz, speed))
@@ -195,16 +192,17 @@ def speed_clip(
     shorter_side: int | None = None,
     short: Short = "hold",
 ) -> ClipSampler:
-    """A clip from anywhere, run slower or faster by a drawn factor. It does not keep the meaning: a walk becomes a run.
+    """A clip from a uniformly drawn start, slower or faster by a drawn factor.
 
-    The index table gets a column `speed`, so that the pace can be a label (Wang et al. 2020, pace prediction).
+    Labels are not preserved: a walk becomes a run.
+    The index table gets a column `speed`, which can be a label (Wang et al. 2020, pace prediction).
 
     Args:
-        frames: in the view.
+        frames: frames in the view.
         stride: steps from frame to frame.
         rate_hz: steps a second; None: the clip's own rate.
-        speed: bounds of the factor, drawn log-evenly: 2 leaps over every other moment.
-        shorter_side: decode at this size.
+        speed: bounds of the factor, drawn log-uniformly: at 2 the view takes half as long as its span.
+        shorter_side: frames are scaled down to this while they are decoded.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     rule = UniformStart(FrameSpacing(frames, stride, rate_hz, speed))
@@ -213,11 +211,11 @@ def speed_clip(
 
 @register_view("video/dense-clip", modality="video")
 def dense_clip(*, frames: int = 16, shorter_side: int | None = None, short: Short = "hold") -> ClipSampler:
-    """Consecutive frames of the clip from an evenly drawn start.
+    """Consecutive frames of the clip from a uniformly drawn start.
 
     Args:
-        frames: in the view.
-        shorter_side: decode at this size.
+        frames: frames in the view.
+        shorter_side: frames are scaled down to this while they are decoded.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     return ClipSampler(
@@ -227,11 +225,11 @@ def dense_clip(*, frames: int = 16, shorter_side: int | None = None, short: Shor
 
 @register_view("video/sparse-clip", modality="video")
 def sparse_clip(*, frames: int = 8, shorter_side: int | None = None) -> ClipSampler:
-    """A frame from each of equal segments of the whole clip (Wang et al. 2016, TSN).
+    """A frame of each of equal segments of the whole clip (Wang et al. 2016, TSN).
 
     Args:
         frames: segments, and frames in the view.
-        shorter_side: decode at this size.
+        shorter_side: frames are scaled down to this while they are decoded.
     """
     return ClipSampler(SegmentSampling(frames), shorter_side=shorter_side, name="video/sparse-clip")
 
@@ -242,16 +240,16 @@ def cvrl_clip(
 ) -> ClipSampler:
     """Two clips whose starts are k apart, with density 1 − k/K up to the longest that fits (Qian et al. 2021, CVRL).
 
-    Give the same object for both views.
+    Pass the same object for both views.
 
     Args:
-        frames: in each view.
+        frames: frames in each view.
         stride: steps from frame to frame.
         rate_hz: steps a second; None: the clip's own rate.
-        shorter_side: decode at this size.
+        shorter_side: frames are scaled down to this while they are decoded.
     """
     return ClipSampler(
-        ClipPair(FrameSpacing(frames, stride, rate_hz), "falling"), shorter_side=shorter_side, name="video/cvrl-clip"
+        ClipPairs(FrameSpacing(frames, stride, rate_hz), "falling"), shorter_side=shorter_side, name="video/cvrl-clip"
     )
 
 
@@ -264,20 +262,20 @@ def bounded_gap_clip(
     rate_hz: int | float | None = None,
     shorter_side: int | None = None,
 ) -> ClipSampler:
-    """Two clips whose starts are at most a gap apart, evenly (Feichtenhofer et al. 2021, ρBYOL's bounded time span).
+    """Two clips with a uniform, bounded gap between their starts (Feichtenhofer et al. 2021, ρBYOL).
 
-    Give the same object for both views; further pairs of views are pairs of their own.
+    Pass the same object for both views; views 2 and 3 are another pair, and so on.
 
     Args:
         gap_seconds: the longest gap.
-        frames: in each view.
+        frames: frames in each view.
         stride: steps from frame to frame.
         rate_hz: steps a second; None: the clip's own rate.
-        shorter_side: decode at this size.
+        shorter_side: frames are scaled down to this while they are decoded.
     """
     if gap_seconds < 0:
         raise InputError("video/bounded-gap-clip", expected="gap_seconds >= 0", got=str(gap_seconds))
-    rule = ClipPair(FrameSpacing(frames, stride, rate_hz), "even", gap_seconds)
+    rule = ClipPairs(FrameSpacing(frames, stride, rate_hz), "even", gap_seconds)
     return ClipSampler(rule, shorter_side=shorter_side, name="video/bounded-gap-clip")
 
 
@@ -290,16 +288,16 @@ def tclr_clip(
     rate_hz: int | float | None = None,
     shorter_side: int | None = None,
 ) -> ClipSampler:
-    """A sparse clip (view 0) and dense ones (views 1 to `dense`) that share its span out (Dave et al. 2022, TCLR).
+    """A sparse clip (view 0) and dense clips (views 1 to `dense`) that divide its span (Dave et al. 2022, TCLR).
 
-    Give the same object for all 1 + `dense` views.
+    Pass the same object for all 1 + `dense` views.
 
     Args:
-        frames: in each view.
-        skip: the sparse clip's stride; the dense ones' is 1.
-        dense: how many dense clips.
+        frames: frames in each view.
+        skip: the sparse clip's stride; that of the dense clips is 1.
+        dense: the number of dense clips.
         rate_hz: steps a second; None: the clip's own rate.
-        shorter_side: decode at this size.
+        shorter_side: frames are scaled down to this while they are decoded.
     """
     return ClipSampler(
         SparseAndDenseClips(frames, skip, rate_hz, dense), shorter_side=shorter_side, name="video/tclr-clip"
@@ -308,12 +306,12 @@ def tclr_clip(
 
 @register_view("video/window-frames", modality="video")
 def window_frames(*, views: int, rate_hz: int | float | None = None, shorter_side: int | None = None) -> ClipSampler:
-    """All frames of a drawn window, a view each: view v is the window's frame v.
+    """The frames of a drawn window, one a view: view v is frame v of the window.
 
     Args:
-        views: frames in the window; give the same object for so many views.
+        views: frames in the window; pass the same object for as many views.
         rate_hz: frames a second; None: the clip's own rate.
-        shorter_side: decode at this size.
+        shorter_side: frames are scaled down to this while they are decoded.
     """
     return ClipSampler(
         FrameWindow(FrameSpacing(1, 1, rate_hz), views), shorter_side=shorter_side, name="video/window-frames"
@@ -330,14 +328,14 @@ def grid_clip(
     shorter_side: int | None = None,
     short: Short = "hold",
 ) -> ClipSampler:
-    """The view of evaluation: the center, or `views` clips at even places from the beginning to the end.
+    """For evaluation: the center, or `views` clips at equally spaced starts from the beginning to the end.
 
     Args:
-        frames: in each view.
+        frames: frames in each view.
         stride: steps from frame to frame.
         rate_hz: steps a second; None: the clip's own rate.
-        views: how many places.
-        shorter_side: decode at this size.
+        views: the number of starts.
+        shorter_side: frames are scaled down to this while they are decoded.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     rule = EvenlySpacedClips(FrameSpacing(frames, stride, rate_hz), views)

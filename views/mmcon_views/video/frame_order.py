@@ -1,26 +1,26 @@
-"""Frame order."""
+"""Changes of the frame order: reversal and shuffled segments. Labels are not preserved; the change can be a label."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.video.per_clip import _check_clips
+from mmcon_views.video.per_clip import check_clips
 
 
 @register_view("video/reverse", modality="video")
 @final
 class Reverse(ViewGenerator):
-    """Time run backwards with probability p. It does not keep the meaning: sitting down becomes standing up.
+    """Frames in reverse order with probability p. Labels are not preserved: sitting down becomes standing up.
 
-    The index table gets a column `reversed`, 1 where it was, so that the direction can be a label.
+    The index table gets a column `reversed`, 1 where frames are reversed, which can be a label.
 
     Args:
         p: the probability.
@@ -38,25 +38,25 @@ class Reverse(ViewGenerator):
         return {"reverse": keys.bernoulli("reverse", self.p)}
 
     def apply(self, batch: Shaped[Tensor, "b t c h w"], params: Params) -> Shaped[Tensor, "b t c h w"]:
-        """Turn the order of frames round where drawn."""
-        _check_clips(batch, "video/reverse")
+        """Reverse the frames where drawn."""
+        check_clips(batch, "video/reverse")
         return torch.where(params["reverse"].to(batch.device)[:, None, None, None, None], batch.flip(1), batch)
 
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """`reversed`, int64."""
+    def columns(self, meta: Meta, params: Params) -> dict[str, Int[Tensor, " b"]]:
+        """`reversed`, `b` int64."""
         return {"reversed": params["reverse"].to(torch.int64)}
 
 
 @register_view("video/shuffle", modality="video")
 @final
 class Shuffle(ViewGenerator):
-    """Segments of the view put in a drawn order. It does not keep the meaning of anything that takes time.
+    """Segments of the view in a drawn order. Labels that depend on time are not preserved.
 
-    The index table gets a column `shuffled`, 0 where the order is as it was.
+    The index table gets a column `shuffled`, 0 where the order has not changed.
 
     Args:
-        segments: as equal as the number of frames allows; None: every frame is one.
-        p: the probability of drawing an order at all.
+        segments: their number, as equal in length as the frames allow; None: every frame is one.
+        p: the probability of a drawn order.
     """
 
     modality: ClassVar[str] = "video"
@@ -69,7 +69,7 @@ class Shuffle(ViewGenerator):
             raise InputError("video/shuffle", expected="segments >= 2, or None", got=str(segments))
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the new place of each frame's segment: `order`, `b t` int64, the frames in their new order."""
+        """Draw `order`, `b t` int64: the frames' indices in their new order."""
         if "frames" not in meta:
             raise InputError("video/shuffle", expected="clips whose number of frames is known", got=str(sorted(meta)))
         counts = meta["frames"].unique()
@@ -77,19 +77,19 @@ class Shuffle(ViewGenerator):
             raise InputError("video/shuffle", expected="views of one number of frames", got=str(counts.tolist()))
         frames = int(counts)
         segments = min(self.segments or frames, frames)
-        place = keys.permutation("order", segments)
+        position = keys.permutation("order", segments)
         of_frame = torch.arange(frames) * segments // frames
-        shuffled = torch.argsort(place[:, of_frame], dim=1, stable=True)
+        shuffled = torch.argsort(position[:, of_frame], dim=1, stable=True)
         apply = keys.bernoulli("apply", self.p)
         return {"order": torch.where(apply[:, None], shuffled, torch.arange(frames))}
 
     def apply(self, batch: Shaped[Tensor, "b t c h w"], params: Params) -> Shaped[Tensor, "b t c h w"]:
         """Put the frames in their new order."""
-        _check_clips(batch, "video/shuffle")
+        check_clips(batch, "video/shuffle")
         rows = torch.arange(len(batch), device=batch.device)[:, None]
         return batch[rows, params["order"].to(batch.device)]
 
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """`shuffled`, int64."""
+    def columns(self, meta: Meta, params: Params) -> dict[str, Int[Tensor, " b"]]:
+        """`shuffled`, `b` int64."""
         order = params["order"]
         return {"shuffled": (order != torch.arange(order.shape[1])).any(1).to(torch.int64)}

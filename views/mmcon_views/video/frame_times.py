@@ -1,7 +1,7 @@
-"""Rules for the moments of a view: from keys and headers of clips to times in seconds.
+"""Samplers of frame times: from keys and the time spans of clips to the times, in seconds, of a view's frames.
 
-A rule knows clips by where they begin and end and by their rate. Rules that place several views of one sample together
-(CVRL, TCLR) draw what they share from the key without the view's number, so that views need not know of each other.
+A sampler sees where a clip begins and ends and its frame rate. Samplers that relate several views of one sample (CVRL,
+TCLR) draw the common values from a key without the view's number, so that views are made independently.
 """
 
 from __future__ import annotations
@@ -21,59 +21,59 @@ from mmcon.random import FIELDS, Keys
 
 @dataclass(frozen=True)
 class ClipSpans:
-    """What the rules draw from, one row a clip.
+    """What frame times are sampled from, one row a clip.
 
     Attributes:
         begin: where the usable span begins, seconds.
         end: where it ends.
         frames_per_second: the clip's rate.
-        view: the number of the view, int64.
+        view: the number of the view.
     """
 
-    begin: Float64[Tensor, "b"]
-    end: Float64[Tensor, "b"]
-    frames_per_second: Float64[Tensor, "b"]
-    view: Int[Tensor, "b"]
+    begin: Float64[Tensor, " b"]
+    end: Float64[Tensor, " b"]
+    frames_per_second: Float64[Tensor, " b"]
+    view: Int[Tensor, " b"]
 
 
 class SampledTimes(NamedTuple):
-    """What a rule draws.
+    """The result of a frame-time sampler.
 
     Attributes:
-        times: the moments of each view, `b t` seconds.
-        step: for how long one of its frames stands, `b` seconds.
-        overlap: the share of its span that its partner covers too, `b`, where views are drawn in pairs.
-        speed: by how much faster than it was taken a view runs, `b`, where that is drawn.
+        times: the frame times of each view, seconds.
+        step: the duration of one frame of the view, seconds.
+        overlap: the fraction of a view's span that its partner covers too, where views are sampled in pairs.
+        speed: the factor by which a view runs faster than the clip, where it is drawn.
     """
 
     times: Float64[Tensor, "b t"]
-    step: Float64[Tensor, "b"]
-    overlap: Float64[Tensor, "b"] | None = None
-    speed: Float64[Tensor, "b"] | None = None
+    step: Float64[Tensor, " b"]
+    overlap: Float64[Tensor, " b"] | None = None
+    speed: Float64[Tensor, " b"] | None = None
 
 
 class FrameTimeSampler(ABC):
-    """A rule that turns keys and headers into the moments of a view."""
+    """A rule from keys and clip spans to frame times."""
 
     @property
     def keeps_speed(self) -> bool:
-        """Whether a view runs as fast as what it shows."""
+        """Whether a view runs at the speed of its clip."""
         return True
 
     @abstractmethod
-    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
-        """Draw the moments of each view."""
+    def draw(self, keys: Keys, clips: ClipSpans) -> SampledTimes:
+        """Draw the frame times of each view."""
 
 
 @dataclass(frozen=True)
 class FrameSpacing:
-    """How many frames, and how far apart.
+    """The number of frames and the time between them.
 
     Attributes:
         frames: in a view.
         stride: steps from frame to frame.
-        rate_hz: steps a second; None: the clip's own rate, so that a step is a frame, as published settings count.
-        speed: bounds of a factor on the step, drawn log-evenly: (1, 1) leaves time as it is.
+        rate_hz: steps a second; None: the clip's own rate, so that a step is one frame, as published settings count.
+        speed: bounds of a factor on the step, drawn log-uniformly: (1, 1) draws none.
     """
 
     frames: int
@@ -86,124 +86,115 @@ class FrameSpacing:
         if self.frames < 1 or self.stride <= 0 or not rate_fits or not 0 < self.speed[0] <= self.speed[1]:
             raise InputError("video", expected="frames >= 1, and stride, rate_hz and speed above 0", got=str(self))
 
-    def step(self, keys: Keys, headers: ClipSpans) -> Float64[Tensor, "b"]:
-        """Seconds from frame to frame."""
-        rate = headers.frames_per_second if self.rate_hz is None else torch.full_like(headers.begin, self.rate_hz)
-        return self.stride / rate * self.factor(keys)
-
     @property
     def keeps_speed(self) -> bool:
         """Whether no speed is drawn."""
         return self.speed == (1.0, 1.0)
 
-    def factor(self, keys: Keys) -> Float64[Tensor, "b"]:
-        """The drawn speed; 1 where none is."""
-        return (
-            torch.ones(len(keys), dtype=torch.float64) if self.keeps_speed else keys.log_uniform("speed", *self.speed)
-        )
+    def step(self, keys: Keys, clips: ClipSpans) -> Float64[Tensor, " b"]:
+        """Seconds from frame to frame."""
+        rate = clips.frames_per_second if self.rate_hz is None else torch.full_like(clips.begin, self.rate_hz)
+        return self.stride / rate * self.speed_factor(keys)
 
-
-def latest_start(step: Tensor, frames: int, headers: ClipSpans) -> Float64[Tensor, "b"]:
-    """How much later than the beginning a view of so many frames may start, in seconds."""
-    return (headers.end - headers.begin - frames * step).clamp(min=0)
-
-
-def even_times(begin: Tensor, step: Tensor, frames: int) -> Float64[Tensor, "b t"]:
-    """Moments at even steps."""
-    return begin[:, None] + torch.arange(frames, dtype=torch.float64) * step[:, None]
+    def speed_factor(self, keys: Keys) -> Float64[Tensor, " b"]:
+        """The drawn speed; 1 where none is drawn."""
+        if self.keeps_speed:
+            return torch.ones(len(keys), dtype=torch.float64)
+        return keys.log_uniform("speed", *self.speed)
 
 
 @dataclass(frozen=True)
 class UniformStart(FrameTimeSampler):
-    """Consecutive moments from an evenly drawn start."""
+    """Equally spaced frames from a uniformly drawn start."""
 
-    pace: FrameSpacing
+    spacing: FrameSpacing
 
     @property
     def keeps_speed(self) -> bool:
         """Whether no speed is drawn."""
-        return self.pace.keeps_speed
+        return self.spacing.keeps_speed
 
-    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
-        """Draw an evenly placed start."""
-        step = self.pace.step(keys, headers)
-        start = headers.begin + keys.uniform("start") * latest_start(step, self.pace.frames, headers)
-        speed = None if self.pace.keeps_speed else self.pace.factor(keys)
-        return SampledTimes(even_times(start, step, self.pace.frames), step, speed=speed)
+    def draw(self, keys: Keys, clips: ClipSpans) -> SampledTimes:
+        """Draw the start."""
+        step = self.spacing.step(keys, clips)
+        start = clips.begin + keys.uniform("start") * latest_start(step, self.spacing.frames, clips)
+        speed = None if self.spacing.keeps_speed else self.spacing.speed_factor(keys)
+        return SampledTimes(even_times(start, step, self.spacing.frames), step, speed=speed)
 
 
 @dataclass(frozen=True)
 class EvenlySpacedClips(FrameTimeSampler):
-    """View v of `views` at an even place from the beginning to the end; one view: the center. Nothing is drawn."""
+    """View v of `views` at the v-th of equally spaced starts; a single view is at the center. Nothing is drawn."""
 
-    pace: FrameSpacing
+    spacing: FrameSpacing
     views: int = 1
 
-    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
-        """Draw nothing: the place follows from the view."""
-        step = self.pace.step(keys, headers)
-        place = (headers.view % self.views) / (self.views - 1) if self.views > 1 else 0.5
-        start = headers.begin + place * latest_start(step, self.pace.frames, headers)
-        return SampledTimes(even_times(start, step, self.pace.frames), step)
+    def draw(self, keys: Keys, clips: ClipSpans) -> SampledTimes:
+        """Draw nothing: the start follows from the view's number."""
+        step = self.spacing.step(keys, clips)
+        fraction = (clips.view % self.views) / (self.views - 1) if self.views > 1 else 0.5
+        start = clips.begin + fraction * latest_start(step, self.spacing.frames, clips)
+        return SampledTimes(even_times(start, step, self.spacing.frames), step)
 
 
 @dataclass(frozen=True)
 class SegmentSampling(FrameTimeSampler):
-    """The whole clip in equal segments, and one moment drawn in each (Wang et al. 2016, TSN)."""
+    """The whole clip in equal segments, and one frame time drawn in each (Wang et al. 2016, TSN)."""
 
     frames: int
 
-    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
-        """Draw a moment in each segment."""
-        length = (headers.end - headers.begin) / self.frames
+    def draw(self, keys: Keys, clips: ClipSpans) -> SampledTimes:
+        """Draw a frame time in each segment."""
+        length = (clips.end - clips.begin) / self.frames
         within = torch.arange(self.frames, dtype=torch.float64) + keys.uniform("within", shape=(self.frames,))
-        return SampledTimes(headers.begin[:, None] + within * length[:, None], length)
+        return SampledTimes(clips.begin[:, None] + within * length[:, None], length)
 
 
 @dataclass(frozen=True)
-class ClipPair(FrameTimeSampler):
-    """Views in pairs (0 and 1, 2 and 3, …) whose starts lie a drawn gap apart.
+class ClipPairs(FrameTimeSampler):
+    """Views in pairs (0 and 1, 2 and 3, …) with a drawn gap between their starts.
 
     Attributes:
-        pace: of each view.
+        spacing: of each view.
         density: of the gap k up to K, the longest that fits: `falling` is 1 − k/K (CVRL), `even` is flat.
-        longest_seconds: bounds K further (ρBYOL).
+        longest_seconds: a further bound of K (ρBYOL).
     """
 
-    pace: FrameSpacing
+    spacing: FrameSpacing
     density: Literal["falling", "even"]
     longest_seconds: int | float = math.inf
 
-    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
-        """Draw the gap, the first start and which view comes first."""
+    def draw(self, keys: Keys, clips: ClipSpans) -> SampledTimes:
+        """Draw the gap, the earlier start and which view is the earlier one."""
         shared = shared_keys(keys, 2)
-        step = self.pace.step(keys, headers)
-        room = latest_start(step, self.pace.frames, headers)
+        step = self.spacing.step(keys, clips)
+        room = latest_start(step, self.spacing.frames, clips)
         u = shared.uniform("gap")
-        share = 1 - torch.sqrt(1 - u) if self.density == "falling" else u
-        gap = share * room.clamp(max=self.longest_seconds)
-        first = headers.begin + shared.uniform("start") * (room - gap)
-        later = shared.bernoulli("order", 0.5) == (headers.view % 2 == 0)
-        shared_seconds = (self.pace.frames * step - gap).clamp(min=0)
-        times = even_times(first + torch.where(later, gap, 0.0), step, self.pace.frames)
-        return SampledTimes(times, step, shared_seconds / (self.pace.frames * step))
+        # The inverse of the distribution function 1 - (1 - k/K)^2, whose density falls as 1 - k/K.
+        fraction = 1 - torch.sqrt(1 - u) if self.density == "falling" else u
+        gap = fraction * room.clamp(max=self.longest_seconds)
+        earlier = clips.begin + shared.uniform("start") * (room - gap)
+        is_later = shared.bernoulli("order", 0.5) == (clips.view % 2 == 0)
+        length = self.spacing.frames * step
+        times = even_times(earlier + torch.where(is_later, gap, 0.0), step, self.spacing.frames)
+        return SampledTimes(times, step, overlap=(length - gap).clamp(min=0) / length)
 
 
 @dataclass(frozen=True)
 class SparseAndDenseClips(FrameTimeSampler):
-    """View 0 covers a span in long steps; views 1 to `dense` share that span out (Dave et al. 2022, TCLR)."""
+    """View 0 covers a span with a long stride; views 1 to `dense` divide that span (Dave et al. 2022, TCLR)."""
 
     frames: int
     skip: int
     rate_hz: int | float | None
     dense: int = 4
 
-    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
-        """Draw the span's start."""
+    def draw(self, keys: Keys, clips: ClipSpans) -> SampledTimes:
+        """Draw the start of the span."""
         shared = shared_keys(keys, 1 + self.dense)
-        number = headers.view % (1 + self.dense)
-        long = FrameSpacing(self.frames, self.skip, self.rate_hz).step(keys, headers)
-        start = headers.begin + shared.uniform("start") * latest_start(long, self.frames, headers)
+        number = clips.view % (1 + self.dense)
+        long = FrameSpacing(self.frames, self.skip, self.rate_hz).step(keys, clips)
+        start = clips.begin + shared.uniform("start") * latest_start(long, self.frames, clips)
         step = torch.where(number == 0, long, long / self.skip)
         start = start + (number - 1).clamp(min=0) * (long * self.frames / self.dense)
         return SampledTimes(even_times(start, step, self.frames), step)
@@ -213,18 +204,29 @@ class SparseAndDenseClips(FrameTimeSampler):
 class FrameWindow(FrameTimeSampler):
     """View v is frame v of a window of `views` frames that all views share."""
 
-    pace: FrameSpacing
+    spacing: FrameSpacing
     views: int
 
-    def draw(self, keys: Keys, headers: ClipSpans) -> SampledTimes:
-        """Draw the window's start."""
-        step = self.pace.step(shared_keys(keys, self.views), headers)
-        start = headers.begin + shared_keys(keys, self.views).uniform("start") * latest_start(step, self.views, headers)
-        return SampledTimes((start + (headers.view % self.views) * step)[:, None], step)
+    def draw(self, keys: Keys, clips: ClipSpans) -> SampledTimes:
+        """Draw the start of the window."""
+        shared = shared_keys(keys, self.views)
+        step = self.spacing.step(shared, clips)
+        start = clips.begin + shared.uniform("start") * latest_start(step, self.views, clips)
+        return SampledTimes((start + (clips.view % self.views) * step)[:, None], step)
+
+
+def latest_start(step: Float64[Tensor, " b"], frames: int, clips: ClipSpans) -> Float64[Tensor, " b"]:
+    """The latest start of a view of so many frames, in seconds after the clip's beginning."""
+    return (clips.end - clips.begin - frames * step).clamp(min=0)
+
+
+def even_times(start: Float64[Tensor, " b"], step: Float64[Tensor, " b"], frames: int) -> Float64[Tensor, "b t"]:
+    """Equally spaced frame times."""
+    return start[:, None] + torch.arange(frames, dtype=torch.float64) * step[:, None]
 
 
 def shared_keys(keys: Keys, together: int) -> Keys:
-    """Keys that views drawn together share: the view's number is that of their group."""
+    """Keys that `together` consecutive views share: the view's number becomes that of the group."""
     fields = keys.fields.clone()
     fields[:, FIELDS.index("view")] //= together
     shared = Keys(fields, dropped=keys.dropped, step=keys.step)

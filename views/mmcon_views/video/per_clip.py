@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -20,7 +20,7 @@ from mmcon_views.image.resize import Resize
 
 @final
 class PerClip(ViewGenerator):
-    """An image generator on clips, one draw for all frames of a view, so that time stays consistent.
+    """An image generator on clips: all frames of a view get the same draw, so that motion is kept.
 
     Takes clips `b t c h w`, or a sequence of clips `t c h w`, or handles, of differing sizes and lengths.
 
@@ -28,7 +28,7 @@ class PerClip(ViewGenerator):
     >>> clips = flip(clips, mmcon.keys(seed=0, epoch=0, sample=ids))
 
     Args:
-        image: a single image generator; `per_clip` wraps a chain part by part.
+        image: a single image generator; `per_clip` wraps the children of a chain.
         name: by default the image generator's.
     """
 
@@ -39,49 +39,54 @@ class PerClip(ViewGenerator):
         if isinstance(image, Chain) or image.scope not in ("sample", "batch"):
             raise InputError(
                 "PerClip",
-                expected="one generator of images whose scope is 'sample' or 'batch'",
+                expected="a single image generator of scope 'sample' or 'batch'",
                 got=f"{image!r} of scope {image.scope!r}",
-                fix="mmcon_views.scopes.per_clip wraps the parts of a chain one by one",
+                fix="mmcon_views.video.per_clip.per_clip wraps the children of a chain",
             )
         self.image, self.name = image, name or image.name
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
-        """As the image generator."""
+        """Whether the image generator is."""
         return self.image.ragged
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """One row a clip, as for an image."""
+        """Draw once a clip, as for an image."""
         return self.image.draw(keys.for_batch() if self.image.scope == "batch" else keys, meta)
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Give every frame its clip's parameters."""
+        """Apply the image generator to every frame with the parameters of its clip."""
         if isinstance(batch, Tensor):
-            _check_clips(batch, self.name)
-            return self._apply_alike(batch, params, slice(None))
+            check_clips(batch, self.name)
+            return self._apply_equal_shapes(batch, params, slice(None))
         clips = [clip if isinstance(clip, Tensor) else clip.decode() for clip in batch]
-        alike: dict[Any, list[int]] = {}
+        rows_by_shape: dict[Any, list[int]] = {}
         for row, clip in enumerate(clips):
-            alike.setdefault((clip.shape, clip.dtype), []).append(row)
-        if len(alike) == 1:
-            return self._apply_alike(clips, params, slice(None))
+            rows_by_shape.setdefault((clip.shape, clip.dtype), []).append(row)
+        if len(rows_by_shape) == 1:
+            return self._apply_equal_shapes(clips, params, slice(None))
         views: list[Any] = [None] * len(clips)
-        for rows in alike.values():
-            made = self._apply_alike([clips[row] for row in rows], params, torch.tensor(rows))
-            for row, view in zip(rows, made, strict=True):
+        for rows in rows_by_shape.values():
+            some = self._apply_equal_shapes([clips[row] for row in rows], params, torch.tensor(rows))
+            for row, view in zip(rows, some, strict=True):
                 views[row] = view
         return torch.stack(views) if len({view.shape for view in views}) == 1 else views
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Sizes as the image generator leaves them; the number of frames stays."""
+        """The sizes of the image generator; the number of frames stays."""
         return self.image.output_meta(meta, params)
 
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """As the image generator."""
+    def columns(self, meta: Meta, params: Params) -> dict[str, Shaped[Tensor, "b ..."]]:
+        """The columns of the image generator."""
         return self.image.columns(meta, params)
 
-    def _apply_alike(self, clips: Tensor | Sequence[Tensor], params: Params, rows: slice | Tensor) -> Tensor:
-        """Clips of one shape, stacked or not; `rows` are theirs of the parameters."""
+    def _apply_equal_shapes(
+        self,
+        clips: Shaped[Tensor, "b t c h w"] | Sequence[Shaped[Tensor, "t c h w"]],
+        params: Params,
+        rows: slice | Tensor,
+    ) -> Shaped[Tensor, "b t c h2 w2"]:
+        """Clips of one shape, stacked or not; `rows` selects their parameters."""
         image, frames = self.image, len(clips[0])
         if isinstance(image, RandomResizedCrop | Resize | CropWithin) and _is_large(clips[0], image.size):
             return _resample_clips(clips, select_samples(params, rows), image, self.name)
@@ -91,29 +96,32 @@ class PerClip(ViewGenerator):
 
 
 def per_clip(generator: ViewGenerator) -> ViewGenerator:
-    """An image generator, or every part of a chain of them, with one draw for all frames of a clip."""
+    """An image generator, or every child of a chain of them, with one draw for all frames of a clip."""
     if isinstance(generator, Chain):
-        return Chain(*((name, PerClip(part)) for name, part in generator.children()), name=generator.name)
+        return Chain(*((name, PerClip(child)) for name, child in generator.children()), name=generator.name)
     return PerClip(generator)
 
 
 def _resample_clips(
-    clips: Tensor | Sequence[Tensor], box: Params, image: RandomResizedCrop | Resize | CropWithin, name: str
-) -> Float[Tensor, "b t c h w"]:
-    """All frames of a clip share the part, so they are resampled as the channels of one image, in a single call."""
+    clips: Shaped[Tensor, "b t c h w"] | Sequence[Shaped[Tensor, "t c h w"]],
+    box: Params,
+    image: RandomResizedCrop | Resize | CropWithin,
+    name: str,
+) -> Float32[Tensor, "b t c h2 w2"]:
+    """All frames of a clip have the same crop, so they are resampled as the channels of one image, in a single call."""
     boxes = torch.stack([box[side] for side in ("top", "left", "height", "width")], dim=1).tolist()
     out = torch.empty(len(clips), *clips[0].shape[:2], *image.size)
     for row, (clip, (top, left, height, width)) in enumerate(zip(clips, boxes, strict=True)):
         check_image(clip, name)
-        part = clip[..., top : top + height, left : left + width].flatten(0, 1)
-        out[row] = resize_image(part, image.size, image.interpolation).unflatten(0, clip.shape[:2])
+        region = clip[..., top : top + height, left : left + width].flatten(0, 1)
+        out[row] = resize_image(region, image.size, image.interpolation).unflatten(0, clip.shape[:2])
         if clip.dtype == torch.uint8:
             out[row] /= 255
     return out
 
 
-def _is_large(clip: Tensor, size: tuple[int, int]) -> bool:
-    """Whether frames go through torch's own resampling, as images of their size do; small ones are gathered."""
+def _is_large(clip: Shaped[Tensor, "t c h w"], size: tuple[int, int]) -> bool:
+    """Whether torch's own kernels resample the frames, as they do images of this size (see `resample`)."""
     return max(clip.shape[-1] * clip.shape[-2], size[0] * size[1]) > SMALL
 
 
@@ -123,6 +131,7 @@ def _repeat(params: Any, rows: slice | Tensor, times: int) -> Any:
     return {name: _repeat(branch, rows, times) for name, branch in params.items()}
 
 
-def _check_clips(batch: Tensor, where: str) -> None:
+def check_clips(batch: Tensor, where: str) -> None:
+    """Refuse what is not a batch of clips."""
     if batch.dim() != 5:
         raise InputError(where, expected="clips `b t c h w`", got=f"shape {tuple(batch.shape)}")

@@ -1,6 +1,7 @@
-"""Views of clips: spans of time (`mmcon_views.video.spans`), then images changed alike in all frames of a view.
+"""Published views of videos: a sampler of clips, then image operations with one draw for all frames of a view.
 
-Chains take undecoded clips of any size and length, decode only what was drawn, and give float32 `b t c h w` in [0, 1].
+The chains take undecoded clips of any size and length, decode only the drawn frames, and return float32 `b t c h w` in
+[0, 1].
 """
 
 from __future__ import annotations
@@ -20,37 +21,6 @@ from mmcon_views.video.clip_sampler import Short
 from mmcon_views.video.per_clip import PerClip
 
 
-def _spatial_chain(
-    sampler: ViewGenerator,
-    size: int | tuple[int, int],
-    *,
-    area: tuple[int | float, int | float],
-    aspect: tuple[int | float, int | float] = (3 / 4, 4 / 3),
-    jitter: ColorJitter | None = None,
-    grayscale: int | float = 0.0,
-    blur: bool = False,
-    name: str,
-) -> Chain:
-    """A sampler, then a crop, a flip and what else is asked for, each drawn once a clip."""
-    crop = RandomResizedCrop(
-        size=size, area=(float(area[0]), float(area[1])), aspect=(float(aspect[0]), float(aspect[1]))
-    )
-    parts: list[tuple[str, ViewGenerator]] = [("clip", sampler), ("crop", PerClip(crop)), ("flip", PerClip(Flip()))]
-    if jitter is not None:
-        parts.append(("jitter", PerClip(jitter)))
-    if grayscale:
-        parts.append(("gray", PerClip(Grayscale(p=float(grayscale)))))
-    if blur:
-        parts.append(("blur", PerClip(Blur())))
-    return Chain(*parts, name=name)
-
-
-def _decoding_side(size: int | tuple[int, int], area: tuple[int | float, int | float]) -> int:
-    """The shorter side at which decoded frames hold enough pixels for a crop of the mean area."""
-    side = min(size if isinstance(size, tuple) else (size, size))
-    return round(side / ((area[0] + area[1]) / 2) ** 0.5 + 0.5)
-
-
 @register_view("video/graded", modality="video")
 def graded(
     *,
@@ -65,56 +35,61 @@ def graded(
     positions: int | None = None,
     short: Short = "hold",
 ) -> Chain:
-    """A clip from anywhere in its video, lightly cropped and tilt_spectrum: for affinities that grade by time.
+    """A clip from a uniformly drawn start, with weak crops and color jitter: for affinities that are graded by time.
 
-    Strong crops and flips are one more way for two moments to differ, which time has to outshine; so crops keep half
-    of the image or more, and flips are off. A `framing` changes the image without that: all views of a sample have
-    the same, so that one video gives many, in each of which time runs as it did.
+    Strong crops and flips hide the motion that tells times apart, so crops keep half of the image or more, and flips
+    are off. A `framing` varies the images without that cost: a first crop, and a flip, that all views of a sample share.
+
+    >>> view = mmcon.create_view("video/graded", size=32, frames=2, rate_hz=12)
 
     Args:
-        size: side of the square that leaves, or (height, width).
-        frames: in the view.
+        size: side of the square output, or (height, width).
+        frames: frames in the view.
         rate_hz: steps a second; None: the clip's own rate.
         stride: steps from frame to frame.
-        area: fractions of the image that crops keep.
+        area: bounds of the crop's area, as fractions of the image.
         strength: s of SimCLR's color jitter.
-        flip: whether to exchange left and right, once a clip, with probability .5.
-        framing: fractions of the image that a first crop keeps which all views of a sample share, as they do a flip;
-            `area` is then of that crop.
-        positions: instead of anywhere, at so many even places, a view each: moments under disturbance, for evaluation.
+        flip: whether to flip horizontally, once a clip, with probability .5.
+        framing: bounds of the area of a first crop that all views of a sample share, as they share a flip; `area` is
+            then a fraction of that crop.
+        positions: in place of a drawn start, as many equally ssamplingd starts, one a view: for evaluation under crops.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
-    pace: dict[str, Any] = {"frames": frames, "stride": stride, "rate_hz": rate_hz, "short": short}
-    pace["shorter_side"] = _decoding_side(
+    sampling: dict[str, Any] = {"frames": frames, "stride": stride, "rate_hz": rate_hz, "short": short}
+    sampling["shorter_side"] = _decoding_side(
         size, area if framing is None else (area[0] * framing[0], area[1] * framing[1])
     )
-    sampler = clip_sampler.random_clip(**pace) if positions is None else clip_sampler.grid_clip(views=positions, **pace)
+    sampler = (
+        clip_sampler.random_clip(**sampling)
+        if positions is None
+        else clip_sampler.grid_clip(views=positions, **sampling)
+    )
     crop = RandomResizedCrop(size=size, area=(float(area[0]), float(area[1])))
-    parts: list[tuple[str, ViewGenerator]] = [("clip", sampler)]
+    children: list[tuple[str, ViewGenerator]] = [("clip", sampler)]
     if framing is None:
-        parts.append(("crop", PerClip(crop)))
+        children.append(("crop", PerClip(crop)))
     else:
         shared = RandomResizedCrop(size=size, area=(float(framing[0]), float(framing[1])), aspect=(0.5, 2.0))
-        parts += [("crop", PerClip(CropWithin(shared, crop))), ("turn", PerClip(SharedByViews(Flip())))]
+        children += [("crop", PerClip(CropWithin(shared, crop))), ("turn", PerClip(SharedByViews(Flip())))]
     if flip:
-        parts.append(("flip", PerClip(Flip())))
-    return Chain(*parts, ("jitter", PerClip(simclr_jitter(float(strength)))), name="video/graded")
+        children.append(("flip", PerClip(Flip())))
+    return Chain(*children, ("jitter", PerClip(simclr_jitter(float(strength)))), name="video/graded")
 
 
 @register_view("video/cvrl", modality="video")
 def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | float = 2) -> Chain:
-    """CVRL (Qian et al. 2021): two clips with falling density of their gap, each changed alike in all its frames.
+    """CVRL (Qian et al. 2021): two clips whose gap has a falling density; one image draw a clip.
 
     Crop of area .3 to 1 and aspect .5 to 2, flip, SimCLR's jitter at strength 1, gray .2, blur; the second clip is also
     solarized with probability .2.
 
     Args:
-        size: side of the square that leaves, or (height, width).
-        frames: in each view.
-        stride: frames of the video from one to the next.
+        size: side of the square output, or (height, width).
+        frames: frames in each view.
+        stride: steps, of one video frame each, from frame to frame.
     """
     sampler = clip_sampler.cvrl_clip(frames=frames, stride=stride)
-    images = _spatial_chain(
+    chain = _spatial_chain(
         sampler,
         size,
         area=(0.3, 1.0),
@@ -124,18 +99,18 @@ def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | f
         blur=True,
         name="video/cvrl",
     )
-    return Chain(*images.children(), ("solarize", PerClip(OnSecondViews(Solarize()))), name="video/cvrl")
+    return Chain(*chain.children(), ("solarize", PerClip(OnSecondViews(Solarize()))), name="video/cvrl")
 
 
 @register_view("video/tclr", modality="video")
 def tclr(*, size: int | tuple[int, int] = 112, frames: int = 16, skip: int = 4, dense: int = 4) -> Chain:
-    """TCLR (Dave et al. 2022): a sparse clip and dense ones from its span; crop, flip, jitter and gray alike in a clip.
+    """TCLR (Dave et al. 2022): a sparse clip and dense clips of its span; one crop, flip, jitter and gray a clip.
 
     Args:
-        size: side of the square that leaves, or (height, width).
-        frames: in each view.
+        size: side of the square output, or (height, width).
+        frames: frames in each view.
         skip: the sparse clip's stride.
-        dense: how many dense clips; give the same object for 1 + `dense` views.
+        dense: the number of dense clips; pass the same object for 1 + `dense` views.
     """
     sampler = clip_sampler.tclr_clip(frames=frames, skip=skip, dense=dense)
     return _spatial_chain(sampler, size, area=(0.3, 1.0), jitter=simclr_jitter(0.5), grayscale=0.2, name="video/tclr")
@@ -143,10 +118,10 @@ def tclr(*, size: int | tuple[int, int] = 112, frames: int = 16, skip: int = 4, 
 
 @register_view("video/vince", modality="video")
 def vince(*, size: int | tuple[int, int] = 224) -> Chain:
-    """VINCE (Gordon et al. 2020): single frames of one video are each other's views.
+    """VINCE (Gordon et al. 2020): single frames of one video are views of each other.
 
     Args:
-        size: side of the square that leaves, or (height, width).
+        size: side of the square output, or (height, width).
     """
     jitter = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
     return _spatial_chain(
@@ -162,13 +137,13 @@ def rho_byol(
     frames: int = 8,
     stride: int | float = 8,
 ) -> Chain:
-    """ρBYOL (Feichtenhofer et al. 2021): clips of 8×8 frames at most a gap apart, under SimCLR's images.
+    """ρBYOL (Feichtenhofer et al. 2021): clips of 8×8 frames with a bounded gap, and SimCLR's image operations.
 
     Args:
         gap_seconds: the longest gap between the starts of two clips.
-        size: side of the square that leaves, or (height, width).
-        frames: in each view.
-        stride: frames of the video from one to the next.
+        size: side of the square output, or (height, width).
+        frames: frames in each view.
+        stride: steps, of one video frame each, from frame to frame.
     """
     sampler = clip_sampler.bounded_gap_clip(gap_seconds=gap_seconds, frames=frames, stride=stride)
     return _spatial_chain(
@@ -186,14 +161,14 @@ def plain(
     views: int = 1,
     short: Short = "hold",
 ) -> Chain:
-    """The view of evaluation: the clip's center, or `views` even places, brought to one size; nothing drawn.
+    """For evaluation: the clip's center, or `views` equally spaced starts, resized; nothing is drawn.
 
     Args:
-        size: side of the square that leaves, or (height, width).
-        frames: in each view.
+        size: side of the square output, or (height, width).
+        frames: frames in each view.
         rate_hz: steps a second; None: the clip's own rate.
         stride: steps from frame to frame.
-        views: how many places; give the same object for so many views.
+        views: the number of starts; pass the same object for as many views.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     side = min(size if isinstance(size, tuple) else (size, size))
@@ -201,3 +176,34 @@ def plain(
         frames=frames, stride=stride, rate_hz=rate_hz, views=views, shorter_side=side, short=short
     )
     return Chain(("clip", sampler), ("resize", PerClip(Resize(size=size))), name="video/plain")
+
+
+def _spatial_chain(
+    sampler: ViewGenerator,
+    size: int | tuple[int, int],
+    *,
+    area: tuple[int | float, int | float],
+    aspect: tuple[int | float, int | float] = (3 / 4, 4 / 3),
+    jitter: ColorJitter | None = None,
+    grayscale: int | float = 0.0,
+    blur: bool = False,
+    name: str,
+) -> Chain:
+    """A clip sampler, then a crop, a flip and the chosen operations, each drawn once a clip."""
+    crop = RandomResizedCrop(
+        size=size, area=(float(area[0]), float(area[1])), aspect=(float(aspect[0]), float(aspect[1]))
+    )
+    children: list[tuple[str, ViewGenerator]] = [("clip", sampler), ("crop", PerClip(crop)), ("flip", PerClip(Flip()))]
+    if jitter is not None:
+        children.append(("jitter", PerClip(jitter)))
+    if grayscale:
+        children.append(("gray", PerClip(Grayscale(p=float(grayscale)))))
+    if blur:
+        children.append(("blur", PerClip(Blur())))
+    return Chain(*children, name=name)
+
+
+def _decoding_side(size: int | tuple[int, int], area: tuple[int | float, int | float]) -> int:
+    """The shorter side at which decoded frames hold enough pixels for a crop of the mean area."""
+    side = min(size if isinstance(size, tuple) else (size, size))
+    return round(side / ((area[0] + area[1]) / 2) ** 0.5 + 0.5)
