@@ -1,1 +1,1 @@
-"""What a representation is worth: features are computed once, and every figure reads that one dump."""
+"""Evaluation from cached features: features are extracted once, and every metric reads that file."""

@@ -1,4 +1,4 @@
-"""Features, computed once: what an encoder says of every sample, as one table that every evaluation reads."""
+"""Features, extracted once: the outputs of an encoder for every sample, as one table that every metric reads."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mmcon.sources.base import JoinedSource, Source, TensorSource
 
 @dataclass(frozen=True)
 class Features:
-    """Features of `n` rows and the table that names the rows.
+    """Features of `n` rows and the index of the rows.
 
     Attributes:
-        values: `n d` float32, as the encoder gives them (neither scaled nor normalised).
-        index: the rows' columns: `sample`, `label` and whatever else the source has.
-        metadata: free notes that are saved along (which model, which data).
+        values: float32, as the encoder returns them (neither scaled nor normalized).
+        index: columns of the rows: `sample`, `label` and any others of the source.
+        metadata: free text that is saved with the features, such as the model and the data.
     """
 
     values: Float[Tensor, "n d"]
@@ -44,7 +44,7 @@ class Features:
 
     @property
     def labels(self) -> Int[Tensor, " n"]:
-        """The rows' labels."""
+        """The labels of the rows."""
         return self.index["label"]
 
     def normalized(self) -> Float[Tensor, "n d"]:
@@ -52,19 +52,19 @@ class Features:
         return nn.functional.normalize(self.values, dim=1)
 
     def take(self, rows: Any) -> Features:
-        """The rows at positions, a slice, or a boolean mask."""
+        """The rows at indices, a slice, or a boolean mask."""
         return Features(self.values[rows], self.index.take(rows), self.metadata)
 
     @staticmethod
     def cat(tables: Sequence[Features]) -> Features:
-        """The rows of several dumps under one another, such as the shares of several processes."""
+        """The concatenation of several tables, such as the shards of several ranks."""
         if not tables:
             raise InputError("Features.cat", expected="at least one table", got="none")
         index = Index.cat([table.index for table in tables])
         return Features(torch.cat([table.values for table in tables]), index, tables[0].metadata)
 
     def save(self, file: str | Path) -> Path:
-        """Write one safetensors file: the values, a tensor for each column, and the notes."""
+        """Write one safetensors file: the values, a tensor for each column, and the metadata."""
         tensors = {"values": self.values.contiguous()}
         tensors |= {f"index.{name}": column.contiguous() for name, column in self.index.items()}
         Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ class Features:
         """Read what `save` wrote.
 
         Raises:
-            DataError: the file is missing, torn, or of another kind.
+            DataError: the file is missing, truncated, or of another kind.
         """
         try:
             with safe_open(file, framework="pt") as opened:
@@ -91,30 +91,30 @@ class Features:
 
 
 def extract_features(
-    encode: Callable[[ViewBatch], Tensor | Mapping[str, Tensor]] | nn.Module,
+    encode: Callable[[ViewBatch], Float[Tensor, "_n _d"] | Mapping[str, Float[Tensor, "_n _d"]]] | nn.Module,
     loader: Iterable[ViewBatch],
     *,
     modality: str | None = None,
     device: torch.device | str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Features:
-    """Run an encoder once over a loader, without gradients and in evaluation mode, which is put back afterwards.
+    """Run an encoder once over a loader, without gradients and in evaluation mode; each module's mode is restored.
 
     >>> pixels = extract_features(lambda batch: batch.views["image"][0].flatten(1), loader)
 
     Args:
-        encode: from a batch to features, `n d` or a dict of such by modality. A module that has a method `features` is
-            asked by that method; so is any module by its call.
-        loader: batches, each row once.
-        modality: which modality's rows; may be left out where batches have only one.
-        device: where the batches go; by default where the module's parameters are.
-        metadata: notes to keep beside the features.
+        encode: from a batch to features `n d`, or to a dict of features by modality. Of a module with a method
+            `features`, that method is called; of another module, the module.
+        loader: batches with each row once.
+        modality: the modality of the rows; optional if the batches have only one.
+        device: the device of the batches; by default that of the module's parameters.
+        metadata: free text to save with the features.
 
     Returns:
         Features, float32 on the CPU, with the rows in the loader's order.
 
     Raises:
-        InputError: the loader is empty, the modality is not there, or the shape does not fit the rows.
+        InputError: the loader is empty, the modality is not in the batch, or the features do not have one row each.
         NonFiniteError: a feature is not finite; the message names the sample.
     """
     module = encode if isinstance(encode, nn.Module) else getattr(encode, "__self__", None)
@@ -129,46 +129,46 @@ def extract_features(
             output = call(batch if device is None else batch.to(device))
             block = output[name] if isinstance(output, Mapping) else output
             table = batch.index[name].to("cpu")
-            values.append(_checked(block, table))
+            values.append(_check_features(block, table))
             tables.append(table)
     if not values:
-        raise InputError("extract", expected="at least one batch", got="an empty loader")
-    # Cloned outside inference mode, so that a probe may take gradients through them.
+        raise InputError("extract_features", expected="at least one batch", got="an empty loader")
+    # Cloned outside inference mode: autograd refuses inference tensors, and a probe is trained on these.
     return Features(torch.cat(values).clone(), Index.cat(tables), dict(metadata or {}))
 
 
 def precompute_features(model: nn.Module, source: Source, views: Views, **options: Any) -> Source:
-    """What frozen encoders say of every sample, once, as a source: features take the place of media.
+    """The features of frozen encoders as a source, whose samples are features instead of media.
 
     Train `model.with_precomputed_features()` on it, with `mmcon.views.Identity()` as the view of each modality.
 
     Args:
-        model: with a method `features`.
+        model: has a method `features`.
         source: one modality, or several joined.
-        views: by modality, one generator that draws nothing.
+        views: by modality, one deterministic view generator.
         options: of `one_pass`, such as `device`.
 
     Raises:
-        InputError: a modality has several views; which one would be drawn is lost.
+        InputError: a modality has several views; the features would not record which view they are of.
     """
     several = [modality for modality, generators in views.items() if len(generators) != 1]
     if several:
-        raise InputError("precomputed", expected="one view a modality", got=f"several of {several}")
+        raise InputError("precompute_features", expected="one view a modality", got=f"several of {several}")
     members = []
     for modality, generators in views.items():
         member = source.members[modality]
-        found = extract_features(model, one_pass(member, {modality: generators}, **options), modality=modality)
-        columns = {name: c for name, c in found.index.items() if name in member.columns and name != "label"}
-        labels = found.index.get("label")
-        known: dict[str, Any] = {} if labels is None else {"labels": labels, "classes": member.classes}
+        features = extract_features(model, one_pass(member, {modality: generators}, **options), modality=modality)
+        columns = {name: c for name, c in features.index.items() if name in member.columns and name != "label"}
+        labels = features.index.get("label")
+        labeled: dict[str, Any] = {} if labels is None else {"labels": labels, "classes": member.classes}
         members.append(
             TensorSource(
-                found.values,
+                features.values,
                 modality=modality,
-                ids=found.index["sample"],
+                ids=features.index["sample"],
                 columns=columns,
                 name=f"features of {member.name}",
-                **known,
+                **labeled,
             )
         )
     return members[0] if len(members) == 1 else JoinedSource(*members)
@@ -176,31 +176,35 @@ def precompute_features(model: nn.Module, source: Source, views: Views, **option
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[nn.Module]:
-    """Put a module into evaluation mode, and each of its parts back into the mode that it was in."""
-    modes = {part: part.training for part in module.modules()}
+    """Set a module to evaluation mode in a `with` block, then restore the mode of each of its submodules."""
+    modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     try:
         yield module
     finally:
-        for part, training in modes.items():
-            part.training = training
+        for submodule, training in modes.items():
+            submodule.training = training
 
 
 def _only_modality(batch: ViewBatch, modality: str | None) -> str:
     if modality is None and len(batch.modalities) == 1:
         return batch.modalities[0]
     if modality not in batch.modalities:
-        raise InputError("extract", expected=f"a modality among {list(batch.modalities)}", got=repr(modality))
+        raise InputError("extract_features", expected=f"a modality among {list(batch.modalities)}", got=repr(modality))
     return modality
 
 
-def _checked(block: Any, table: Index) -> Float[Tensor, "n d"]:
-    got = tuple(block.shape) if isinstance(block, Tensor) else type(block).__name__
-    if not isinstance(block, Tensor) or block.dim() != 2 or len(block) != table.n:
-        raise InputError("extract", expected=f"features `n d` of {table.n} rows", got=str(got), fix="pool or flatten")
-    finite = block.isfinite().all(1).cpu()
+def _check_features(features: Any, index: Index) -> Float[Tensor, "n d"]:
+    """The features of a batch as float32 on the CPU, if they are finite and have one row each."""
+    got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != index.n:
+        raise InputError(
+            "extract_features", expected=f"features `n d` of {index.n} rows", got=str(got), fix="pool or flatten"
+        )
+    finite = features.isfinite().all(1).cpu()
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
-        sample = int(table["sample"][row]) if "sample" in table else row
-        raise NonFiniteError("extract", expected="finite features", got=f"{int((~finite).sum())} rows, first {sample}")
-    return block.detach().float().cpu()
+        sample = int(index["sample"][row]) if "sample" in index else row
+        got = f"{int((~finite).sum())} rows, first {sample}"
+        raise NonFiniteError("extract_features", expected="finite features", got=got)
+    return features.detach().float().cpu()

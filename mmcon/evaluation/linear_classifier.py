@@ -1,11 +1,11 @@
-"""The second stage as published: a linear classifier trained on views of its own over a frozen encoder.
+"""The linear classifier of published linear evaluations: trained with augmented views on a frozen encoder.
 
     stage = LinearStage(epochs=90, learning_rate=0.05 * batch_size / 256)
     classifier = train_classifier(model, loader, classes=1000, stage=stage)
     accuracy(classifier, test_loader)                # {"top1": …, "top5": …}
 
-It costs a pass of the encoder for every view. The probe on features that are computed once (`mmcon.evaluation.probe`)
-is the cheap alternative; figures of the two are not the same quantity.
+Each step encodes new views. The linear probe on cached features (`mmcon.evaluation.probe`) encodes each sample once and
+is much cheaper; the accuracies of the two are not comparable.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,23 +32,23 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 @dataclass(frozen=True, kw_only=True)
 class LinearStage:
-    """How the classifier is trained; the defaults are those of SupCon's ImageNet runs, at a batch of 256.
+    """Training settings of the classifier; the defaults are those of SupCon's ImageNet runs at batch size 256.
 
     Attributes:
         epochs: passes over the loader.
-        learning_rate: the peak; published rates are for a batch of 256 and grow with it.
+        learning_rate: peak learning rate; published rates are for batch size 256 and scale linearly with it.
         optimizer: "rmsprop", "lars", "sgd" or "adamw".
         optimizer_options: for the optimizer itself, such as {"eps": 1e-3}.
-        schedule: of the learning rate; "exponential" multiplies it by `decay_factor` every `decay_epochs`.
+        schedule: learning-rate schedule; "exponential" multiplies the rate by `decay_factor` every `decay_epochs`.
         decay_factor: of "exponential".
         decay_epochs: of "exponential".
-        warmup_epochs: of a linear rise.
+        warmup_epochs: epochs of linear warm-up.
         weight_decay: on the weights, not on the bias.
-        label_smoothing: how much of each target is spread over all classes.
-        unit_features: whether features are brought to length one before the classifier.
-        batch_norm: whether the encoder's batch norms use the statistics of stage one as they are ("frozen"), or the
-            batch's, while running statistics are brought up to date ("updated").
-        batch_norm_momentum: how fast they are brought up to date.
+        label_smoothing: the probability of each target that is spread over all classes.
+        unit_features: normalize features to length one before the classifier.
+        batch_norm: the encoder's batch norms use the running statistics of stage one ("frozen"), or the statistics of
+            the batch, and update the running ones ("updated").
+        batch_norm_momentum: momentum of "updated".
     """
 
     epochs: int = 90
@@ -78,14 +78,14 @@ class LinearStage:
 
 @final
 class LinearClassifier(nn.Module):
-    """An encoder that gets no gradient, and one linear layer on its features.
+    """A frozen encoder and a linear layer on its features.
 
     Args:
-        model: a ContrastiveModel (whose heads are not used) or an encoder; it is copied, so that statistics which the
-            second stage brings up to date leave the first stage's model as it is.
-        modality: whose features are classified.
-        classes: how many there are.
-        unit_features: whether features are brought to length one.
+        model: a ContrastiveModel (its heads are not used) or an encoder. The encoder is copied, so that updated
+            batch-norm statistics do not change the model.
+        modality: the modality of the views.
+        classes: number of classes.
+        unit_features: normalize features to length one.
     """
 
     def __init__(self, model: nn.Module, *, modality: str, classes: int, unit_features: bool) -> None:
@@ -109,7 +109,7 @@ class LinearClassifier(nn.Module):
     def forward(self, batch: ViewBatch) -> Float[Tensor, "n classes"]:
         """Logits of every row of the batch, in order."""
         with torch.no_grad():
-            features = torch.cat([self.encoder(part) for part in batch.views[self.modality]]).float()
+            features = torch.cat([self.encoder(stack) for stack in batch.views[self.modality]]).float()
         if self.unit_features:
             features = functional.normalize(features, dim=1)
         return self.linear(features)
@@ -125,19 +125,19 @@ def train_classifier(
     class_weights: Float[Tensor, " classes"] | None = None,
     device: torch.device | str | None = None,
 ) -> LinearClassifier:
-    """Train a linear classifier on views over a frozen encoder.
+    """Train a linear classifier with views on a frozen encoder.
 
-    In several processes each gives the loader of its own part, and all must start from one random state; gradients are
-    averaged. Batch norms that are updated see their own process's rows.
+    With several ranks, each passes the loader of its own shard, all start from one random state, and gradients are
+    averaged. Updated batch norms use the rows of their own rank.
 
     Args:
-        model: a ContrastiveModel or an encoder; it stays as it is.
-        loader: an epoch of batches each time that it is iterated, with views of this stage's own choice.
-        classes: how many there are.
-        stage: how to train.
-        modality: whose views.
-        class_weights: of the loss, such as `mmcon.sources.base.class_weights` gives for long tails.
-        device: where to train; by default where the model is.
+        model: a ContrastiveModel or an encoder; it is not changed.
+        loader: each iteration over it is an epoch of batches, with the views of this stage.
+        classes: number of classes.
+        stage: training settings.
+        modality: the modality of the views.
+        class_weights: weights of the loss, such as those of `mmcon.sources.base.class_weights` for long tails.
+        device: device of the training; by default that of the model.
     """
     if not isinstance(loader, Sized) or not len(loader):
         raise InputError("train_classifier", expected="a loader of at least one batch", got=type(loader).__name__)
@@ -177,31 +177,31 @@ def train_classifier(
 
 
 def accuracy(classifier: LinearClassifier, loader: Iterable[ViewBatch]) -> dict[str, float]:
-    """Top-1 and top-5 of a classifier, as fractions; top-5 is left out where there are five classes or fewer."""
+    """Top-1 and top-5 accuracy of a classifier, as fractions; without top-5 for five classes or fewer."""
     device = classifier.linear.weight.device
     classes = classifier.linear.out_features
-    right, count = torch.zeros(2, dtype=torch.float64), 0
+    correct, count = torch.zeros(2, dtype=torch.float64), 0
     with evaluation_mode(classifier), torch.inference_mode():
         for batch in loader:
             batch = batch.to(device)
             labels = _labels(batch, classifier.modality, classes)
             hits = classifier(batch).topk(min(5, classes)).indices == labels[:, None]
-            right += torch.stack([hits[:, 0].sum(), hits.sum()]).cpu()
+            correct += torch.stack([hits[:, 0].sum(), hits.sum()]).cpu()
             count += len(labels)
     if not count:
         raise InputError("accuracy", expected="at least one row", got="an empty loader")
-    top1, top5 = (right / count).tolist()
+    top1, top5 = (correct / count).tolist()
     return {"top1": top1, "top5": top5} if classes > 5 else {"top1": top1}
 
 
 def _set_batch_norm(encoder: nn.Module, stage: LinearStage) -> None:
-    """Dropout and the like rest; batch norms rest too, or go on with the momentum of this stage."""
+    """Evaluation mode for the encoder, except for its batch norms under "updated"."""
     encoder.eval()
     if stage.batch_norm == "updated":
-        for part in encoder.modules():
-            if isinstance(part, _NORMS):
-                part.train()
-                part.momentum = stage.batch_norm_momentum
+        for module in encoder.modules():
+            if isinstance(module, _NORMS):
+                module.train()
+                module.momentum = stage.batch_norm_momentum
 
 
 def _average_gradients(layer: nn.Linear) -> None:
@@ -210,7 +210,7 @@ def _average_gradients(layer: nn.Linear) -> None:
         parameter.grad = mean
 
 
-def _labels(batch: ViewBatch, modality: str, classes: int) -> Tensor:
+def _labels(batch: ViewBatch, modality: str, classes: int) -> Int[Tensor, " n"]:
     labels = batch.index[modality]["label"]
     if int(labels.max()) >= classes:
         raise DataError("second stage", expected=f"labels below {classes}", got=str(int(labels.max())))

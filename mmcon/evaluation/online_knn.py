@@ -1,4 +1,4 @@
-"""A figure of merit during training: nearest neighbours, on a part of the training set alone."""
+"""Online k-NN: the k-NN metric on a subset of the training set, for choosing checkpoints."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from mmcon.sources.base import Source, Subset, held_out
 
 @final
 class OnlineKnn:
-    """Accuracy of weighted k-NN among features of some training rows; each row is classified by the others.
+    """Leave-one-out accuracy of weighted k-NN on a subset of the training set.
 
-    For `run.batches(loader, score=...)`: the best checkpoint is then chosen without a look at the test set.
+    Pass it to `run.batches(loader, score=...)`: the best checkpoint is then chosen without the test set.
 
     Args:
-        model: whose features are judged.
-        train: the training part, with labels.
-        views: by modality one view without randomness.
-        rows: at most so many, chosen by identity.
-        k: how many neighbours.
+        model: the model to evaluate.
+        train: the training set, with labels.
+        views: by modality, one deterministic view.
+        samples: approximate size of the subset, which is chosen by sample id and so is the same in every run.
+        k: number of neighbors.
     """
 
-    def __init__(self, model: nn.Module, train: Source, views: Views, *, rows: int = 2000, k: int = 20) -> None:
+    def __init__(self, model: nn.Module, train: Source, views: Views, *, samples: int = 2000, k: int = 20) -> None:
         if train.labels is None:
             raise InputError("OnlineKnn", expected="a source with labels", got=f"{train.name} without")
-        share = min(0.999, rows / len(train))
-        taken = torch.nonzero(held_out(train.ids, share)).flatten() if share < 0.999 else torch.arange(len(train))
+        share = min(0.999, samples / len(train))
+        rows = torch.nonzero(held_out(train.ids, share)).flatten() if share < 0.999 else torch.arange(len(train))
         self.model, self.views, self.k = model, views, k
-        self.part = Subset(train, taken if len(taken) else torch.arange(min(rows, len(train))))
+        self.subset = Subset(train, rows if len(rows) else torch.arange(min(samples, len(train))))
 
     def __call__(self) -> float:
-        """The accuracy now, between 0 and 1."""
-        features = extract_features(self.model, one_pass(self.part, self.views))
+        """The accuracy of the model as it is now, between 0 and 1."""
+        features = extract_features(self.model, one_pass(self.subset, self.views))
         return float(knn(features, features, k=self.k, exclude_same="sample").top1)

@@ -1,7 +1,6 @@
-"""How sure a figure is: intervals for proportions and means, and tests of paired differences.
+"""Confidence intervals of proportions and means, tests of paired differences, and classification accuracy.
 
-Every interval and test says what it is over. Items of one clip, speaker or document are not independent: pass `groups`,
-and whole groups are resampled or exchanged.
+Items of one clip, speaker or document are not independent: pass `groups`, and whole groups are resampled or exchanged.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from torch import Tensor
 from mmcon.errors import InputError
 from mmcon.random import keys
 
-# Draws times items held at once by the resampling functions.
-_BLOCK = 4_000_000
+# Resamples times units in memory at once: 32 MB in float64.
+_BLOCK_SIZE = 4_000_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its confidence interval.
+    """An estimate and its confidence interval.
 
     Attributes:
-        value: the figure itself.
+        value: the estimate.
         low: lower end.
         high: upper end.
         level: confidence level.
-        n: how many independent units it is over (items, groups or seeds).
+        n: number of independent units (items, groups or seeds).
     """
 
     value: float
@@ -45,12 +44,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A difference between two systems on the same units, and how likely as large a one is by chance.
+    """The difference between two systems on the same units, and its p-value under no difference.
 
     Attributes:
         difference: mean of the first minus mean of the second.
         p_value: two-sided.
-        n: how many independent units (items or groups) it is over.
+        n: number of independent units (items or groups).
     """
 
     difference: float
@@ -60,14 +59,14 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class Classification:
-    """How often a classifier is right on a held-out set.
+    """The accuracy of a classifier on a test set.
 
     Attributes:
-        top1: share of items whose best class is the true one.
-        top5: share of items whose true class is among the best five (or among all, where there are fewer).
-        per_class: by label, the share of that class's items which are right.
-        predicted: the label that is given to each item.
-        correct: which items are right: what paired tests compare.
+        top1: share of items whose class of highest score is the true one.
+        top5: share of items whose true class is among the five of highest score (of fewer classes: 1).
+        per_class: by label, the top-1 accuracy on the items of that class.
+        predicted: the predicted label of each item.
+        correct: whether the prediction of each item is correct; paired tests compare these.
     """
 
     top1: float
@@ -77,50 +76,55 @@ class Classification:
     correct: Bool[Tensor, " n"]
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Wilson's interval of `top1`, over items."""
+        """Wilson's interval of `top1` over items."""
         return wilson(int(self.correct.sum()), len(self.correct), level=level)
 
 
 def classify(scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"], classes: Int[Tensor, " k"]) -> Classification:
-    """Judge scores of `k` classes against true labels; equal scores go to the class that comes first.
+    """Compare the scores of `k` classes with true labels; among equal scores the first class is predicted.
 
     Args:
-        scores: `n k`, higher is likelier.
-        labels: `n`, the true labels.
-        classes: `k`, the label of each column, ascending.
+        scores: higher is likelier.
+        labels: the true labels.
+        classes: the label of each column, ascending.
 
     Raises:
-        InputError: no items, or a label that is none of the classes.
+        InputError: there are no items, or a label is not among the classes.
     """
     target = class_indices(labels, classes, where="classify")
     own = scores.gather(1, target[:, None])
     earlier = torch.arange(len(classes), device=scores.device) < target[:, None]
+    # Ties are broken by the order of classes, so that a constant score is correct for one class only.
     rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
     correct = rank == 0
-    seen = {int(label): correct[labels == label].double().mean().item() for label in labels.unique()}
+    per_class = {int(label): correct[labels == label].double().mean().item() for label in labels.unique()}
     return Classification(
         top1=correct.double().mean().item(),
         top5=(rank < 5).double().mean().item(),
-        per_class=seen,
+        per_class=per_class,
         predicted=classes[scores.argmax(1)].cpu(),
         correct=correct.cpu(),
     )
 
 
 def class_indices(labels: Int[Tensor, " n"], classes: Int[Tensor, " k"], *, where: str) -> Int[Tensor, " n"]:
-    """The position of each label among the ascending classes; an error where one is missing."""
+    """The index of each label among the ascending classes.
+
+    Raises:
+        InputError: there are no labels, or a label is not among the classes.
+    """
     if not len(labels):
         raise InputError(where, expected="at least one item", got="none")
-    position = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
-    strange = labels[classes[position] != labels].unique().tolist()
-    if strange:
+    index = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    unknown = labels[classes[index] != labels].unique().tolist()
+    if unknown:
         raise InputError(
             where,
             expected=f"labels among the {len(classes)} of the training set",
-            got=f"others: {strange[:5]}",
-            fix="take both sets from one source, or drop the items whose class was never trained",
+            got=f"others: {unknown[:5]}",
+            fix="take both sets from one source, or drop the items whose class is not in the training set",
         )
-    return position
+    return index
 
 
 def wilson(successes: int, n: int, *, level: float = 0.95) -> Interval:
@@ -143,19 +147,19 @@ def bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean (Efron 1979), over items or over whole groups of them.
+    """Percentile bootstrap interval of a mean (Efron 1979), over items or over groups of items.
 
     Args:
-        values: `n`, a number or a truth value an item.
-        groups: `n`, the group of each item; whole groups are then drawn with replacement.
+        values: a number or a boolean for each item.
+        groups: the group of each item; whole groups are then resampled.
         level: confidence level.
-        draws: how many resamples.
-        seed: the key's seed; the same seed gives the same interval.
+        draws: number of resamples.
+        seed: seed of the resampling; the same seed gives the same interval.
     """
-    totals, counts = _by_group(values, groups, "bootstrap")
+    totals, counts = _sums_by_unit(values, groups, "bootstrap")
     n = len(totals)
     means = []
-    for chunk in torch.arange(draws).split(max(1, _BLOCK // n)):
+    for chunk in torch.arange(draws).split(max(1, _BLOCK_SIZE // n)):
         rows = keys(seed=seed, sample=chunk).integers("bootstrap", 0, n, shape=(n,))
         means.append(totals[rows].sum(1) / counts[rows].sum(1))
     ends = torch.quantile(torch.cat(means), torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
@@ -163,7 +167,7 @@ def bootstrap(
 
 
 def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Student's interval of a mean over independent runs, such as seeds (at least two)."""
+    """Student's t interval of a mean over at least two independent runs, such as seeds."""
     n = len(values)
     if n < 2:
         raise InputError("t_interval", expected="at least two runs", got=f"{n}", fix="repeat with other seeds")
@@ -174,11 +178,11 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
 
 
 def mcnemar(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"]) -> PairedTest:
-    """Exact test of McNemar (1947): do two classifiers err equally often on the same items?
+    """Exact McNemar test (1947) that two classifiers have equal accuracy on the same items.
 
     Args:
-        first: `n`, which items the first gets right.
-        second: `n`, which items the second gets right.
+        first: whether the first classifier is correct, by item.
+        second: whether the second classifier is correct, by item.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
@@ -194,41 +198,41 @@ def paired_permutation(
     draws: int = 10_000,
     seed: int = 0,
 ) -> PairedTest:
-    """Test a mean paired difference by exchanging the two systems, item by item or group by group.
+    """Permutation test of a mean paired difference: the two systems are exchanged by item, or by group.
 
-    All 2^m exchanges of the m units that differ are counted where they are no more than `draws`; else random ones,
-    with the observed one among them, so that p is never 0 (Phipson and Smyth 2010).
+    If the m units that differ have at most `draws` exchanges (2^m), all are counted. Otherwise `draws` random exchanges
+    are counted together with the observed one, so that p is never 0 (Phipson and Smyth 2010).
 
     Args:
-        first: `n`, a number or a truth value an item, of the first system.
-        second: `n`, of the second system, on the same items.
-        groups: `n`, the group of each item; the items of a group are then exchanged together.
-        draws: how many exchanges.
-        seed: the key's seed.
+        first: a number or a boolean for each item, of the first system.
+        second: those of the second system on the same items.
+        groups: the group of each item; the items of a group are then exchanged together.
+        draws: number of random exchanges.
+        seed: seed of the exchanges.
     """
-    totals, _ = _by_group(first.double() - second.double(), groups, "paired_permutation")
+    totals, _ = _sums_by_unit(first.double() - second.double(), groups, "paired_permutation")
     differing = totals[totals != 0]
     observed = differing.sum().abs()
-    # Sums that differ by rounding alone are ties.
-    bar = observed - 1e-12 * differing.abs().sum()
+    # Sums that differ by rounding only are ties.
+    threshold = observed - 1e-12 * differing.abs().sum()
     m = len(differing)
     exact = 2**m <= draws
     count = 2**m if exact else draws
     extreme = 0
-    for chunk in torch.arange(count).split(max(1, _BLOCK // max(m, 1))):
+    for chunk in torch.arange(count).split(max(1, _BLOCK_SIZE // max(m, 1))):
         if exact:
             flipped = (chunk[:, None] >> torch.arange(m)) & 1
         else:
             flipped = keys(seed=seed, sample=chunk).integers("exchange", 0, 2, shape=(m,))
-        extreme += int((((1 - 2 * flipped).double() @ differing).abs() >= bar).sum())
+        extreme += int((((1 - 2 * flipped).double() @ differing).abs() >= threshold).sum())
     p = extreme / count if exact else (extreme + 1) / (count + 1)
     return PairedTest(float(totals.sum()) / len(first), p, len(totals))
 
 
-def _by_group(
+def _sums_by_unit(
     values: Shaped[Tensor, " n"], groups: Int[Tensor, " n"] | None, where: str
 ) -> tuple[Float[Tensor, " g"], Float[Tensor, " g"]]:
-    """Sums and counts of the independent units: of each group, or of each item."""
+    """Sum and count of each independent unit: of each group, or of each item."""
     if not len(values):
         raise InputError(where, expected="at least one value", got="none")
     numbers = values.detach().cpu().double()

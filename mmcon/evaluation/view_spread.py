@@ -1,12 +1,11 @@
-"""How far a view generator spreads a sample: what views keep, against what tells samples and classes apart.
+"""View spread: distances between views of a sample, compared with distances within and between classes.
 
-A good generator makes views that share the sample's meaning and little else. In the features of an encoder, as mean
-squared distances between unit rows, this asks for
+Good views of a sample share its content and little else. For mean squared distances between unit features, this means
 
     within a sample  <  within a class  <  between classes,
 
-with views as far apart as the first inequality allows. Beside the distances stands the InfoNCE bound on the information
-that two views share about which sample they come from (van den Oord et al. 2018): log n − loss, at most log n.
+with views as far apart as the first inequality allows. The InfoNCE bound (van den Oord et al. 2018) is a lower bound on
+the information that two views share about the identity of their sample: log n − loss, at most log n.
 """
 
 from __future__ import annotations
@@ -23,25 +22,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcon.errors import InputError
+from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder
-from mmcon.models.shared_spaces import ContrastiveModel
 from mmcon.random import keys
-from mmcon.registry import create, lookup
+from mmcon.registry import create, lookup, supported_options
 from mmcon.sources.factory import channels_of, create_source
 from mmcon.views import ViewGenerator, collate
+
+ViewEncoder = Callable[[Float[Tensor, "_b _c _h _w"]], Float[Tensor, "_b _d"]]
 
 
 @dataclass(frozen=True)
 class ViewSpread:
-    """What `measure_spread` and `score_view` measure; distances are mean squared, between unit features (0 to 4).
+    """The results of `measure_spread` and `score_view`; distances are mean squared, between unit features (0 to 4).
 
     Attributes:
-        within_sample: between two views of one sample.
-        within_class: between views of two samples of a class; None without labels.
-        between_classes: between views of two samples of different classes (or of two samples, without labels).
+        within_sample: distance between two views of one sample.
+        within_class: distance between views of two samples of a class; None without labels.
+        between_classes: distance between views of two samples of different classes (without labels: of two samples).
         infonce_bound_nats: the InfoNCE bound between the two views, in nats.
-        max_bound_nats: log n, the most that the bound can be with so many samples.
-        recognition_rate: the fraction of views whose nearest other view is of the same sample.
+        max_bound_nats: log n, the maximum of the bound for n samples.
+        recognition_rate: the fraction of views whose nearest neighbor in the other view is of the same sample.
     """
 
     within_sample: float
@@ -52,12 +53,12 @@ class ViewSpread:
     recognition_rate: float
 
     def table(self) -> str:
-        """The figures as Markdown."""
+        """The results as a Markdown table."""
         return spread_table({"": self})
 
 
 def spread_table(spreads: Mapping[str, ViewSpread]) -> str:
-    """The figures of several generators as Markdown, a column each."""
+    """The results of several generators as a Markdown table, a column each."""
 
     def shown(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
@@ -78,32 +79,32 @@ def spread_table(spreads: Mapping[str, ViewSpread]) -> str:
 
 
 def measure_spread(
-    features: Float[Tensor, "n v d"], labels: Int[Tensor, "n"] | None = None, *, temperature: float = 0.1
+    features: Float[Tensor, "n v d"], labels: Int[Tensor, " n"] | None = None, *, temperature: float = 0.1
 ) -> ViewSpread:
     """Measure the spread of views in features.
 
     Args:
-        features: of n samples in v views, from any encoder; brought to unit length.
+        features: of any encoder; they are normalized here. The first two views are compared.
         labels: classes of the samples.
-        temperature: of the InfoNCE bound; the bound holds at any, and is tighter at some.
+        temperature: of the InfoNCE bound; the bound holds at every temperature, and its tightness varies.
     """
     n, v, _ = features.shape
     if n < 2 or v < 2:
         raise InputError("measure_spread", expected="at least two samples in two views", got=f"{n} samples, {v} views")
     unit = F.normalize(features.to(torch.float64), dim=-1)
     first, second = unit[:, 0], unit[:, 1]
-    distances = (2 - 2 * first @ second.T).clamp_min(0)  # rounding may fall below
+    distances = (2 - 2 * first @ second.T).clamp_min(0)  # rounding may give less
     own = torch.eye(n, dtype=torch.bool, device=features.device)
-    alike = own if labels is None else labels[:, None] == labels[None]
-    within_class = distances[alike & ~own]
+    same_class = own if labels is None else labels[:, None] == labels[None]
+    within_class = distances[same_class & ~own]
     logits = first @ second.T / temperature
     target = torch.arange(n, device=features.device)
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    apart = distances[~alike]
+    between = distances[~same_class]
     return ViewSpread(
         within_sample=float(distances.diagonal().mean()),
         within_class=float(within_class.mean()) if labels is not None and len(within_class) else None,
-        between_classes=float(apart.mean()) if len(apart) else math.nan,
+        between_classes=float(between.mean()) if len(between) else math.nan,
         infonce_bound_nats=math.log(n) - float(loss),
         max_bound_nats=math.log(n),
         recognition_rate=float((distances.argmin(1) == target).double().mean()),
@@ -115,22 +116,22 @@ def score_view(
     view: ViewGenerator,
     samples: Any,
     *,
-    ids: Tensor,
-    labels: Tensor | None = None,
-    encoder: Callable[[Tensor], Tensor] | None = None,
+    ids: Int[Tensor, " b"],
+    labels: Int[Tensor, " b"] | None = None,
+    encoder: ViewEncoder | None = None,
     seed: int = 0,
     temperature: float = 0.1,
 ) -> ViewSpread:
-    """Measure how far a generator spreads samples.
+    """Measure the spread of the views of a generator.
 
     >>> print(score_view(create_view("image/simclr", size=28), images, ids=ids, labels=labels, encoder=model).table())
 
     Args:
         view: the generator or chain.
-        samples: what it takes.
-        ids: the samples' stable identities.
-        labels: their classes.
-        encoder: views to features `b d`; by default the views themselves, flattened and centred.
+        samples: the input of the generator.
+        ids: stable ids of the samples.
+        labels: classes of the samples.
+        encoder: from views to features `b d`; by default the views themselves, flattened and centered.
         seed: of the draws.
         temperature: of the InfoNCE bound.
     """
@@ -152,19 +153,19 @@ def score_registered_views(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, ViewSpread]:
-    """Measure how far registered generators of images spread the same samples of a source.
+    """Measure the spread of registered image view generators on the same samples of a source.
 
     Args:
         names: of the generators.
         data: a source by name, such as "samples/fashion" or a folder.
-        encoder: a folder that `ContrastiveModel.save_pretrained` wrote, or an encoder by name with its published
-            weights; by default the pixels themselves.
-        samples: how many rows are drawn from the training part, by their keys.
+        encoder: a folder that `ContrastiveModel.save_pretrained` wrote, or the name of an encoder with published
+            weights; by default the pixels are the features.
+        samples: number of samples of the training set, chosen by their keys.
         seed: of the choice and of the draws.
-        options: of the generators, of which each takes those that it has; `size` is 28 for bundled images, else 224.
+        options: of the generators; each takes those that it supports. `size` is 28 for bundled images, else 224.
 
     Raises:
-        InputError: a generator is not one of images, or fewer than two samples are asked for.
+        InputError: a generator is not for images, `samples` is below 2, or no generator supports an option.
     """
     other = [name for name in names if lookup("view", name).modality != "image"]
     if other or samples < 2:
@@ -175,21 +176,26 @@ def score_registered_views(
     chosen = source.open(rows)
     labels = source.labels[rows] if source.labels is not None else None
     given = {"size": 28 if data.startswith("samples/") else 224, **(options or {})}
-    taken = {name: {k: v for k, v in given.items() if k in lookup("view", name).options} for name in names}
-    unused = set(options or ()) - {option for of in taken.values() for option in of}
+    supported = {name: supported_options("view", name, given) for name in names}
+    unused = set(options or ()) - {option for options_of in supported.values() for option in options_of}
     if unused:
         raise InputError("mmcon views score", expected="options of the views", got=f"{sorted(unused)}, which none has")
     encode = _encoder(encoder, given["size"], channels_of(source)) if encoder else None
     return {
         name: score_view(
-            create("view", name, **taken[name]), chosen, ids=source.ids[rows], labels=labels, encoder=encode, seed=seed
+            create("view", name, **supported[name]),
+            chosen,
+            ids=source.ids[rows],
+            labels=labels,
+            encoder=encode,
+            seed=seed,
         )
         for name in names
     }
 
 
-def _encoder(name: str, size: int, channels: int) -> Callable[[Tensor], Tensor]:
-    """A trained model in a folder, or an encoder by name, as a function of views."""
+def _encoder(name: str, size: int, channels: int) -> ViewEncoder:
+    """A saved model, or an encoder by name, as a function from views to features."""
     if (Path(name) / "model.safetensors").is_file():
         model = ContrastiveModel.from_pretrained(name).eval()
         return lambda views: model.features(views, "image")
@@ -198,7 +204,7 @@ def _encoder(name: str, size: int, channels: int) -> Callable[[Tensor], Tensor]:
 
 
 def plot_spread(spreads: dict[str, ViewSpread]) -> Any:
-    """A matplotlib figure: the distances of each generator, by name, one line each."""
+    """A matplotlib figure: the distances of each generator, a line each."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 1 + 0.5 * len(spreads)), layout="constrained")
@@ -209,9 +215,9 @@ def plot_spread(spreads: dict[str, ViewSpread]) -> Any:
             "a class's samples": (spread.within_class, "C1", "s"),
             "classes": (spread.between_classes, "C2", "D"),
         }
-        for label, (value, colour, marker) in marks.items():
+        for label, (value, color, marker) in marks.items():
             if value is not None:
-                axes.plot(value, row, marker, color=colour, label=label if row == 0 else None)
+                axes.plot(value, row, marker, color=color, label=label if row == 0 else None)
         axes.annotate(
             f"{spread.infonce_bound_nats:.1f} nats", (1.01, row), xycoords=("axes fraction", "data"), va="center"
         )

@@ -1,53 +1,40 @@
-"""Encoders of sound: a small one of our own on log-mel spectrograms, and transformers' models by name or folder.
+"""Audio encoders: a small convolutional one on log-mel spectrograms, and transformers models on waveforms.
 
-    create_audio_encoder("mmcon/log-mel-conv")
-    create_audio_encoder("facebook/wav2vec2-base", pretrained=True)      # hub name or local folder
+    create_encoder("mmcon/log-mel-conv", modality="audio")
+    create_encoder("facebook/wav2vec2-base", modality="audio", pretrained=True)      # hub name or local folder
 
-Ours takes the mappings that audio views give after `audio/log-mel`; transformers' models take waveforms (before it), at
-the rate that they were trained with, and prepare features as their own configuration says.
+`mmcon/log-mel-conv` takes the mapping that a view ending in `audio/log-mel` returns. A transformers model takes
+waveforms (a view without `audio/log-mel`) at the sample rate of its training, and computes its own input features.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from mmcon.errors import DataError, InputError
-from mmcon.models.encoders import create_encoder
-from mmcon.registry import entries, register_encoder
-
-
-def create_audio_encoder(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """Make an encoder of sound by a registered name, or by a hub name or local folder of transformers.
-
-    Args:
-        name: "mmcon/log-mel-conv", another registered encoder of audio, or a transformers model.
-        pretrained: load published weights (transformers).
-        options: of the encoder.
-    """
-    if name in [entry.name for entry in entries("encoder", "audio")]:
-        return create_encoder(name, modality="audio", **options)
-    return create_encoder("transformers/audio", modality="audio", pretrained=pretrained, **{"model": name, **options})
+from mmcon.errors import InputError
+from mmcon.models.pretrained import model_load_errors
+from mmcon.registry import register_encoder
 
 
 @register_encoder("mmcon/log-mel-conv", modality="audio")
 @final
 class LogMelConv(nn.Module):
-    """Four strided convolutions on a log-mel spectrogram, then the mean and the maximum over the real frames.
+    """Four strided convolutions on a log-mel spectrogram, then mean and maximum over the frames of the recording.
 
-    Bands are pooled last, so that features know pitch; time is pooled over real frames only, so that padding does not
-    count.
+    Bands are flattened into channels instead of pooled, so that features keep pitch. Pooling over time excludes
+    padding.
 
     Args:
-        width: channels of the first layer; the last has eight times as many.
+        width: channels of the first layer; the last layer has eight times as many.
         bands: mel bands of the views.
-        channels: of the sound.
+        channels: audio channels.
     """
 
     def __init__(self, *, width: int = 24, bands: int = 64, channels: int = 1) -> None:
@@ -57,16 +44,16 @@ class LogMelConv(nn.Module):
             nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
             for a, b in pairwise(widths)
         )
-        rows = -(-bands // 16)
+        bands_left = -(-bands // 16)  # four strides of 2, rounded up
         self.mix = nn.Sequential(
-            nn.Conv1d(8 * width * rows, 8 * width, 1, bias=False), nn.BatchNorm1d(8 * width), nn.ReLU()
+            nn.Conv1d(8 * width * bands_left, 8 * width, 1, bias=False), nn.BatchNorm1d(8 * width), nn.ReLU()
         )
         self.bands, self.feature_dim = bands, 16 * width
-        # A third less time a step on a CPU than with channels first.
+        # A step on a CPU takes a third less time than with channels first.
         self.layers.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (stubs want a device)
 
-    def forward(self, views: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
-        """Features of `{"log_mel": n c f t, "length": n}`."""
+    def forward(self, views: Mapping[str, Shaped[Tensor, "n ..."]]) -> Float[Tensor, "n d"]:
+        """Features of `{"log_mel": n c bands t, "length": n}`."""
         if not isinstance(views, Mapping) or "log_mel" not in views or views["log_mel"].shape[-2] != self.bands:
             shape = tuple(views["log_mel"].shape) if isinstance(views, Mapping) and "log_mel" in views else type(views)
             raise InputError(
@@ -79,24 +66,24 @@ class LogMelConv(nn.Module):
         for layer in self.layers:
             x = layer(x)
             length = -(-length // 2)
-        x = self.mix(x.flatten(1, 2))
-        real = (torch.arange(x.shape[-1], device=x.device) < length.clamp(min=1)[:, None])[:, None]
-        mean = (x * real).sum(-1) / real.sum(-1)
-        return torch.cat([mean, x.masked_fill(~real, -torch.inf).amax(-1)], 1)
+        x = self.mix(rearrange(x, "n c bands t -> n (c bands) t"))
+        valid = _frame_mask(length.clamp(min=1), x.shape[-1])[:, None]
+        mean = (x * valid).sum(-1) / valid.sum(-1)
+        return torch.cat([mean, x.masked_fill(~valid, -torch.inf).amax(-1)], 1)
 
 
 @register_encoder("transformers/audio", modality="audio")
 @final
 class TransformersAudio(nn.Module):
-    """AST, wav2vec 2.0, HuBERT, WavLM or Whisper's encoder from transformers, with its own features of the waveform.
+    """AST, wav2vec 2.0, HuBERT, WavLM, or the encoder of Whisper from transformers, with its own feature extractor.
+
+    The feature is the mean over the valid frames of the last hidden states (AST: its pooled output).
 
     Args:
-        model: a hub name, or a local folder with config.json (and preprocessor_config.json where features need it).
-        pretrained: load the weights; else the architecture starts at random.
-        rate_hz: the rate of the views; it must be the model's own.
+        model: a hub name, or a local folder with config.json and preprocessor_config.json.
+        pretrained: load the weights; otherwise the architecture has random weights.
+        rate_hz: sample rate of the views; it must be that of the model.
         revision: of a hub name.
-
-    Features are the mean over the real frames of the last hidden states (AST: its pooled output).
     """
 
     def __init__(
@@ -106,19 +93,16 @@ class TransformersAudio(nn.Module):
 
         super().__init__()
         where = f"transformers/audio {model!r}"
-        try:
+        with model_load_errors(
+            where,
+            expected="a transformers audio model with its preprocessor_config.json",
+            fix="give a folder that save_pretrained wrote (model and feature extractor), or check the network",
+        ):
             config = AutoConfig.from_pretrained(model, revision=revision)
             network = (
                 AutoModel.from_pretrained(model, revision=revision) if pretrained else AutoModel.from_config(config)
             )
             self.extractor = AutoFeatureExtractor.from_pretrained(model, revision=revision)
-        except (OSError, ValueError, json.JSONDecodeError) as error:
-            raise DataError(
-                where,
-                expected="a transformers audio model with its preprocessor_config.json",
-                got=str(error).partition("\n")[0],
-                fix="give a folder that save_pretrained wrote (model and feature extractor), or check the network",
-            ) from error
         self.kind = config.model_type
         self.network = network.get_encoder() if self.kind == "whisper" else network
         self.feature_dim = int(getattr(config, "d_model", None) or config.hidden_size)
@@ -126,13 +110,13 @@ class TransformersAudio(nn.Module):
         if self.extractor.sampling_rate != rate_hz:
             raise InputError(
                 where,
-                expected=f"sounds at {self.extractor.sampling_rate} Hz",
+                expected=f"audio at {self.extractor.sampling_rate} Hz",
                 got=f"{rate_hz} Hz",
                 fix=f"rate_hz={self.extractor.sampling_rate} in source and views",
             )
 
-    def forward(self, views: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
-        """Features of `{"signal": n c t, "length": n}`; channels are mixed down."""
+    def forward(self, views: Mapping[str, Shaped[Tensor, "n ..."]]) -> Float[Tensor, "n d"]:
+        """Features of `{"signal": n c t, "length": n}`; channels are averaged."""
         if not isinstance(views, Mapping) or "signal" not in views:
             raise InputError(
                 f"transformers/audio ({self.kind})",
@@ -140,36 +124,45 @@ class TransformersAudio(nn.Module):
                 got=str(sorted(views)) if isinstance(views, Mapping) else type(views).__name__,
                 fix="leave audio/log-mel out of the view",
             )
-        # Shorter than one window of theirs (25 ms), a sound has no frame; silence after it makes one.
+        # A waveform shorter than the extractor's window (25 ms) has no frame: it is padded with silence to one.
         signal, shortest = views["signal"].mean(1), self.rate_hz // 40
         signal = nn.functional.pad(signal, (0, max(0, shortest - signal.shape[1])))
         length = views["length"].clamp(min=shortest)
-        rows = [row[:n].cpu().numpy() for row, n in zip(signal, length.tolist(), strict=True)]
-        options: dict[str, Any] = {"sampling_rate": self.rate_hz, "return_tensors": "pt"}
-        if self.kind not in ("whisper", "audio-spectrogram-transformer"):
-            options |= {"padding": True, "return_attention_mask": True}
-        inputs = {k: v.to(signal.device) for k, v in self.extractor(rows, **options).items()}
+        inputs = self._extract(signal, length)
         if self.kind == "whisper":
             return self._whisper(inputs["input_features"], length)
         if self.kind == "audio-spectrogram-transformer":
             return self.network(inputs["input_values"]).pooler_output
         mask = inputs["attention_mask"] if _uses_mask(self.network.config) else None
         hidden = self.network(inputs["input_values"], attention_mask=mask).last_hidden_state
-        real = self.network._get_feature_vector_attention_mask(hidden.shape[1], inputs["attention_mask"])
-        return _mean(hidden, real)
+        valid = self.network._get_feature_vector_attention_mask(hidden.shape[1], inputs["attention_mask"])
+        return _masked_mean(hidden, valid)
 
-    def _whisper(self, features: Tensor, length: Tensor) -> Tensor:
-        hidden = self.network(features).last_hidden_state
-        # Two frames of 10 ms become one; what is beyond the sound is padding to thirty seconds.
+    def _extract(self, signal: Float[Tensor, "n t"], length: Int[Tensor, " n"]) -> dict[str, Shaped[Tensor, "n ..."]]:
+        """The inputs of the network from the model's feature extractor, which takes NumPy arrays on the CPU."""
+        waveforms = [row[:n].cpu().numpy() for row, n in zip(signal, length.tolist(), strict=True)]
+        options: dict[str, Any] = {"sampling_rate": self.rate_hz, "return_tensors": "pt"}
+        if self.kind not in ("whisper", "audio-spectrogram-transformer"):
+            options |= {"padding": True, "return_attention_mask": True}
+        return {name: value.to(signal.device) for name, value in self.extractor(waveforms, **options).items()}
+
+    def _whisper(self, inputs: Float[Tensor, "n bands t"], length: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        hidden = self.network(inputs).last_hidden_state
+        # Whisper merges two frames of 10 ms into one and pads to thirty seconds; frames of padding do not count.
         frames = (length / (self.rate_hz / 50)).ceil().clamp(1, hidden.shape[1]).to(hidden.device)
-        return _mean(hidden, torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None])
+        return _masked_mean(hidden, _frame_mask(frames, hidden.shape[1]))
 
 
 def _uses_mask(config: Any) -> bool:
-    """wav2vec 2.0's first models (group norm) were trained without masks, and are used so; padding moves them."""
+    """Whether the model takes an attention mask; wav2vec 2.0's first models (group norm) were trained without one."""
     return getattr(config, "feat_extract_norm", "layer") == "layer"
 
 
-def _mean(hidden: Float[Tensor, "n t d"], real: Tensor) -> Float[Tensor, "n d"]:
-    weights = real.to(hidden.dtype)[..., None]
+def _frame_mask(length: Shaped[Tensor, " n"], frames: int) -> Bool[Tensor, "n t"]:
+    """True at the frames before each row's length."""
+    return torch.arange(frames, device=length.device) < length[:, None]
+
+
+def _masked_mean(hidden: Float[Tensor, "n t d"], valid: Shaped[Tensor, "n t"]) -> Float[Tensor, "n d"]:
+    weights = valid.to(hidden.dtype)[..., None]
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

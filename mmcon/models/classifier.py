@@ -1,10 +1,11 @@
-"""An encoder under a linear classifier: the network of the cross-entropy baseline."""
+"""An encoder with a linear classification head: the network of the cross-entropy baseline."""
 
 from __future__ import annotations
 
 from typing import final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
@@ -13,12 +14,12 @@ from mmcon.errors import InputError
 
 @final
 class Classifier(nn.Module):
-    """An encoder under a linear classifier.
+    """An encoder with a linear classification head; both are trained.
 
     Args:
         encoder: a module with `feature_dim`; it is not copied.
-        classes: how many there are.
-        modality: whose views are classified.
+        classes: number of classes.
+        modality: the modality of the views.
     """
 
     def __init__(self, encoder: nn.Module, classes: int, *, modality: str = "image") -> None:
@@ -29,6 +30,6 @@ class Classifier(nn.Module):
         self.encoder, self.modality = encoder, modality
         self.layer = nn.Linear(width, classes)
 
-    def forward(self, batch: ViewBatch) -> Tensor:
-        """Scores of the classes, `n classes`."""
-        return self.layer(torch.cat([self.encoder(part) for part in batch.views[self.modality]]))
+    def forward(self, batch: ViewBatch) -> Float[Tensor, "n classes"]:
+        """Logits of every row of the batch, in order."""
+        return self.layer(torch.cat([self.encoder(stack) for stack in batch.views[self.modality]]))

@@ -1,4 +1,4 @@
-"""A momentum encoder: a model that follows another at a distance (MoCo, BYOL)."""
+"""Momentum encoder: an exponential moving average (EMA) of a model (MoCo, BYOL)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from mmcon.distributed.collectives import full_tensor
@@ -14,25 +15,23 @@ from mmcon.errors import InputError
 
 
 class MomentumEncoder(nn.Module):
-    """An exponential moving average of a model's parameters and buffers, which embeds without gradient.
+    """An exponential moving average of the parameters and buffers of a model; its forward pass has no gradient.
 
-    Integer buffers (batch norm's count of batches) are copied. With `total_steps`, momentum rises from its first value
-    to 1
-    along a cosine, as in BYOL: `1 - (1 - momentum) (cos(π step / total_steps) + 1) / 2`. The position is in
-        `state_dict`.
+    Integer buffers (the batch counter of batch norm) are copied. With `total_steps`, the momentum rises to 1 along a
+    cosine, as in BYOL: `1 - (1 - momentum) (cos(π step / total_steps) + 1) / 2`. The state dict holds the step.
 
     Args:
-        model: what is followed; a copy of it is taken now, of a data-parallel wrapper its inside. The copy stays
-            whole where the model is later sharded over processes.
-        momentum: the share of the old average that an update keeps, in [0, 1).
-        total_steps: over which momentum rises; None: it stays.
+        model: the model to average, with or without a data-parallel wrapper. It is copied here; the copy stays
+            unsharded if the model is sharded over ranks later.
+        momentum: weight of the old average in an update, in [0, 1).
+        total_steps: steps over which the momentum rises; None: it is constant.
 
     >>> momentum_encoder = MomentumEncoder(nn.Linear(4, 2), momentum=0.99)
     >>> momentum_encoder(torch.zeros(1, 4)).requires_grad
     False
     """
 
-    step: Tensor
+    step: Int[Tensor, ""]
 
     def __init__(self, model: nn.Module, *, momentum: float, total_steps: int | None = None) -> None:
         super().__init__()
@@ -44,7 +43,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the averaged model returns, without a graph."""
+        """The output of the averaged model, without gradient."""
         return self.model(*inputs, **named)
 
     def current_momentum(self) -> float:
@@ -56,7 +55,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the model; call after the optimiser's step."""
+        """Update the average; call after each step of the optimizer."""
         keep = self.current_momentum()
         source = unwrap(model)
         averages = [*self.model.parameters(), *self.model.buffers()]
@@ -69,5 +68,5 @@ class MomentumEncoder(nn.Module):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself, without a data-parallel wrapper."""
+    """The model without its data-parallel wrapper."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

@@ -1,48 +1,35 @@
-"""Encoders by name: what turns a batch of views into features.
+"""Encoders by name: modules from a batch of views to features.
 
-    create_encoder("mmcon/resnet-tiny", image_size=28)            # ours: small and fast on a CPU
-    create_encoder("resnet50")                                    # torchvision
-    create_encoder("timm/vit_small_patch16_224", pretrained=True) # timm
-    create_encoder("facebook/dinov2-small", pretrained=True)      # transformers, by hub name or local folder
+    create_encoder("mmcon/resnet-tiny", image_size=28)                          # built in: small, fast on a CPU
+    create_encoder("resnet50")                                                  # torchvision
+    create_encoder("timm/vit_small_patch16_224", pretrained=True)               # timm
+    create_encoder("facebook/dinov2-small", pretrained=True)                    # transformers: hub name or local folder
+    create_encoder("facebook/wav2vec2-base", modality="audio", pretrained=True)
 
-An encoder is a module with `feature_dim` whose `forward` takes images in [0, 1] and gives features `n d`; it normalises
-inside, by its own mean and standard deviation, so that views never need to know which encoder follows.
+An encoder is a module with an attribute `feature_dim`, whose `forward` maps views to features `n d`. An image or video
+encoder takes pixels in [0, 1] and normalizes them with its own mean and standard deviation, so views do not depend on
+the encoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from mmcon.errors import InputError, UnknownNameError, nearest
-from mmcon.models import resnet_tiny as _registers_itself  # noqa: F401
 from mmcon.models.image import ImageEncoder
-from mmcon.registry import Entry, create, entries, lookup, register_encoder
+from mmcon.registry import Entry, create, entries, lookup, supported_options
 
-
-@final
-@register_encoder("mmcon/precomputed-features", modality="any")
-class PrecomputedFeatures(nn.Module):
-    """Features that were computed before stand in for an encoder, so that a large one need run only once.
-
-    Args:
-        feature_dim: their width.
-    """
-
-    def __init__(self, feature_dim: int) -> None:
-        super().__init__()
-        self.feature_dim = feature_dim
-
-    def forward(self, views: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """The features themselves."""
-        if views.shape[1] != self.feature_dim:
-            raise InputError(
-                "mmcon/precomputed-features", expected=f"width {self.feature_dim}", got=f"width {views.shape[1]}"
-            )
-        return views
+# Options of `create_encoder` that only some encoders take, with their defaults.
+_COMMON_DEFAULTS = {"pretrained": False, "image_size": None, "small_images": None, "in_channels": 3}
+# By modality, the registered encoder that wraps any transformers model, and its option for the hub name or folder.
+_TRANSFORMERS = {
+    "audio": ("transformers/audio", "model"),
+    "text": ("text/transformer", "path"),
+    "video": ("transformers/video", "model"),
+}
 
 
 def create_encoder(
@@ -55,54 +42,48 @@ def create_encoder(
     in_channels: int = 3,
     **options: Any,
 ) -> nn.Module:
-    """Make an encoder by name.
+    """Build an encoder by name.
 
     Args:
-        name: a registered name; "timm/NAME"; the name of a torchvision classification model; or, for transformers, a
-            hub name ("owner/model") or a local folder.
-        modality: what it must take.
-        pretrained: load the published weights rather than start at random.
-        image_size: the side of the images to come, in pixels, where that is known.
-        small_images: replace a stem that divides the resolution by four by one that keeps it (3×3, stride 1, no
-            pooling). By default where `image_size` is 64 or less and the weights are not published ones.
-        in_channels: channels of the images. One channel is repeated to three, so leave 3 for grey images with
-            published weights.
-        options: for the library or the registered factory, as they are.
+        name: a registered name; for images also "timm/NAME" or the name of a torchvision classification model; for
+            every modality a transformers model, by hub name ("owner/model") or local folder.
+        modality: the modality of the views.
+        pretrained: load published weights; otherwise the weights are random.
+        image_size: side of the input images in pixels, if known.
+        small_images: replace a stem that divides the resolution by four with one that keeps it (3×3, stride 1, no
+            pooling). By default True if `image_size` is at most 64 and the weights are random.
+        in_channels: channels of the input images. A single channel is repeated to three, so keep 3 for gray images
+            with published weights.
+        options: passed to the library or to the registered factory.
 
     Returns:
-        A module with `feature_dim`, and `made_from` that makes it again.
+        A module with `feature_dim`; its `made_from` holds the arguments that build it again.
 
     Raises:
         UnknownNameError: there is no such encoder; the message has the nearest names.
-        InputError: an option does not fit the encoder.
+        InputError: the encoder does not take an option.
         DataError: the weights or the configuration cannot be read, such as a hub name without a network.
     """
-    given = {"pretrained": pretrained, "image_size": image_size, "small_images": small_images}
-    given |= {"in_channels": in_channels}
-    if name in [entry.name for entry in entries("encoder")]:
-        encoder = _registered(name, modality, given, options)
-    elif modality != "image":
-        known = [entry.name for entry in entries("encoder", modality)]
-        raise UnknownNameError(
-            f"create_encoder({name!r})",
-            expected=f"a registered encoder of modality {modality!r}",
-            got=repr(name),
-            fix=nearest(name, known),
-        )
+    common = {"pretrained": pretrained, "image_size": image_size, "small_images": small_images}
+    common |= {"in_channels": in_channels}
+    if not _is_registered(name) and modality != "image":
+        name, options = _as_transformers(name, modality, options)
+    if _is_registered(name):
+        encoder = _create_registered(name, modality, common, options)
     else:
-        encoder = _library(name)(name, **given, **options)
-    encoder.made_from = {"name": name, "modality": modality, **given, **options}  # type: ignore[assignment]
+        encoder = _library_factory(name)(name, **common, **options)
+    encoder.made_from = {"name": name, "modality": modality, **common, **options}  # type: ignore[assignment]
     return encoder
 
 
 def list_encoders(modality: str | None = None) -> list[str]:
-    """The names of encoders of one modality or of all: registered ones, and torchvision's for images.
+    """The names of registered encoders, of one modality or of all; for images also those of torchvision.
 
-    timm's names are listed by `timm.list_models`, those of transformers are names on the hub.
+    `timm.list_models` lists the names of timm; those of transformers are names on the hub.
     """
     names = [entry.name for entry in entries("encoder", modality)]
     if modality in (None, "image"):
-        from mmcon.models.image_libraries import torchvision_names
+        from mmcon.models.image_torchvision import torchvision_names
 
         names += torchvision_names()
     return names
@@ -114,14 +95,31 @@ def describe_encoder(name: str) -> str:
     Raises:
         UnknownNameError: there is no such encoder; the message has the nearest names.
     """
-    if name in [entry.name for entry in entries("encoder")]:
+    if _is_registered(name):
         return lookup("encoder", name).describe()
-    factory = _library(name)
+    factory = _library_factory(name)
     return Entry(name, "encoder", "image", factory, factory.__module__).describe()
 
 
-def _registered(name: str, modality: str, given: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    """A registered encoder takes those of the usual options that it declares; the others must be at their defaults."""
+def _is_registered(name: str) -> bool:
+    return any(entry.name == name for entry in entries("encoder"))
+
+
+def _as_transformers(name: str, modality: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The registered encoder that wraps a transformers model, and the options with the model's name among them."""
+    if modality not in _TRANSFORMERS or "/" not in name or name.startswith("mmcon/"):
+        raise UnknownNameError(
+            f"create_encoder({name!r})",
+            expected=f"a registered encoder of modality {modality!r}, or owner/model of a hub, or a folder",
+            got=repr(name),
+            fix=nearest(name, [entry.name for entry in entries("encoder", modality)]),
+        )
+    wrapper, option = _TRANSFORMERS[modality]
+    return wrapper, {option: name, **options}
+
+
+def _create_registered(name: str, modality: str, common: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    """Build a registered encoder with those of the common options that its factory supports."""
     entry = lookup("encoder", name)
     if entry.modality not in (modality, "any"):
         raise InputError(
@@ -130,12 +128,12 @@ def _registered(name: str, modality: str, given: dict[str, Any], options: dict[s
             got=f"one of {entry.modality!r}",
             fix=nearest(name, [e.name for e in entries("encoder", modality)]),
         )
-    usual = {"pretrained": False, "image_size": None, "small_images": None, "in_channels": 3}
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in entry.options.values())
-    taken = {k: v for k, v in given.items() if k in entry.options or (open_ended and v != usual[k])}
-    # What only says how the images look may be left out; what asks for something must be understood.
-    asked = {k: v for k, v in given.items() if k not in taken and k in ("pretrained", "small_images") and v}
-    encoder = create("encoder", name, **taken, **asked, **options)
+    if any(p.kind is p.VAR_KEYWORD for p in entry.options.values()):
+        options = {option: value for option, value in common.items() if value != _COMMON_DEFAULTS[option]} | options
+    # The size and the channels only describe the images, so an encoder may ignore them. These two change the encoder:
+    # they are passed on in any case, and `create` raises if the factory does not take them.
+    requested = {option: common[option] for option in ("pretrained", "small_images") if common[option]}
+    encoder = create("encoder", name, **(requested | supported_options("encoder", name, common) | options))
     if not isinstance(getattr(encoder, "feature_dim", None), int) or not isinstance(encoder, nn.Module):
         raise InputError(
             f"create_encoder({name!r})",
@@ -146,21 +144,21 @@ def _registered(name: str, modality: str, given: dict[str, Any], options: dict[s
     return encoder
 
 
-def _library(name: str) -> Callable[..., ImageEncoder]:
-    from mmcon.models import image_libraries
+def _library_factory(name: str) -> Callable[..., ImageEncoder]:
+    """The function that builds an image encoder of a library."""
+    from mmcon.models import image_timm, image_torchvision, image_transformers
 
     if name.startswith(("timm/", "hf-hub:timm/")):
-        return image_libraries.timm_encoder
-    if name in image_libraries.torchvision_names():
-        return image_libraries.torchvision_encoder
-    if image_libraries.is_local_timm(name):
-        return image_libraries.timm_encoder
-    if not name.startswith("mmcon/") and ("/" in name or image_libraries.is_folder(name)):
-        return image_libraries.transformers_encoder
-    known = list_encoders("image") + image_libraries.timm_names()
+        return image_timm.timm_encoder
+    if name in image_torchvision.torchvision_names():
+        return image_torchvision.torchvision_encoder
+    if image_timm.is_timm_folder(name):
+        return image_timm.timm_encoder
+    if not name.startswith("mmcon/") and ("/" in name or image_transformers.is_model_folder(name)):
+        return image_transformers.transformers_encoder
     raise UnknownNameError(
         f"create_encoder({name!r})",
         expected="a registered encoder, torchvision's name, timm/NAME, owner/model of a hub, or a local folder",
         got=repr(name),
-        fix=nearest(name, known),
+        fix=nearest(name, list_encoders("image") + image_timm.timm_names()),
     )

@@ -1,4 +1,4 @@
-"""Export to the folder layout of sentence-transformers, for use wherever that library is."""
+"""Export a text encoder to a folder that sentence-transformers loads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from mmcon.errors import InputError
 from mmcon.models.text import TextTransformer
 
-_FLAGS = {
+_POOLING_FLAGS = {
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
     "weighted": "pooling_mode_weightedmean_tokens",
@@ -22,16 +22,19 @@ _FLAGS = {
 def export_sentence_transformers(
     encoder: nn.Module, tokenizer: Any, folder: str | Path, *, max_tokens: int = 256
 ) -> Path:
-    """Write the encoder, its tokenizer, its pooling and a normalisation to unit rows as three modules.
+    """Write a text encoder, with tokenizer, pooling and L2 normalization, as three modules of sentence-transformers.
 
     Args:
-        encoder: what was trained, without any projection head.
+        encoder: the trained `text/transformer`, without a projection head.
         tokenizer: the transformers tokenizer that it was trained with.
-        folder: where to; `SentenceTransformer(folder)` loads it.
-        max_tokens: where longer texts are cut off.
+        folder: the output folder; `SentenceTransformer(folder)` loads it.
+        max_tokens: length at which longer texts are truncated.
+
+    Returns:
+        The folder.
 
     Raises:
-        InputError: the encoder is not one of transformers.
+        InputError: the encoder is not a `text/transformer`.
     """
     if not isinstance(encoder, TextTransformer):
         raise InputError(
@@ -45,21 +48,21 @@ def export_sentence_transformers(
     encoder.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    _write(
+    _write_json(
         folder / "modules.json",
         [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (path, kind) in enumerate(modules)
         ],
     )
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
-    _write(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
-    pooling = {flag: name == encoder.pooling for name, flag in _FLAGS.items()}
-    _write(folder / "1_Pooling/config.json", {"word_embedding_dimension": encoder.feature_dim, **pooling})
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    _write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
+    pooling = {flag: name == encoder.pooling for name, flag in _POOLING_FLAGS.items()}
+    _write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": encoder.feature_dim, **pooling})
     (folder / "2_Normalize").mkdir(exist_ok=True)
     return folder
 
 
-def _write(file: Path, content: Any) -> None:
+def _write_json(file: Path, content: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

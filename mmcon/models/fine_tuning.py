@@ -1,12 +1,12 @@
-"""How much of an encoder learns: nothing, some layers by name, or a low-rank addition to its linear maps.
+"""Which parameters of an encoder are trained: none, some layers by name, or low-rank adapters (LoRA).
 
-    freeze(encoder)                               # nothing: a frozen tower
-    freeze(encoder, trainable=["*layer4*", "*.norm"])   # partial fine-tuning
-    add_lora(encoder, rank=8)                 # LoRA (Hu et al. 2021), through peft: uv pip install "mmcon[lora]"
-    merge_lora(encoder)                       # before saving: the same encoder, without anything of peft
+    freeze(encoder)                                      # no parameter: a frozen tower
+    freeze(encoder, trainable=["*layer4*", "*.norm"])    # partial fine-tuning
+    add_lora(encoder, rank=8)                            # Hu et al. 2021, through peft: uv pip install "mmcon[lora]"
+    merge_lora(encoder)                                  # before saving: the merged encoder, without peft's modules
 
-A frozen encoder is in evaluation mode (no dropout) though the model is in training mode, and so are the frozen batch
-norms of a partly frozen one, which keep their statistics.
+A frozen encoder stays in evaluation mode (no dropout) when the model is in training mode. So do the frozen batch norms
+of a partly frozen encoder: their running statistics do not change.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mmcon.errors import ConfigError
 
 
 def set_trainable(encoder: nn.Module, how: str) -> nn.Module:
-    """How much of an encoder learns, by a word of a command line.
+    """Set which parameters of an encoder are trained, from a command-line option.
 
     Args:
         encoder: changed in place.
-        how: "full", "frozen", "low-rank", or shell patterns of parameters' names, with commas between.
+        how: "full", "frozen", "low-rank" (LoRA), or comma-separated shell patterns of parameter names.
 
     Returns:
         The encoder.
@@ -37,12 +37,12 @@ def set_trainable(encoder: nn.Module, how: str) -> nn.Module:
     return freeze(encoder, trainable=[] if how == "frozen" else how.split(","))
 
 
-def freeze(encoder: nn.Module, *, but: Sequence[str] = ()) -> nn.Module:
-    """Keep the parameters of an encoder as they are, except those whose names match a pattern.
+def freeze(encoder: nn.Module, *, trainable: Sequence[str] = ()) -> nn.Module:
+    """Freeze the parameters of an encoder, except those whose names match a pattern.
 
     Args:
         encoder: changed in place.
-        but: shell patterns of the names of parameters that learn, such as "*layer4*".
+        trainable: shell patterns of parameter names that stay trainable, such as "*layer4*".
 
     Returns:
         The encoder.
@@ -51,44 +51,35 @@ def freeze(encoder: nn.Module, *, but: Sequence[str] = ()) -> nn.Module:
         ConfigError: a pattern matches no parameter.
     """
     names = [name for name, _ in encoder.named_parameters()]
-    idle = [pattern for pattern in but if not any(fnmatchcase(name, pattern) for name in names)]
-    if idle:
-        raise ConfigError("freeze", expected=f"patterns of names such as {names[-1]!r}", got=f"{idle}, which fit none")
+    unmatched = [pattern for pattern in trainable if not any(fnmatchcase(name, pattern) for name in names)]
+    if unmatched:
+        got = f"{unmatched}, which match none"
+        raise ConfigError("freeze", expected=f"patterns of names such as {names[-1]!r}", got=got)
     for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in but))
-    if not but:
-        encoder.register_forward_pre_hook(_to_evaluation)
-    _keep_statistics(encoder)
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in trainable))
+    if not trainable:
+        encoder.register_forward_pre_hook(_set_evaluation_mode)
+    _freeze_batch_norm_statistics(encoder)
     return encoder
-
-
-def _keep_statistics(encoder: nn.Module) -> None:
-    for module in encoder.modules():
-        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
-            module.register_forward_pre_hook(_to_evaluation)
-
-
-def _to_evaluation(module: nn.Module, _: object) -> None:
-    module.eval()
 
 
 def add_lora(
     encoder: nn.Module, *, rank: int = 8, scale: float = 16.0, layers: Sequence[str] | None = None, dropout: float = 0.0
 ) -> nn.Module:
-    """Freeze an encoder and add `scale / rank · B A` to its linear maps, where A and B learn (Hu et al. 2021, LoRA).
+    """Freeze an encoder and add `scale / rank · B A` to its linear layers; A and B are trained (Hu et al. 2021, LoRA).
 
     Args:
         encoder: changed in place.
         rank: of A and B.
         scale: peft's `lora_alpha`.
-        layers: the last parts of the names of the maps, such as "query"; None: every linear map.
-        dropout: on what goes into A.
+        layers: last components of the names of the linear layers, such as "query"; None: every linear layer.
+        dropout: on the input of A.
 
     Returns:
-        The encoder; it starts as what it was.
+        The encoder. Its output is unchanged, since B starts at zero.
 
     Raises:
-        ConfigError: peft is not installed, or no layer fits.
+        ConfigError: peft is not installed, or no layer matches.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -101,25 +92,37 @@ def add_lora(
     if not chosen or (layers is not None and set(layers) - linear):
         raise ConfigError(
             "add_lora",
-            expected=f"linear maps among {sorted(linear)}" if linear else "an encoder with linear maps",
+            expected=f"linear layers among {sorted(linear)}" if linear else "an encoder with linear layers",
             got=str(sorted(layers)) if layers is not None else type(encoder).__name__,
-            fix="freeze(encoder, trainable=[...]) tunes layers of any kind",
+            fix="freeze(encoder, trainable=[...]) selects layers of any kind",
         )
     encoder.requires_grad_(False)
-    _keep_statistics(encoder)
+    _freeze_batch_norm_statistics(encoder)
     config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=chosen, bias="none")  # type: ignore[arg-type]
     inject_adapter_in_model(config, encoder)
     return encoder
 
 
 def merge_lora(encoder: nn.Module) -> nn.Module:
-    """Add what was learned into the linear maps themselves and take peft's parts out again.
+    """Add the trained adapters to the weights of the linear layers, and remove peft's modules.
 
     Returns:
-        The encoder, with the parameters' names that it had before `add_lora`; it computes what it computed.
+        The encoder, with its output unchanged and the parameter names from before `add_lora`.
     """
     for name, module in list(encoder.named_modules()):
         if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
             module.merge()  # type: ignore[operator]
             encoder.set_submodule(name, module.get_base_layer())  # type: ignore[operator]
     return encoder
+
+
+def _freeze_batch_norm_statistics(encoder: nn.Module) -> None:
+    """Keep batch norms without trainable parameters in evaluation mode."""
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            module.register_forward_pre_hook(_set_evaluation_mode)
+
+
+def _set_evaluation_mode(module: nn.Module, _: object) -> None:
+    # In a hook of the forward pass, since `model.train()` would undo a mode that is set once.
+    module.eval()

@@ -1,5 +1,5 @@
-"""The encoders that come with the package: the entry point `encoders` imports this module, which registers them."""
+"""Registers the built-in encoders: the entry point `encoders` imports this module."""
 
-from mmcon.models import audio, encoders, resnet_tiny, text, video
+from mmcon.models import audio, precomputed, resnet_tiny, text, video
 
-__all__ = ["audio", "encoders", "resnet_tiny", "text", "video"]
+__all__ = ["audio", "precomputed", "resnet_tiny", "text", "video"]

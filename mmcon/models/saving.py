@@ -1,4 +1,4 @@
-"""Models as folders: `model.safetensors` for the weights, `config.json` for what makes the module again."""
+"""Models as folders: weights in `model.safetensors`, and in `config.json` the arguments that build the modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
 
 
 def describe_encoders(encoders: nn.ModuleDict) -> dict[str, Any]:
-    """By tower: what the encoder was made from, None for a hand-made one, or the tower that it shares it with."""
+    """By tower: the arguments of `create_encoder`, None for other modules, or an earlier tower of the same module."""
     seen: dict[int, str] = {}
     described: dict[str, Any] = {}
     for tower, encoder in encoders.items():
@@ -27,11 +27,11 @@ def describe_encoders(encoders: nn.ModuleDict) -> dict[str, Any]:
     return described
 
 
-def write(model: nn.Module, config: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write weights and configuration, each whole or not at all."""
+def save_model(model: nn.Module, config: Mapping[str, Any], folder: str | Path) -> Path:
+    """Write weights and configuration; each file is replaced atomically."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_unshared(model.state_dict()), folder / (WEIGHTS + ".part"), metadata={"format": "pt"})
+    save_file(_without_shared_storage(model.state_dict()), folder / (WEIGHTS + ".part"), metadata={"format": "pt"})
     os.replace(folder / (WEIGHTS + ".part"), folder / WEIGHTS)
     text = json.dumps({"format": FORMAT, **config}, indent=2, ensure_ascii=False) + "\n"
     (folder / (CONFIG + ".part")).write_text(text, encoding="utf-8")
@@ -39,8 +39,8 @@ def write(model: nn.Module, config: Mapping[str, Any], folder: str | Path) -> Pa
     return folder
 
 
-def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors, each once: of names that share storage the first is kept."""
+def _without_shared_storage(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors; of names with one storage the first is kept, since safetensors refuses shared storage."""
     seen: set[int] = set()
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -51,8 +51,8 @@ def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def locate(name: str | Path, revision: str | None) -> Path:
-    """The folder of a model: a local one, or a copy of a hub's."""
+def local_folder(name: str | Path, revision: str | None) -> Path:
+    """The folder of a model: the name itself if it is a folder, else a download from the hub."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -84,17 +84,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load(model: nn.Module, folder: Path) -> None:
-    """Fill a model from a folder; every name and shape must fit.
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load the weights of a folder into a model; every name and shape must match.
 
     Raises:
-        CheckpointError: they do not; the message lists what differs.
+        CheckpointError: the file is truncated, or names or shapes differ; the message lists the differences.
     """
     try:
         saved = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"load {str(folder)!r}", expected=f"a whole {WEIGHTS}", got=str(error)) from error
-    differences = compare(model, saved)
+        raise CheckpointError(f"load {str(folder)!r}", expected=f"a complete {WEIGHTS}", got=str(error)) from error
+    differences = state_dict_differences(model, saved)
     if differences:
         shown = "".join(f"\n    {line}" for line in differences[:8])
         more = f"\n    and {len(differences) - 8} more" if len(differences) > 8 else ""
@@ -107,11 +107,12 @@ def load(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(saved, strict=False)  # names that share storage are saved once
 
 
-def compare(model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
-    """What differs between a model and saved weights, a line each."""
+def state_dict_differences(model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
+    """Differences in names and shapes between a model and saved weights, a line each."""
     own = model.state_dict()
-    places = {tensor.data_ptr() for name, tensor in own.items() if name in saved and tensor.numel()}
-    missing = [name for name, t in own.items() if name not in saved and not (t.numel() and t.data_ptr() in places)]
+    stored = {tensor.data_ptr() for name, tensor in own.items() if name in saved and tensor.numel()}
+    # A name whose storage is saved under another name is not missing.
+    missing = [name for name, t in own.items() if name not in saved and not (t.numel() and t.data_ptr() in stored)]
     differing = [name for name in own if name in saved and own[name].shape != saved[name].shape]
     return [
         *(f"{name}: model {tuple(own[name].shape)}, saved {tuple(saved[name].shape)}" for name in differing),

@@ -1,10 +1,10 @@
-"""Encoders of clips: an image encoder with temporal pooling, torchvision's video models, transformers' video models.
+"""Video encoders: an image encoder with temporal pooling, and video models of torchvision and transformers.
 
-    create_video_encoder("mmcon/frames", frame_encoder="mmcon/resnet-tiny", image_size=32)
-    create_video_encoder("r3d_18")                                          # torchvision
-    create_video_encoder("MCG-NJU/videomae-base", pretrained=True)          # transformers, by hub name or local folder
+    create_encoder("mmcon/frames", modality="video", frame_encoder="mmcon/resnet-tiny", image_size=32)
+    create_encoder("r3d_18", modality="video")                                    # torchvision
+    create_encoder("MCG-NJU/videomae-base", modality="video", pretrained=True)    # transformers: hub name or folder
 
-Like all encoders they take views in [0, 1], here `n t c h w`, and normalise inside.
+They take clips `n t c h w` in [0, 1] and normalize inside.
 """
 
 from __future__ import annotations
@@ -14,35 +14,24 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float
+from einops import rearrange, reduce
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from mmcon.errors import DataError, InputError
+from mmcon.errors import InputError
 from mmcon.models.encoders import create_encoder
-from mmcon.registry import entries, register_encoder
+from mmcon.models.image_input import IMAGENET_MEAN, IMAGENET_STD
+from mmcon.models.pretrained import model_load_errors
+from mmcon.registry import register_encoder
 
 TORCHVISION = ("mc3_18", "r2plus1d_18", "r3d_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
 KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
-# What the published checkpoints were trained with, for folders that do not say it.
-NORMALISED_BY = {
-    "videomae": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+# Mean and standard deviation of the published checkpoints, for folders without preprocessor_config.json.
+NORMALIZATION = {
+    "videomae": (IMAGENET_MEAN, IMAGENET_STD),
     "timesformer": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
     "vivit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-Clips = Float[Tensor, "n t c h w"]
-
-
-def create_video_encoder(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """Make an encoder of clips by a registered name, or by a hub name or local folder of transformers.
-
-    Args:
-        name: "mmcon/frames", one of torchvision's video models, or a transformers model.
-        pretrained: load published weights.
-        options: of the encoder.
-    """
-    if name in [entry.name for entry in entries("encoder", "video")]:
-        return create_encoder(name, modality="video", pretrained=pretrained, **options)
-    return create_encoder("transformers/video", modality="video", pretrained=pretrained, **{"model": name, **options})
 
 
 @register_encoder("mmcon/frames", modality="video")
@@ -51,13 +40,13 @@ class FrameEncoder(nn.Module):
     """An image encoder on every frame, pooled over time.
 
     Args:
-        frame_encoder: the image encoder's name.
-        pooling: `mean`; `max`; or `motion`, the mean beside the mean change from frame to frame, twice as wide, so that
-            the direction of time is not lost (a single frame has no change).
-        pretrained: load the image encoder's published weights.
+        frame_encoder: name of the image encoder.
+        pooling: `mean`; `max`; or `motion`, the mean concatenated with the mean difference of consecutive frames: twice
+            as wide, and it keeps the direction of time (a single frame has difference 0).
+        pretrained: load published weights of the image encoder.
         image_size: side of the frames in pixels.
         small_images: as in `create_encoder`.
-        in_channels: of the frames.
+        in_channels: channels of the frames.
     """
 
     def __init__(
@@ -84,35 +73,36 @@ class FrameEncoder(nn.Module):
         assert isinstance(width, int)
         self.feature_dim = width * (2 if pooling == "motion" else 1)
 
-    def forward(self, clips: Clips) -> Float[Tensor, "n d"]:
-        """Features of clips."""
+    def forward(self, clips: Shaped[Tensor, "..."]) -> Float[Tensor, "n d"]:
+        """Features of clips `n t c h w`."""
         _check_clips(clips, "mmcon/frames")
-        n, t = clips.shape[:2]
-        features = self.encoder(clips.flatten(0, 1)).unflatten(0, (n, t))
+        features = self.encoder(rearrange(clips, "n t c h w -> (n t) c h w"))
+        features = rearrange(features, "(n t) d -> n t d", n=len(clips))
         if self.pooling == "max":
-            return features.amax(1)
+            return reduce(features, "n t d -> n d", "max")
+        mean = reduce(features, "n t d -> n d", "mean")
         if self.pooling == "mean":
-            return features.mean(1)
-        change = features.diff(dim=1).mean(1) if t > 1 else torch.zeros_like(features[:, 0])
-        return torch.cat([features.mean(1), change], dim=1)
+            return mean
+        change = features.diff(dim=1).mean(1) if clips.shape[1] > 1 else torch.zeros_like(mean)
+        return torch.cat([mean, change], dim=1)
 
 
 @final
 class VideoEncoder(nn.Module):
-    """A network that takes whole clips, behind the normalisation that it was made for.
+    """A network on whole clips, behind the normalization that it was trained with.
 
     Args:
         network: from `n c t h w` (torchvision) or from pixel values `n t c h w` (transformers).
-        feature_dim: the width of the features.
+        feature_dim: width of the features.
         mean, std: by channel, of frames in [0, 1].
-        frames: how many it takes, if only so many.
-        size: the side that it takes, if only one.
-        token: for transformers, which hidden state is the feature: `first`, or the `mean` of all.
-        name: for messages.
+        name: the encoder's name in error messages.
+        frames: the number of frames that the network takes; None: any.
+        size: the side in pixels that the network takes; None: any.
+        token: for transformers, the feature: the `first` hidden state, or the `mean` over all.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Float[Tensor, "c 1 1"]
+    std: Float[Tensor, "c 1 1"]
 
     def __init__(
         self,
@@ -132,8 +122,8 @@ class VideoEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
-    def forward(self, clips: Clips) -> Float[Tensor, "n d"]:
-        """Features of clips."""
+    def forward(self, clips: Shaped[Tensor, "..."]) -> Float[Tensor, "n d"]:
+        """Features of clips `n t c h w`."""
         _check_clips(clips, self.name)
         frames, size = clips.shape[1], tuple(clips.shape[-2:])
         wrong_size = self.size is not None and size != (self.size, self.size)
@@ -146,9 +136,9 @@ class VideoEncoder(nn.Module):
             )
         clips = (clips - self.mean) / self.std
         if self.token is None:
-            return self.network(clips.transpose(1, 2))
+            return self.network(rearrange(clips, "n t c h w -> n c t h w"))
         hidden = self.network(pixel_values=clips).last_hidden_state
-        return hidden[:, 0] if self.token == "first" else hidden.mean(1)
+        return hidden[:, 0] if self.token == "first" else reduce(hidden, "n tokens d -> n d", "mean")
 
 
 def torchvision_video(name: str, *, pretrained: bool = False, **options: Any) -> VideoEncoder:
@@ -156,15 +146,13 @@ def torchvision_video(name: str, *, pretrained: bool = False, **options: Any) ->
     from torchvision import models
 
     weights: Any = models.get_model_weights(name).DEFAULT if pretrained else None  # type: ignore[attr-defined]
-    try:
+    with model_load_errors(name, expected="readable weights", fix="pretrained=False needs none"):
         network = models.get_model(name, weights=weights, **options)
-    except (OSError, ValueError) as error:
-        raise DataError(name, expected="readable weights", got=str(error), fix="pretrained=False needs none") from error
     preset = weights.transforms() if weights is not None else None
     fixed = name.startswith("mvit")
     return VideoEncoder(
         network,
-        feature_dim=_drop_classifier(network),
+        feature_dim=_remove_classifier(network),
         mean=tuple(getattr(preset, "mean", KINETICS_MEAN)),
         std=tuple(getattr(preset, "std", KINETICS_STD)),
         frames=16 if fixed else None,
@@ -173,7 +161,8 @@ def torchvision_video(name: str, *, pretrained: bool = False, **options: Any) ->
     )
 
 
-def _drop_classifier(network: Any) -> int:
+def _remove_classifier(network: Any) -> int:
+    """Replace the classification head by the identity, and return its input width."""
     for attribute in ("fc", "classifier", "head"):
         head = getattr(network, attribute, None)
         if head is None:
@@ -181,7 +170,7 @@ def _drop_classifier(network: Any) -> int:
         setattr(network, attribute, nn.Identity())
         layers = [m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv3d)]
         if isinstance(layers[-1], nn.Conv3d):
-            # S3D's pooling window wants 224 pixels; the mean over what is there takes any size.
+            # S3D's average pooling has a window for 224 pixels; adaptive pooling takes any size.
             network.avgpool = nn.AdaptiveAvgPool3d(1)
             return layers[-1].in_channels
         return layers[-1].in_features
@@ -206,28 +195,22 @@ def transformers_video(model: str, pretrained: bool = False, **options: Any) -> 
 
     Args:
         model: a hub name, or a local folder with config.json.
-        pretrained: load the weights too; otherwise the configuration alone.
+        pretrained: load the weights; otherwise the published configuration with random weights.
         options: override the configuration.
     """
     from transformers import AutoConfig, AutoModel
 
-    try:
+    where = f"create_encoder({model!r}, modality='video')"
+    with model_load_errors(
+        where,
+        expected="a hub name that can be reached, or a folder with config.json",
+        fix="download the model first and give its folder",
+    ):
         config = AutoConfig.from_pretrained(model, **options)
         network = AutoModel.from_pretrained(model, config=config) if pretrained else AutoModel.from_config(config)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"create_video_encoder({model!r})",
-            expected="a hub name that can be reached, or a folder with config.json",
-            got=str(error).partition("\n")[0],
-            fix="download the model first and give its folder",
-        ) from error
-    if config.model_type not in NORMALISED_BY:
-        raise InputError(
-            f"create_video_encoder({model!r})",
-            expected=f"a model of kind {', '.join(NORMALISED_BY)}",
-            got=repr(config.model_type),
-        )
-    mean, std = _normalisation(model, config.model_type)
+    if config.model_type not in NORMALIZATION:
+        raise InputError(where, expected=f"a model of kind {', '.join(NORMALIZATION)}", got=repr(config.model_type))
+    mean, std = _normalization(model, config.model_type)
     return VideoEncoder(
         network,
         feature_dim=config.hidden_size,
@@ -240,21 +223,21 @@ def transformers_video(model: str, pretrained: bool = False, **options: Any) -> 
     )
 
 
-def _normalisation(model: str, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by the folder's preprocessor_config.json, or those of the published checkpoints."""
+def _normalization(model: str, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation from the folder's preprocessor_config.json, or of the published checkpoints."""
     file = Path(model) / "preprocessor_config.json"
+    mean, std = NORMALIZATION[kind]
     if not file.is_file():
-        return NORMALISED_BY[kind]
-    said = json.loads(file.read_text(encoding="utf-8"))
-    mean, std = NORMALISED_BY[kind]
-    return tuple(map(float, said.get("image_mean", mean))), tuple(map(float, said.get("image_std", std)))
+        return mean, std
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return tuple(map(float, config.get("image_mean", mean))), tuple(map(float, config.get("image_std", std)))
 
 
-def _check_clips(clips: Tensor, where: str) -> None:
+def _check_clips(clips: Shaped[Tensor, "..."], where: str) -> None:
     if clips.dim() != 5 or not clips.is_floating_point():
         raise InputError(
             where,
             expected="clips `n t c h w`, floating point in [0, 1]",
             got=f"{clips.dtype} of shape {tuple(clips.shape)}",
-            fix="end the view with a crop or a resize, which give float32",
+            fix="end the view with a crop or a resize, which return float32",
         )

@@ -11,7 +11,7 @@ from mmcon.errors import ConfigError, DataError, InputError
 from mmcon.evaluation.linear_classifier import LinearStage, accuracy, train_classifier
 from mmcon.evaluation.online_probe import OnlineProbe
 from mmcon.models.encoders import create_encoder
-from mmcon.models.shared_spaces import ContrastiveModel
+from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.sources.factory import fashion
 
 

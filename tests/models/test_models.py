@@ -9,9 +9,10 @@ from torch import nn
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import CheckpointError, ConfigError, DataError, InputError, UnknownNameError
 from mmcon.models.batch_norm import GlobalBatchNorm, synchronize_batch_norm
+from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder, list_encoders
 from mmcon.models.image import ImageEncoder
-from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+from mmcon.models.shared_spaces import SharedSpace
 from mmcon.registry import register_encoder
 
 
@@ -290,7 +291,7 @@ def test_checkpoints_that_do_not_fit(tiny, tmp_path):
         ContrastiveModel.from_pretrained(folder, encoders={"image": deeper})
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"a whole model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"a complete model\.safetensors"):
         ContrastiveModel.from_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):

@@ -15,8 +15,9 @@ from mmcon.evaluation.cross_modal import SpaceEmbeddings, cross_modal_metrics, p
 from mmcon.evaluation.features import Features, extract_features, precompute_features
 from mmcon.loading.loader import ViewLoader, one_pass
 from mmcon.losses import presets
+from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.fine_tuning import add_lora, freeze, merge_lora, set_trainable
-from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+from mmcon.models.shared_spaces import SharedSpace
 from mmcon.objective.objective import Block, Objective
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import JoinedSource, Subset, TensorSource, create_source, meetings
@@ -237,7 +238,7 @@ def test_a_frozen_tower_keeps_its_weights_and_statistics():
     assert torch.equal(dropping(x), dropping[0](x))  # nothing is dropped
     partly = set_trainable(Tower(), "layer.*")
     assert {name for name, p in partly.named_parameters() if p.requires_grad} == {"layer.weight", "layer.bias"}
-    with pytest.raises(ConfigError, match="fit none"):
+    with pytest.raises(ConfigError, match="match none"):
         freeze(Tower(), trainable=["laier.*"])
 
 

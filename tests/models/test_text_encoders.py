@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mmcon.errors import DataError, InputError
+from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder
 from mmcon.models.export import export_sentence_transformers
-from mmcon.models.shared_spaces import ContrastiveModel
-from mmcon.models.text import POOLINGS, pool
+from mmcon.models.text import POOLINGS, pool_tokens
 from mmcon.random import keys
 from mmcon.registry import create_view
 from mmcon.views import collate
@@ -60,11 +60,11 @@ def encoder(folder, **options):
 def test_pooling_by_hand():
     states = torch.tensor([[[1.0], [2.0], [4.0]], [[3.0], [5.0], [9.0]]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    assert pool(states, mask, "mean").flatten().tolist() == pytest.approx([7 / 3, 4])
-    assert pool(states, mask, "cls").flatten().tolist() == [1, 3]
-    assert pool(states, mask, "last").flatten().tolist() == [4, 5]
+    assert pool_tokens(states, mask, "mean").flatten().tolist() == pytest.approx([7 / 3, 4])
+    assert pool_tokens(states, mask, "cls").flatten().tolist() == [1, 3]
+    assert pool_tokens(states, mask, "last").flatten().tolist() == [4, 5]
     # (1·1 + 2·2 + 3·4) / 6 and (1·3 + 2·5) / 3
-    assert pool(states, mask, "weighted").flatten().tolist() == pytest.approx([17 / 6, 13 / 3])
+    assert pool_tokens(states, mask, "weighted").flatten().tolist() == pytest.approx([17 / 6, 13 / 3])
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

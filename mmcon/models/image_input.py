@@ -1,0 +1,82 @@
+"""Adapt the input of an image network: other channels, small images, and errors of loading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmcon.errors import InputError
+from mmcon.models.pretrained import model_load_errors
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Up to this side in pixels, a stem that divides the resolution by four leaves too few positions (8 × 8 of 32 × 32).
+SMALL_IMAGE_SIZE = 64
+
+
+def image_load_errors(name: str) -> AbstractContextManager[None]:
+    """Convert a library's failure to read an image model to a DataError."""
+    return model_load_errors(
+        f"create_encoder({name!r})",
+        expected="a model that can be read: a local folder, or a hub name and a network (or a filled cache)",
+        fix="check the name; download it once where there is a network, and give the folder as the name",
+        errors=(OSError,),
+    )
+
+
+def channel_statistics(values: Sequence[float], channels: int) -> list[float]:
+    """Mean or standard deviation by channel; for another number of channels, the average of the known ones."""
+    values = [float(v) for v in values]
+    return values if len(values) == channels else [sum(values) / len(values)] * channels
+
+
+def replace_input_channels(network: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one for another number of channels.
+
+    Weights are summed over channels or repeated and rescaled, so that a gray image gives the same output.
+    """
+    from timm.models import adapt_input_conv
+
+    path, first = next((path, m) for path, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    replacement = _conv_like(first, channels, first.kernel_size, first.stride, first.padding)
+    with torch.no_grad():
+        replacement.weight.copy_(adapt_input_conv(channels, first.weight))
+        if first.bias is not None and replacement.bias is not None:
+            replacement.bias.copy_(first.bias)
+    network.set_submodule(path, replacement)
+
+
+def fit_stem(
+    network: nn.Module, name: str, *, small_images: bool | None, image_size: int | None, pretrained: bool
+) -> None:
+    """Replace a ResNet's stem by one that keeps the resolution, if requested or, by default, for small images.
+
+    Raises:
+        InputError: `small_images=True`, but the network has no ResNet stem or has published weights.
+    """
+    default = small_images is None
+    wanted = small_images or (default and not pretrained and image_size is not None and image_size <= SMALL_IMAGE_SIZE)
+    if not wanted:
+        return
+    conv, pool = getattr(network, "conv1", None), getattr(network, "maxpool", None)
+    has_stem = isinstance(conv, nn.Conv2d) and conv.stride == (2, 2) and isinstance(pool, nn.MaxPool2d)
+    if default and not has_stem:
+        return
+    if not has_stem or pretrained:
+        raise InputError(
+            f"create_encoder({name!r})",
+            expected="small_images=True with a ResNet's stem (conv1 of stride 2, maxpool) that starts at random",
+            got="published weights" if has_stem else f"{type(network).__name__}",
+            fix="leave small_images out, or choose a ResNet such as resnet18 without published weights",
+        )
+    assert isinstance(conv, nn.Conv2d)
+    stem = _conv_like(conv, conv.in_channels, (3, 3), (1, 1), (1, 1))
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    network.conv1, network.maxpool = stem, nn.Identity()
+
+
+def _conv_like(conv: nn.Conv2d, channels: int, kernel: Any, stride: Any, padding: Any) -> nn.Conv2d:
+    return nn.Conv2d(channels, conv.out_channels, kernel, stride, padding, bias=conv.bias is not None)
