@@ -31,7 +31,7 @@ from mmcon.evaluation.features import Features
 from mmcon.evaluation.retrieval import retrieve
 from mmcon.evaluation.statistics import bootstrap, paired_permutation, t_interval
 from mmcon.random import stable_ids
-from mmcon.sources.factory import held_out
+from mmcon.sources.splits import held_out
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "audio_supcon.py"
 NO_SPEECH = re.compile(r"silence|beep|2tone|^tt-monkeys$")
@@ -88,7 +88,7 @@ def train(data: str, objective: str, seed: int, options: argparse.Namespace) -> 
     settings = {"data": data, "objective": objective, "seed": seed, "output_dir": folder}
     settings |= {"window_seconds": options.window_seconds} if options.window_seconds else {}
     config = recipe.Config(**settings, max_steps=options.steps, cpu=True, log_every=20, force=True, resume=True)
-    sampler = recipe.make_sampler(config, recipe.open_source(data, "train", rate_hz=config.hertz))
+    sampler = recipe.make_sampler(config, recipe.open_splits(config)[0])
     epochs = -(-options.steps // sampler.steps_per_epoch)
     recipe.main(replace(config, epochs=epochs))
     figures = json.loads((folder / "results.json").read_text())

@@ -42,7 +42,7 @@ from mmcon.random import keys, stable_ids
 from mmcon.samplers.base import BatchSampler
 from mmcon.samplers.class_balanced import ClassAwareSampler
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import held_out
+from mmcon.sources.splits import held_out
 from mmcon.training.optim import create_schedule
 from mmcon.training.seeds import seed_model
 from mmcon.views import collate

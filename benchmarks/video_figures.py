@@ -109,7 +109,7 @@ def picture(output: Path, part: str) -> None:
     lines: dict[str, list[Features]] = defaultdict(list)
     for objective in ("graded", "binary"):
         for run in sorted((output / part / f"{objective}-seed0").glob("*/model")):
-            features = Features.load(run.parent / "features" / "test-plain.safetensors")
+            features = Features.load(run.parent / "features" / "trained_plain-test.safetensors")
             model = mmcon.ContrastiveModel.from_pretrained(run)
             lines[f"{objective}, fast space"].append(video_graded.embedded(model, "fast", features))
     drawn = {name: Features.cat(tables) for name, tables in lines.items()}

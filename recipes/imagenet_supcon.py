@@ -1,7 +1,7 @@
 """Supervised contrastive learning of images in two stages: the reference recipe.
 
     uv run accelerate launch recipes/imagenet_supcon.py                          # bundled images, two CPU cores
-    uv run accelerate launch recipes/imagenet_supcon.py --data path/to/photos    # a folder per class, or train/ and val/
+    uv run accelerate launch recipes/imagenet_supcon.py --data path/to/photos    # one folder per class
     uv run accelerate launch recipes/imagenet_supcon.py --objective simclr
     uv run accelerate launch recipes/imagenet_supcon.py --preset resnet50-autoaugment --data path/to/imagenet
     uv run accelerate launch recipes/imagenet_supcon.py --preset resnet50-autoaugment --dry-run     # memory and hours
@@ -45,7 +45,8 @@ from mmcon.objective.queue import Queue
 from mmcon.operations import dry_run
 from mmcon.registry import supported_options
 from mmcon.samplers.factory import create_batch_sampler
-from mmcon.sources.factory import Subset, channels_of, create_source
+from mmcon.sources.base import Subset, channels_of
+from mmcon.sources.factory import create_source
 from mmcon.training.config import RunConfig
 from mmcon.training.gradient_caching import cached
 from mmcon.training.logging import QUARANTINE

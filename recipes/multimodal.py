@@ -1,34 +1,32 @@
-r"""Contrastive learning of any number of modalities in one space, some missing in some samples, some pairs never met.
+r"""Contrastive learning of any number of modalities in one space; samples may lack some, and pairs may go untrained.
 
     uv run accelerate launch recipes/multimodal.py                                   # bundled emoji, two CPU cores
     uv run accelerate launch recipes/multimodal.py --pairs image-text text-audio image-audio
     uv run accelerate launch recipes/multimodal.py --data series=series/oscillators --objective same-label \
         --view series=series/window --encoder series=series/conv                     # docs/new-modality.md
 
-The bundled samples are emoji: a drawing, the English name and keywords, and the name as a synthesiser speaks it in up
-to four languages (two thirds have a recording, some several). By default pictures never meet sounds in training; both
-meet names, and the recipe tells how well a picture finds its sound through them.
+The bundled samples are emoji: a drawing, the English name and keywords, and the name in synthesized speech in up to
+four languages (two thirds have a recording, some have several). By default images and audio are both paired with text
+but never with each other, and the recipe reports how well an image retrieves its audio nevertheless.
 
-A modality is what its source, view and encoder say it is; nothing here knows them by name but the defaults.
-After Girdhar et al. 2023 (ImageBind: modalities that never met are bound through a third).
+A modality is defined by its source, view and encoder; only the defaults know modalities by name.
+After Girdhar et al. 2023 (ImageBind: modalities that are never paired are aligned through a third).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from mmcon.training.settings import EngineFlags
 from torch import nn
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
-from mmcon.errors import ConfigError, MmconError
+from mmcon.errors import ConfigError
 from mmcon.evaluation.cross_modal import (
     SpaceEmbeddings,
     cross_modal_table,
@@ -37,18 +35,19 @@ from mmcon.evaluation.cross_modal import (
 )
 from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.probe import linear_probe
-from mmcon.loading.loader import ViewLoader, one_pass
+from mmcon.loading.loader import one_pass
 from mmcon.losses import LearnableTemperature
 from mmcon.models.encoders import create_encoder
-from mmcon.objective.objective import Block
-from mmcon.registry import lookup
+from mmcon.registry import supported_options
 from mmcon.samplers.base import BatchSampler
 from mmcon.samplers.class_balanced import ClassAwareSampler
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import JoinedSource, create_source
-from mmcon.training.config import parse
-from mmcon.training.optim import create_optimizer, create_schedule
-from mmcon.training.run import Run, RunSettings, unused_folder
+from mmcon.sources.factory import create_source
+from mmcon.sources.joined import JoinedSource
+from mmcon.training.config import RunConfig
+from mmcon.training.optim import create_optimizer_and_schedule
+from mmcon.training.recipe import run_recipe
+from mmcon.training.run import Run
 from mmcon.views import Chain
 
 BUNDLED = "image=samples/emoji", "text=samples/emoji-texts", "audio=samples/emoji-spoken"
@@ -57,127 +56,93 @@ VIEWS = {"image": "image/simclr", "text": "text/words", "audio": "audio/speech"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(EngineFlags):
+class Config(RunConfig):
     """What to train, on what, and for how long. Entries of tuples are MODALITY=VALUE."""
 
     data: tuple[str, ...] = BUNDLED
-    """a source for each modality, by registered name or path; samples meet by their ids"""
+    """a source per modality, by registered name or path; modalities are joined by the ids of samples"""
     view: tuple[str, ...] = ()
     """a view generator for each modality that has none by default; its evaluation view is MODALITY/plain"""
     plain: tuple[str, ...] = ()
-    """an evaluation view in place of MODALITY/plain"""
+    """an evaluation view instead of MODALITY/plain"""
     encoder: tuple[str, ...] = ()
     """an encoder by name for each modality that has none by default"""
     pairs: tuple[str, ...] = ()
-    """which modalities meet in training, such as image-text; by default all, but of the bundled data image-text and
-    text-audio"""
+    """the pairs of modalities to train, such as image-text; default: all, but image-text and text-audio of the bundled
+    data"""
     views: int | None = None
-    """views of each modality in a batch; by default 1, and 2 where a modality meets itself"""
+    """views per modality in a batch; default: 1, and 2 if a modality is paired with itself"""
     objective: Literal["same-sample", "same-label"] = "same-sample"
-    """who is meant to be alike"""
-    output_dir: Path | None = None
-    """the run folder; by default a new one under runs/"""
+    """positives: the other modalities of the sample, or of all samples of its class"""
     image_size: int = 28
     rate_hz: int = 16_000
     window_seconds: float = 1.6
     max_tokens: int = 16
-    epochs: int = 40
-    max_steps: int | None = None
-    """stop after so many steps; the schedule stays that of --epochs"""
-    batch_size: int = 128
     temperature: float = 0.07
-    """where the temperature starts; it learns"""
+    """initial value of the learnable temperature"""
     projection_dim: int = 128
+    epochs: int = 40
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
-    seed: int = 0
-    resume: bool = False
-    """go on from the newest good checkpoint in the output folder, or start"""
-    force: bool = False
-    workers: int = 0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    cpu: bool = False
-    log_every: int = 10
-    tiny: bool = False
-    """a run of seconds that goes through everything"""
 
 
 def main(config: Config) -> None:
     """Train, then evaluate."""
-    if config.tiny:
-        config = replace(config, epochs=1, max_steps=min(config.max_steps or 4, 4), log_every=1, batch_size=32)
-    sources = by_modality("--data", config.data)
-    pairs = make_pairs(config, list(sources))
-    views = config.views or (2 if any(a == c for a, c in pairs) else 1)
-    run = Run(
-        config.output_dir or unused_folder(Path("runs") / "multimodal", resume=config.resume),
-        config=config,
-        seed=config.seed,
-        settings=RunSettings.of(config),
-        resume=config.resume,
-        mixed_precision=config.mixed_precision,
-        cpu=config.cpu,
-        find_unused_parameters=len(sources) > 1,  # a batch may lack a modality
-    )
+    config = config.apply_tiny(max_steps=4, batch_size=32)
+    names = by_modality("--data", config.data)
+    pairs = make_pairs(config, list(names))
+    views = config.views or (2 if any(first == second for first, second in pairs) else 1)
+    # A batch may lack a modality, whose encoder then gets no gradient.
+    run = Run.from_config(config, name="multimodal", find_unused_parameters=len(names) > 1)
 
-    # Data: a source for each modality; rows meet by the sample's id, and a sample may lack some.
-    train, test = (open_sources(sources, split) for split in ("train", "test"))
+    # Data: a source per modality, joined by the ids of samples; a sample may lack some modalities.
+    train, test = (
+        JoinedSource(*(create_source(name, modality=modality, split=split) for modality, name in names.items()))
+        for split in ("train", "test")
+    )
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
-    training = {modality: [make_view(config, modality)] * views for modality in sources}
-    loader = ViewLoader(
-        train,
-        training,
-        make_sampler(config, train),
-        seed=config.seed,
-        workers=config.workers,
-        device=run.device,
-        rank=run.rank,
-        world_size=run.world_size,
-    )
+    training_views = {modality: [make_view(config, modality)] * views for modality in names}
+    loader = run.loader(train, training_views, make_sampler(config, train))
 
-    # Model: an encoder and a head for each modality; the objective says which pairs meet.
+    # Model: an encoder and a head for each modality. The objective lists the pairs of modalities, in both directions.
     model = mmcon.ContrastiveModel(
-        make_encoders(config, list(sources)), {"shared": mmcon.SharedSpace(dim=config.projection_dim)}
+        make_encoders(config, list(names)), {"shared": mmcon.SharedSpace(dim=config.projection_dim)}
     )
     untrained = copy.deepcopy(model)
+    directions = [(direction, pair) for pair in pairs for direction in sorted({pair, pair[::-1]})]
     objective = mmcon.Objective(
         affinity=SameSample() if config.objective == "same-sample" else SameLabel(),
         temperature=LearnableTemperature(initial=config.temperature),
         blocks=[
-            Block(*way, weight=1 / len({pair, pair[::-1]})) for pair in pairs for way in sorted({pair, pair[::-1]})
+            mmcon.Block(*direction, weight=1 / len({pair, pair[::-1]})) for direction, pair in directions
         ],
-    )
-    optimizer = create_optimizer(
-        [model, objective], "adamw", learning_rate=config.learning_rate, weight_decay=config.weight_decay
-    )
-    steps = config.epochs * len(loader)
-    schedule = create_schedule(optimizer, "cosine", steps=steps, warmup_steps=round(0.1 * steps))
+    )  # fmt: skip
+    optimizer, schedule = create_optimizer_and_schedule(config, [model, objective], steps_per_epoch=len(loader))
     trained = run.prepare(model, optimizer, schedule, objective=objective)
 
     for batch in run.batches(loader):
         embeddings = trained(batch)
         loss = objective(embeddings, batch)
         run.step(loss)
-    model = run.whole(model)
 
-    # One dump of embeddings and of features a modality and a part; every figure from them.
+    # Embeddings and features once per modality and split, then every metric from them.
+    model = run.full_model(model)
     if not run.is_main:
-        run.close()
-        return
+        return run.close()
     model.save_pretrained(run.folder / "model")
-    met = ["-".join(pair) for pair in pairs]
+    trained_pairs = ["-".join(pair) for pair in pairs]
     results = {}
     for name, subject in {"trained": model, "random_encoders": untrained.to(run.device)}.items():
-        results[name], shown = judge(config, subject, train, test, met, run.device)
-        run.print(f"{name}\n{shown}")
-    run.finish(results["trained"] | {"random_encoders": results["random_encoders"]})
+        results[name], text = evaluate(config, subject, train, test, trained_pairs, run.device)
+        run.print(f"{name}\n{text}")
+    run.finish(results.pop("trained") | results)
 
 
-# --- the parts, each by name -----------------------------------------------------------------------------------------
+# --- flags, views, encoders and sampler ------------------------------------------------------------------------------
 
 
 def by_modality(flag: str, entries: Sequence[str]) -> dict[str, str]:
-    """Values by modality, from MODALITY=VALUE."""
+    """Values by modality, from entries MODALITY=VALUE."""
     wrong = [entry for entry in entries if not all(entry.partition("="))]
     if wrong:
         raise ConfigError(flag, expected="MODALITY=VALUE, such as image=photos/", got=str(wrong))
@@ -185,7 +150,7 @@ def by_modality(flag: str, entries: Sequence[str]) -> dict[str, str]:
 
 
 def make_pairs(config: Config, modalities: list[str]) -> list[tuple[str, str]]:
-    """Which modalities meet in training; one alone meets itself."""
+    """The pairs of modalities to train; a single modality is paired with itself."""
     if not config.pairs:
         if config.data == BUNDLED:
             return [("image", "text"), ("text", "audio")]
@@ -196,42 +161,28 @@ def make_pairs(config: Config, modalities: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def open_sources(sources: dict[str, str], split: str) -> JoinedSource:
-    """The sources of all modalities, joined."""
-    opened = [create_source(name, split=split, modality=m) for m, name in sources.items()]
-    wrong = {m: source.modality for m, source in zip(sources, opened, strict=True) if source.modality != m}
-    if wrong:
-        raise ConfigError("--data", expected="MODALITY=SOURCE with a source of that modality", got=str(wrong))
-    return JoinedSource(*opened)
-
-
-def named(config: Config, name: str) -> mmcon.ViewGenerator:
-    """A view generator with those of the recipe's settings that it takes."""
-    settings: dict[str, Any] = {
-        "size": config.image_size,
-        "rate_hz": config.rate_hz,
-        "window_seconds": config.window_seconds,
-    }
-    settings |= {"max_tokens": config.max_tokens}
-    if name.startswith("image/"):  # what names a picture is its colour and outline: little may be changed
-        settings |= {"area": (0.6, 1.0), "strength": 0.3, "grayscale": 0.0}
-    taken = lookup("view", name).options
-    return mmcon.create_view(name, **{key: value for key, value in settings.items() if key in taken})
+def with_options(config: Config, name: str) -> mmcon.ViewGenerator:
+    """A view generator with the options among the recipe's flags that it supports."""
+    options: dict[str, Any] = {"size": config.image_size, "rate_hz": config.rate_hz, "max_tokens": config.max_tokens}
+    options |= {"window_seconds": config.window_seconds}
+    if name.startswith("image/"):  # color and outline identify an emoji, so they change little
+        options |= {"area": (0.6, 1.0), "strength": 0.3, "grayscale": 0.0}
+    return mmcon.create_view(name, **supported_options("view", name, options))
 
 
 def make_view(config: Config, modality: str) -> mmcon.ViewGenerator:
-    """One of the sample's instances, and a view of it."""
+    """One of the instances of a sample, and a view of it."""
     name = by_modality("--view", config.view).get(modality) or VIEWS.get(modality)
     if name is None:
         fix = f"--view {modality}=NAME, one of {mmcon.list_views(modality)}"
         raise ConfigError("--view", expected=f"a view generator for {modality!r}", got="none", fix=fix)
-    return Chain(mmcon.create_view("any/instance"), named(config, name))
+    return Chain(mmcon.create_view("any/instance"), with_options(config, name))
 
 
 def plain_view(config: Config, modality: str) -> mmcon.ViewGenerator:
-    """The first instance, with nothing drawn."""
+    """The first instance of a sample, without augmentation."""
     name = by_modality("--plain", config.plain).get(modality, f"{modality}/plain")
-    return Chain(mmcon.create_view("any/instance", random=False), named(config, name))
+    return Chain(mmcon.create_view("any/instance", draws=False), with_options(config, name))
 
 
 def make_encoders(config: Config, modalities: list[str]) -> dict[str, nn.Module]:
@@ -243,51 +194,53 @@ def make_encoders(config: Config, modalities: list[str]) -> dict[str, nn.Module]
 
 
 def make_sampler(config: Config, train: JoinedSource) -> BatchSampler:
-    """Samples at random; where classes are positives, two or more of each."""
+    """Uniform batches; if classes are positives, batches with two or more samples per class."""
     size = min(config.batch_size, len(train))
     if config.objective == "same-sample":
         return UniformSampler(train.ids, batch_size=size, seed=config.seed)
     if train.labels is None:
         raise ConfigError("--objective same-label", expected="a label for every sample", got=train.describe())
     classes = min(len(train.classes), size // 2)
-    each = size // classes
-    return ClassAwareSampler(train.labels, batch_size=classes * each, seed=config.seed, samples_per_class=each)
+    per_class = size // classes
+    return ClassAwareSampler(
+        train.labels, batch_size=classes * per_class, seed=config.seed, samples_per_class=per_class
+    )  # fmt: skip
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def judge(
-    config: Config, model: nn.Module, train: JoinedSource, test: JoinedSource, met: list[str], device: torch.device
+def evaluate(
+    config: Config,
+    model: nn.Module,
+    train: JoinedSource,
+    test: JoinedSource,
+    trained_pairs: list[str],
+    device: torch.device,
 ) -> tuple[dict[str, Any], str]:
-    """Retrieval between every two modalities, of training samples and of held-out ones; classes where there are any."""
+    """Retrieval between every two modalities, on the training and on the test split; classification if labeled."""
+
+    def extract(encode: nn.Module, source: JoinedSource, modality: str) -> Features:
+        views = {modality: [plain_view(config, modality)]}
+        return extract_features(encode, one_pass(source.members[modality], views, device=device), modality=modality)
+
     results: dict[str, Any] = {}
-    told = []
-    for part, source in (("training_samples", train), ("held_out", test)):
-        dumps = {m: dump(config, SpaceEmbeddings(model), source, m, device) for m in source.members}
-        found = metrics_by_modality_pair(dumps)
-        results[part] = {name: of.results() for name, of in found.items()} | {
-            "uniformity": uniformity_by_modality(dumps)
-        }
-        if found:
-            told.append(f"{part.replace('_', ' ')}: {cross_modal_table(found, met=met)}")
+    lines = []
+    for split, source in (("training_samples", train), ("held_out", test)):
+        embeddings = {modality: extract(SpaceEmbeddings(model), source, modality) for modality in source.members}
+        metrics = metrics_by_modality_pair(embeddings)
+        results[split] = {name: of_pair.results() for name, of_pair in metrics.items()}
+        results[split]["uniformity"] = uniformity_by_modality(embeddings)
+        if metrics:
+            lines.append(f"{split.replace('_', ' ')}: {cross_modal_table(metrics, met=trained_pairs)}")
     for modality in train.members:
-        known, asked = (dump(config, model, source, modality, device) for source in (train, test))
+        known, queried = extract(model, train, modality), extract(model, test, modality)
         if "label" in known.index:
-            results.setdefault("linear_probe", {})[modality] = linear_probe(known, asked).top1
+            results.setdefault("linear_probe", {})[modality] = linear_probe(known, queried).top1
     if "linear_probe" in results:
-        told.append("linear probe  " + "   ".join(f"{m} {top1:.3f}" for m, top1 in results["linear_probe"].items()))
-    return results, "\n".join(told)
-
-
-def dump(config: Config, encode: nn.Module, source: JoinedSource, modality: str, device: torch.device) -> Features:
-    """What is said of every sample that has the modality."""
-    views = {modality: [plain_view(config, modality)]}
-    return extract_features(encode, one_pass(source.members[modality], views, device=device), modality=modality)
+        lines.append("linear probe  " + "   ".join(f"{m} {top1:.3f}" for m, top1 in results["linear_probe"].items()))
+    return results, "\n".join(lines)
 
 
 if __name__ == "__main__":
-    try:
-        main(parse(Config, description=__doc__ or ""))
-    except MmconError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    run_recipe(main, Config)

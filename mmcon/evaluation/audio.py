@@ -26,7 +26,7 @@ def log_mel_statistics(batch: ViewBatch) -> Tensor:
     return torch.cat([mean, ((x - mean[..., None]).square() * real).sum(-1).div(real.sum(-1)).sqrt()], 1)
 
 
-def judge(train: Features, test: Features) -> dict[str, Any]:
+def evaluate_audio(train: Features, test: Features) -> dict[str, Any]:
     """The figures that the columns of the held-out recordings allow.
 
     With prompts in several languages: the same prompt in another language, and the probe and k-NN of the language,
@@ -61,7 +61,7 @@ def across_languages(queries: Index, candidates: Index) -> Tensor:
     return (same & (queries["language"][:, None] != candidates["language"])).double()
 
 
-def table(figures: dict[str, dict[str, Any]], n: int, *, unreadable: int) -> str:
+def audio_metrics_table(figures: dict[str, dict[str, Any]], n: int, *, unreadable: int) -> str:
     """The figures for a person to read."""
     lines = [f"on {n} held-out recordings" + (f"; {unreadable} of all could not be read" if unreadable else "")]
     for name, of in figures.items():

@@ -33,7 +33,7 @@ NAMES = {
 }
 
 
-def judge_in_time(train: Features, test: Features, *, seed: int) -> dict[str, Any]:
+def evaluate_temporal(train: Features, test: Features, *, seed: int) -> dict[str, Any]:
     """Every figure of one encoder: the mean over clips, its 95 % interval where there are two or more, and by clip.
 
     Beside them how slow each feature is on held-out clips, slowest first, and the spectrum of the slowest directions,
@@ -72,7 +72,7 @@ def judge_in_time(train: Features, test: Features, *, seed: int) -> dict[str, An
     return figures
 
 
-def table_in_time(figures: Mapping[str, Mapping[str, Any]]) -> str:
+def temporal_metrics_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures of several encoders for a person to read, an encoder a column."""
     lines = [f"{'':36}" + "".join(f"{name:>24}" for name in figures)]
     for key, text in NAMES.items():

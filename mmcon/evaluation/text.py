@@ -62,7 +62,7 @@ def bag_of_words(batch: ViewBatch) -> Tensor:
     return counts.scatter_add_(1, ids, tokens["attention_mask"].float())
 
 
-def table(figures: Mapping[str, Mapping[str, Any]], n: int) -> str:
+def text_metrics_table(figures: Mapping[str, Mapping[str, Any]], n: int) -> str:
     """The figures for a person to read."""
     lines = [f"figures on {n} held-out texts (± is half of the 95 % interval over texts)"]
     for name, of in figures.items():
@@ -80,7 +80,7 @@ def table(figures: Mapping[str, Mapping[str, Any]], n: int) -> str:
     return "\n".join(lines)
 
 
-def results(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def text_metrics_json(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What results.json holds: fractions, the baselines beside each."""
 
     def plain(of: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Typed configurations: a dataclass, a YAML file over its defaults, and the command line over both."""
+"""Configuration of a run: the settings that all recipes share, a YAML file over their defaults, flags over both."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 import yaml
@@ -16,12 +17,100 @@ from mmcon.errors import ConfigError, nearest
 from mmcon.training.presets import preset_file, presets_of
 
 C = TypeVar("C")
+R = TypeVar("R", bound="RunConfig")
 
-# What may change between a run and its continuation without changing what is computed at a step.
+# Settings that may change between a run and its continuation, since they do not change what a step computes.
 SAFE_CHANGES = frozenset(
     {"output_dir", "resume", "force", "max_steps", "workers", "log_every", "checkpoint_every", "keep", "trackers",
-     "profile", "compile", "engine", "config", "on_nonfinite", "keep_best"}
+     "profile", "compile", "engine", "config", "on_nonfinite", "max_skips", "keep_best"}
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Settings of `mmcon.Run`: length, logging, checkpoints, and how a step is executed."""
+
+    epochs: int = 1
+    """passes over the data; the schedule is made for all of them"""
+    max_steps: int | None = None
+    """stop after this many steps in total; the schedule stays that of --epochs"""
+    accumulate: int = 1
+    """batches whose gradients are averaged before an optimizer step; negatives still come from one batch (use gradient
+    caching for more)"""
+    clip_norm: float | None = None
+    """clip the norm of the gradients to this value"""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """what a loss or gradient that is not finite does: stop the run, or skip the step"""
+    max_skips: int = 10
+    """stop after more skipped steps in a row than this"""
+    log_every: int = 10
+    """steps between two lines of metrics.jsonl"""
+    checkpoint_every: int | None = None
+    """steps between two checkpoints; default: one per epoch"""
+    keep: int = 2
+    """how many of the newest checkpoints are kept"""
+    trackers: tuple[str, ...] = ()
+    """trackers of Accelerate that receive the metrics too, such as tensorboard"""
+    force: bool = False
+    """resume although settings changed that alter what is computed"""
+    workers: int = 0
+    """processes that prepare batches; 0 prepares them in the training process"""
+    engine: Literal["ddp", "fsdp2"] = "ddp"
+    """on several ranks, keep a full copy of the weights (ddp) or a shard of them (fsdp2) on each"""
+    sync_batch_norm: bool = False
+    """batch norms use the statistics of the global batch"""
+    compile: bool = False
+    """compile the encoders with torch.compile: minutes at first, then faster steps"""
+    profile: bool = False
+    """profile a few early steps: a table and a trace in the run folder"""
+
+    def __post_init__(self) -> None:
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ConfigError("--on-nonfinite", expected="stop or skip", got=repr(self.on_nonfinite))
+        if self.engine not in ("ddp", "fsdp2"):
+            raise ConfigError("--engine", expected="ddp or fsdp2", got=repr(self.engine))
+        if self.accumulate < 1:
+            raise ConfigError("--accumulate", expected="1 batch or more", got=str(self.accumulate))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunSettings):
+    """The flags of every recipe; a recipe's `Config` extends it by data, objective, model, and its own defaults."""
+
+    output_dir: Path | None = None
+    """the run folder; default: a new one under runs/"""
+    seed: int = 0
+    seeds: tuple[int, ...] = ()
+    """one run per seed: figures of each, means and intervals (needs --output-dir)"""
+    resume: bool = False
+    """continue from the newest valid checkpoint in the output folder, or start"""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    cpu: bool = False
+    """use the CPU even if there is a GPU"""
+    tiny: bool = False
+    """a run of seconds that goes through everything"""
+    batch_size: int = 128
+    """samples per step, over all ranks"""
+    optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
+    learning_rate: float | None = None
+    """the peak, for this batch size"""
+    weight_decay: float = 1e-4
+    decay_norm_and_bias: bool = False
+    """decay (and under LARS, adapt) norms and biases too"""
+    schedule: Literal["cosine", "step", "polynomial", "constant"] = "cosine"
+    warmup_share: float = 0.1
+    """fraction of the steps in which the learning rate rises"""
+    warmup_epochs: float | None = None
+    """the same in epochs"""
+
+    def apply_tiny(self: R, *, max_steps: int, **changes: Any) -> R:
+        """The configuration of a `--tiny` run: one epoch, at most `max_steps` steps, and the given changes.
+
+        Without `--tiny` the configuration itself is returned.
+        """
+        if not self.tiny:
+            return self
+        return replace(self, epochs=1, max_steps=min(self.max_steps or max_steps, max_steps), log_every=1, **changes)
 
 
 def parse(
@@ -31,12 +120,12 @@ def parse(
 
     Args:
         kind: a dataclass.
-        description: what the help begins with.
-        args: the words of the command line; by default the program's own.
-        recipe: the file of the recipe whose presets `--preset` names.
+        description: the first text of the help.
+        args: the words of the command line. Default: those of the program.
+        recipe: the file of the recipe, for the presets that `--preset` names.
 
     Raises:
-        ConfigError: a file is missing, or holds a key that the configuration does not have.
+        ConfigError: a file is missing, or has a key that the configuration does not have.
     """
     words = list(sys.argv[1:] if args is None else args)
     preset, path = _take_option(words, "--preset") if recipe else None, _take_option(words, "--config")
@@ -49,15 +138,16 @@ def parse(
             values[name] = {**before, **value} if both else value  # type: ignore[dict-item]
     default = from_mapping(kind, values, where=" + ".join(files)) if files else None
     if recipe:
-        named = ", ".join(presets_of(recipe))
-        description += f"\n\n--config FILE.yaml reads settings from a file; --preset NAME published ones: {named}."
+        description += "\n\n--config FILE.yaml reads settings from a file."
+        if names := ", ".join(presets_of(recipe)):
+            description += f" --preset NAME reads published settings: {names}."
     chosen = tyro.cli(kind, description=description, args=words, default=default)
     assert chosen is not None
     return chosen
 
 
 def from_mapping(kind: type[C], values: Mapping[str, Any], *, where: str = "config") -> C:
-    """Build a configuration from plain values; a key that it does not have is refused, the nearest ones named."""
+    """A configuration from plain values; an unknown key raises a ConfigError that names the nearest ones."""
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
@@ -69,7 +159,7 @@ def from_mapping(kind: type[C], values: Mapping[str, Any], *, where: str = "conf
 
 
 def _as_hinted(value: Any, hint: Any) -> Any:
-    """What YAML cannot write as itself: a tuple comes as a list, a path as text, a dataclass as a mapping."""
+    """Convert what YAML cannot express: lists to tuples, text to paths, mappings to dataclasses."""
     if isinstance(value, Mapping) and dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_mapping(hint, value, where=hint.__name__)
     if isinstance(value, list):
@@ -80,7 +170,7 @@ def _as_hinted(value: Any, hint: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """Write a configuration as YAML that `--config` reads back."""
+    """A configuration as YAML, which `--config` reads back."""
     return yaml.safe_dump(as_plain(config), sort_keys=False)
 
 
@@ -104,13 +194,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 
 def check_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, force: bool = False) -> dict[str, tuple[Any, Any]]:
-    """Compare a run's configuration with that of its continuation.
+    """Compare the configuration of a run with that of its continuation.
 
     Returns:
-        All differences.
+        All differences, by name: (before, now).
 
     Raises:
-        ConfigError: one of them would change what a step computes, and `force` is not set.
+        ConfigError: a difference changes what a step computes, and `force` is not set.
     """
     changed = differences(old, new)
     unsafe = {name: pair for name, pair in changed.items() if name not in SAFE_CHANGES}
@@ -120,7 +210,7 @@ def check_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, force: bool
             "--resume",
             expected="the settings that the run began with",
             got=shown,
-            fix="give the old settings, start another --output-dir, or insist with --force",
+            fix="pass the old settings, choose another --output-dir, or add --force",
         )
     return changed
 

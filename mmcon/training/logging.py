@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mmcon.batch import ViewBatch
 from mmcon.distributed.collectives import gather_objects
 from mmcon.loading.loader import ViewLoader
+from mmcon.training.config import RunSettings
 from mmcon.training.metrics_log import Clock, Journal
-from mmcon.training.settings import RunSettings
 from mmcon.training.step import Stepper
 
 if TYPE_CHECKING:

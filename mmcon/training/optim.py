@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -14,6 +14,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmcon.errors import ConfigError, InputError, nearest
 
+if TYPE_CHECKING:
+    from mmcon.training.config import RunConfig
+
 OPTIMIZERS = ("adamw", "sgd", "lars", "rmsprop")
 SCHEDULES = ("cosine", "step", "polynomial", "exponential", "constant")
 
@@ -21,6 +24,33 @@ SCHEDULES = ("cosine", "step", "polynomial", "exponential", "constant")
 def scaled_learning_rate(base: float, batch_size: int) -> float:
     """The rate for a batch, from one published for a batch of 256: base · batch / 256 (Goyal et al. 2017)."""
     return base * batch_size / 256
+
+
+def create_optimizer_and_schedule(
+    config: RunConfig, modules: Iterable[nn.Module], *, steps_per_epoch: int, warmup_steps: int | None = None
+) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer and the schedule that the flags of a recipe describe.
+
+    Args:
+        config: the flags.
+        modules: the model and the objective (which may have a learnable temperature).
+        steps_per_epoch: batches in an epoch; the schedule covers `config.epochs` of them.
+        warmup_steps: overrides `config.warmup_share` and `config.warmup_epochs`.
+    """
+    if config.learning_rate is None:
+        raise ConfigError("--learning-rate", expected="a number", got="None")
+    optimizer = create_optimizer(
+        modules,
+        config.optimizer,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        decay_norm_and_bias=config.decay_norm_and_bias,
+    )
+    steps = config.epochs * steps_per_epoch
+    if warmup_steps is None:
+        share = config.warmup_share * steps
+        warmup_steps = round(share if config.warmup_epochs is None else config.warmup_epochs * steps_per_epoch)
+    return optimizer, create_schedule(optimizer, config.schedule, steps=steps, warmup_steps=warmup_steps)
 
 
 def create_optimizer(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -34,27 +35,27 @@ from mmcon.distributed.fsdp import (
     set_gradient_sync,
     wrap,
 )
-from mmcon.loading.loader import ViewLoader
+from mmcon.loading.loader import ViewLoader, Views
 from mmcon.models.batch_norm import synchronize_batch_norm
 from mmcon.models.ema import unwrap
-from mmcon.random import keys
+from mmcon.samplers.base import BatchSampler
+from mmcon.sources.base import Source
 from mmcon.training.checkpoint import Checkpoints
-from mmcon.training.config import as_plain
+from mmcon.training.config import RunConfig, RunSettings, as_plain
+from mmcon.training.environment import (
+    check_batch_size,
+    check_devices,
+    check_precision,
+    resolve_precision,
+    use_all_threads,
+)
 from mmcon.training.logging import QUARANTINE, Logbook, failures_of_all
 from mmcon.training.metrics_log import Journal
 from mmcon.training.profiling import Profile
 from mmcon.training.progress import Progress
 from mmcon.training.replay import Replay, describe_run
-from mmcon.training.run_folder import open_folder
-from mmcon.training.settings import (
-    RunSettings,
-    check_batch,
-    check_devices,
-    check_precision,
-    precision_of,
-    unused_folder,
-    use_all_threads,
-)
+from mmcon.training.run_folder import open_folder, unused_folder
+from mmcon.training.seeds import seed_model
 from mmcon.training.signals import STOPPED, Signals
 from mmcon.training.state import Trained, memories_of, remember
 from mmcon.training.step import Groups, Place, Stepper
@@ -96,7 +97,7 @@ class Run:
         cpu: bool = False,
         find_unused_parameters: bool = False,
     ) -> None:
-        precision = precision_of(mixed_precision)
+        precision = resolve_precision(mixed_precision)
         check_precision(precision, cpu)
         self._replay = Replay.asked()
         self.seed = seed
@@ -127,6 +128,40 @@ class Run:
         asked = as_plain(config) if config is not None else {}
         self._saved = self._open(asked | ({"mixed_precision": precision} if "mixed_precision" in asked else {}), resume)
         seed_model(seed, "weights")
+
+    @classmethod
+    def from_config(cls, config: RunConfig, *, name: str, find_unused_parameters: bool = False, **settings: Any) -> Run:
+        """The run of a recipe's configuration, in `config.output_dir` or a new folder `runs/NAME`.
+
+        Args:
+            config: the flags of the recipe.
+            name: of the folder under runs/.
+            find_unused_parameters: see `Run`.
+            settings: fields of `RunSettings` that replace those of the configuration.
+        """
+        return cls(
+            config.output_dir or unused_folder(Path("runs") / name, resume=config.resume),
+            config=config,
+            seed=config.seed,
+            settings=replace(config, **settings),
+            resume=config.resume,
+            mixed_precision=config.mixed_precision,
+            cpu=config.cpu,
+            find_unused_parameters=find_unused_parameters,
+        )
+
+    def loader(self, source: Source, views: Views, sampler: BatchSampler) -> ViewLoader:
+        """A loader of this rank's shard of each global batch, on the run's device, keyed by the run's seed."""
+        return ViewLoader(
+            source,
+            views,
+            sampler,
+            seed=self.seed,
+            workers=self.settings.workers,
+            device=self.device,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
 
     # --- who and where ---
 
@@ -233,7 +268,7 @@ class Run:
             self.global_step = int(self._saved["step"])
         return wrapped
 
-    def whole(self, model: M) -> M:
+    def full_model(self, model: M) -> M:
         """The trained model with all of its weights in this process, for what comes after the loop.
 
         Args:
@@ -298,7 +333,7 @@ class Run:
     def _begin(self, loader: ViewLoader, score: Callable[[], float] | None) -> None:
         """Refuse what cannot be trained on, and bring the loader to where the run stands."""
         self._check_blocks(loader)
-        check_batch(loader.sampler.batch_size, self.world_size)
+        check_batch_size(loader.sampler.batch_size, self.world_size)
         self._groups = Groups.of(self.settings, self.settings.epochs * len(loader))
         if self.sharded:
             check_sharding(self._trained.tracked, score)
@@ -391,11 +426,3 @@ class Run:
         barrier(self._end)
         self.accelerator.free_memory()
         self.accelerator.end_training()
-
-
-def seed_model(seed: int, *names: str | int) -> None:
-    """Seed the randomness inside models (initial weights, dropout) from the run's seed and what it is for."""
-    table = keys(seed=seed)
-    for name in names:
-        table = table.child(str(name))
-    torch.manual_seed(int(table.state[0]))

@@ -19,6 +19,14 @@ from mmcon.training.config import check_changes
 PATIENCE_SECONDS = 30.0
 
 
+def unused_folder(folder: str | Path, *, resume: bool = False) -> Path:
+    """The first of `name`, `name-2`, … that does not exist; with `resume`, the folder itself."""
+    folder = Path(folder)
+    if resume or not folder.exists():
+        return folder
+    return next(f for i in range(2, 1_000_000) if not (f := folder.with_name(f"{folder.name}-{i}")).exists())
+
+
 def open_folder(
     checkpoints: Checkpoints,
     config: Mapping[str, Any],

@@ -1,4 +1,4 @@
-"""The same run with several seeds: every figure of every one, their mean, and an interval."""
+"""Seeds of a run: the random state inside models, and one run per seed with means and intervals of all figures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ import torch
 from scipy import stats
 
 from mmcon.errors import ConfigError, InputError
+from mmcon.random import keys
 
 C = TypeVar("C")
 
 
-def over_seeds(main: Callable[[C], Any], config: C) -> dict[str, dict[str, Any]]:
+def seed_model(seed: int, *names: str | int) -> None:
+    """Seed the randomness inside models (initial weights, dropout) from the seed of the run and names of its use."""
+    table = keys(seed=seed)
+    for name in names:
+        table = table.child(str(name))
+    torch.manual_seed(int(table.state[0]))
+
+
+def run_over_seeds(main: Callable[[C], Any], config: C) -> dict[str, dict[str, Any]]:
     """Call a recipe's `main` once, or, where the configuration has `seeds`, once a seed, each in a folder of its own.
 
     The folders are `seed-0`, `seed-1`, … in the output folder; `seeds.json` beside them has each figure of all

@@ -14,7 +14,7 @@ from mmcon.batch import ViewBatch
 from mmcon.distributed.collectives import any_rank
 from mmcon.distributed.fsdp import clip_gradients, gradient_norm
 from mmcon.errors import ConfigError, NonFiniteError
-from mmcon.training.settings import RunSettings
+from mmcon.training.config import RunSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -25,7 +25,7 @@ from mmcon.errors import ConfigError
 from mmcon.loading.loader import ViewLoader
 from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import TensorSource
+from mmcon.sources.base import TensorSource
 from mmcon.training.checkpoint import Checkpoints, load
 from mmcon.training.config import RunConfig, RunSettings
 from mmcon.training.environment import check_batch_size, check_devices, check_precision, resolve_precision

@@ -14,7 +14,8 @@ from mmcon.losses import HardNegatives, LearnableTemperature, presets
 from mmcon.objective.objective import Block, Objective
 from mmcon.objective.queue import Bank, Queue
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import JoinedSource, TensorSource
+from mmcon.sources.base import TensorSource
+from mmcon.sources.joined import JoinedSource
 from mmcon.views import Identity
 
 N, D, T = 8, 5, 0.2
@@ -175,7 +176,7 @@ def test_every_block_needs_an_affinity_and_a_temperature():
 
 def test_a_view_beside_its_whole_modality_is_refused():
     for sides in (("image", "image:1"), (("image", "image:0"), "text")):
-        with pytest.raises(ConfigError, match=r"meet itself(.|\n)*name every view"):
+        with pytest.raises(ConfigError, match=r"its own candidate(.|\n)*name every view"):
             Block(*sides)
     Block(("image:0", "image:1"))
 

@@ -15,7 +15,8 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.models.encoders import create_encoder
 from mmcon.report.audio_sheet import write_sound_views
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.audio import open_source, sound_folder, sound_table, speech
+from mmcon.sources.bundled.speech_prompts import speech
+from mmcon.sources.factory import create_source
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def folder(tmp_path):
 def test_the_bundled_speech_has_prompts_in_three_languages():
     train, test = speech("train"), speech("test")
     assert (len(train), len(test)) == (357, 84)
-    assert train.names["language"] == ["en", "es", "fr"]
-    assert not set(train.names["prompt"]) & set(test.names["prompt"])
+    assert train.categories["language"] == ("en", "es", "fr")
+    assert not set(train.categories["prompt"]) & set(test.categories["prompt"])
     assert train.open([0])[0].decode().shape[0] == 1
 
 
 def test_a_folder_of_mixed_files_loads_and_a_corrupt_one_is_quarantined_and_counted(folder):
     (folder / "low" / "corrupt.wav").write_bytes(b"RIFF nothing")
-    source = sound_folder(folder, "train", test_share=0.01)
+    source = create_source(folder, modality="audio", test_share=0.01)
     assert source.classes == ("high", "low")
     view = mmcon.create_view("audio/plain", window_seconds=0.5)
     sampler = UniformSampler(source.ids, batch_size=len(source), seed=0)
@@ -58,14 +59,14 @@ def test_a_manifest_keeps_prompts_on_one_side(folder, tmp_path):
         writer.writeheader()
         for i, path in enumerate(sorted(folder.rglob("*.wav"))):
             writer.writerow({"audio": path, "label": path.parent.name, "prompt": i // 2, "language": "ab"[i % 2]})
-    train, test = (sound_table(table, split, test_share=0.5) for split in ("train", "test"))
+    train, test = (create_source(table, modality="audio", split=split, test_share=0.5) for split in ("train", "test"))
     assert len(train) + len(test) == 8
-    assert not set(train.names["prompt"]) & set(test.names["prompt"])
-    with pytest.raises(DataError, match="audio_column"):
-        sound_table(table, audio_column="file")
+    assert not set(train.categories["prompt"]) & set(test.categories["prompt"])
+    with pytest.raises(DataError, match="media column"):
+        create_source(table, modality="audio", media_column="file")
     with pytest.raises(DataError, match="a folder"):
-        sound_folder(tmp_path / "nowhere")
-    assert len(open_source(str(folder), "train", rate_hz=16_000)) <= 8
+        create_source("folder/audio", path=tmp_path / "nowhere")
+    assert len(create_source(folder, modality="audio")) <= 8
 
 
 def test_our_encoder_does_not_hear_padding():

@@ -18,7 +18,7 @@ import mmcon
 from mmcon.affinity import Dense
 from mmcon.batch import Index
 from mmcon.errors import DataError, MmconError
-from mmcon.sources.audio import open_source, sound_dataset
+from mmcon.sources.factory import create_source
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "audio_supcon.py"
@@ -112,7 +112,7 @@ def test_bad_input_is_one_clear_error_with_the_fix(recipe, tmp_path, settings, m
 
 def test_all_translations_of_a_prompt_meet_in_a_batch(recipe):
     config = recipe.Config(objective="cross-lingual", batch_size=96)
-    train = open_source(config.data, "train", rate_hz=config.hertz)
+    train = open_source(config.data, "train", rate_hz=config.sample_rate_hz)
     rows = recipe.make_sampler(config, train).batch(0).positions
     languages = {}
     for row in rows.tolist():
@@ -124,14 +124,14 @@ def test_all_translations_of_a_prompt_meet_in_a_batch(recipe):
 def test_processes_divide_batches_of_whole_prompts(recipe):
     """Three languages: of a batch of 16, five prompts alone, and four where two processes share them."""
     config = recipe.Config(objective="cross-lingual", batch_size=16)
-    train = open_source(config.data, "train", rate_hz=config.hertz)
+    train = open_source(config.data, "train", rate_hz=config.sample_rate_hz)
     sizes = [recipe.make_sampler(config, train, world_size=n).batch_size for n in (1, 2, 4, 8)]
     assert sizes == [15, 12, 12, 24]
 
 
 def test_pairs_are_graded_by_prompt_and_language(recipe):
     config = recipe.Config(objective="cross-lingual", cross_weight=0.7, temperature=0.5)
-    objective = recipe.make_objective(config, open_source(config.data, "train", rate_hz=config.hertz))
+    objective = recipe.make_objective(config, open_source(config.data, "train", rate_hz=config.sample_rate_hz))
     z = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     # Two recordings of prompt 0 in language 0, one in language 1; and prompt 1 in language 1.
     rows = Index({"prompt": torch.tensor([0, 0, 0, 1]), "language": torch.tensor([0, 0, 1, 1])})
@@ -157,15 +157,15 @@ def table(tmp_path):
 
 def test_a_data_set_is_brought_to_the_rate_and_split_by_prompt(table, tmp_path):
     options = {"rate_hz": 4_000, "test_share": 0.5, "cache_dir": str(tmp_path / "cache")}
-    train, test = (sound_dataset(table, split, **options) for split in ("train", "test"))
+    train, test = (create_source(table, modality="audio", split=split, **options) for split in ("train", "test"))
     assert len(train) + len(test) == 12
-    assert not set(train.names["prompt"]) & set(test.names["prompt"])
-    assert train.names["language"] == ["a", "b"]
+    assert not set(train.categories["prompt"]) & set(test.categories["prompt"])
+    assert train.categories["language"] == ("a", "b")
     assert train.open([0])[0].decode().shape == (1, 400)
 
 
 def test_a_parquet_manifest_holds_bytes(table):
-    train = open_source(str(table / "train.parquet"), "train", rate_hz=8_000)
+    train = create_source(table / "train.parquet", modality="audio", rate_hz=8_000)
     assert {"prompt", "language"} <= set(train.columns)
     assert train.open([1])[0].decode().shape == (1, 800)
 
@@ -174,28 +174,28 @@ def test_a_parquet_manifest_holds_bytes(table):
     ("name", "text", "message"),
     [
         ("a.csv", "audio,label\n", "at least one row"),
-        ("a.csv", "audio,label,split\nx.wav,b,test\n", "rows of split 'train'"),
+        ("a.csv", "audio,label,split\nx.wav,b,test\n", "samples of split 'train'"),
         ("a.csv", "audio,label\n,b\n", "row 1"),
         ("a.jsonl", '{"audio": "x.wav"}\n{"audio"\n', "line 2"),
-        ("a.csv", "file\nx.wav\n", "audio_column"),
+        ("a.csv", "scan\nx.wav\n", "media_column"),
     ],
 )
 def test_a_bad_manifest_says_where(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        open_source(str(tmp_path / name), "train", rate_hz=8_000)
+        create_source(tmp_path / name, modality="audio", rate_hz=8_000)
 
 
 def test_a_table_too_small_to_hold_rows_out_is_told(tmp_path):
     (tmp_path / "a.csv").write_text("audio,label\nx.wav,b\n")
-    with pytest.raises(DataError, match=r"rows of split 'test'; got none by name[\s\S]*test_share"):
-        open_source(str(tmp_path / "a.csv"), "test", rate_hz=8_000)
+    with pytest.raises(DataError, match=r"samples of split 'test'; got none by identity[\s\S]*test_share"):
+        create_source(tmp_path / "a.csv", modality="audio", split="test", rate_hz=8_000)
 
 
 def test_a_folder_without_sounds_is_told(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to hear")
     with pytest.raises(DataError, match=r"\.wav, [\s\S]*none below"):
-        open_source(str(tmp_path), "train", rate_hz=8_000)
+        create_source(tmp_path, modality="audio", rate_hz=8_000)
 
 
 def blocks(page):

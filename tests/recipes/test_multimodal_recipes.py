@@ -141,13 +141,13 @@ def load(monkeypatch):
 
 BAD = {
     "two different views": ("image_cmc", {"channels": ("chroma", "chroma")}),
-    "in colour": ("image_cmc", {"data": "samples/fashion"}),
+    "in color": ("image_cmc", {"data": "samples/fashion"}),
     "--image-tuning frozen": ("image_text", {"precompute": True, "image_tuning": "frozen"}),
     "laier": ("image_text", {"image_tuning": "laier*"}),
     "nowhere.csv": ("image_text", {"data": "nowhere.csv"}),
     r"\['sound'\]": ("multimodal", {"pairs": ("image-sound",)}),
     "MODALITY=VALUE": ("multimodal", {"data": ("photos/",)}),
-    "a source of that modality; got": ("multimodal", {"data": ("text=samples/emoji",)}),
+    "a source of modality 'text'": ("multimodal", {"data": ("text=samples/emoji",)}),
     "a view generator for 'video'": ("multimodal", {"data": ("video=samples/motion",)}),
 }
 

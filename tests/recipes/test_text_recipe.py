@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmcon.errors import DataError
-from mmcon.sources.text import read_texts
+from mmcon.sources.factory import create_source
 
 RECIPE = Path(__file__).parents[2] / "recipes/text_supcon.py"
 
@@ -49,13 +49,13 @@ def test_the_recipe_takes_a_table_and_few_labels(tmp_path):
 def test_tables_are_split_by_text_and_bad_ones_refused(tmp_path):
     table = tmp_path / "texts.csv"
     table.write_text("text,label\n" + "\n".join(f"text {i % 40},{i % 2}" for i in range(80)), encoding="utf-8")
-    train, test = read_texts(str(table), columns=("text",), label="label")
+    train, test = (create_source(table, modality="text", split=split, test_share=0.2) for split in ("train", "test"))
     assert len(train) + len(test) == 80
     assert not set(train.texts["text"]) & set(test.texts["text"])
     with pytest.raises(DataError, match="body"):
-        read_texts(str(table), columns=("body",), label="label")
+        create_source(table, modality="text", text_columns=("body",))
     with pytest.raises(DataError, match="check --data"):
-        read_texts(str(tmp_path / "none.csv"), columns=("text",), label="label")
+        create_source(tmp_path / "none.csv", modality="text")
     table.write_text("text,label\na,1\nb,\n", encoding="utf-8")
-    with pytest.raises(DataError, match="label for every row"):
-        read_texts(str(table), columns=("text",), label="label")
+    with pytest.raises(DataError, match="label for every sample"):
+        create_source(table, modality="text")

@@ -31,8 +31,8 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.models.encoders import create_encoder
 from mmcon.registry import create_view
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.bundled.scenes import motion, real_clip
-from mmcon.sources.video import video_folder, video_manifest
+from mmcon.sources.bundled.motion_clips import motion, real_clip
+from mmcon.sources.factory import create_source
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_split_by_whole_videos_and_labelled_by_its_sub_folders(folder: Path):
-    train, test, every = (video_folder(folder, split=s, fold=(0, 3)) for s in ("train", "test", "all"))
+    train, test, every = (create_source(folder, modality="video", split=s, fold=(0, 3)) for s in ("train", "test", "all"))
     assert (len(train), len(test), len(every)) == (4, 2, 6)
     assert not set(train.ids.tolist()) & set(test.ids.tolist())
     assert every.classes == ("a", "b")
@@ -56,12 +56,12 @@ def test_a_folder_is_split_by_whole_videos_and_labelled_by_its_sub_folders(folde
 def test_unreadable_videos_are_counted_and_named(folder: Path, tmp_path: Path):
     (folder / "a" / "broken.mp4").write_bytes(b"not a video")
     listed = tmp_path / "bad.jsonl"
-    source = video_folder(folder, split="all", max_failures=0.5, quarantine=listed)
+    source = create_source(folder, modality="video", split="all", max_failures=0.5, quarantine=listed)
     assert len(source) == 6
     assert "1 unreadable" in source.describe()
     assert json.loads(listed.read_text())["file"].endswith("broken.mp4")
     with pytest.raises(DataError, match="1 of 7"):
-        video_folder(folder, split="all", max_failures=0.1)
+        create_source(folder, modality="video", split="all", max_failures=0.1)
 
 
 def test_a_video_that_breaks_off_is_left_out_when_its_end_is_reached_and_named(folder: Path):
@@ -76,7 +76,7 @@ def test_a_video_that_breaks_off_is_left_out_when_its_end_is_reached_and_named(f
                 packet.stream = stream
                 out.mux(packet)
     cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * 0.8)])
-    source = video_folder(folder, split="all")  # its header is whole
+    source = create_source(folder, modality="video", split="all")  # its header is whole
     assert len(source) == 7
     view = create_view("video/plain", size=16, frames=40, stride=1)
     loader = ViewLoader(source, {"video": [view]}, UniformSampler(torch.arange(7), batch_size=7, seed=0), seed=0)
@@ -88,7 +88,7 @@ def test_a_video_that_breaks_off_is_left_out_when_its_end_is_reached_and_named(f
 
 
 def test_windows_keep_the_clock_and_the_clip(folder: Path):
-    source = video_folder(folder, split="all")
+    source = create_source(folder, modality="video", split="all")
     windows = source.windows(1.0, step=0.5)
     assert len(windows) > len(source)
     assert set(windows.facts["group"].tolist()) == set(source.facts["group"].tolist())
@@ -102,23 +102,23 @@ def test_a_manifest_brings_spans_labels_and_scores(folder: Path):
         "path,label,start_seconds,end_seconds,excitement,split\n"
         "a/4.mp4,run,0,1,0.5,train\na/4.mp4,walk,1,2.5,2.0,train\nb/5.mp4,run,,,7,test\n"
     )
-    train, test = video_manifest(table, split="train"), video_manifest(table, split="test")
+    train, test = create_source(table, modality="video", split="train"), create_source(table, modality="video", split="test")
     assert (len(train), len(test)) == (2, 1)
     assert train.columns["excitement"].tolist() == [0.5, 2.0]
     assert train.facts["duration_seconds"].tolist() == [1.0, 1.5]
     assert train.facts["group"].unique().numel() == 1
-    table.write_text("file\nx.mp4\n")
-    with pytest.raises(DataError, match="column `path`"):
-        video_manifest(table)
+    table.write_text("scan\nx.mp4\n")
+    with pytest.raises(DataError, match="column of video media"):
+        create_source(table, modality="video")
 
 
 def test_empty_and_mixed_folders_are_refused(folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="expected videos"):
-        video_folder(tmp_path / "empty", split="all")
+    with pytest.raises(DataError, match="expected video files"):
+        create_source(tmp_path / "empty", modality="video", split="all")
     write(folder / "loose.mp4", stamps=EVEN[:10])
     with pytest.raises(DataError, match="1 of 7 loose"):
-        video_folder(folder, split="all")
+        create_source(folder, modality="video", split="all")
 
 
 def test_bundled_clips_open():
@@ -262,7 +262,7 @@ def test_features_that_ignore_time_have_none():
 
 
 def test_one_moment_of_a_clip_is_not_enough():
-    with pytest.raises(InputError, match="at least 3 moments"):
+    with pytest.raises(InputError, match="at least 3 frame times"):
         lag_correlation(features_of(lambda t, g: t[:, None], n=2))
 
 
@@ -310,7 +310,7 @@ def test_the_examples_of_the_document_run_and_an_own_grading_is_learned_from(fol
     table = folder / "clips.csv"
     table.write_text("path,start_seconds,end_seconds,excitement\na/4.mp4,0,1,1\na/4.mp4,1,2,3\nb/5.mp4,0,1,3\n")
     view = create_view("video/plain", size=16, frames=2)
-    source = video_manifest(table, split="all")
+    source = create_source(table, modality="video", split="all")
     loader = ViewLoader(source, {"video": [view]}, UniformSampler(torch.arange(3), batch_size=3, seed=0), seed=0)
     index = next(iter(loader)).index["video"]
     scores = index["excitement"]

@@ -26,10 +26,10 @@ from mmcon.errors import ConfigError, InputError
 from mmcon.models.batch_norm import GlobalBatchNorm
 from mmcon.training import run_folder
 from mmcon.training.checkpoint import Checkpoints
+from mmcon.training.environment import threads_of_rank
 from mmcon.training.logging import failures_of_all
 from mmcon.training.optim import OPTIMIZERS, create_optimizer
 from mmcon.training.run_folder import check_shared
-from mmcon.training.settings import share_of_cores
 
 
 def free_port():
@@ -158,7 +158,7 @@ def test_two_processes(tmp_path):
     (range(18), [range(18)] * 6, 3),
 ])  # fmt: skip
 def test_cores_are_shared_by_those_who_may_use_them(mine, world_size, threads):
-    assert share_of_cores(mine, world_size) == threads
+    assert threads_of_rank(mine, world_size) == threads
 
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path):

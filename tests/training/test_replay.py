@@ -16,7 +16,7 @@ from PIL import Image
 from mmcon import cli
 from mmcon.errors import ConfigError
 from mmcon.training.replay import program_of
-from mmcon.training.seeds import over_seeds, summarise
+from mmcon.training.seeds import run_over_seeds, summarise
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "imagenet_supcon.py"
 
@@ -82,7 +82,7 @@ def test_every_seed_is_told(tmp_path, capsys):
         figures = {"probe": {"top1": config.seed / 10, "classes": ["a"]}, "done": True}
         (config.output_dir / "results.json").write_text(json.dumps(figures))
 
-    figure = over_seeds(main, Config())["probe.top1"]
+    figure = run_over_seeds(main, Config())["probe.top1"]
     assert made == [4, 7, 9]
     assert figure["by_seed"] == {"4": 0.4, "7": 0.7, "9": 0.9}
     assert figure["mean"] == pytest.approx(2 / 3)
@@ -91,13 +91,13 @@ def test_every_seed_is_told(tmp_path, capsys):
     assert "4: 0.4  7: 0.7  9: 0.9" in capsys.readouterr().out
     assert json.loads((tmp_path / "seeds.json").read_text())["probe.top1"] == figure
 
-    assert over_seeds(main, Config(resume=True))
+    assert run_over_seeds(main, Config(resume=True))
     assert made == [4, 7, 9]
-    assert over_seeds(main, Config(seeds=(), seed=5, output_dir=tmp_path / "one")) == {}
+    assert run_over_seeds(main, Config(seeds=(), seed=5, output_dir=tmp_path / "one")) == {}
     assert made[-1] == 5
     for wrong in (Config(seeds=(1, 1)), Config(output_dir=None)):
         with pytest.raises(ConfigError, match="--seeds"):
-            over_seeds(main, wrong)
+            run_over_seeds(main, wrong)
 
 
 def test_one_seed_has_no_interval():

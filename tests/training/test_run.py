@@ -201,7 +201,7 @@ def test_the_checkpoint_that_is_best_by_knn_of_training_rows_stays(uninterrupted
     told = []
 
     def score(model, source, view):
-        knn = OnlineKnn(ByHand(model), source, {"image": [mmcon.create_view("image/plain", size=28)]}, rows=60, k=5)
+        knn = OnlineKnn(ByHand(model), source, {"image": [mmcon.create_view("image/plain", size=28)]}, samples=60, k=5)
 
         def asked():
             told.append(knn())
@@ -232,7 +232,7 @@ class ByHand(torch.nn.Module):
 def test_a_loop_without_a_step_is_told(tmp_path):
     from mmcon.loading.loader import ViewLoader
     from mmcon.samplers.uniform import UniformSampler
-    from mmcon.sources.factory import TensorSource
+    from mmcon.sources.base import TensorSource
     from mmcon.training.run import Run
     from mmcon.views import Identity
 

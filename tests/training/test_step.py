@@ -10,7 +10,7 @@ from small_run import EPOCHS, STEPS_PER_EPOCH, train
 from torch import nn
 
 from mmcon.errors import ConfigError, NonFiniteError
-from mmcon.training.settings import RunSettings
+from mmcon.training.config import RunSettings
 from mmcon.training.step import Groups, Place, Stepper
 
 STEPS = EPOCHS * STEPS_PER_EPOCH

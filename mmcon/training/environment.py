@@ -1,0 +1,87 @@
+"""Checks of the environment at the start of a run: threads, precision, devices, and the split of the global batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+import torch
+
+from mmcon.distributed.collectives import gather_objects
+from mmcon.errors import ConfigError
+
+
+def use_all_threads() -> int:
+    """Set the threads of this rank to its share of the cores, since launchers set them to one. Collective.
+
+    A core that several ranks of a machine may use counts by its share: usually all ranks may use all cores, and each
+    rank has cores of its own where a cluster binds tasks to cores.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = os.sched_getaffinity(0) if has_affinity else range(os.cpu_count() or 1)
+    ranks = gather_objects((socket.gethostname(), tuple(cores)))
+    threads = threads_of_rank(list(cores), [others for host, others in ranks if host == socket.gethostname()])
+    torch.set_num_threads(threads)
+    return threads
+
+
+def threads_of_rank(own_cores: Iterable[int], cores_by_rank: Sequence[Iterable[int]]) -> int:
+    """The number of threads of a rank: the sum over its cores of 1 / (ranks of the machine that may use the core)."""
+    users = Counter(core for cores in cores_by_rank for core in cores)
+    return max(1, int(sum(Fraction(1, users[core]) for core in own_cores)))
+
+
+def resolve_precision(requested: str) -> str:
+    """The precision of a run: the flag's value or, if that is "no", the value of Accelerate's launcher."""
+    return requested if requested != "no" else os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+
+def check_precision(precision: str, cpu: bool) -> None:
+    """Check that the device supports a precision.
+
+    Raises:
+        ConfigError: the name is unknown, or the device does not support it.
+    """
+    known = ("no", "bf16", "fp16")
+    if precision not in known:
+        raise ConfigError("--mixed-precision", expected=f"one of {known}", got=repr(precision))
+    if precision == "fp16" and (cpu or not torch.cuda.is_available()):
+        raise ConfigError("--mixed-precision", expected="a GPU for fp16", got="a CPU", fix="choose bf16 or no")
+    if precision == "bf16" and not cpu and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+        name = torch.cuda.get_device_name()
+        raise ConfigError("--mixed-precision", expected="a GPU with bfloat16", got=name, fix="choose fp16 or no")
+
+
+def check_batch_size(batch_size: int, world_size: int) -> None:
+    """Check that the global batch splits into equal shards.
+
+    Raises:
+        ConfigError: the world size does not divide the batch size.
+    """
+    if batch_size % world_size:
+        near = {batch_size - batch_size % world_size, batch_size + world_size - batch_size % world_size} - {0}
+        raise ConfigError(
+            "--batch-size",
+            expected=f"a global batch that {world_size} processes divide",
+            got=str(batch_size),
+            fix=f"--batch-size {' or '.join(map(str, sorted(near)))}",
+        )
+
+
+def check_devices(device_kinds: list[str]) -> None:
+    """Check that all ranks compute on the same kind of device in the same precision.
+
+    Args:
+        device_kinds: the device and the precision of each rank.
+    """
+    if len(set(device_kinds)) > 1:
+        named = ", ".join(f"process {rank} on {kind}" for rank, kind in enumerate(device_kinds))
+        raise ConfigError(
+            "processes",
+            expected="one kind of device for all of them",
+            got=named,
+            fix="give every process a GPU, or --cpu to all",
+        )
