@@ -16,8 +16,7 @@ from mmcon.errors import DataError, InputError
 from mmcon.media import ImageHandle
 from mmcon.random import keys
 from mmcon.registry import create_view
-from mmcon.sources.files import image_folder
-from mmcon.sources.manifests import manifest
+from mmcon.sources.factory import create_source
 
 torch.set_num_threads(1)
 DOCS = Path(__file__).parents[2] / "docs"
@@ -177,7 +176,7 @@ def test_all_kinds_come_through_folders_and_manifests(tmp_path):
         (tmp_path / "photos" / name).write_bytes(data)
     rows = [f"photos/{name},{name.split('/')[1]},train" for name in files]
     (tmp_path / "rows.csv").write_text("\n".join(["path,label,split", *rows]))
-    for source in (image_folder(tmp_path / "photos"), manifest(tmp_path / "rows.csv")):
+    for source in (create_source(tmp_path / "photos"), create_source(tmp_path / "rows.csv")):
         handles = source.open(torch.arange(len(source)))
         views = create_view("image/simclr", size=24)(handles, keys(seed=0, sample=source.ids))
         # A folder without a split of its own holds one of the six out.

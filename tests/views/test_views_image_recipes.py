@@ -32,8 +32,8 @@ RECIPES = [
     ("image/stacked-randaugment-infomin", {}),
     ("image/swav", {"crop": "local"}),
     ("image/dino", {"crop": "global-2"}),
-    ("image/cmc", {"part": "both"}),
-    ("image/cmc", {"part": "chroma", "space": "ydbdr"}),
+    ("image/cmc", {"channels": "both"}),
+    ("image/cmc", {"channels": "chroma", "space": "ydbdr"}),
 ]
 
 
@@ -64,7 +64,7 @@ def test_multi_crops_have_their_numbers_and_sizes():
 
 def test_both_channel_views_see_the_same_crop():
     x = photos(3, side=64)
-    parts = [create_view("image/cmc", part=p, size=32) for p in ("luminance", "chroma", "both")]
+    parts = [create_view("image/cmc", channels=c, size=32) for c in ("luminance", "chroma", "both")]
     tables = [keys(seed=0, sample=range(3), view=v) for v in range(3)]
     light, chroma, both = (part(x, table) for part, table in zip(parts, tables, strict=True))
     assert torch.equal(torch.cat([light, chroma], dim=1), both)

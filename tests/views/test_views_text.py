@@ -13,7 +13,9 @@ from mmcon.media.text import TextHandle
 from mmcon.random import keys
 from mmcon.registry import create_view
 from mmcon.samplers.fixed_order import FixedOrderSampler
-from mmcon.sources.text import TextSource, emoji_names, number_classes
+from mmcon.sources.bundled.emoji_concepts import emoji_names
+from mmcon.sources.labels import encode_labels
+from mmcon.sources.text import TextSource
 from mmcon.testing import check_view
 from mmcon.views import Chain
 
@@ -147,10 +149,10 @@ def test_bad_texts_are_refused_with_the_row():
         TextSource([" ", "fine"])
     with pytest.raises(DataError, match="one length"):
         TextSource({"en": ["a"], "de": ["b", "c"]})
-    with pytest.raises(DataError, match=r"\['NoneType', 'str'\]"):
-        number_classes(["a", None])
+    with pytest.raises(DataError, match="1 samples without one"):
+        encode_labels("labels", ["a", None])
     with pytest.raises(DataError, match=r"\['int', 'str'\]"):
-        number_classes(["a", 1])
+        encode_labels("labels", ["a", 1])
     with pytest.raises(DataError, match="not empty"):
         create_view("text/tokens")([TextHandle((" ",))], TABLE[0])
     with pytest.raises(DataError, match="tokenizer='words'"):

@@ -218,12 +218,12 @@ def test_a_rate_in_hertz_means_the_same_seconds_in_every_clip():
 def test_speed_changes_the_step_within_its_bounds_and_is_told():
     for view in (create_view("video/random-clip", frames=3, stride=1, speed=(0.5, 2.0)), create_view("video/speed")):
         meta = meta_of(same_sized(), "video")
-        step = starts(view, 500, 0).diff(dim=1)[:, 0] / view.moments.pace.stride
+        step = starts(view, 500, 0).diff(dim=1)[:, 0] / view.frame_times.spacing.stride
         assert 0.05 <= float(step.min()) < 0.06
         assert 0.17 < float(step.max()) <= 0.2
         params = view.draw(keys(sample=torch.arange(3)), meta)
         speed = view.columns(meta, params)["speed"]
-        assert torch.allclose(params["step"], 0.1 * view.moments.pace.stride * speed)
+        assert torch.allclose(params["step"], 0.1 * view.frame_times.spacing.stride * speed)
         assert view.preserves_labels is False
     assert "speed" not in view.columns(meta, create_view("video/random-clip").draw(keys(sample=torch.arange(3)), meta))
 

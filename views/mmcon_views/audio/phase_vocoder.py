@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from mmcon.random import exp
+from mmcon.portable_math import exp
 from mmcon_views.audio.waveform_ops import silence_padding
 
 

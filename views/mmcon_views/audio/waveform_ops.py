@@ -12,14 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmcon.random import exp
+from mmcon.portable_math import exp
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-
-
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-
-
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 

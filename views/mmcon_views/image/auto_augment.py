@@ -1,4 +1,8 @@
-"""AutoAugment."""
+"""AutoAugment: one of 25 learned pairs of operations, by torchvision's policies or TensorFlow's policy v0.
+
+The draw gives each image two operations and their magnitudes in the operations' own units; `apply_operations` applies
+them. The policy tables are compared with torchvision's and timm's in a test.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from mmcon_views.image.sizes import input_sizes
 
 
 def parse_policy(table: str) -> tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...]:
-    """Read sub-policies, one a line: twice an operation, its probability and its level (- where it has none)."""
+    """Sub-policies from a table, one a line: twice an operation, its probability and its level (- for none)."""
     rows = [line.split() for line in table.strip().splitlines()]
     return tuple(
         tuple((row[i], float(row[i + 1]), 0 if row[i + 2] == "-" else int(row[i + 2])) for i in (0, 3))  # type: ignore[misc]
@@ -118,8 +122,8 @@ POLICIES = {
 class AutoAugment(ViewGenerator):
     """One of 25 learned pairs of operations (Cubuk et al. 2019).
 
-    Policies "imagenet" and "cifar10" are torchvision's tables, with its ten magnitude bins, signed enhancements and
-    black fill. "tf-v0" is the one that SupCon's released code uses: its own table, enhancements from .1 to 1.9, shifts
+    Policies "imagenet" and "cifar10" are torchvision's, with ten magnitude bins, signed enhancements and black fill.
+    "tf-v0" is TensorFlow's, which SupCon's released code uses: another table, enhancements from .1 to 1.9, translations
     up to 250 pixels, SolarizeAdd, gray fill.
 
     >>> view = mmcon.create_view("image/autoaugment", policy="cifar10")
@@ -138,32 +142,32 @@ class AutoAugment(ViewGenerator):
 
     @property
     def fill(self) -> float:
-        """The gray of what geometry uncovers."""
+        """The gray outside of the image after a geometric operation."""
         return 128 / 255 if self.policy == "tf-v0" else 0.0
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the pair, which of its two are applied, and their signs: `operation` and `magnitude`, `b 2` each."""
+        """Draw `operation` (index, −1 for none) and `magnitude`, `b 2` each."""
         height, width = input_sizes(meta, "image/autoaugment")
         table = POLICIES[self.policy]
-        which = keys.choice("policy", len(table))
-        code = torch.tensor([[NAMES.index(name) for name, _, _ in pair] for pair in table])[which]
-        chance = torch.tensor([[p for _, p, _ in pair] for pair in table], dtype=torch.float64)[which]
-        level = torch.tensor([[level for _, _, level in pair] for pair in table], dtype=torch.float64)[which]
+        pair_index = keys.choice("policy", len(table))
+        operation = torch.tensor([[NAMES.index(name) for name, _, _ in pair] for pair in table])[pair_index]
+        probability = torch.tensor([[p for _, p, _ in pair] for pair in table], dtype=torch.float64)[pair_index]
+        level = torch.tensor([[level for _, _, level in pair] for pair in table], dtype=torch.float64)[pair_index]
         sign = 1 - 2 * keys.bernoulli("sign", 0.5, shape=(2,)).to(torch.float64)
-        kept = keys.bernoulli("apply", chance, shape=(2,))
+        kept = keys.bernoulli("apply", probability, shape=(2,))
         tf = self.policy == "tf-v0"
         bins = level / (10 if tf else 9)
         shift = torch.full_like(height, 250), torch.full_like(width, 250)
         sizes = [s.to(torch.float64)[:, None].expand(-1, 2) for s in (shift if tf else (height, width))]
-        magnitude = magnitudes(tf_magnitude if tf else torchvision_magnitude, code, bins, sign, *sizes)
-        return {"operation": torch.where(kept, code, -1), "magnitude": magnitude}
+        magnitude = magnitudes(tf_magnitude if tf else torchvision_magnitude, operation, bins, sign, *sizes)
+        return {"operation": torch.where(kept, operation, -1), "magnitude": magnitude}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Apply both operations."""
+        """Apply both operations in order."""
         x = float_copy(batch, self.name or "image/autoaugment")
         self.apply_(x, params)
         return x
 
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
-        """Apply both in place."""
+        """Apply them in place."""
         apply_operations(batch, params, self.fill, TENSORFLOW if self.policy == "tf-v0" else OPERATIONS)

@@ -1,4 +1,4 @@
-"""Channels as views: luminance and chroma of a color space (Tian et al. 2019, contrastive multiview coding)."""
+"""Contrastive multiview coding (CMC, Tian et al. 2019): the channels of a color space, and edges, as views."""
 
 from __future__ import annotations
 
@@ -23,32 +23,18 @@ from mmcon_views.shared_draws import SharedByViews
 
 # sRGB primaries to CIE XYZ (IEC 61966-2-1), over the D65 white.
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
-
-
 _WHITE = (0.95047, 1.0, 1.08883)
-
-
-# ITU-R BT.601 with head room, as scikit-image has it: luminance from 16 to 235, chroma from 16 to 240 about 128.
+# ITU-R BT.601 in the studio range, as in scikit-image: luminance from 16 to 235, chroma from 16 to 240 about 128.
 _YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
-
-
 _YCBCR_ZERO = (16.0, 128.0, 128.0)
-
-
 _LUMINANCE = (0.299, 0.587, 0.114)
-
-
 _YDBDR = ((0.299, 0.587, 0.114), (-0.450, -0.883, 1.333), (-1.333, 1.116, 0.217))
-
-
-# What CMC's encoders expect: half of each channel's range and its middle in Lab, and figures of its code in the others.
+# The normalization of CMC's released code: in Lab the middle and half of each channel's range; measured values else.
 MEAN = {
     "lab": (50.0, (98.233 - 86.183) / 2, (94.478 - 107.857) / 2),
     "ycbcr": (116.151, 121.080, 132.342),
     "ydbdr": (0.457, -0.082, -0.052),
 }
-
-
 STD = {
     "lab": (50.0, (98.233 + 86.183) / 2, (94.478 + 107.857) / 2),
     "ycbcr": (109.500, 111.855, 111.964),
@@ -57,7 +43,7 @@ STD = {
 
 
 def linear_channels(x: Float[Tensor, "b 3 h w"], matrix: tuple[tuple[float, ...], ...]) -> Float[Tensor, "b rows h w"]:
-    """Each pixel's color times a matrix, summed in channel order."""
+    """A linear map of each pixel's color, summed in channel order."""
     red, green, blue = x.unbind(1)
     return torch.stack([red * m[0] + green * m[1] + blue * m[2] for m in matrix], dim=1)
 
@@ -74,37 +60,37 @@ def lab(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 @register_view("image/color-channels", modality="image")
 @final
 class ColorChannels(ViewGenerator):
-    """The luminance, the chroma, or all channels of a color space: nothing is drawn.
+    """The luminance, the chroma, or all channels of a color space; nothing is drawn.
 
-    All come standardized with the means and deviations of CMC's code (Lab, YCbCr) and of PyContrast's (YDbDr).
+    Channels are standardized with the means and deviations of CMC's code (Lab, YCbCr) and of PyContrast's (YDbDr).
 
     Args:
         space: "lab", "ycbcr" or "ydbdr".
-        part: "luminance" (1 channel), "chroma" (2 channels) or "both" (3).
+        channels: "luminance" (1 channel), "chroma" (2 channels) or "both" (3).
     """
 
     modality: ClassVar[str] = "image"
-    PARTS: ClassVar[dict[str, slice]] = {"luminance": slice(0, 1), "chroma": slice(1, 3), "both": slice(0, 3)}
+    CHANNELS: ClassVar[dict[str, slice]] = {"luminance": slice(0, 1), "chroma": slice(1, 3), "both": slice(0, 3)}
 
     ZERO: ClassVar[dict[str, tuple[float, ...]]] = {
         "lab": (0.0, 0.0, 0.0), "ycbcr": _YCBCR_ZERO, "ydbdr": (0.0, 0.0, 0.0)
     }  # fmt: skip
 
-    def __init__(self, *, space: str = "lab", part: str = "both") -> None:
-        if space not in ("lab", "ycbcr", "ydbdr") or part not in self.PARTS:
+    def __init__(self, *, space: str = "lab", channels: str = "both") -> None:
+        if space not in ("lab", "ycbcr", "ydbdr") or channels not in self.CHANNELS:
             raise InputError(
                 "image/color-channels",
-                expected="space lab, ycbcr or ydbdr, part luminance, chroma or both",
-                got=f"space={space!r}, part={part!r}",
+                expected="space lab, ycbcr or ydbdr, channels luminance, chroma or both",
+                got=f"space={space!r}, channels={channels!r}",
             )
-        self.space, self.part = space, part
+        self.space, self.channels = space, channels
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw nothing."""
         return {}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Change the space and take the part."""
+        """Convert, standardize and select."""
         x = to_float(batch, self.name or "image/color-channels")
         if x.shape[1] != 3:
             raise InputError("image/color-channels", expected="RGB images", got=f"{x.shape[1]} channel")
@@ -113,22 +99,21 @@ class ColorChannels(ViewGenerator):
         )
         out = lab(x) if self.space == "lab" else linear_channels(x, _YCBCR if self.space == "ycbcr" else _YDBDR)
         out = (out + zero - mean) / std
-        return out[:, self.PARTS[self.part]].contiguous()
+        return out[:, self.CHANNELS[self.channels]].contiguous()
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """The number of channels of the part."""
-        part = self.PARTS[self.part]
-        count = part.stop - part.start
+        """The number of selected channels."""
+        selected = self.CHANNELS[self.channels]
+        count = selected.stop - selected.start
         return {**meta, "channels": torch.full_like(meta["channels"], count)} if "channels" in meta else meta
 
 
 @register_view("image/edges", modality="image")
 @final
 class Edges(ViewGenerator):
-    """The strength of edges as an image of one channel: the length of Sobel's gradient of the luminance.
+    """The edge map, one channel: the norm of Sobel's gradient of the luminance, in units of luminance a pixel.
 
-    A view without color, brightness or texture at large; nothing is drawn. Values are the slope from one pixel
-    to the next.
+    Color and brightness are removed; nothing is drawn.
     """
 
     modality: ClassVar[str] = "image"
@@ -138,7 +123,7 @@ class Edges(ViewGenerator):
         return {}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b 1 h w"]:
-        """Filter, with the border repeated."""
+        """Filter, with replicated borders."""
         x = to_float(batch, self.name or "image/edges")
         if x.shape[1] == 3:
             x = linear_channels(x, (_LUMINANCE,))
@@ -157,37 +142,37 @@ class Edges(ViewGenerator):
 @register_view("image/cmc", modality="image")
 def cmc(
     *,
-    part: Literal["luminance", "chroma", "edges", "both"] = "both",
+    channels: Literal["luminance", "chroma", "edges", "both"] = "both",
     space: Literal["lab", "ycbcr", "ydbdr"] = "lab",
     size: Size = 224,
     area: tuple[float, float] = (0.2, 1.0),
     augment: bool | None = None,
 ) -> Chain:
-    """CMC's channel views: crop, flip, then the luminance (1 channel) or the chroma (2 channels) of a color space.
+    """CMC's views: crop, flip, then the luminance (1 channel) or the chroma (2 channels) of a color space.
 
-    An edge map (1 channel) may stand beside them: CMC takes any number of views of one scene. All parts of a sample see
-    the same crop: their draws leave the view out of the key. In the YDbDr space of the second version (PyContrast), a
-    jitter (.4, .4, .4, .1) .8, a blur .5 and the operations of RandAugment that leave colors alone follow the flip.
+    An edge map (1 channel) can be a further view. All views of a sample have the same crop and flip, since the view is
+    not in their keys. In the YDbDr space of the second version (PyContrast), jitter (.4, .4, .4, .1) with probability
+    .8, blur .5 and the RandAugment operations that do not change colors follow the flip.
 
-    >>> views = [mmcon.create_view("image/cmc", part=p) for p in ("luminance", "chroma")]
+    >>> views = [mmcon.create_view("image/cmc", channels=c) for c in ("luminance", "chroma")]
 
     Args:
-        part: "luminance", "chroma", "edges", or "both" of the first two (3 channels).
+        channels: "luminance", "chroma", "edges", or "both" of the first two (3 channels).
         space: "lab", "ycbcr" or "ydbdr".
         size: side of the square output, or (height, width).
         area: bounds of the crop's area, as fractions of the image's.
         augment: whether to apply the second version's jitter, blur and RandAugment; by default with "ydbdr".
     """
-    parts: list[tuple[str, ViewGenerator]] = [
+    children: list[tuple[str, ViewGenerator]] = [
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
         ("flip", Flip()),
     ]
     if augment or (augment is None and space == "ydbdr"):
-        parts += [
+        children += [
             ("jitter", ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)),
             ("blur", Blur()),
             ("randaugment", RandAugment(variant="color-safe")),
         ]
-    shared = [(name, SharedByViews(generator)) for name, generator in parts]
-    channels = Edges() if part == "edges" else ColorChannels(space=space, part=part)
-    return Chain(*shared, ("channels", channels), name="image/cmc")
+    shared = [(name, SharedByViews(generator)) for name, generator in children]
+    last = Edges() if channels == "edges" else ColorChannels(space=space, channels=channels)
+    return Chain(*shared, ("channels", last), name="image/cmc")

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.random import Keys, exp, log
+from mmcon.portable_math import exp, log
+from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, Scope, ViewGenerator
 from mmcon_views.image.pixels import as_columns, to_float

@@ -1,9 +1,9 @@
 """Batches of images: checks, conversion to float32, and operations on some images of a batch.
 
-A batch is `b c h w`, uint8 or float in [0, 1]; operations return float32 in [0, 1]. A sample alone gets the same bits as
-in any batch, by three rules: operations are elementwise, or gather taps in a fixed order; sums over an image go along
-rows, then along columns, never over the flattened batch; the choice between two algorithms depends on the size and the
-device of an image, never on the number of images.
+A batch is `b c h w`, uint8 or float in [0, 1]; operations return float32 in [0, 1]. A sample alone gets the same bits
+as in any batch, by three rules: operations are elementwise, or gather taps in a fixed order; sums over an image go
+along rows, then along columns, never over the flattened batch; the choice between two algorithms depends on the size
+and the device of an image, never on the number of images.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from torch import Tensor
 
 from mmcon.errors import DataError, InputError
 
-# About this many numbers at a time, so that the passes of an operation stay in a core's cache; measured from 2^14 to 2^20
-# on two machines.
+# About this many numbers at a time, so that the passes of an operation stay in a core's cache; measured from 2^14 to
+# 2^20 on two machines.
 CHUNK = 1 << 17
-
-
 # f(images, *parameters) -> images, with one parameter value an image.
 ImageFunction = Callable[..., Tensor]
 

@@ -1,14 +1,8 @@
-"""Operations of policies as TensorFlow and Pillow have them, where they differ from torchvision's.
+"""Operations of AutoAugment and RandAugment as in torchvision: each `f(images, magnitude) -> images`.
 
-Names and magnitudes are those of `mmcon_views.image.policy_operations`. The differences follow the code of TensorFlow's
-model garden and of timm:
-
-- *TensorFlow*: Contrast moves away from the gray h·w/256 (of 255, at most white): the count of pixels over 256 stands
-  where their mean is meant. Posterize by 0 bits keeps one, since a shift by a whole byte is held at 7. Shears leave the
-  first row or column in its place, and a shift need not be whole.
-- *Pillow* (timm, InfoMin): geometry is bilinear or bicubic, which is drawn, with a color for what it uncovers.
-
-Both work on bytes and cut after each operation; here numbers stay as they are, 2/255 from theirs at most.
+Images are float32 `b c h w` in [0, 1]. Magnitudes are one an image, in the operation's own unit, which its docstring
+gives; operations without a magnitude ignore it. Magnitudes of geometric operations are on the CPU, where their matrices
+are made; the others are on the device of the images.
 """
 
 from __future__ import annotations
@@ -27,15 +21,11 @@ from mmcon_views.image.color import brightness, contrast, saturation
 from mmcon_views.image.pixels import map_selected_
 
 Functions = dict[str, Callable[..., Tensor]]
-
-
 Fill = float | tuple[float, float, float]
-
-
 Images = Float[Tensor, "b c h w"]
-
-
 Magnitude = Float[Tensor, "b 1 1 1"]
+# (row, column) of a matrix -> one value an image
+Cells = dict[tuple[int, int], Tensor]
 
 
 def identity(x: Images, magnitude: Magnitude) -> Images:
@@ -54,18 +44,18 @@ def solarize(x: Images, threshold: Magnitude) -> Images:
 
 
 def solarize_add(x: Images, addition: Magnitude) -> Images:
-    """X + addition, clipped, where x is below 128/255 (policies of TensorFlow)."""
+    """X + addition, clipped, where x is below 128/255 (TensorFlow's policies)."""
     return torch.where(x < 128 / 255, (x + addition).clamp(0, 1), x)
 
 
 def posterize(x: Images, bits: Magnitude) -> Images:
-    """X cut to so many bits (0 to 8)."""
+    """X rounded down to so many bits (0 to 8)."""
     levels = torch.ldexp(torch.ones_like(bits), bits)
     return torch.minimum((x * levels).floor(), levels - 1).clamp(min=0) / levels
 
 
 def autocontrast(x: Images, magnitude: Magnitude) -> Images:
-    """Each channel stretched to [0, 1]; a constant one stays."""
+    """Each channel stretched to [0, 1]; a constant channel stays."""
     low, high = x.amin(dim=(-2, -1), keepdim=True), x.amax(dim=(-2, -1), keepdim=True)
     constant = low == high
     low, width = torch.where(constant, 0.0, low), torch.where(constant, 1.0, high - low)
@@ -73,7 +63,7 @@ def autocontrast(x: Images, magnitude: Magnitude) -> Images:
 
 
 def equalize(x: Images, magnitude: Magnitude) -> Images:
-    """Each channel's histogram of 256 levels evened out (Pillow's rule for the table)."""
+    """Histogram equalization of each channel at 256 levels, with Pillow's lookup table."""
     b, c, h, w = x.shape
     level = (x * 255.999).to(torch.int64).view(b, c, h * w)
     counts = torch.zeros(b, c, 256, dtype=torch.int64, device=x.device)
@@ -83,8 +73,8 @@ def equalize(x: Images, magnitude: Magnitude) -> Images:
     step = (h * w - brightest).div(255, rounding_mode="floor")
     table = (below[..., :-1] + step // 2).div(step.clamp(min=1), rounding_mode="floor").clamp(0, 255)
     table = F.pad(table, (1, 0)).to(torch.float32) / 255
-    evened = table.gather(2, level)
-    return torch.where(step == 0, level.to(torch.float32) / 255, evened).view(b, c, h, w)
+    equalized = table.gather(2, level)
+    return torch.where(step == 0, level.to(torch.float32) / 255, equalized).view(b, c, h, w)
 
 
 def sharpness(x: Images, factor: Magnitude) -> Images:
@@ -99,14 +89,12 @@ def sharpness(x: Images, factor: Magnitude) -> Images:
 
 
 def affine(x: Images, matrix: Float[Tensor, "b 2 3"], *, fill: float = 0.0, interpolation: str = "nearest") -> Images:
-    """One resampling of each image: a pixel at (x, y) from the middle comes from matrix · (x, y, 1), in pixels.
-
-    Turns, shears and shifts compose by multiplying their matrices, so that a chain of them blurs once.
+    """Resample each image once: the output pixel at (x, y) from the center is read at matrix · (x, y, 1), in pixels.
 
     Args:
         x: images.
-        matrix: from places that leave to places that come.
-        fill: the gray outside of the image.
+        matrix: from output to input coordinates.
+        fill: the gray outside of the input.
         interpolation: "nearest", "bilinear" or "bicubic".
     """
     grid = affine_grid(matrix, x.shape[-2], x.shape[-1], x.device)
@@ -117,18 +105,18 @@ def affine(x: Images, matrix: Float[Tensor, "b 2 3"], *, fill: float = 0.0, inte
 def affine_grid(
     matrix: Float[Tensor, "b 2 3"], height: int, width: int, device: torch.device
 ) -> Float[Tensor, "b h w 2"]:
-    """Where each pixel comes from, as `grid_sample` counts: the image from −1 to 1."""
-    # torchvision's arithmetic, step by step in float32, so that a pixel between two neighbours falls to the same one.
+    """The input coordinates of each output pixel for `grid_sample`: the image is from −1 to 1."""
+    # torchvision's arithmetic, step by step in float32, so that ties between two pixels are rounded as there.
     scaled = matrix.to(device, torch.float32).transpose(1, 2) / torch.tensor([width / 2, height / 2], device=device)
-    places = torch.ones(height, width, 3, device=device)
-    places[..., 0] = torch.arange(width, device=device) - (width - 1) / 2
-    places[..., 1] = (torch.arange(height, device=device) - (height - 1) / 2)[:, None]
-    places = places.view(1, height * width, 3).expand(len(matrix), -1, -1)
-    return torch.bmm(places, scaled).view(-1, height, width, 2)
+    points = torch.ones(height, width, 3, device=device)
+    points[..., 0] = torch.arange(width, device=device) - (width - 1) / 2
+    points[..., 1] = (torch.arange(height, device=device) - (height - 1) / 2)[:, None]
+    points = points.view(1, height * width, 3).expand(len(matrix), -1, -1)
+    return torch.bmm(points, scaled).view(-1, height, width, 2)
 
 
-def affine_matrix(magnitude: Tensor, cells: dict[tuple[int, int], Tensor]) -> Float[Tensor, "b 2 3"]:
-    """The identity but for some cells, in float64 on the CPU."""
+def affine_matrix(magnitude: Float[Tensor, " b"], cells: Cells) -> Float[Tensor, "b 2 3"]:
+    """The identity with some cells replaced, in float64 on the CPU."""
     matrix = torch.eye(2, 3, dtype=torch.float64).repeat(len(magnitude), 1, 1)
     for (row, column), value in cells.items():
         matrix[:, row, column] = value.to("cpu", torch.float64)
@@ -136,19 +124,19 @@ def affine_matrix(magnitude: Tensor, cells: dict[tuple[int, int], Tensor]) -> Fl
 
 
 def _slopes(magnitude: Magnitude) -> Float[Tensor, " b"]:
-    """Slopes by way of an angle in degrees, as torchvision has them: the last bit decides ties."""
+    """Slopes by way of an angle in degrees, as in torchvision: the last bit decides ties."""
     angles = [math.degrees(math.atan(slope)) for slope in magnitude.flatten().tolist()]
     return torch.tensor([math.tan(math.radians(angle)) for angle in angles], dtype=torch.float64)
 
 
 def shear_x(x: Images, slope: Magnitude, fill: float = 0.0) -> Images:
-    """Rows shifted in proportion to their distance from the top edge; the magnitude is the slope."""
+    """Each row shifted in proportion to its distance from the top edge; the magnitude is the slope."""
     m = _slopes(slope)
     return affine(x, affine_matrix(m, {(0, 1): m, (0, 2): m * (x.shape[-2] / 2)}), fill=fill)
 
 
 def shear_y(x: Images, slope: Magnitude, fill: float = 0.0) -> Images:
-    """Columns shifted in proportion to their distance from the left edge; the magnitude is the slope."""
+    """Each column shifted in proportion to its distance from the left edge; the magnitude is the slope."""
     m = _slopes(slope)
     return affine(x, affine_matrix(m, {(1, 0): m, (1, 2): m * (x.shape[-1] / 2)}), fill=fill)
 
@@ -166,19 +154,19 @@ def translate_y(x: Images, pixels: Magnitude, fill: float = 0.0) -> Images:
 
 
 def rotate(x: Images, degrees: Magnitude, fill: float = 0.0) -> Images:
-    """Turned about the middle, counterclockwise."""
+    """Rotated about the center, counterclockwise."""
     return affine(x, affine_matrix(degrees.view(-1), rotation_cells(degrees.view(-1))), fill=fill)
 
 
-def rotation_cells(degrees: Float[Tensor, " b"]) -> dict[tuple[int, int], Tensor]:
-    """The cells of a rotation's matrix."""
+def rotation_cells(degrees: Float[Tensor, " b"]) -> Cells:
+    """The cells of a rotation matrix."""
     angles = [math.radians(angle % 360) for angle in degrees.tolist()]
     cos, sin = (torch.tensor([f(angle) for angle in angles], dtype=torch.float64) for f in (math.cos, math.sin))
     return {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos}
 
 
 def cutout(x: Images, box: Float[Tensor, "b 3 1 1"], fill: float = 0.0) -> Images:
-    """A square of `fill`: half its side (pixels), and its center as fractions of the height and width."""
+    """A square of `fill`; the box holds half its side (pixels), and its center as fractions of height and width."""
     h, w = x.shape[-2:]
     half, row, column = box.to(x.device, non_blocking=True).split(1, dim=1)
     down = torch.arange(h, device=x.device).view(1, 1, h, 1) - torch.floor(row * h)
@@ -187,7 +175,7 @@ def cutout(x: Images, box: Float[Tensor, "b 3 1 1"], fill: float = 0.0) -> Image
     return torch.where(inside, fill, x)
 
 
-# By the names that the policies' papers use, in the order that "operation" counts in drawn parameters.
+# By their names in the papers; the parameter "operation" is an index into this dict.
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "Identity": identity,
     "ShearX": shear_x,
@@ -207,26 +195,22 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "SolarizeAdd": solarize_add,
     "Cutout": cutout,
 }
-
-
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Cutout")
-
-
 NAMES = tuple(OPERATIONS)
 
 
 def apply_operations(
     x: Float[Tensor, "b c h w"], params: Params, fill: Fill, functions: Functions = OPERATIONS
 ) -> None:
-    """Apply, slot by slot, the operation that each image drew, in place; images that drew the same go together.
+    """Apply the drawn operations in place, slot by slot; images with the same operation are processed together.
 
     Args:
-        x: images, which are written over.
-        params: "operation" (`b slots` int64, positions in `policy_operations.OPERATIONS`, −1 for none), "magnitude"
-            (`b slots` float64, in the operation's unit), "center" where there is a cutout (`b slots 2` float64), and
-            "bicubic" where the way of resampling is drawn (`b slots` bool).
-        fill: the gray, or the color, of what geometry uncovers.
-        functions: the operations by name: torchvision's, or a dialect's.
+        x: images, which change.
+        params: "operation" (`b slots` int64, indices into `OPERATIONS`, −1 for none), "magnitude" (`b slots` float64,
+            in the operation's unit), "center" for cutout (`b slots 2` float64), and "bicubic" where the interpolation
+            is drawn (`b slots` bool).
+        fill: the gray or the color outside of the image after a geometric operation.
+        functions: the operations by name: torchvision's, or a variant of `policy_variants`.
     """
     operation, magnitude = params["operation"], params["magnitude"]
     for slot in range(operation.shape[1]):
@@ -241,7 +225,7 @@ def apply_operations(
                 amounts = torch.cat([amounts, params["bicubic"][:, slot, None].to(amounts.dtype)], dim=1)
             function = functions[name]
 
-            def some(images: Tensor, amount: Tensor, name: str = name, function: Any = function) -> Tensor:
+            def some(images: Images, amount: Tensor, name: str = name, function: Any = function) -> Images:
                 columns = amount.to(torch.float32)[:, :, None, None]
                 if name in GEOMETRIC:
                     return function(images, columns, fill=fill)

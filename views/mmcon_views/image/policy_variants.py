@@ -1,14 +1,14 @@
-"""Operations of policies as TensorFlow and Pillow have them, where they differ from torchvision's.
+"""Operations of AutoAugment and RandAugment in TensorFlow and Pillow, where they differ from torchvision's.
 
 Names and magnitudes are those of `mmcon_views.image.policy_operations`. The differences follow the code of TensorFlow's
 model garden and of timm:
 
-- *TensorFlow*: Contrast moves away from the gray h·w/256 (of 255, at most white): the count of pixels over 256 stands
-  where their mean is meant. Posterize by 0 bits keeps one, since a shift by a whole byte is held at 7. Shears leave the
-  first row or column in its place, and a shift need not be whole.
-- *Pillow* (timm, InfoMin): geometry is bilinear or bicubic, which is drawn, with a color for what it uncovers.
+- *TensorFlow*: Contrast blends with the gray h·w/256 (of 255, at most white), since its code takes the number of pixels
+  over 256 for the mean. Posterize to 0 bits keeps one bit, since TensorFlow limits the shift to 7. Shears fix the first
+  row or column, and a translation need not be whole.
+- *Pillow* (timm, InfoMin): geometry is bilinear or bicubic, as drawn, and the fill is a color.
 
-Both work on bytes and cut after each operation; here numbers stay as they are, 2/255 from theirs at most.
+Both round to bytes after each operation. Here values are not rounded, so they differ from theirs by 2/255 at most.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmcon_views.image.policy_operations import (
     OPERATIONS,
+    Cells,
     Fill,
     Functions,
     Images,
@@ -35,17 +36,17 @@ from mmcon_views.image.policy_operations import (
 
 
 def pixel_count_contrast(x: Images, factor: Magnitude) -> Images:
-    """Away from the gray min(⌊h·w/256⌋, 255)/255, whatever the image: factor · x + (1 − factor) · gray, clipped."""
+    """Factor · x + (1 − factor) · gray, clipped, with gray = min(⌊h·w/256⌋, 255)/255 for any image."""
     gray = min(x.shape[-2] * x.shape[-1] // 256, 255) / 255
     return x.mul(factor).add_((1 - factor) * gray).clamp_(0, 1)
 
 
-def posterize_to_a_bit(x: Images, bits: Magnitude) -> Images:
-    """X cut to so many bits, at least one."""
+def posterize_at_least_one_bit(x: Images, bits: Magnitude) -> Images:
+    """X rounded down to so many bits, at least one."""
     return posterize(x, bits.clamp(min=1))
 
 
-def _tensorflow(cells: Callable[[Tensor, int, int], dict[tuple[int, int], Tensor]]) -> Callable[..., Tensor]:
+def _tensorflow(cells: Callable[[Tensor, int, int], Cells]) -> Callable[..., Tensor]:
     def operation(x: Images, magnitude: Magnitude, fill: float = 0.0) -> Images:
         m = magnitude.view(-1)
         return affine(x, affine_matrix(m, cells(m, x.shape[-2], x.shape[-1])), fill=fill)
@@ -53,7 +54,7 @@ def _tensorflow(cells: Callable[[Tensor, int, int], dict[tuple[int, int], Tensor
     return operation
 
 
-def _pillow(cells: Callable[[Tensor, int, int], dict[tuple[int, int], Tensor]]) -> Callable[..., Tensor]:
+def _pillow(cells: Callable[[Tensor, int, int], Cells]) -> Callable[..., Tensor]:
     def operation(x: Images, drawn: Float[Tensor, "b 2 1 1"], fill: Fill = 0.0) -> Images:
         m, bicubic = drawn[:, 0].view(-1), drawn[:, 1].view(-1) > 0
         matrix = affine_matrix(m, cells(m, x.shape[-2], x.shape[-1]))
@@ -67,7 +68,7 @@ def _pillow(cells: Callable[[Tensor, int, int], dict[tuple[int, int], Tensor]]) 
 
 
 def _pillow_affine(x: Images, matrix: Float[Tensor, "b 2 3"], mode: str, fill: Fill) -> Images:
-    """A pixel whose place lies outside is `fill` wholly; at the border the taps outside repeat it."""
+    """A pixel read outside of the image is `fill` alone; taps outside of the border repeat it."""
     grid = affine_grid(matrix, x.shape[-2], x.shape[-1], x.device)
     out = F.grid_sample(x, grid, mode=mode, padding_mode="border", align_corners=False).clamp_(0, 1)
     inside = ((grid >= -1) & (grid < 1)).all(-1)[:, None]
@@ -78,14 +79,12 @@ def _pillow_affine(x: Images, matrix: Float[Tensor, "b 2 3"], mode: str, fill: F
 TENSORFLOW: Functions = {
     **OPERATIONS,
     "Contrast": pixel_count_contrast,
-    "Posterize": posterize_to_a_bit,
+    "Posterize": posterize_at_least_one_bit,
     "ShearX": _tensorflow(lambda m, h, w: {(0, 1): m, (0, 2): m * ((h - 1) / 2)}),
     "ShearY": _tensorflow(lambda m, h, w: {(1, 0): m, (1, 2): m * ((w - 1) / 2)}),
     "TranslateX": _tensorflow(lambda m, h, w: {(0, 2): m}),
     "TranslateY": _tensorflow(lambda m, h, w: {(1, 2): m}),
 }
-
-
 PILLOW: Functions = {
     **OPERATIONS,
     "ShearX": _pillow(lambda m, h, w: {(0, 1): m, (0, 2): m * (h / 2)}),

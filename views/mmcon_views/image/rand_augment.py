@@ -1,4 +1,8 @@
-"""RandAugment."""
+"""RandAugment: a few random operations at one strength, as in torchvision, TensorFlow and timm.
+
+The draw gives each image its operations and their magnitudes in the operations' own units; `apply_operations` applies
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +22,14 @@ from mmcon_views.image.policy_operations import NAMES, OPERATIONS, Fill, Functio
 from mmcon_views.image.policy_variants import PILLOW, TENSORFLOW
 from mmcon_views.image.sizes import input_sizes
 
-# As timm's users pass it on, in bytes.
+# The fill that timm's training scripts pass, in whole bytes.
 IMAGENET_MEAN = (124 / 255, 116 / 255, 104 / 255)
-
-
 TORCHVISION_OPERATIONS = NAMES[:14]
-
-
 TF_OPERATIONS = (
     "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast", "Brightness",
     "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout", "SolarizeAdd",
 )  # fmt: skip
-
-
 TIMM_OPERATIONS = tuple(name for name in TF_OPERATIONS if name != "Cutout")
-
-
 COLOR_SAFE_OPERATIONS = (
     "AutoContrast", "Identity", "Rotate", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY",
 )  # fmt: skip
@@ -42,22 +38,22 @@ COLOR_SAFE_OPERATIONS = (
 @register_view("image/randaugment", modality="image")
 @final
 class RandAugment(ViewGenerator):
-    """A few operations at random at one strength (Cubuk et al. 2020), in one of four variants.
+    """A few random operations at one strength (Cubuk et al. 2020), in one of four variants.
 
-    - "torchvision": 14 operations, 2 of them, bin 9 of 31; signed enhancements; black fill.
-    - "tf": TensorFlow's, used by SupCon: 16 operations and the identity, 2 of them at level 10; shifts up to 100
-      pixels, cutout of up to 80 pixels a side; gray fill.
-    - "timm": `rand-n2-m10-mstd0.5`: 15 operations, 2 of them, each with probability .5 and a level from a normal
-      around 10 with deviation .5, clipped to 0..10; shifts up to .45 of the size; bilinear or bicubic geometry, as
-      drawn; fill of ImageNet's mean color.
-    - "color-safe": the timm variant with only the operations that leave colors alone (CMC's second version).
+    - "torchvision": 2 of 14 operations, bin 9 of 31; signed enhancements; black fill.
+    - "tf": TensorFlow's, used by SupCon: 2 of 16 operations and the identity, level 10; translations up to 100 pixels,
+      cutout up to 80 pixels a side; gray fill.
+    - "timm": `rand-n2-m10-mstd0.5`: 2 of 15 operations, each with probability .5 and a level from a normal distribution
+      with mean 10 and deviation .5, clipped to 0..10; translations up to .45 of the size; bilinear or bicubic geometry,
+      as drawn; ImageNet's mean color as fill.
+    - "color-safe": the timm variant with only the operations that do not change colors (CMC's second version).
 
     >>> view = mmcon.create_view("image/randaugment", variant="tf")
 
     Args:
         variant: "torchvision", "tf", "timm" or "color-safe".
-        operations: how many, one after another.
-        level: the strength: a bin of 0..30 for torchvision, 0 to 10 for the others; by default the variant's own.
+        operations: their number.
+        level: the strength: a bin of 0..30 for torchvision, 0 to 10 for the others; by default that of the variant.
     """
 
     modality: ClassVar[str] = "image"
@@ -89,27 +85,30 @@ class RandAugment(ViewGenerator):
             )
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw `operation` and `magnitude`, `b slots` each, and `center` or `bicubic` as the variant needs it."""
+        """Draw `operation` and `magnitude`, `b slots` each, and `center` (tf) or `bicubic` (timm, color-safe)."""
         height, width = input_sizes(meta, "image/randaugment")
         slots, names = self.operations, self.VARIANTS[self.variant]
         chosen = keys.choice("operation", len(names), shape=(slots,))
-        code = torch.tensor([NAMES.index(name) for name in names])[chosen]
+        operation = torch.tensor([NAMES.index(name) for name in names])[chosen]
         sign = 1 - 2 * keys.bernoulli("sign", 0.5, shape=(slots,)).to(torch.float64)
         sides = [side.to(torch.float64)[:, None].expand(-1, slots) for side in (height, width)]
         if self.variant == "torchvision":
             level = torch.full_like(sign, self.level / 30)
-            return {"operation": code, "magnitude": magnitudes(torchvision_magnitude, code, level, sign, *sides)}
+            return {
+                "operation": operation,
+                "magnitude": magnitudes(torchvision_magnitude, operation, level, sign, *sides),
+            }
         if self.variant == "tf":
             level = torch.full_like(sign, self.level / 10)
-            magnitude = magnitudes(tf_magnitude, code, level, sign, *(torch.full_like(s, 100.0) for s in sides))
-            magnitude = torch.where(code == NAMES.index("Cutout"), torch.floor(level * 40), magnitude)
+            magnitude = magnitudes(tf_magnitude, operation, level, sign, *(torch.full_like(s, 100.0) for s in sides))
+            magnitude = torch.where(operation == NAMES.index("Cutout"), torch.floor(level * 40), magnitude)
             center = keys.uniform("centre", shape=(slots, 2))
-            return {"operation": code, "magnitude": magnitude, "center": center}
+            return {"operation": operation, "magnitude": magnitude, "center": center}
         level = keys.normal("level", float(self.level), 0.5, shape=(slots,)).clamp(0, 10) / 10
-        magnitude = magnitudes(tf_magnitude, code, level, sign, *(0.45 * s for s in sides))
+        magnitude = magnitudes(tf_magnitude, operation, level, sign, *(0.45 * s for s in sides))
         kept = keys.bernoulli("apply", 0.5, shape=(slots,))
         bicubic = keys.bernoulli("bicubic", 0.5, shape=(slots,))
-        return {"operation": torch.where(kept, code, -1), "magnitude": magnitude, "bicubic": bicubic}
+        return {"operation": torch.where(kept, operation, -1), "magnitude": magnitude, "bicubic": bicubic}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Apply the operations in order."""

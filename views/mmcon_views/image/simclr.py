@@ -1,4 +1,4 @@
-"""SimCLR's views, with torchvision's or TensorFlow's color jitter."""
+"""SimCLR's views (SimAugment), with torchvision's or TensorFlow's color jitter."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def simclr(
     """SimAugment of SimCLR (Chen et al. 2020, appendix A) with torchvision's color jitter.
 
     Crop, flip, jitter with probability .8, grayscale with .2, blur with .5. The published settings are strength 1 with
-    blur at 224 px, and for CIFAR-10 strength .5 without blur; SupCon's for CIFAR are area (.2, 1), bilinear, strength
-    .5, no blur. Gray images (Fashion-MNIST, 28 px) take crop, flip, brightness and contrast.
+    blur at 224 px and, for CIFAR-10, strength .5 without blur; SupCon's for CIFAR are area (.2, 1), bilinear, strength
+    .5, no blur. Gray images (Fashion-MNIST, 28 px) get crop, flip, brightness and contrast.
 
     >>> view = mmcon.create_view("image/simclr", size=28, strength=0.5, area=(0.2, 1.0))
 
@@ -40,15 +40,15 @@ def simclr(
         blur: whether to blur with probability .5; by default where the size is above 64.
     """
     small = min(size if isinstance(size, tuple) else (size, size)) <= 64
-    parts = [
+    children = [
         ("crop", RandomResizedCrop(size=size, area=area, interpolation=interpolation, bytes=True)),
         ("flip", Flip()),
         ("jitter", simclr_jitter(strength)),
         ("gray", Grayscale(p=grayscale)),
     ]
     if blur or (blur is None and not small):
-        parts.append(("blur", Blur()))
-    return Chain(*parts, name="image/simclr")
+        children.append(("blur", Blur()))
+    return Chain(*children, name="image/simclr")
 
 
 @register_view("image/simclr-tf", modality="image")
@@ -62,9 +62,9 @@ def simclr_tf(
 ) -> Chain:
     """SimAugment of SimCLR with TensorFlow's color jitter: crop, flip, jitter .8, gray .2, blur .5.
 
-    Brightness is added in SimCLR's first version and multiplied in the second; beyond the edges a blur meets black. The
-    crop is that of `image/simclr`: TensorFlow draws aspect and height evenly, and resamples without antialiasing. Each
-    image has a blur of its own, where the published code draws one a batch.
+    Brightness is added in SimCLR's first version and multiplied in the second; the blur pads with black. Deviations
+    from the released code: the crop is that of `image/simclr` (TensorFlow draws aspect and height uniformly, and
+    resamples without antialiasing), and the blur is drawn for each image (the released code draws one for a batch).
 
     >>> view = mmcon.create_view("image/simclr-tf", size=32, strength=0.5, brightness="added")
 
@@ -76,13 +76,13 @@ def simclr_tf(
         blur: whether to blur with probability .5; by default where the size is above 64.
     """
     small = min(size if isinstance(size, tuple) else (size, size)) <= 64
-    parts = [
+    children = [
         ("crop", RandomResizedCrop(size=size, area=area, interpolation="bicubic", bytes=True)),
         ("flip", Flip()),
         ("jitter", simclr_jitter_tf(strength, brightness)),
         ("gray", Grayscale()),
     ]
     if blur or (blur is None and not small):
-        # TensorFlow's convolution takes what is beyond the edges as black.
-        parts.append(("blur", Blur(outside=0.0)))
-    return Chain(*parts, name="image/simclr-tf")
+        # TensorFlow's convolution pads with zeros.
+        children.append(("blur", Blur(outside=0.0)))
+    return Chain(*children, name="image/simclr-tf")

@@ -1,4 +1,4 @@
-"""SupCon's views, and stacked RandAugment in the three orders that are in circulation."""
+"""SupCon's views: with AutoAugment, SimAugment with a warp, and stacked RandAugment in its three published orders."""
 
 from __future__ import annotations
 
@@ -18,15 +18,9 @@ from mmcon_views.image.sizes import Size
 from mmcon_views.image.warp import Warp
 
 
-def supcon_jitter(strength: float, jitter: str) -> ViewGenerator:
-    """The jitter of SupCon's released code: TensorFlow's with brightness added, or torchvision's."""
-    check_choice("supcon_jitter", "jitter", jitter, ("tensorflow", "torchvision"))
-    return simclr_jitter_tf(strength, "added") if jitter == "tensorflow" else simclr_jitter(strength)
-
-
 @register_view("image/supcon-autoaugment", modality="image")
 def supcon_autoaugment(*, size: Size = 224, area: tuple[float, float] = (0.08, 1.0), policy: str = "tf-v0") -> Chain:
-    """SupCon's views for ImageNet: crop, flip, AutoAugment (TensorFlow's policy v0 in the released code).
+    """SupCon's views of ImageNet: crop, flip, AutoAugment (TensorFlow's policy v0 in the released code).
 
     Args:
         size: side of the square output, or (height, width).
@@ -53,7 +47,7 @@ def simclr_supcon(
 ) -> Chain:
     """SimAugment of SupCon's released code: crop (bilinear), flip, jitter .8, gray .2, warp, blur .5.
 
-    The released hyper-parameters leave the warp's probability at 0, and so does this.
+    The warp has probability 0 by default, as in the released hyper-parameters.
 
     Args:
         size: side of the square output, or (height, width).
@@ -61,12 +55,12 @@ def simclr_supcon(
         area: bounds of the crop's area, as fractions of the image's.
         warp: the probability of the warp.
         jitter: "tensorflow" (brightness added; the released setting for ImageNet) or "torchvision" (for CIFAR-10).
-        blur: the probability of the blur; 0 for CIFAR-10. Beyond the edges lies mid-gray.
+        blur: the probability of the blur; 0 for CIFAR-10. It pads with mid-gray.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
         ("flip", Flip()),
-        ("jitter", supcon_jitter(strength, jitter)),
+        ("jitter", _supcon_jitter(strength, jitter)),
         ("gray", Grayscale()),
         ("warp", Warp(p=warp)),
         ("blur", Blur(p=blur, outside=0.5)),
@@ -76,9 +70,10 @@ def simclr_supcon(
 
 @register_view("image/stacked-randaugment-talk", modality="image")
 def stacked_talk(*, size: Size = 224, strength: float = 1.0, area: tuple[float, float] = (0.08, 1.0)) -> Chain:
-    """Stacked RandAugment as SupCon's authors told it: crop, RandAugment, color jitter, Gaussian blur.
+    """Stacked RandAugment in the order of a talk by SupCon's authors: crop, RandAugment, color jitter, Gaussian blur.
 
-    The talk names the order alone; RandAugment is TensorFlow's, jitter and blur are SimCLR's.
+    The talk gives only the order. Our choices: a flip after the crop, RandAugment of TensorFlow, jitter and blur of
+    SimCLR.
 
     Args:
         size: side of the square output, or (height, width).
@@ -113,12 +108,12 @@ def stacked_supcon(
         area: bounds of the crop's area, as fractions of the image's.
         warp: the probability of the warp.
         jitter: "tensorflow" (brightness added; the released setting for ImageNet) or "torchvision" (for CIFAR-10).
-        blur: the probability of the blur; 0 for CIFAR-10. Beyond the edges lies mid-gray.
+        blur: the probability of the blur; 0 for CIFAR-10. It pads with mid-gray.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
         ("flip", Flip()),
-        ("jitter", supcon_jitter(strength, jitter)),
+        ("jitter", _supcon_jitter(strength, jitter)),
         ("randaugment", RandAugment(variant="tf")),
         ("gray", Grayscale()),
         ("warp", Warp(p=warp)),
@@ -133,7 +128,7 @@ def stacked_infomin(*, size: Size = 224, area: tuple[float, float] = (0.2, 1.0))
 
     Args:
         size: side of the square output, or (height, width).
-        area: fractions of the image's area that crops have: from .2, or from .08 in a second setting.
+        area: bounds of the crop's area, as fractions of the image's: from .2, or .08 in another published setting.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),
@@ -144,3 +139,9 @@ def stacked_infomin(*, size: Size = 224, area: tuple[float, float] = (0.2, 1.0))
         ("gray", Grayscale()),
         name="image/stacked-randaugment-infomin",
     )
+
+
+def _supcon_jitter(strength: float, jitter: str) -> ViewGenerator:
+    """The jitter of SupCon's released code: TensorFlow's, brightness added (ImageNet), or torchvision's (CIFAR-10)."""
+    check_choice("SupCon's jitter", "jitter", jitter, ("tensorflow", "torchvision"))
+    return simclr_jitter_tf(strength, "added") if jitter == "tensorflow" else simclr_jitter(strength)

@@ -38,7 +38,8 @@ def graded(
     """A clip from a uniformly drawn start, with weak crops and color jitter: for affinities that are graded by time.
 
     Strong crops and flips hide the motion that tells times apart, so crops keep half of the image or more, and flips
-    are off. A `framing` varies the images without that cost: a first crop, and a flip, that all views of a sample share.
+    are off. A `framing` varies the images without that cost: it is a first crop, and a flip, that all views of a sample
+    share.
 
     >>> view = mmcon.create_view("video/graded", size=32, frames=2, rate_hz=12)
 
