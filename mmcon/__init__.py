@@ -31,13 +31,15 @@ _NAMES = {
     "mmcon.models.encoders": ("create_encoder", "list_encoders", "describe_encoder"),
     "mmcon.sources.factory": ("create_source",),
     "mmcon.views": ("ViewGenerator", "Chain"),
-    "mmcon.sources.base": ("Source", "TensorSource", "JoinedSource"),
+    "mmcon.sources.base": ("Source", "TensorSource"),
+    "mmcon.sources.joined": ("JoinedSource",),
     "mmcon.loading.loader": ("ViewLoader",),
     "mmcon.models.contrastive_model": ("ContrastiveModel",),
     "mmcon.models.shared_spaces": ("SharedSpace",),
     "mmcon.losses": ("SupConLoss", "weighted_supcon"),
     "mmcon.objective.objective": ("Objective",),
     "mmcon.objective.pair_blocks": ("Block",),
+    "mmcon.training.config": ("RunSettings",),
     "mmcon.training.run": ("Run",),
 }
 # Not all of them are in `__all__`: a star import must not replace the standard library's `random`.
@@ -88,8 +90,10 @@ if TYPE_CHECKING:
         register_source,
         register_view,
     )
-    from mmcon.sources.base import JoinedSource, Source, TensorSource
+    from mmcon.sources.base import Source, TensorSource
     from mmcon.sources.factory import create_source
+    from mmcon.sources.joined import JoinedSource
+    from mmcon.training.config import RunSettings
     from mmcon.training.run import Run
     from mmcon.views import Chain, ViewGenerator
 
@@ -100,6 +104,7 @@ __all__ = [
     "JoinedSource",
     "Objective",
     "Run",
+    "RunSettings",
     "SharedSpace",
     "Source",
     "SupConLoss",

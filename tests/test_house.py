@@ -19,6 +19,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 # A module imports only modules of its own line or of lines above it.
 FLOORS = [
     ["mmcon.errors"],
+    ["mmcon.portable_math"],
     ["mmcon.random"],
     ["mmcon.views"],
     ["mmcon.registry"],
@@ -39,7 +40,14 @@ FLOORS = [
     ["mmcon.testing", "mmcon.operations"],
     ["mmcon.cli"],
 ]
-VIEWS_MAY_IMPORT = ("mmcon.random", "mmcon.views", "mmcon.media", "mmcon.registry", "mmcon.errors")
+VIEWS_MAY_IMPORT = (
+    "mmcon.portable_math",
+    "mmcon.random",
+    "mmcon.views",
+    "mmcon.media",
+    "mmcon.registry",
+    "mmcon.errors",
+)
 
 
 def module_of(path):
@@ -178,10 +186,3 @@ def test_no_conflict_markers():
 def test_nothing_imports_a_recipe():
     for path in [*MMCON, *VIEWS, *(ROOT / "recipes").glob("*.py")]:
         assert not any(inside(m, "recipes") for m in imports_of(path))
-
-
-def test_the_readme_fits_two_screens_and_names_both_commands():
-    text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 150
-    assert "pip install uv && uv run accelerate launch recipes/imagenet_supcon.py" in text
-    assert "pip install uv && uv run pytest" in text

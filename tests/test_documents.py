@@ -1,0 +1,88 @@
+"""The documents: their Python blocks run, their links lead to files, and the README keeps its length.
+
+The blocks of a page run as one program, in order, in an empty folder that holds a small trained model. A block that
+begins with ```python no-run is left out; the README has none of those.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmcon
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN = [pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.parent != ROOT else []) for page in PAGES]
+# Models that pages load, by the run that would have trained them.
+TRAINED = ("runs/imagenet_supcon/model",)
+
+
+def program_of(text):
+    """The Python blocks of a page as one program, in which every line has the number that it has in the page."""
+    lines, inside = [], False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            inside = line[3:].strip() == "python"
+            lines.append("")
+        else:
+            lines.append(line if inside else "")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with an untrained model of small images at the place of each trained one."""
+    folder = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(0)
+    encoder = mmcon.create_encoder("mmcon/resnet-tiny", image_size=28, in_channels=1)
+    model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=32)})
+    for place in TRAINED:
+        model.save_pretrained(folder / place)
+    return folder
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_python_blocks_run(page, trained, tmp_path):
+    program = program_of(page.read_text())
+    if not program.strip():
+        pytest.skip("no Python on this page")
+    folder = tmp_path / "page"
+    shutil.copytree(trained, folder)
+    script = folder / f"{page.stem.replace('-', '_').lower()}_page.py"
+    script.write_text(program)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+    run = subprocess.run(
+        [sys.executable, script.name], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, f"{page.name}, line numbers as in the page:\n{run.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_compile(page):
+    compile(program_of(page.read_text()), str(page), "exec")
+
+
+def test_a_program_keeps_the_line_numbers_of_its_page():
+    blocks = "```python\na = 1\n```", "```python no-run\nb = 2\n```", "```bash\nls\n```", "```python\nc = a\n```"
+    lines = program_of("\n".join(["# Title", *blocks])).splitlines()
+    assert [(number, line) for number, line in enumerate(lines, 1) if line] == [(3, "a = 1"), (12, "c = a")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_is_short_runs_and_names_both_commands():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert "pip install uv && uv run accelerate launch recipes/imagenet_supcon.py" in text
+    assert "pip install uv && uv run pytest" in text
+    assert "no-run" not in text
