@@ -1,13 +1,17 @@
 """Keyed randomness: a random function is an ordinary function of a key.
 
-Three rules hold everywhere in the house.
+In probability theory a random variable is an ordinary function X(ω): chance picks the outcome ω, and the rest is
+deterministic. A random function is a function of ω whose values are functions. Here the key takes the place of ω: a
+draw such as `k.uniform("area")` is a random variable, and a view generator is a random function: `draw` turns keys into
+parameters, which fix the deterministic function `apply`. Three rules follow.
 
-1. A draw is a function of its key and its name, and of nothing else: not of earlier draws, the batch, the worker, the
-   process or the device. Keys live on the CPU and so do draws.
+1. A draw is a function of its key and its name alone: not of earlier draws, the batch, the worker, the rank or the
+   device. Keys and draws are on the CPU.
 2. The fields of a key are *mixed*, never added, so that (1, 2) and (2, 1) differ; draws are *named*, never counted, so
-   that adding one shifts no other.
-3. Draws use integers and + − × ÷ √ alone; where a logarithm or a cosine is needed, a fixed polynomial in float64, since
-   library functions differ between vector widths. So a draw is the same bits on any machine.
+   that adding one does not shift another.
+3. Draws use integers and + − × ÷ √ alone, and fixed polynomials for the logarithm and the exponential
+   (`mmcon.portable_math`), since library functions differ between vector widths. So a draw has the same bits on every
+   machine.
 
 >>> k = keys(seed=0, epoch=3, sample=[11, 12], view=1)
 >>> k.child("crop").uniform("area", 0.08, 1.0).shape
@@ -27,15 +31,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from mmcon.errors import InputError
+from mmcon.portable_math import exp, log, normal_quantile
 
 FIELDS = ("seed", "epoch", "sample", "occurrence", "view")
+"""The fields of a key, in the order in which they are mixed."""
 
-# SplitMix64's constants as signed 64-bit integers (torch multiplies int64 modulo 2^64).
+# SplitMix64's increment as a signed 64-bit integer (torch multiplies int64 modulo 2^64).
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-# Mixing itself is done by NumPy, which has unsigned integers and a third of torch's cost for a call on few numbers.
+# NumPy does the mixing: it has unsigned integers, and a call on few numbers takes a third of torch's time.
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -48,18 +55,15 @@ def keys(
     occurrence: int | Tensor | Sequence[int] = 0,
     step: int | None = None,
 ) -> Keys:
-    """Make a table of keys, one a sample; single numbers are repeated to the length of the others.
+    """A table of keys, one per view of a sample; single numbers are repeated to the length of the other fields.
 
     Args:
-        seed: the run's seed.
+        seed: the seed of the run.
         epoch: the epoch, or any counter that should give new draws.
-        sample: stable identities of the samples (see `stable_id`), not positions.
-        view: which view of the sample.
-        occurrence: tells repeats of one sample in an epoch apart.
-        step: the global step, for generators whose scope is the batch.
-
-    Returns:
-        Keys with `n` rows.
+        sample: stable identities of the samples (see `stable_id`), not their positions.
+        view: the number of the view of the sample.
+        occurrence: distinguishes repeats of a sample in an epoch.
+        step: the global step, for generators of scope "batch".
 
     Raises:
         InputError: a field is not of whole numbers, or lengths differ.
@@ -77,26 +81,29 @@ def keys(
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """A table of keys: five fields a row, and the path of names that leads to the draw at hand.
+    """A table of keys: five fields per row, and a path of names. It is indexed like a tensor.
+
+    A draw depends on the row, the path and the name of the draw. All methods that draw return one value (or a tensor of
+    the given shape) per row, equal in any subset or order of the rows.
 
     Attributes:
-        fields: `n 5` int64: seed, epoch, sample, occurrence, view.
-        path: names from the root of the chain to here.
+        fields: int64: seed, epoch, sample, occurrence, view.
+        path: the names of `child` calls, from the root of a chain to here.
         dropped: fields that are left out of the mixing, in the order of `FIELDS`.
         step: the global step, or None.
         of_batch: whether the keys are those of a whole global batch (see `for_batch`).
     """
 
-    fields: Tensor
+    fields: Int[Tensor, "n 5"]
     path: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     step: int | None = None
     of_batch: bool = False
-    _state: Tensor | None = None
+    _state: Int[Tensor, " n"] | None = None
 
     @property
-    def state(self) -> Tensor:
-        """The mixed key, `n` int64, from which draws are made."""
+    def state(self) -> Int[Tensor, " n"]:
+        """The mixed keys, int64: one word per row, computed once. Children and draws absorb their names into it."""
         if self._state is None:
             object.__setattr__(self, "_state", _mix_fields(self.fields, self.dropped))
         assert self._state is not None
@@ -106,7 +113,7 @@ class Keys:
         return len(self.fields)
 
     def __getitem__(self, rows: Any) -> Keys:
-        """Rows, by slice, positions or mask; a single position keeps the axis."""
+        """Rows, by slice, positions or mask; a single position keeps the axis, as a table of one row."""
         if isinstance(rows, int):
             rows = slice(rows, rows + 1 or None)
         return replace(self, fields=self.fields[rows], _state=self.state[rows])
@@ -116,7 +123,7 @@ class Keys:
         return f"Keys(n={len(self)}: {shown}{', …' if len(self) > 3 else ''})"
 
     def describe(self, row: int = 0) -> str:
-        """One row as a line of code that makes it again, for messages and records."""
+        """One row as code that makes the same key, for error messages and records."""
         values = ", ".join(f"{name}={int(value)}" for name, value in zip(FIELDS, self.fields[row], strict=True))
         at = f", step={self.step}" if self.step is not None else ""
         path = "".join(f".child({name!r})" for name in self.path)
@@ -125,11 +132,20 @@ class Keys:
         return f"keys({values}{at}){drop}{path}"
 
     def child(self, name: str) -> Keys:
-        """The independent stream of a named part."""
+        """The keys of a named child: its draws are independent of those of this table and of other children.
+
+        The mixed key absorbs a hash of the name, so a path of names is ordered, and adding a child changes no other.
+        """
         return replace(self, path=(*self.path, name), _state=_absorb(self.state, name_hash(name)))
 
     def drop(self, *names: str) -> Keys:
-        """Keys that do not depend on the named fields, so that rows which differ in them alone share their draws."""
+        """Keys that do not depend on the named fields: rows that differ only in these share their draws.
+
+        A dropped field is replaced by a tag in the mixing, so these draws are independent of those with the field.
+
+        Raises:
+            InputError: an unknown field, or keys with a path.
+        """
         unknown = set(names) - set(FIELDS)
         if unknown:
             raise InputError("Keys.drop", expected=f"fields among {FIELDS}", got=str(sorted(unknown)))
@@ -144,7 +160,11 @@ class Keys:
         return replace(self, dropped=dropped, _state=None)
 
     def for_batch(self) -> Keys:
-        """Keys that depend on the seed and the global step alone: one draw for a whole global batch."""
+        """Keys that depend on the seed and the global step alone: all rows share one draw, in every shard of a batch.
+
+        Raises:
+            InputError: the keys have no step.
+        """
         if self.step is None:
             raise InputError(
                 "Keys.for_batch",
@@ -152,48 +172,57 @@ class Keys:
                 got="step=None",
                 fix="mmcon.keys(..., step=global_step); loaders set it",
             )
-        dropped = replace(self, path=(), dropped=tuple(f for f in FIELDS if f != "seed"), of_batch=True, _state=None)
-        path = self.path
-        at_step = replace(dropped, _state=_absorb(dropped.state, self.step))
-        for name in path:
-            at_step = at_step.child(name)
-        return at_step
+        only_seed = replace(self, path=(), dropped=tuple(f for f in FIELDS if f != "seed"), of_batch=True, _state=None)
+        batch_keys = replace(only_seed, _state=_absorb(only_seed.state, self.step))
+        for name in self.path:
+            batch_keys = batch_keys.child(name)
+        return batch_keys
 
-    def bits(self, name: str, *shape: int) -> Tensor:
-        """Draw 64 random bits a number, `n *shape` int64: the SplitMix64 stream that starts at the named child."""
+    def bits(self, name: str, *shape: int) -> Int[Tensor, "n ..."]:
+        """Draw int64 words of 64 random bits: per row, the SplitMix64 stream that starts at the named child."""
         start = _absorb(self.state, name_hash(name))
         count = math.prod(shape)
         counter = torch.arange(1, count + 1, dtype=torch.int64) * _GOLDEN
         return _mix64(start[:, None] + counter).view(len(self), *shape)
 
-    def ragged_bits(self, name: str, counts: Tensor) -> Tensor:
-        """Draw `counts[i]` words for row i, all rows one after another: the first words that `bits` would draw."""
+    def ragged_bits(self, name: str, counts: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
+        """Draw `counts[i]` words for row i, row after row: the first words that `bits` draws."""
         start = _absorb(self.state, name_hash(name))
         ends = torch.cumsum(counts, 0)
-        counter = torch.arange(1, int(ends[-1]) + 1 if len(ends) else 1) - torch.repeat_interleave(
-            ends - counts, counts
-        )
+        total = int(ends[-1]) if len(ends) else 0
+        counter = torch.arange(1, total + 1) - torch.repeat_interleave(ends - counts, counts)
         return _mix64(counter.mul_(_GOLDEN).add_(torch.repeat_interleave(start, counts)))
 
-    def uniform(self, name: str, low: float = 0.0, high: float = 1.0, *, shape: Sequence[int] = ()) -> Tensor:
-        """Draw uniforms in [low, high), `n *shape` float64, of 53 random bits."""
+    def uniform(
+        self, name: str, low: float = 0.0, high: float = 1.0, *, shape: Sequence[int] = ()
+    ) -> Float64[Tensor, "n ..."]:
+        """Draw uniforms in [low, high), of 53 random bits each."""
         unit = _unit(self.bits(name, *shape))
         return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
-    def normal(self, name: str, mean: float = 0.0, std: float = 1.0, *, shape: Sequence[int] = ()) -> Tensor:
-        """Draw normals, `n *shape` float64: the inverse distribution function of one uniform each, all finite."""
-        half_open = _unit(self.bits(name, *shape)) + 2.0**-54
-        return mean + std * normal_quantile(half_open.clamp(max=1 - 2.0**-53))
+    def normal(
+        self, name: str, mean: float = 0.0, std: float = 1.0, *, shape: Sequence[int] = ()
+    ) -> Float64[Tensor, "n ..."]:
+        """Draw normals: the inverse distribution function of one uniform each, all finite."""
+        inside = (_unit(self.bits(name, *shape)) + 2.0**-54).clamp(max=1 - 2.0**-53)  # neither 0 nor 1
+        return mean + std * normal_quantile(inside)
 
-    def log_uniform(self, name: str, low: float, high: float, *, shape: Sequence[int] = ()) -> Tensor:
-        """Draw numbers whose logarithm is uniform between those of low and high, `n *shape` float64."""
+    def log_uniform(self, name: str, low: float, high: float, *, shape: Sequence[int] = ()) -> Float64[Tensor, "n ..."]:
+        """Draw numbers whose logarithm is uniform between log(low) and log(high)."""
         if not 0 < low <= high:
             raise InputError("Keys.log_uniform", expected="0 < low <= high", got=f"low={low}, high={high}")
         a, b = _log_of(low), _log_of(high)
         return exp(a + (b - a) * self.uniform(name, shape=shape))
 
-    def integers(self, name: str, low: int | Tensor, high: int | Tensor, *, shape: Sequence[int] = ()) -> Tensor:
-        """Draw whole numbers in [low, high), `n *shape` int64; bounds may be tensors that broadcast to that shape.
+    def integers(
+        self,
+        name: str,
+        low: int | Int[Tensor, "..."],
+        high: int | Int[Tensor, "..."],
+        *,
+        shape: Sequence[int] = (),
+    ) -> Int[Tensor, "n ..."]:
+        """Draw whole numbers in [low, high); bounds may be tensors that broadcast to the shape of the draws.
 
         The bias of scaling 53 bits is below 2^-20 for ranges up to 2^32.
         """
@@ -202,18 +231,22 @@ class Keys:
             raise InputError("Keys.integers", expected="low < high", got=f"low={low}, high={high}", key=self.describe())
         return torch.floor(self.uniform(name, shape=shape) * span).to(torch.int64) + torch.as_tensor(low)
 
-    def bernoulli(self, name: str, p: float | Tensor, *, shape: Sequence[int] = ()) -> Tensor:
-        """Draw booleans that are true with probability p, `n *shape` bool."""
+    def bernoulli(
+        self, name: str, p: float | Float[Tensor, "..."], *, shape: Sequence[int] = ()
+    ) -> Bool[Tensor, "n ..."]:
+        """Draw booleans that are true with probability p."""
         return self.uniform(name, shape=shape) < p
 
-    def choice(self, name: str, weights: Sequence[float | int] | int, *, shape: Sequence[int] = ()) -> Tensor:
-        """Draw positions 0..k-1, `n *shape` int64, evenly (an int k) or in proportion to weights."""
+    def choice(
+        self, name: str, weights: Sequence[float | int] | int, *, shape: Sequence[int] = ()
+    ) -> Int[Tensor, "n ..."]:
+        """Draw positions 0..k-1: uniformly (weights is the number k), or in proportion to k weights."""
         if isinstance(weights, int):
             return self.integers(name, 0, weights, shape=shape)
         edges = torch.tensor(weights, dtype=torch.float64)
         if edges.numel() == 0 or bool((edges < 0).any()) or not float(edges.sum()) > 0:
             raise InputError("Keys.choice", expected="weights >= 0 with a positive sum", got=str(list(weights)))
-        # Summed by Python, in order: a vectorised sum may round otherwise on another machine.
+        # Python adds in a fixed order; a vectorized sum may round differently on another machine.
         total, cumulative = 0.0, []
         for weight in edges.tolist():
             total += weight
@@ -221,19 +254,14 @@ class Keys:
         bounds = torch.tensor(cumulative[:-1], dtype=torch.float64)
         return torch.searchsorted(bounds, self.uniform(name, shape=shape) * total, right=True)
 
-    def permutation(self, name: str, k: int) -> Tensor:
-        """Draw a permutation of 0..k-1 a row, `n k` int64: the order of k random words (ties go by position)."""
+    def permutation(self, name: str, k: int) -> Int[Tensor, "n {k}"]:
+        """Draw a permutation of 0..k-1: the order of k random words (ties by position)."""
         return torch.argsort(self.bits(name, k), dim=-1, stable=True)
 
 
 def stable_id(name: str | bytes | int) -> int:
-    """The 64-bit identity of a sample, from a source's own id: blake2b of the text, little-endian, signed.
-
-    Whole numbers stand for themselves.
-    """
-    if isinstance(name, int):
-        return name
-    return name_hash(name)
+    """The 64-bit identity of a sample from its id in the source: a whole number as it is, text by `name_hash`."""
+    return name if isinstance(name, int) else name_hash(name)
 
 
 @lru_cache(maxsize=65536)
@@ -243,113 +271,50 @@ def name_hash(name: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def stable_ids(names: Iterable[str | bytes | int]) -> Tensor:
-    """The identities of many samples, `n` int64."""
+def stable_ids(names: Iterable[str | bytes | int]) -> Int[Tensor, " n"]:
+    """The identities of many samples, int64."""
     return torch.tensor([stable_id(name) for name in names], dtype=torch.int64)
 
 
-def _integers(name: str, value: int | Tensor | Sequence[int]) -> Tensor:
+def _integers(name: str, value: int | Tensor | Sequence[int]) -> Int[Tensor, "..."]:
+    """A field as an int64 tensor with no axis or one."""
     column = torch.as_tensor(value)
     if column.is_floating_point() or column.is_complex() or column.dtype == torch.bool or column.dim() > 1:
         raise InputError(
             "keys",
-            expected=f"{name} as a whole number or a row of them",
+            expected=f"{name} as a whole number or a sequence of them",
             got=f"{column.dtype} of shape {tuple(column.shape)}",
         )
     return column.to("cpu", torch.int64)
 
 
-def _unit(bits: Tensor) -> Tensor:
+def _unit(bits: Int[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """The upper 53 bits as float64 in [0, 1)."""
     return torch.from_numpy((bits.numpy().view(np.uint64) >> np.uint64(11)) * 2.0**-53)
 
 
-def _mix64(z: Tensor) -> Tensor:
+def _mix64(z: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """SplitMix64's mixing function: a bijection in which every input bit changes half of the output bits."""
     mixed = z.numpy().view(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
     return torch.from_numpy((mixed ^ (mixed >> np.uint64(31))).view(np.int64))
 
 
-def _absorb(state: Tensor, word: Tensor | int) -> Tensor:
+def _absorb(state: Int[Tensor, " n"], word: Int[Tensor, " n"] | int) -> Int[Tensor, " n"]:
+    """Mix another word into the state. The order of words matters."""
     return _mix64((state ^ word) + _GOLDEN)
 
 
-def _mix_fields(fields: Tensor, dropped: tuple[str, ...]) -> Tensor:
+def _mix_fields(fields: Int[Tensor, "n 5"], dropped: tuple[str, ...]) -> Int[Tensor, " n"]:
+    """Absorb the fields one after another; a dropped one is replaced by a tag."""
     state = torch.full((len(fields),), name_hash("mmcon"), dtype=torch.int64)
     for i, name in enumerate(FIELDS):
         state = _absorb(state, name_hash(f"without {name}") if name in dropped else fields[:, i])
     return state
 
 
-# --- functions in + − × ÷ √ alone ------------------------------------------------------------------------------------
-
-
-def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
-    """Horner's rule, constant term first in `coefficients`."""
-    total = torch.full_like(x, coefficients[-1])
-    for c in reversed(coefficients[:-1]):
-        total = total * x + c
-    return total
-
-
-def log(x: Tensor) -> Tensor:
-    """Natural logarithm of float64 > 0, the same bits everywhere; relative error below 1e-14.
-
-    x = m 2^e with m in [√½, √2); log m = 2 artanh((m-1)/(m+1)) by its series.
-    """
-    m, e = torch.frexp(x)
-    low = m < math.sqrt(0.5)
-    m, e = torch.where(low, m * 2, m), torch.where(low, e - 1, e)
-    s = (m - 1) / (m + 1)
-    series = _polynomial(s * s, [1 / (2 * i + 1) for i in range(12)])
-    return e.to(torch.float64) * 0.6931471805599453 + 2 * s * series
-
-
 @lru_cache
 def _log_of(x: float) -> float:
-    """Logarithm of a bound, which is the same in every batch: as a tensor of one it costs as much as drawing 512."""
+    """The logarithm of a bound, cached: as a tensor of one number it takes as long as a draw of 512."""
     return float(log(torch.tensor(x, dtype=torch.float64)))
-
-
-def exp(x: Tensor) -> Tensor:
-    """Exponential of float64 in [-700, 700], the same bits everywhere; relative error below 1e-13."""
-    whole = torch.floor(x * 1.4426950408889634 + 0.5)
-    rest = (x - whole * 0.693147180369123816490) - whole * 1.90821492927058770002e-10
-    series = _polynomial(rest, [1 / math.factorial(i) for i in range(14)])
-    power_of_two = (whole.to(torch.int64) + 1023 << 52).view(torch.float64)
-    return series * power_of_two
-
-
-# Wichura 1988, "Algorithm AS 241: the percentage points of the normal distribution", PPND16: relative error 1e-16.
-_CENTRE = (
-    (3.3871328727963666080, 133.14166789178437745, 1971.5909503065514427, 13731.693765509461125,
-     45921.953931549871457, 67265.770927008700853, 33430.575583588128105, 2509.0809287301226727),
-    (1.0, 42.313330701600911252, 687.18700749205790830, 5394.1960214247511077,
-     21213.794301586595867, 39307.895800092710610, 28729.085735721942674, 5226.4952788528545610),
-)  # fmt: skip
-_MIDDLE = (
-    (1.42343711074968357734, 4.63033784615654529590, 5.76949722146069140550, 3.64784832476320460504,
-     1.27045825245236838258, 0.241780725177450611770, 0.0227238449892691845833, 7.74545014278341407640e-4),
-    (1.0, 2.05319162663775882187, 1.67638483018380384940, 0.689767334985100004550,
-     0.148103976427480074590, 0.0151986665636164571966, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
-)  # fmt: skip
-_TAIL = (
-    (6.65790464350110377720, 5.46378491116411436990, 1.78482653991729133580, 0.296560571828504891230,
-     0.0265321895265761230930, 0.00124266094738807843860, 2.71155556874348757815e-5, 2.01033439929228813265e-7),
-    (1.0, 0.599832206555887937690, 0.136929880922735805310, 0.0148753612908506148525,
-     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
-)  # fmt: skip
-
-
-def normal_quantile(p: Tensor) -> Tensor:
-    """Inverse of the standard normal distribution function for float64 p in (0, 1) (Wichura 1988, AS 241)."""
-    q = p - 0.5
-    tail = torch.minimum(p, 1 - p)
-    r = torch.sqrt(-log(tail))
-    centre = 0.180625 - q * q
-    in_centre = q * _polynomial(centre, _CENTRE[0]) / _polynomial(centre, _CENTRE[1])
-    in_middle = _polynomial(r - 1.6, _MIDDLE[0]) / _polynomial(r - 1.6, _MIDDLE[1])
-    in_tail = _polynomial(r - 5.0, _TAIL[0]) / _polynomial(r - 5.0, _TAIL[1])
-    outside = torch.copysign(torch.where(r <= 5.0, in_middle, in_tail), q)
-    return torch.where(q.abs() <= 0.425, in_centre, outside)
