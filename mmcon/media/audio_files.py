@@ -27,7 +27,7 @@ _RUN_UP_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Header:
+class AudioHeader:
     """What a file says of itself.
 
     Attributes:
@@ -45,7 +45,7 @@ class Header:
     estimated: bool = False
 
 
-def open_file(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
+def open_audio_file(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
     """The header of a file and a function that reads spans of it.
 
     Raises:
@@ -77,7 +77,7 @@ def open_file(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
     )
 
 
-def _soundfile(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
+def _soundfile(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
     import soundfile
 
     def file() -> soundfile.SoundFile:
@@ -85,7 +85,7 @@ def _soundfile(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
 
     with file() as opened:
         estimated = opened.format in ("MP3", "MPEG")  # which says how long it is only where an encoder left a note
-        header = Header(opened.frames, opened.samplerate, opened.channels, "soundfile", estimated)
+        header = AudioHeader(opened.frames, opened.samplerate, opened.channels, "soundfile", estimated)
 
     def read(start: int, length: int) -> Tensor:
         try:
@@ -116,7 +116,7 @@ def _readable(block: Reader, start: int, length: int) -> list[Tensor]:
     return blocks
 
 
-def _av(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
+def _av(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
     import av
     from av.error import FFmpegError
 
@@ -132,7 +132,7 @@ def _av(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
             seconds = float(stream.duration * stream.time_base)
         else:
             seconds = (opened.duration or 0) / av.time_base
-        header = Header(round(seconds * rate), rate, channels, "av", estimated=True)
+        header = AudioHeader(round(seconds * rate), rate, channels, "av", estimated=True)
 
     def read(start: int, length: int) -> Tensor:
         span, end = np.zeros((channels, length), dtype=np.float32), 0
@@ -178,7 +178,7 @@ def torchcodec_works() -> bool:
         return False
 
 
-def _torchcodec(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
+def _torchcodec(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
     if not torchcodec_works():
         raise ModuleNotFoundError("torchcodec")
     from torchcodec.decoders import AudioDecoder  # pyright: ignore[reportMissingImports]
@@ -188,7 +188,7 @@ def _torchcodec(source: str | Path | bytes, name: str) -> tuple[Header, Reader]:
     rate, seconds = meta.sample_rate, meta.duration_seconds_from_header
     if not rate or not seconds:  # the next decoder may know better
         raise DataError(f"sound {name!r}", expected="a header with rate and duration", got=f"{rate} Hz, {seconds} s")
-    header = Header(round(seconds * rate), rate, meta.num_channels or 1, "torchcodec", estimated=True)
+    header = AudioHeader(round(seconds * rate), rate, meta.num_channels or 1, "torchcodec", estimated=True)
 
     def read(start: int, length: int) -> Tensor:
         if not length:
