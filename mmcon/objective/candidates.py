@@ -1,99 +1,162 @@
-"""Rows of one call of the objective: this process's as anchors, all processes' and a queue's as candidates."""
+"""The anchors and candidates of one step: local rows, gathered rows of all ranks, and rows of a queue or bank."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmcon.batch import Index
+from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import collectives
 from mmcon.errors import InputError
-from mmcon.objective.pair_blocks import Name, view_of
+from mmcon.objective.pair_blocks import Block, Name, modality_of, view_of
+
+Embeddings = Mapping[str, Mapping[str, Tensor]]
 
 
 @runtime_checkable
-class MoreCandidates(Protocol):
-    """Rows beyond the batch: a queue or a bank."""
+class CandidateMemory(Protocol):
+    """Candidates beyond the batch: a queue or a bank."""
 
     def rows(self, space: str, modality: str) -> tuple[Tensor, Index] | None:
         """Embeddings `c d` and their table, or None while there are none."""
         ...
 
 
-class Step(NamedTuple):
-    """Rows of one call: this process's, all processes', and those that stand in as candidates."""
+class CandidateRows(NamedTuple):
+    """The candidates of a block.
+
+    Attributes:
+        embeddings: None: the anchors themselves.
+        table: of the same rows.
+        self_index: for each anchor its own row, or -1; None: no anchor is a candidate, or the candidates are None.
+    """
+
+    embeddings: Float[Tensor, "c d"] | None
+    table: Index | None
+    self_index: Int[Tensor, " a"] | None
+
+
+class GlobalBatch(NamedTuple):
+    """The rows of one step, by (space, modality).
+
+    Attributes:
+        local: the rows of this rank.
+        gathered: the rows of all ranks.
+        pool: the rows of all ranks that serve as candidates: `gathered`, or those of a momentum encoder.
+    """
 
     local: dict[Name, Tensor]
-    rows: collectives.Gathered
-    others: collectives.Gathered
-    own: bool
-    temperatures: dict[str, Tensor]
+    gathered: collectives.Gathered
+    pool: collectives.Gathered
 
-    def anchors(self, names: list[Name]) -> tuple[Tensor, Index]:
-        """This process's rows of the names, under one another."""
-        parts, tables = [], []
+    def anchors(self, names: Sequence[Name]) -> tuple[Float[Tensor, "a d"], Index]:
+        """The local rows of the names, concatenated, and their table."""
+        found, tables = [], []
         for name in names:
-            part = self.local[name] if name in self.local else self.rows.embeddings[name][:0]
-            offset, table = self.rows.offsets[name], self.rows.tables[name]
-            parts.append(part)
-            tables.append(table if len(part) == table.n else table.take(slice(offset, offset + len(part))))
-        return _stacked(parts), _table(tables)
+            rows = self.local[name] if name in self.local else self.gathered.embeddings[name][:0]
+            offset, table = self.gathered.offsets[name], self.gathered.tables[name]
+            found.append(rows)
+            tables.append(table if len(rows) == table.n else table.take(slice(offset, offset + len(rows))))
+        return _concatenated(found), _concatenated_tables(tables)
 
     def candidates(
-        self, anchors: list[Name], names: list[Name], queue: MoreCandidates | None
-    ) -> tuple[Tensor | None, Index | None, Tensor | None]:
-        """All processes' rows of the names, then the queue's; their table; and where each anchor is among them.
-
-        Without candidates the anchors are meant; without positions no anchor is among the candidates.
-        """
-        beyond = [found for name in names if queue is not None and (found := rows_beyond(queue, name)) is not None]
-        if self.own and anchors == names and not beyond and collectives.get_world_size() == 1:
-            return None, None, None
-        pool = _stacked([*(self.others.embeddings[name] for name in names), *(rows for rows, _ in beyond)])
-        table = _table([*(self.others.tables[name] for name in names), *(table for _, table in beyond)])
+        self, anchors: Sequence[Name], names: Sequence[Name], memory: CandidateMemory | None
+    ) -> CandidateRows:
+        """The rows of the names on all ranks, then those in memory."""
+        stored = [found for name in names if memory is not None and (found := stored_rows(memory, name)) is not None]
+        same_rows = self.pool is self.gathered and tuple(anchors) == tuple(names)
+        if same_rows and not stored and collectives.get_world_size() == 1:
+            return CandidateRows(None, None, None)
+        rows = _concatenated([*(self.pool.embeddings[name] for name in names), *(rows for rows, _ in stored)])
+        table = _concatenated_tables([*(self.pool.tables[name] for name in names), *(table for _, table in stored)])
         if not set(anchors) & set(names):
-            return pool, table, None
+            return CandidateRows(rows, table, None)
+        return CandidateRows(rows, table, self._self_index(anchors, names, rows.device))
+
+    def _self_index(self, anchors: Sequence[Name], names: Sequence[Name], device: torch.device) -> Int[Tensor, " a"]:
         starts, start = {}, 0
         for name in names:
             starts[name] = start
-            start += len(self.others.embeddings[name])
-        positions = []
+            start += len(self.pool.embeddings[name])
+        indices = []
         for name in anchors:
-            rows = torch.arange(len(self.local.get(name, ())), device=pool.device)
-            inside = name in starts
-            positions.append(rows + starts[name] + self.others.offsets[name] if inside else torch.full_like(rows, -1))
-        return pool, table, torch.cat(positions)
+            index = torch.arange(len(self.local.get(name, ())), device=device)
+            own = index + starts[name] + self.pool.offsets[name] if name in starts else torch.full_like(index, -1)
+            indices.append(own)
+        return torch.cat(indices)
 
 
-def present(names: Mapping[Name, Tensor], space: str, side: tuple[str, ...]) -> list[Name]:
-    """Which names of a block's side have rows in a space."""
-    return [(space, modality) for modality in side if (space, modality) in names]
+def rows_by_name(
+    embeddings: Embeddings | Tensor, tables: Mapping[str, Index], blocks: Sequence[Block] | None
+) -> tuple[dict[Name, Tensor], dict[Name, Index]]:
+    """Rows and tables by the names that blocks use: modalities, and single views of them."""
+    sides = {name for block in blocks or () for side in block.sides for name in side}
+    single_views = sorted(name for name in sides if ":" in name)
+    rows: dict[Name, Tensor] = {}
+    found: dict[Name, Index] = {}
+    for (space, modality), z in _checked_rows(embeddings, tables).items():
+        table = tables[modality]
+        if blocks is None or modality in sides:
+            rows[space, modality], found[space, modality] = z, table
+        for name in single_views:
+            if modality_of(name) == modality:
+                chosen = (table["view"] == view_of(name)).nonzero()[:, 0]
+                rows[space, name], found[space, name] = z[chosen], table.take(chosen)
+    return rows, found
 
 
-def rows_beyond(queue: MoreCandidates, name: Name) -> tuple[Tensor, Index] | None:
-    """A queue's rows of a modality, or of the one view of it that a block speaks of."""
+def tables_by_modality(
+    embeddings: Embeddings | Tensor, batch: ViewBatch | Mapping[str, Index] | Index
+) -> Mapping[str, Index]:
+    """The table of each modality; a single table serves all of them."""
+    if isinstance(batch, ViewBatch):
+        return batch.index
+    if isinstance(batch, Index):
+        modalities = {"rows"} if isinstance(embeddings, Tensor) else {m for rows in embeddings.values() for m in rows}
+        return dict.fromkeys(modalities, batch)
+    return batch
+
+
+def stored_rows(memory: CandidateMemory, name: Name) -> tuple[Float[Tensor, "c d"], Index] | None:
+    """The rows in memory of a modality, or of one view of it."""
     space, side = name
-    found = queue.rows(space, side.partition(":")[0])
+    found = memory.rows(space, modality_of(side))
     if found is None or ":" not in side:
         return found
     rows, table = found
     if "view" not in table:
         raise InputError(
-            type(queue).__name__,
-            expected=f"rows with a column 'view', since a block speaks of {side!r} alone",
+            type(memory).__name__,
+            expected=f"rows with a column 'view', since a block names {side!r} alone",
             got=f"columns {sorted(table)}",
-            fix="Queue keeps the views apart; a Bank has one row a sample, whatever the view",
+            fix="use a Queue, which stores each view; a Bank has one row a sample, whatever the view",
         )
     chosen = (table["view"] == view_of(side)).nonzero()[:, 0]
     return rows[chosen], table.take(chosen)
 
 
-def _stacked(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0]) for part in parts])
+def _checked_rows(embeddings: Embeddings | Tensor, tables: Mapping[str, Index]) -> dict[Name, Float[Tensor, "_ _"]]:
+    """Rows by (space, modality), each with a table of as many rows."""
+    if isinstance(embeddings, Tensor):
+        if len(tables) != 1:
+            got = f"a tensor, and tables of {sorted(tables)}"
+            raise InputError("Objective", expected="embeddings by space and modality", got=got)
+        return {("space", next(iter(tables))): embeddings}
+    named = {(space, modality): z for space, rows in embeddings.items() for modality, z in rows.items()}
+    for (space, modality), z in named.items():
+        if modality not in tables or tables[modality].n != len(z):
+            got = f"one of {tables[modality].n}" if modality in tables else f"tables of {sorted(tables)}"
+            raise InputError("Objective", expected=f"a table of {len(z)} rows for {space}/{modality}", got=got)
+    return named
 
 
-def _table(tables: list[Index]) -> Index:
+def _concatenated(rows: list[Tensor]) -> Float[Tensor, "n d"]:
+    return rows[0] if len(rows) == 1 else torch.cat([z.to(rows[0]) for z in rows])
+
+
+def _concatenated_tables(tables: list[Index]) -> Index:
     return tables[0] if len(tables) == 1 else Index.cat(tables)

@@ -1,10 +1,11 @@
-"""Cross-entropy as an objective: the supervised baseline beside the contrastive losses."""
+"""Cross-entropy as an objective: the supervised baseline of the contrastive losses."""
 
 from __future__ import annotations
 
 from typing import final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,16 +15,16 @@ from mmcon.sources.base import Source, class_counts, class_weights
 
 @final
 class CrossEntropy(nn.Module):
-    """The mean over rows, in which each class weighs n^-power; of mixed rows both labels count, by their share.
+    """The mean cross-entropy over rows; rows of mixed samples count both labels, by their share.
 
     Args:
-        source: whose classes are counted.
-        power: 0 weighs all rows alike, 1 gives every class the same total weight.
-        modality: whose labels are read.
+        source: the data, whose classes are counted.
+        power: a class of n samples has the weight n^-power: 0 gives all samples the same weight, 1 all classes.
+        modality: the modality whose labels are used.
     """
 
-    weights: Tensor | None
-    supports_sharding = False  # its encoder is evaluated without the classifier, which needs whole weights
+    weights: Float[Tensor, " classes"] | None
+    supports_sharding = False  # its encoder is evaluated without the classifier, which needs full weights
 
     def __init__(self, source: Source, *, power: float = 0.0, modality: str = "image") -> None:
         super().__init__()
@@ -31,8 +32,8 @@ class CrossEntropy(nn.Module):
         weights = class_weights(class_counts(source), power=power) if power else None
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, scores: Tensor, batch: ViewBatch) -> Tensor:
-        """From scores `n classes` to a scalar."""
+    def forward(self, scores: Float[Tensor, "n classes"], batch: ViewBatch) -> Float[Tensor, ""]:
+        """The loss of classifier scores."""
         table = batch.index[self.modality]
         labels = [(table["label"], torch.ones_like(scores[:, 0]))]
         if "partner_label" in table:

@@ -52,7 +52,7 @@ def test_a_checkpoint_brings_it_back(make):
     ours, theirs = memory.rows("joint", "image"), back.rows("joint", "image")
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1]["sample"], theirs[1]["sample"])
-    with pytest.raises(CheckpointError, match="7 places"):
+    with pytest.raises(CheckpointError, match="7 rows"):
         Queue(size=7).load_state_dict(memory.state_dict())
 
 

@@ -122,6 +122,15 @@ BAD = {
     "blocks, or union": lambda: Objective(affinity=SameLabel(), temperature=0.1, blocks=[Block("a")], union=True),
     "a temperature for space 'joint'": lambda: Objective(affinity=SameLabel(), temperature={"x": 0.1})(BOTH, TABLES),
     "a table of 6 rows": lambda: Objective(affinity=SameLabel(), temperature=0.1)(BOTH, {"image": TABLE}),
+    "(?s)'backends'.*did you mean 'backend'": lambda: Objective(
+        affinity=SameLabel(), temperature=0.1, backends="dense"
+    ),
+    "(?s)Block.*'weights'.*did you mean 'weight'": lambda: Objective(
+        affinity=SameLabel(), temperature=0.1, blocks=[{"anchors": "image", "weights": 2.0}]
+    ),
+    "two blocks 'joint/image'": lambda: Objective(
+        affinity=SameLabel(), temperature=0.1, blocks=[Block("image"), Block("image", affinity=SameSample())]
+    )(BOTH, TABLES),
     "none of them": lambda: Objective(affinity=SameLabel(), temperature=0.1, blocks=[Block("sound")])(BOTH, TABLES),
     "a column 'time'": lambda: Objective(**presets.temporal(width_seconds=1.0))(BOTH, TABLES),
 }

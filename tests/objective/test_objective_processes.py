@@ -10,7 +10,8 @@ from torch import nn
 
 from mmcon.affinity import SameLabel, SameSample
 from mmcon.batch import Index, ViewBatch
-from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+from mmcon.models.contrastive_model import ContrastiveModel
+from mmcon.models.shared_spaces import SharedSpace
 from mmcon.objective.objective import Block, Objective
 from mmcon.objective.queue import Queue
 from mmcon.training.gradient_caching import cached
