@@ -26,7 +26,8 @@ from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder
 from mmcon.random import keys
 from mmcon.registry import create, lookup, supported_options
-from mmcon.sources.factory import channels_of, create_source
+from mmcon.sources.base import channels_of
+from mmcon.sources.factory import create_source
 from mmcon.views import ViewGenerator, collate
 
 ViewEncoder = Callable[[Float[Tensor, "_b _c _h _w"]], Float[Tensor, "_b _d"]]
@@ -70,7 +71,7 @@ def spread_table(spreads: Mapping[str, ViewSpread]) -> str:
         "InfoNCE bound": [
             f"{s.infonce_bound_nats:.2f} of at most {s.max_bound_nats:.2f} nats" for s in spreads.values()
         ],
-        "views recognised": [shown(s.recognised) for s in spreads.values()],
+        "views recognised": [shown(s.recognition_rate) for s in spreads.values()],
     }
     head = f"| | {' | '.join(spreads)} |"
     return "\n".join(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, overload
 
 import torch
 from jaxtyping import Float
@@ -73,9 +73,11 @@ class ContrastiveModel(nn.Module):
                     embeddings[name][modality] = projected[0] if len(projected) == 1 else torch.cat(projected)
         return embeddings
 
-    def features(
-        self, views: Any, modality: str | None = None
-    ) -> Float[Tensor, "n f"] | dict[str, Float[Tensor, "_ _f"]]:
+    @overload
+    def features(self, views: ViewBatch, modality: None = None) -> dict[str, Float[Tensor, "_ _f"]]: ...
+    @overload
+    def features(self, views: Any, modality: str | None = None) -> Float[Tensor, "n f"]: ...
+    def features(self, views: Any, modality: str | None = None) -> Any:
         """Features of the encoders, before any head, in the order of the rows.
 
         Args:
@@ -84,7 +86,7 @@ class ContrastiveModel(nn.Module):
         """
         if isinstance(views, ViewBatch):
             if modality is None:
-                return {name: self.features(views, name) for name in views.modalities}  # type: ignore[misc]
+                return {name: self.features(views, name) for name in views.modalities}
             return torch.cat([features for _, features in self._encode(views, modality)])
         if modality is None and len(self.towers) == 1:
             modality = next(iter(self.towers))
