@@ -1,7 +1,4 @@
-"""Filters over neighbourhoods: Gaussian blur.
-
-Kernels are separable, columns first, and each image may have its own.
-"""
+"""Gaussian blur, with a standard deviation of its own for each image; kernels are separable, columns first."""
 
 from __future__ import annotations
 
@@ -20,17 +17,17 @@ from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_, to_float
 
-# Up to this many pixels images are blurred together on a CPU; larger ones go one by one, each at its own reach.
+# Up to this many pixels, images are blurred together on a CPU; larger ones one by one, each with the taps it needs.
 SMALL = 64 * 64
-# From this reach, products with a band matrix, in blocks of so many pixels, are faster than sums tap by tap.
+# Above this reach, products with a band matrix, in blocks of so many pixels, are faster than sums tap by tap.
 FAR, BLOCK = 4, 16
 
 
 def gaussian_weights(sigma: Float[Tensor, " b"], radius: int) -> Float[Tensor, "b taps"]:
-    """The right half of a Gaussian kernel of 2·radius + 1 taps that sum to 1: `b radius+1`, the center first.
+    """The right half, from the center, of a Gaussian kernel of 2·radius + 1 taps that sum to 1.
 
     Args:
-        sigma: standard deviations in pixels, float64.
+        sigma: standard deviations in pixels.
         radius: taps on each side.
     """
     at = torch.arange(radius + 1, dtype=torch.float64)
@@ -44,13 +41,13 @@ def gaussian_weights(sigma: Float[Tensor, " b"], radius: int) -> Float[Tensor, "
 def gaussian_blur(
     x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], radius: int, outside: float | None = None
 ) -> Float[Tensor, "b c h w"]:
-    """Convolve each image with a Gaussian of its own standard deviation (pixels), the edges mirrored.
+    """Convolve each image with a Gaussian of its own standard deviation (pixels), with reflected borders.
 
     Args:
         x: images.
-        sigma: one an image.
+        sigma: one an image, in pixels.
         radius: taps on each side of the center.
-        outside: a gray that lies beyond the edges, in place of the mirror.
+        outside: the gray of a constant border, in place of reflection.
     """
     return convolve(x, gaussian_weights(sigma, radius), outside)
 
@@ -58,15 +55,15 @@ def gaussian_blur(
 def convolve(
     x: Float[Tensor, "b c h w"], weights: Float[Tensor, "b taps"], outside: float | None = None
 ) -> Float[Tensor, "b c h w"]:
-    """Convolve the columns and the rows of each image with its own symmetric kernel, the edges mirrored.
+    """Convolve the columns and the rows of each image with its own symmetric kernel, with reflected borders.
 
-    Taps whose weight is below 1e-7 are left out: the result is that of the full kernel to 1e-6. Where weights sum to a
-    bit above 1, white stays 1.
+    Taps with a weight below 1e-7 are omitted: the result is that of the full kernel to 1e-6. Results are clamped to 1,
+    since weights may sum to slightly above 1.
 
     Args:
         x: images.
-        weights: the right half of each kernel, the center first, on the CPU.
-        outside: a gray that lies beyond the edges, in place of the mirror.
+        weights: the right half of each kernel, from the center, on the CPU.
+        outside: the gray of a constant border, in place of reflection.
     """
     weights = weights.to(torch.float32)
     weights = torch.where(weights > 1e-7, weights, 0.0)
@@ -74,46 +71,50 @@ def convolve(
         reach = int((weights > 0).any(0).nonzero().max())
         columns = weights.to(x.device, non_blocking=True)[:, : reach + 1, None, None, None]
         return _tap_by_tap(x, columns.unbind(1), outside).clamp_(max=1)
-    made = []
+    blurred = []
     for image, own in zip(x.split(1), weights.tolist(), strict=True):
         taps = [weight for weight in own if weight]
-        made.append((_in_blocks if len(taps) > FAR else _tap_by_tap)(image, taps, outside).clamp_(max=1))
-    return made[0] if len(made) == 1 else torch.cat(made)
+        blurred.append((_in_blocks if len(taps) > FAR else _tap_by_tap)(image, taps, outside).clamp_(max=1))
+    return blurred[0] if len(blurred) == 1 else torch.cat(blurred)
 
 
-def _tap_by_tap(x: Tensor, taps: Sequence[float | Tensor], outside: float | None) -> Tensor:
+def _tap_by_tap(
+    x: Float[Tensor, "b c h w"], taps: Sequence[float | Float[Tensor, "b 1 1 1"]], outside: float | None
+) -> Float[Tensor, "b c h w"]:
     reach = len(taps) - 1
-    out = _widened(x, reach, outside)
+    out = _padded(x, reach, outside)
     for axis in (-2, -1):
         size = x.shape[axis]
         total = out.narrow(axis, reach, size) * taps[0]
         both = torch.empty_like(total)
         for tap in range(1, reach + 1):
             torch.add(out.narrow(axis, reach - tap, size), out.narrow(axis, reach + tap, size), out=both)
-            _add_times(total, both, taps[tap])
+            _add_weighted_(total, both, taps[tap])
         out = total
     return out
 
 
-def _widened(x: Tensor, reach: int, outside: float | None) -> Tensor:
+def _padded(x: Float[Tensor, "b c h w"], reach: int, outside: float | None) -> Float[Tensor, "b c h2 w2"]:
     return F.pad(x, (reach,) * 4, "reflect") if outside is None else F.pad(x, (reach,) * 4, value=outside)
 
 
-def _add_times(total: Tensor, x: Tensor, weight: float | Tensor) -> None:
+def _add_weighted_(
+    total: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"], weight: float | Float[Tensor, "b 1 1 1"]
+) -> None:
     if isinstance(weight, Tensor):
         total.addcmul_(x, weight)
     else:
         total.add_(x, alpha=weight)
 
 
-def _in_blocks(x: Tensor, taps: list[float], outside: float | None) -> Tensor:
-    """BLOCK rows that leave are a band matrix times BLOCK + 2·reach rows that come; then the same for columns."""
+def _in_blocks(x: Float[Tensor, "1 c h w"], taps: list[float], outside: float | None) -> Float[Tensor, "1 c h w"]:
+    """BLOCK output rows are a band matrix times BLOCK + 2·reach input rows; then the same for columns."""
     reach = len(taps) - 1
     span, (c, h, w) = BLOCK + 2 * reach, x.shape[1:]
     down, across = -(-h // BLOCK), -(-w // BLOCK)
     band = torch.zeros(BLOCK, span)
     band.as_strided((BLOCK, 2 * reach + 1), (span + 1, 1)).copy_(torch.tensor([*taps[:0:-1], *taps]))
-    wide = _widened(x, reach, outside)
+    wide = _padded(x, reach, outside)
     wide = F.pad(wide, (0, across * BLOCK - w, 0, down * BLOCK - h))[0]
     width = wide.shape[-1]
     rows = torch.empty(c, down, BLOCK, width)
@@ -129,13 +130,13 @@ def _in_blocks(x: Tensor, taps: list[float], outside: float | None) -> Tensor:
 @register_view("image/blur", modality="image")
 @final
 class Blur(ViewGenerator):
-    """A Gaussian blur with probability p, its width even between two bounds (SimCLR; torchvision's GaussianBlur).
+    """A Gaussian blur with probability p and a uniformly drawn standard deviation (SimCLR; torchvision's GaussianBlur).
 
     Args:
         sigma: bounds of the standard deviation in pixels.
-        kernel: the number of taps, odd; by default a tenth of the shorter side, as SimCLR has it (23 at 224).
+        kernel: the number of taps, odd; by default a tenth of the shorter side, as in SimCLR (23 at 224).
         p: the probability.
-        outside: a gray, 0 to 1, that lies beyond the edges; by default they are mirrored.
+        outside: the gray, 0 to 1, of a constant border; by default borders are reflected.
     """
 
     modality: ClassVar[str] = "image"
@@ -158,7 +159,7 @@ class Blur(ViewGenerator):
             )
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw whether (`b` bool) and the standard deviation (`b`, pixels)."""
+        """Draw `apply` (`b` bool) and `sigma` (`b` float64, pixels)."""
         return {"apply": keys.bernoulli("apply", self.p), "sigma": keys.uniform("sigma", *self.sigma)}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
@@ -172,7 +173,7 @@ class Blur(ViewGenerator):
         weights = gaussian_weights(params["sigma"], self._radius(batch))
         map_selected_(batch, params["apply"], partial(convolve, outside=self.outside), weights)
 
-    def _radius(self, x: Tensor) -> int:
+    def _radius(self, x: Float[Tensor, "b c h w"]) -> int:
         """Taps on each side of the center, for images of this size."""
         shorter = min(x.shape[-2:])
         radius = (self.kernel or default_kernel(shorter)) // 2
@@ -186,5 +187,5 @@ class Blur(ViewGenerator):
 
 
 def default_kernel(side: int) -> int:
-    """A tenth of the side, made odd: 23 at 224, 3 at 32."""
+    """A tenth of the side, rounded to an odd number: 23 at 224, 3 at 32."""
     return side // 20 * 2 + 1

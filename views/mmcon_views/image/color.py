@@ -1,7 +1,7 @@
-"""Color: brightness, contrast, saturation, hue, gray.
+"""Color: brightness, contrast, saturation, hue, grayscale and solarization, as in torchvision.
 
-Pure functions of float images `b c h w` in [0, 1] with one factor an image, and the generators that draw the
-factors. Where an image is gray (one channel), saturation, hue and graying leave it as it is: it has no color to move.
+Pure functions of float images `b c h w` in [0, 1] with one factor an image, and the generators that draw the factors.
+Saturation, hue and grayscale do not change images of one channel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mmcon_views.image.pixels import (
     to_float,
 )
 
-# ITU-R BT.601 luma, to the digits that torchvision and Pillow use.
+# ITU-R BT.601 luma, with the digits of torchvision and Pillow.
 LUMA = (0.2989, 0.587, 0.114)
 
 Images = Float[Tensor, "b c h w"]
@@ -36,7 +36,7 @@ Factor = Float[Tensor, "b 1 1 1"]
 
 
 def luma(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
-    """The gray value of each pixel; a gray image is its own."""
+    """The gray value of each pixel; an image of one channel is returned itself."""
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, dim=1)
@@ -49,17 +49,17 @@ def brightness(x: Images, factor: Factor) -> Images:
 
 
 def contrast(x: Images, factor: Factor) -> Images:
-    """Away from the image's mean gray value: factor · x + (1 − factor) · mean, clipped."""
+    """Blend with the image's mean gray value: factor · x + (1 − factor) · mean, clipped."""
     return contrast_(x.clone(), factor)
 
 
 def saturation(x: Images, factor: Factor) -> Images:
-    """Away from each pixel's gray value: factor · x + (1 − factor) · luma, clipped."""
+    """Blend with each pixel's gray value: factor · x + (1 − factor) · luma, clipped."""
     return saturation_(x.clone(), factor)
 
 
 def hue(x: Images, factor: Factor) -> Images:
-    """Turn the hue by a fraction of the circle, at constant value and saturation of the HSV hexcone."""
+    """Rotate the hue by a fraction of the circle, at constant value and saturation of the HSV hexcone."""
     return hue_(x.clone(), factor)
 
 
@@ -68,16 +68,16 @@ def gray(x: Images) -> Images:
     return luma(x).expand_as(x)
 
 
-# --- in place: a large image leaves the cache when each step makes a new one ---------------------------------------
+# --- in place: with a new tensor for each step, a large image would leave the cache ----------------------------------
 
 
 def brightness_(x: Images, factor: Factor) -> Images:
-    """`brightness`, written over x."""
+    """`brightness`, in place."""
     return x.mul_(factor).clamp_(0, 1)
 
 
 def contrast_(x: Images, factor: Factor) -> Images:
-    """`contrast`, written over x."""
+    """`contrast`, in place."""
     means = channel_means(x)
     if x.shape[1] == 3:
         means = (means[:, :1] * LUMA[0]).add_(means[:, 1:2] * LUMA[1]).add_(means[:, 2:] * LUMA[2])
@@ -85,7 +85,7 @@ def contrast_(x: Images, factor: Factor) -> Images:
 
 
 def saturation_(x: Images, factor: Factor) -> Images:
-    """`saturation`, written over x."""
+    """`saturation`, in place."""
     if x.shape[1] == 1:
         return x
     gray = luma(x).mul_(1 - factor)
@@ -93,12 +93,12 @@ def saturation_(x: Images, factor: Factor) -> Images:
 
 
 def hue_(x: Images, factor: Factor) -> Images:
-    """`hue`, written over x, without branches and with one division.
+    """`hue`, in place, without branches and with one division.
 
     With max, min and chroma c = max − min of a pixel, p = max − red and d = green − blue, the hue in sextants is
     a / c with a = sign(d) · (|d| + p · (3 − 2|d|/c)), on each of the six edges of the hexagon; and a hue h gives the
     channel whose own hue is o as min + c · clip(||h − o| − 3| − 1, 0, 1), here with c multiplied in: ||a + c·t| − 3c|
-    + min − c, between min and max, where t is the turn less o.
+    + min − c, between min and max, where t is the rotation minus o.
     """
     if x.shape[1] == 1:
         return x
@@ -125,49 +125,51 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_strengths(where: str, **strengths: float) -> None:
-    """Refuse a jitter's strengths below 0, and a hue above half a circle."""
+    """Refuse strengths below 0, and a hue above half a circle."""
     if min(strengths.values()) < 0 or strengths["hue"] > 0.5:
         got = ", ".join(f"{name}={strength}" for name, strength in strengths.items())
         raise InputError(where, expected="strengths of at least 0, hue at most .5", got=got)
 
 
 def draw_jitter(keys: Keys, strengths: dict[str, float], p: float, *, added: bool = False) -> Params:
-    """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors.
+    """Draw `apply` (`b` bool), `order` (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and a factor for each.
 
-    Factors are even in [max(0, 1 − s), 1 + s]; what is added, as the hue is, in [−s, s].
+    Factors are uniform in [max(0, 1 − s), 1 + s]; additive amounts, such as the hue's, in [−s, s].
     """
-    drawn: Params = {"apply": keys.bernoulli("apply", p), "order": keys.permutation("order", 4)}
+    params: Params = {"apply": keys.bernoulli("apply", p), "order": keys.permutation("order", 4)}
     for name, s in strengths.items():
-        sums = name == "hue" or (added and name == "brightness")
-        drawn[name] = keys.uniform(name, -s if sums else max(0.0, 1 - s), s if sums else 1 + s)
-    return drawn
+        additive = name == "hue" or (added and name == "brightness")
+        params[name] = keys.uniform(name, -s if additive else max(0.0, 1 - s), s if additive else 1 + s)
+    return params
 
 
 def jitter_(x: Images, params: Params, operations: tuple[Operation, ...]) -> None:
-    """The four operations, where drawn, in each image's own order, over x; images that share one go together."""
+    """The four operations in place, in each image's own order; images with the same order are processed together."""
     names = ("brightness", "contrast", "saturation", "hue")
     factors = torch.stack([params[name] for name in names], dim=1).to(x.device, torch.float32)[..., None, None, None]
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for row, (drawn, order) in enumerate(zip(params["apply"].tolist(), params["order"].tolist(), strict=True)):
-        if drawn:
-            alike.setdefault(tuple(order), []).append(row)
-    for order, rows in alike.items():
+    rows_by_order: dict[tuple[int, ...], list[int]] = {}
+    for row, (applied, order) in enumerate(zip(params["apply"].tolist(), params["order"].tolist(), strict=True)):
+        if applied:
+            rows_by_order.setdefault(tuple(order), []).append(row)
+    for order, rows in rows_by_order.items():
         map_indices_(x, torch.tensor(rows), partial(_apply_in_order, order, operations), factors)
 
 
-def _apply_in_order(order: tuple[int, ...], operations: tuple[Operation, ...], part: Tensor, factors: Tensor) -> Tensor:
+def _apply_in_order(
+    order: tuple[int, ...], operations: tuple[Operation, ...], images: Images, factors: Float[Tensor, "b 4 1 1 1"]
+) -> Images:
     for operation in order:
-        part = operations[operation](part, factors[:, operation])
-    return part
+        images = operations[operation](images, factors[:, operation])
+    return images
 
 
 @register_view("image/color-jitter", modality="image")
 @final
 class ColorJitter(ViewGenerator):
-    """Brightness, contrast, saturation and hue, in drawn order, clipped after each (torchvision's ColorJitter).
+    """Brightness, contrast, saturation and hue in a drawn order, clipped after each (torchvision's ColorJitter).
 
-    Factors of the first three are even in [max(0, 1 − s), 1 + s]; the hue turns by an even fraction in [−s, s] of the
-    circle. Gray images take brightness and contrast alone.
+    Factors of the first three are uniform in [max(0, 1 − s), 1 + s]; the hue rotates by a uniform fraction in [−s, s]
+    of the circle. Images of one channel get brightness and contrast only.
 
     >>> jitter = mmcon.create_view("image/color-jitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)
 
@@ -176,7 +178,7 @@ class ColorJitter(ViewGenerator):
         contrast: s, from 0.
         saturation: s, from 0.
         hue: s, from 0 to .5.
-        p: the probability that an image is jittered at all.
+        p: the probability of any jitter.
     """
 
     modality: ClassVar[str] = "image"
@@ -197,17 +199,17 @@ class ColorJitter(ViewGenerator):
         check_strengths("image/color-jitter", **self.strengths)
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors."""
+        """Draw `apply` (`b` bool), `order` (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and four factors."""
         return draw_jitter(keys, self.strengths, self.p)
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Adjust; images that share an order go together."""
+        """Adjust the colors where drawn."""
         out = float_copy(batch, self.name or "image/color-jitter")
         self.apply_(out, params)
         return out
 
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
-        """Adjust in place."""
+        """Adjust the colors in place."""
         jitter_(batch, params, self.OPERATIONS)
 
 
@@ -224,7 +226,7 @@ def simclr_ranges(s: float) -> dict[str, float]:
 @register_view("image/grayscale", modality="image")
 @final
 class Grayscale(ViewGenerator):
-    """All channels set to the gray value with probability p.
+    """The gray value in all channels, with probability p.
 
     Args:
         p: the probability.
@@ -237,25 +239,25 @@ class Grayscale(ViewGenerator):
         self.p = p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw whether, `b` bool."""
+        """Draw `apply`, `b` bool."""
         return {"apply": keys.bernoulli("apply", self.p)}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Set to gray where drawn."""
+        """Convert to gray where drawn."""
         return map_selected(to_float(batch, self.name or "image/grayscale"), params["apply"], gray)
 
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
-        """Set to gray in place."""
+        """Convert to gray in place."""
         map_selected_(batch, params["apply"], gray)
 
 
 @register_view("image/solarize", modality="image")
 @final
 class Solarize(ViewGenerator):
-    """Values at or above a threshold inverted, with probability p (DINO's second global crop).
+    """Inversion of values at or above a threshold, with probability p (DINO's second global crop).
 
     Args:
-        threshold: from 0 to 1; 128/255 is what pipelines of bytes use.
+        threshold: from 0 to 1; 128/255 is that of pipelines in bytes.
         p: the probability.
     """
 
@@ -266,7 +268,7 @@ class Solarize(ViewGenerator):
         self.threshold, self.p = threshold, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw whether, `b` bool."""
+        """Draw `apply`, `b` bool."""
         return {"apply": keys.bernoulli("apply", self.p)}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
@@ -277,5 +279,5 @@ class Solarize(ViewGenerator):
         """Invert in place."""
         map_selected_(batch, params["apply"], self._invert)
 
-    def _invert(self, some: Tensor) -> Tensor:
-        return torch.where(some >= self.threshold, 1 - some, some)
+    def _invert(self, x: Images) -> Images:
+        return torch.where(x >= self.threshold, 1 - x, x)

@@ -1,7 +1,7 @@
-"""Color as TensorFlow moves it, and the linear hue.
+"""SimCLR's color jitter as in its TensorFlow code, and the linear hue.
 
-Brightness may be added, contrast moves away from each channel's own mean, saturation scales S of HSV; hue is that of
-`mmcon_views.image.color`. The linear hue turns the chroma plane of YIQ, which is cheaper and is another function.
+In TensorFlow brightness may be additive, contrast blends with each channel's own mean, and saturation scales S of HSV;
+hue is that of `mmcon_views.image.color`. The linear hue rotates the chroma plane of YIQ: faster, but not HSV's hue.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mmcon_views.image.pixels import as_columns, channel_means, copy_as_float, f
 
 BRIGHTNESS = ("added", "multiplied")
 
-# From red, green, blue to Y, I, Q (NTSC 1953), to three digits; the way back is its inverse.
+# From red, green, blue to Y, I, Q (NTSC 1953), with three digits.
 YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
 
@@ -42,13 +42,13 @@ def added_brightness(x: Images, amount: Factor) -> Images:
 
 
 def contrast_of_channels(x: Images, factor: Factor) -> Images:
-    """Away from each channel's mean: factor · x + (1 − factor) · mean, clipped."""
+    """Blend with each channel's mean: factor · x + (1 − factor) · mean, clipped."""
     means = channel_means(x).view(len(x), -1, 1, 1)
     return x.mul(factor).add_(means * (1 - factor)).clamp_(0, 1)
 
 
 def hsv_saturation(x: Images, factor: Factor) -> Images:
-    """S of HSV times factor, at most 1, at constant value and hue: a channel's distance from the highest scales.
+    """S of HSV times factor, at most 1, at constant value and hue: each channel's distance from the maximum is scaled.
 
     With S = (max − min)/max the distances scale by min(factor, 1/S).
     """
@@ -60,7 +60,7 @@ def hsv_saturation(x: Images, factor: Factor) -> Images:
 
 
 def linear_hue(x: Images, factor: Factor) -> Images:
-    """Turn I and Q of YIQ by a fraction of the circle, at constant Y, clipped."""
+    """Rotate I and Q of YIQ by a fraction of the circle, at constant Y, clipped."""
     if x.shape[1] == 1:
         return x
     forth = torch.tensor(YIQ, dtype=torch.float64)
@@ -77,10 +77,10 @@ def linear_hue(x: Images, factor: Factor) -> Images:
 @register_view("image/color-jitter-tf", modality="image")
 @final
 class TensorFlowJitter(ViewGenerator):
-    """SimCLR's color jitter as its TensorFlow code has it: four adjustments in drawn order, clipped after each.
+    """SimCLR's color jitter as in its TensorFlow code: four adjustments in a drawn order, clipped after each.
 
-    Factors of contrast and saturation are even in [max(0, 1 − s), 1 + s], and the hue turns by an even fraction in
-    [−s, s] of the circle. Brightness is multiplied by a factor like these, or gets an even amount in [−s, s].
+    Factors of contrast and saturation are uniform in [max(0, 1 − s), 1 + s]; the hue rotates by a uniform fraction in
+    [−s, s] of the circle. Brightness gets such a factor, or a uniform addend in [−s, s].
 
     >>> jitter = mmcon.create_view("image/color-jitter-tf", brightness_is="added")
 
@@ -89,7 +89,7 @@ class TensorFlowJitter(ViewGenerator):
         contrast: s, from 0.
         saturation: s, from 0.
         hue: s, from 0 to .5.
-        p: the probability that an image is jittered at all.
+        p: the probability of any jitter.
         brightness_is: "added" (SimCLR's first version) or "multiplied" (its second).
     """
 
@@ -115,17 +115,17 @@ class TensorFlowJitter(ViewGenerator):
             )
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw whether (`b` bool), the order (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and factors."""
+        """Draw `apply` (`b` bool), `order` (`b 4`; 0 brightness, 1 contrast, 2 saturation, 3 hue) and four factors."""
         return draw_jitter(keys, self.strengths, self.p, added=self.brightness_is == "added")
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Adjust; images that share an order go together."""
+        """Adjust the colors where drawn."""
         out = float_copy(batch, self.name or "image/color-jitter-tf")
         self.apply_(out, params)
         return out
 
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
-        """Adjust in place."""
+        """Adjust the colors in place."""
         first: Operation = added_brightness if self.brightness_is == "added" else brightness_
         jitter_(batch, params, (first, contrast_of_channels, hsv_saturation, hue_))
 
@@ -138,10 +138,10 @@ def simclr_jitter_tf(strength: float, brightness: str) -> TensorFlowJitter:
 @register_view("image/linear-hue", modality="image")
 @final
 class LinearHue(ViewGenerator):
-    """The hue turned in the plane of YIQ's I and Q: linear but for the clip, and not the hue of HSV.
+    """A rotation of the hue in the plane of YIQ's I and Q: linear up to clipping, and not the hue of HSV.
 
     Args:
-        hue: the turn is an even fraction in [−hue, hue] of the circle; from 0 to .5.
+        hue: the rotation is a uniform fraction in [−hue, hue] of the circle; from 0 to .5.
         p: the probability.
     """
 
@@ -153,11 +153,11 @@ class LinearHue(ViewGenerator):
             raise InputError("image/linear-hue", expected="hue from 0 to .5", got=f"hue={hue}")
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw whether (`b` bool) and by how much (`b`)."""
+        """Draw `apply` (`b` bool) and `hue` (`b`, fractions of the circle)."""
         return {"apply": keys.bernoulli("apply", self.p), "hue": keys.uniform("hue", -self.hue, self.hue)}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Turn where drawn."""
+        """Rotate where drawn."""
         x = to_float(batch, self.name or "image/linear-hue")
         (where,) = as_columns(x, params["apply"])
         return torch.where(where.bool(), linear_hue(x, params["hue"].to(torch.float32).view(-1, 1, 1, 1)), x)

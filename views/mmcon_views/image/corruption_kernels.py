@@ -1,6 +1,6 @@
-"""What corruptions are made of: blurs with other libraries' edges, a zoom, a motion kernel, noise of several octaves.
+"""Operations that several corruptions use: blurs with other libraries' borders, zoom, motion kernel, octave noise.
 
-All on images `c h w` on the CPU, one at a time.
+All take one image `c h w` on the CPU.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from PIL import Image
 from torch import Generator, Tensor
 
 
-def scale_of(x: Tensor) -> float:
+def scale_of(x: Float[Tensor, "c h w"]) -> float:
     """The shorter side over 224, where lengths in pixels are defined."""
     return min(x.shape[-2:]) / 224
 
 
 def _smoothing(size: int, sigma: float, reach: int, edges: str) -> Float[Tensor, "size size"]:
-    """The matrix that smooths a line with a Gaussian; what lies outside repeats the edge ("nearest") or mirrors it."""
+    """The matrix that smooths a line with a Gaussian; borders are replicated ("nearest") or mirrored."""
     at = torch.arange(-reach, reach + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (at / sigma) ** 2)
-    place = torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)
+    index = torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)
     if edges == "mirror":
-        place = place.remainder(2 * size)
-        place = torch.minimum(place, 2 * size - 1 - place)
+        index = index.remainder(2 * size)
+        index = torch.minimum(index, 2 * size - 1 - index)
     matrix = torch.zeros(size, size, dtype=torch.float64)
-    matrix.scatter_add_(1, place.clamp(0, size - 1), (weights / weights.sum()).expand(size, -1))
+    matrix.scatter_add_(1, index.clamp(0, size - 1), (weights / weights.sum()).expand(size, -1))
     return matrix.to(torch.float32)
 
 
-def blurred(x: Tensor, sigma: float, *, deviations: float = 4.0, edges: str = "nearest") -> Tensor:
-    """Gaussian blur of `c h w` as scikit-image has it: cut at so many deviations, the edge repeated."""
+def blurred(
+    x: Float[Tensor, "c h w"], sigma: float, *, deviations: float = 4.0, edges: str = "nearest"
+) -> Float[Tensor, "c h w"]:
+    """Gaussian blur as in scikit-image: truncated at so many standard deviations, with replicated borders."""
     reach = int(deviations * sigma + 0.5)
     if reach < 1:
         return x
@@ -43,15 +45,17 @@ def blurred(x: Tensor, sigma: float, *, deviations: float = 4.0, edges: str = "n
     return _smoothing(h, sigma, reach, edges) @ x @ _smoothing(w, sigma, reach, edges).T
 
 
-def filtered(x: Tensor, kernel: Tensor, mode: str = "replicate") -> Tensor:
-    """Correlate each channel with one kernel, the border repeated or reflected."""
+def filtered(
+    x: Float[Tensor, "c h w"], kernel: Float[Tensor, "kh kw"], mode: str = "replicate"
+) -> Float[Tensor, "c h w"]:
+    """Correlate each channel with one kernel, with replicated or reflected borders."""
     down, across = kernel.shape[0] // 2, kernel.shape[1] // 2
     wide = F.pad(x[None], (across, across, down, down), mode=mode)
     return F.conv2d(wide.transpose(0, 1), kernel[None, None])[:, 0]
 
 
-def clipped_zoom(x: Tensor, zoom: float) -> Tensor:
-    """The middle, ⌈side / zoom⌉ wide, enlarged with its corners in place and trimmed to the size of x."""
+def clipped_zoom(x: Float[Tensor, "c h w"], zoom: float) -> Float[Tensor, "c h w"]:
+    """The center, ⌈side / zoom⌉ wide, enlarged with aligned corners and trimmed to the size of x."""
     h, w = x.shape[-2:]
     inner = math.ceil(h / zoom), math.ceil(w / zoom)
     top, left = (h - inner[0]) // 2, (w - inner[1]) // 2
@@ -62,15 +66,15 @@ def clipped_zoom(x: Tensor, zoom: float) -> Tensor:
     return large[:, top : top + h, left : left + w]
 
 
-def through_pillow(x: Tensor, function: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """A function of Pillow's bytes."""
+def through_pillow(x: Float[Tensor, "c h w"], function: Callable[[Image.Image], Image.Image]) -> Float[Tensor, "c h w"]:
+    """Apply a function of Pillow images, in bytes."""
     pixels = (x * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     back = np.array(function(Image.fromarray(pixels if x.shape[0] == 3 else pixels[..., 0])))
     return torch.from_numpy(back if back.ndim == 3 else back[..., None]).permute(2, 0, 1).to(torch.float32) / 255
 
 
-def octaves(h: int, w: int, decay: float, rng: Generator) -> Tensor:
-    """Noise `h w` in [0, 1] whose detail fades by `decay` an octave."""
+def octaves(h: int, w: int, decay: float, rng: Generator) -> Float[Tensor, "h w"]:
+    """Noise in [0, 1] whose detail fades by `decay` an octave."""
     total, weight, cells = torch.zeros(h, w), 1.0, 2
     while cells <= max(h, w):
         coarse = torch.rand(1, 1, cells + 1, cells + 1, generator=rng)
@@ -79,25 +83,25 @@ def octaves(h: int, w: int, decay: float, rng: Generator) -> Tensor:
     return (total - total.min()) / (total.max() - total.min()).clamp(min=1e-6)
 
 
-def motion_kernel(radius: float, sigma: float, angle: float) -> Tensor:
+def motion_kernel(radius: float, sigma: float, angle: float) -> Float[Tensor, "k k"]:
     """ImageMagick's motion kernel: 2⌈radius⌉ + 1 taps with half a Gaussian's weights along a line to one side."""
     taps = 2 * max(1, math.ceil(radius)) + 1
     kernel = torch.zeros(2 * taps - 1, 2 * taps - 1)
     for step in range(taps):
-        row, column = (math.ceil(step * part(angle) - 0.5) for part in (math.sin, math.cos))
+        row, column = (math.ceil(step * f(angle) - 0.5) for f in (math.sin, math.cos))
         kernel[taps - 1 + row, taps - 1 + column] += math.exp(-0.5 * (step / max(sigma, 1e-3)) ** 2)
     return kernel / kernel.sum()
 
 
-def brighter(x: Tensor, add: float) -> Tensor:
+def brighter(x: Float[Tensor, "c h w"], add: float) -> Float[Tensor, "c h w"]:
     """Add to the value of HSV, clipped: all channels scale together."""
     value = x.amax(0, keepdim=True)
     target = (value + add).clamp(0, 1)
     return torch.where(value > 0, x * target / value.clamp(min=1e-6), target.expand_as(x))
 
 
-def sampled(x: Tensor, grid: Tensor, about: str) -> Tensor:
-    """Bilinear, the image mirrored about the middles of its outermost "pixels", or about its "edges"."""
+def sampled(x: Float[Tensor, "c h w"], grid: Float[Tensor, "1 h w 2"], about: str) -> Float[Tensor, "c h w"]:
+    """Bilinear sampling; borders are mirrored about the centers of the outermost "pixels", or about the "edges"."""
     if about == "pixels":
         h, w = x.shape[-2:]
         grid = grid * torch.tensor([w / max(w - 1, 1), h / max(h - 1, 1)])

@@ -1,16 +1,16 @@
 """Corruptions in the style of ImageNet-C (Hendrycks and Dietterich 2019), at severities 1 to 5.
 
-They are made to measure robustness. The strengths are the published ones, defined at 224 px; lengths in pixels are
-scaled by the shorter side over 224. **A score on these is not an ImageNet-C score**. Where ours depart from it:
+They measure robustness. The strengths are the published ones, defined at 224 px; lengths in pixels are scaled by the
+shorter side over 224. **A score on these is not an ImageNet-C score**. Deviations:
 
-- *frost* needs photographs of frost: here the ice is procedural (ridged noise), blended by the published weights;
-- *fog* uses noise of several octaves where the original has a diamond-square fractal;
-- *snow* and *motion-blur* make ImageMagick's motion kernel themselves, with the border repeated;
-- *glass-blur* moves all pixels of a pass at once from drawn neighbours, where the original goes one after another;
-- *spatter*'s drops of water lack the original's shading by edges and distances.
+- *frost*: the original blends photographs of frost; here procedural ice (ridged noise) has the published weights;
+- *fog*: noise of several octaves in place of a diamond-square fractal;
+- *snow* and *motion-blur*: our own code of ImageMagick's motion kernel, with replicated borders;
+- *glass-blur*: all pixels of a pass move at once, where the original swaps pixels one after another;
+- *spatter*: drops of water lack the original's shading by edges and distances.
 
 The others (the noises, defocus, gaussian and zoom blur, brightness, contrast, saturate, elastic, pixelate, JPEG) follow
-their definitions. A drawn seed an image is expanded where it is applied, always on the CPU, so devices agree.
+their definitions. One seed an image is drawn, and expanded on the CPU, so that all devices give the same result.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from mmcon_views.image.corruption_kernels import (
 from mmcon_views.image.pixels import to_float
 from mmcon_views.image.policy_operations import affine_grid
 
+Sample = Float[Tensor, "c h w"]
+# f(image, severity - 1, generator) -> image
 Corrupt = Callable[[Tensor, int, Generator], Tensor]
 CORRUPTIONS: dict[str, Corrupt] = {}
 
@@ -56,34 +58,34 @@ def _corruption(function: Corrupt) -> Corrupt:
 
 
 @_corruption
-def _gaussian_noise(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _gaussian_noise(x: Sample, s: int, rng: Generator) -> Sample:
     return x + torch.randn(x.shape, generator=rng) * (0.08, 0.12, 0.18, 0.26, 0.38)[s]
 
 
 @_corruption
-def _shot_noise(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _shot_noise(x: Sample, s: int, rng: Generator) -> Sample:
     photons = (60, 25, 12, 5, 3)[s]
     return torch.poisson(x * photons, generator=rng) / photons
 
 
 @_corruption
-def _impulse_noise(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _impulse_noise(x: Sample, s: int, rng: Generator) -> Sample:
     hit = torch.rand(x.shape, generator=rng) < (0.03, 0.06, 0.09, 0.17, 0.27)[s]
     return torch.where(hit, (torch.rand(x.shape, generator=rng) < 0.5).to(x.dtype), x)
 
 
 @_corruption
-def _speckle_noise(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _speckle_noise(x: Sample, s: int, rng: Generator) -> Sample:
     return x + x * torch.randn(x.shape, generator=rng) * (0.15, 0.2, 0.35, 0.45, 0.6)[s]
 
 
 @_corruption
-def _gaussian_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _gaussian_blur(x: Sample, s: int, rng: Generator) -> Sample:
     return blurred(x, (1, 2, 3, 4, 6)[s] * scale_of(x))
 
 
 @_corruption
-def _defocus_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _defocus_blur(x: Sample, s: int, rng: Generator) -> Sample:
     radius, soft = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[s]
     reach, taps = max(1, round(radius * scale_of(x))), 1 if radius <= 8 else 2
     half = max(reach, min(reach + taps + 1, 8))
@@ -94,13 +96,13 @@ def _defocus_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
 
 
 @_corruption
-def _glass_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _glass_blur(x: Sample, s: int, rng: Generator) -> Sample:
     sigma, reach, passes = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[s]
     sigma, reach = sigma * scale_of(x), max(1, round(reach * scale_of(x)))
     h, w = x.shape[-2:]
     out = blurred(x, sigma)
     for _ in range(passes):
-        # From −reach to reach − 1, as the original draws.
+        # From −reach to reach − 1, as in the original.
         down = torch.arange(h)[:, None] + torch.randint(-reach, reach, (h, w), generator=rng)
         across = torch.arange(w)[None] + torch.randint(-reach, reach, (h, w), generator=rng)
         out = out[:, down.clamp(0, h - 1), across.clamp(0, w - 1)]
@@ -108,21 +110,21 @@ def _glass_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
 
 
 @_corruption
-def _motion_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _motion_blur(x: Sample, s: int, rng: Generator) -> Sample:
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[s]
     angle = math.radians(float(torch.rand((), generator=rng)) * 90 - 45)
     return filtered(x, motion_kernel(radius * scale_of(x), sigma * scale_of(x), angle))
 
 
 @_corruption
-def _zoom_blur(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _zoom_blur(x: Sample, s: int, rng: Generator) -> Sample:
     last, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[s]
     zooms = np.arange(1, last, step).tolist()
     return (x + sum(clipped_zoom(x, zoom) for zoom in zooms)) / (len(zooms) + 1)
 
 
 @_corruption
-def _snow(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _snow(x: Sample, s: int, rng: Generator) -> Sample:
     mean, std, zoom, threshold, radius, sigma, keep = (
         (0.1, 0.3, 3.0, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2.0, 0.5, 12, 4, 0.7),
@@ -139,7 +141,7 @@ def _snow(x: Tensor, s: int, rng: Generator) -> Tensor:
 
 
 @_corruption
-def _frost(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _frost(x: Sample, s: int, rng: Generator) -> Sample:
     keep, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[s]
     ridges = 1 - (2 * octaves(x.shape[-2], x.shape[-1], 1.6, rng) - 1).abs()
     tint = torch.tensor([0.82, 0.9, 1.0])[: x.shape[0], None, None]
@@ -147,14 +149,14 @@ def _frost(x: Tensor, s: int, rng: Generator) -> Tensor:
 
 
 @_corruption
-def _fog(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _fog(x: Sample, s: int, rng: Generator) -> Sample:
     amount, decay = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))[s]
     brightest = float(x.max())
     return (x + amount * octaves(x.shape[-2], x.shape[-1], decay, rng)) * brightest / (brightest + amount)
 
 
 @_corruption
-def _spatter(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _spatter(x: Sample, s: int, rng: Generator) -> Sample:
     mean, std, sigma, threshold, strength, mud = (
         (0.65, 0.3, 4, 0.69, 0.6, 0),
         (0.65, 0.3, 3, 0.68, 0.6, 0),
@@ -167,37 +169,37 @@ def _spatter(x: Tensor, s: int, rng: Generator) -> Tensor:
     color = torch.tensor([63, 42, 20] if mud else [175, 238, 238])[: x.shape[0], None, None] / 255
     if not mud:
         return x + color * drops * (strength / drops.max().clamp(min=1e-6))
-    # In mud the fifth number is the width of a blur.
+    # For mud the fifth number is the standard deviation of a blur.
     cover = blurred((drops > threshold).to(x.dtype), strength * scale_of(x))
     cover = torch.where(cover < 0.8, 0.0, cover)
     return x * (1 - cover) + color * cover
 
 
 @_corruption
-def _brightness(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _brightness(x: Sample, s: int, rng: Generator) -> Sample:
     return brighter(x, (0.1, 0.2, 0.3, 0.4, 0.5)[s])
 
 
 @_corruption
-def _contrast(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _contrast(x: Sample, s: int, rng: Generator) -> Sample:
     mean = x.mean((-2, -1), keepdim=True)
     return (x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[s] + mean
 
 
 @_corruption
-def _saturate(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _saturate(x: Sample, s: int, rng: Generator) -> Sample:
     factor, add = ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))[s]
     value, low = x.amax(0, keepdim=True), x.amin(0, keepdim=True)
     saturation = (value - low) / value.clamp(min=1e-6)
     target = (saturation * factor + add).clamp(0, 1)
-    # A gray pixel's hue is 0 (red), as in the original's color conversion.
+    # The hue of a gray pixel is 0 (red), as in the original's color conversion.
     red = torch.tensor([0.0, 1.0, 1.0])[: x.shape[0], None, None]
     away = torch.where(saturation > 0, (value - x) / (value - low).clamp(min=1e-6), red)
     return value * (1 - target * away) if x.shape[0] == 3 else x
 
 
 @_corruption
-def _jpeg(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _jpeg(x: Sample, s: int, rng: Generator) -> Sample:
     def compressed(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=(25, 18, 15, 10, 7)[s])
@@ -207,19 +209,19 @@ def _jpeg(x: Tensor, s: int, rng: Generator) -> Tensor:
 
 
 @_corruption
-def _pixelate(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _pixelate(x: Sample, s: int, rng: Generator) -> Sample:
     kept, (h, w) = (0.6, 0.5, 0.4, 0.3, 0.25)[s], x.shape[-2:]
     small, box = (max(1, int(w * kept)), max(1, int(h * kept))), Image.Resampling.BOX
     return through_pillow(x, lambda image: image.resize(small, box).resize((w, h), box))
 
 
 @_corruption
-def _elastic(x: Tensor, s: int, rng: Generator) -> Tensor:
+def _elastic(x: Sample, s: int, rng: Generator) -> Sample:
     move, smooth, shift = ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))[s]
     h, w = x.shape[-2:]
-    # The original's lengths are those fractions of 244 pixels, on images of 224.
+    # The original's lengths are fractions of 244 pixels, for images of 224.
     side = min(h, w) * 244 / 224
-    # An affine part that moves three points by up to shift · side, and a smoothed field of displacements.
+    # An affine map that moves three points by up to shift · side, then a smoothed field of displacements.
     points = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) * (min(h, w) // 3)
     moved = points + (torch.rand(3, 2, generator=rng) * 2 - 1) * shift * side
     homogeneous = torch.cat([moved, torch.ones(3, 1)], 1).to(torch.float64)
@@ -235,7 +237,7 @@ def _elastic(x: Tensor, s: int, rng: Generator) -> Tensor:
 @register_view("image/corruption", modality="image")
 @final
 class Corruption(ViewGenerator):
-    """One of 19 corruptions in the style of ImageNet-C; the module's docstring lists the deviations.
+    """One of 19 corruptions in the style of ImageNet-C; the docstring of the module lists the deviations.
 
     >>> fog = mmcon.create_view("image/corruption", effect="fog", severity=3)
 
@@ -243,7 +245,7 @@ class Corruption(ViewGenerator):
         effect: "gaussian-noise", "shot-noise", "impulse-noise", "speckle-noise", "gaussian-blur", "defocus-blur",
             "glass-blur", "motion-blur", "zoom-blur", "snow", "frost", "fog", "spatter", "brightness", "contrast",
             "saturate", "jpeg", "pixelate" or "elastic".
-        severity: 1 to 5; 0 draws it evenly.
+        severity: 1 to 5; 0 draws it uniformly.
     """
 
     modality: ClassVar[str] = "image"
@@ -258,13 +260,13 @@ class Corruption(ViewGenerator):
         self.effect, self.severity = effect, severity
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the severity and the seed of the noise, `b` int64 each."""
+        """Draw `severity` and `seed`, `b` int64 each."""
         seed = keys.bits("seed")
         severity = keys.integers("severity", 1, 6) if self.severity == 0 else torch.full_like(seed, self.severity)
         return {"severity": severity, "seed": seed}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Corrupt, image by image, on the CPU."""
+        """Corrupt image by image, on the CPU."""
         x = to_float(batch, self.name or "image/corruption").cpu()
         out = []
         for image, severity, seed in zip(x, params["severity"].tolist(), params["seed"].tolist(), strict=True):

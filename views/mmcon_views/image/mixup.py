@@ -1,12 +1,12 @@
-"""Views that mix a sample with another of the global batch: mixup and CutMix.
+"""Mixup and CutMix: views that mix a sample with a partner from the global batch.
 
-Both need a partner. What is drawn for it is a number in [0, 1): with n samples in the global batch, the sample at
-position i meets the one at (i + 1 + ⌊u (n − 1)⌋) mod n (`partner_positions`). The global batch is the same for any
-number of processes, so the partner is too. A loader supplies the partners' views to `apply`; without them, the batch at
-hand is taken for the global one.
+The partner is drawn as a number u in [0, 1): with n samples in the global batch, the partner of the sample at position
+i is at (i + 1 + ⌊u (n − 1)⌋) mod n (`partner_positions`). The global batch does not depend on the world size, and
+neither does the partner. A loader passes the partners' views to `apply`; without them, the given batch counts as the
+global one.
 
-The mixed label is `share` of the own and 1 − share of the partner's. The table of a batch says which (`share`, and from
-the loader `partner_label` and `partner_sample`), and `mmcon.affinity.MixedLabel` reads it; `soft_labels` writes it out.
+The mixed label has weight `share` on the own class and 1 − share on the partner's. The index table of the batch gets
+`share`, and from the loader `partner_label` and `partner_sample`, for `mmcon.affinity.MixedLabel`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from abc import abstractmethod
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -26,40 +26,42 @@ from mmcon.views import Meta, Params, Scope, ViewGenerator
 from mmcon_views.image.pixels import as_columns, to_float
 from mmcon_views.image.sizes import input_sizes
 
+Images = Float[Tensor, "b c h w"]
+
 
 def partner_positions(chosen: Float[Tensor, " b"], positions: Int[Tensor, " b"], n: int) -> Int[Tensor, " b"]:
-    """Where the partners stand in the global batch.
+    """Positions of the partners in the global batch.
 
     Args:
-        chosen: the drawn `partner`, float64 in [0, 1).
-        positions: where the samples themselves stand.
+        chosen: the drawn `partner`, in [0, 1).
+        positions: the samples' own positions.
         n: the size of the global batch; with 1, a sample is its own partner.
     """
     return (positions + 1 + torch.floor(chosen * max(n - 1, 1)).to(torch.int64)) % n
 
 
 def soft_labels(
-    labels: Int[Tensor, " b"], partners: Int[Tensor, " b"], share: Tensor, classes: int
+    labels: Int[Tensor, " b"], partners: Int[Tensor, " b"], share: Float[Tensor, " b"], classes: int
 ) -> Float[Tensor, "b classes"]:
-    """Mixed labels: `share` of the own class and the rest of the partner's; rows sum to 1.
+    """Mixed labels as class weights: `share` on the own class, 1 − share on the partner's; rows sum to 1.
 
     Args:
-        labels: the samples' own.
-        partners: the partners' labels.
-        share: the own share, `b`.
-        classes: how many classes there are.
+        labels: the samples' own classes.
+        partners: the partners' classes.
+        share: the weight of the own class.
+        classes: the number of classes.
     """
     own = torch.nn.functional.one_hot(labels, classes) * share[:, None]
     return (own + torch.nn.functional.one_hot(partners, classes) * (1 - share[:, None])).to(torch.float32)
 
 
-def beta(keys: Keys, name: str, alpha: float) -> Tensor:
-    """Draw from Beta(α, α), `b` float64, for 0 < α ≤ 1 (Jöhnk 1964) or a whole α (an order statistic)."""
+def beta(keys: Keys, name: str, alpha: float) -> Float64[Tensor, " b"]:
+    """Draw from Beta(α, α) for 0 < α ≤ 1 (Jöhnk 1964) or a whole α (an order statistic)."""
     if alpha >= 1 and alpha == int(alpha):
         return keys.uniform(name, shape=(2 * int(alpha) - 1,)).sort(dim=1).values[:, int(alpha) - 1]
     if not 0 < alpha < 1:
         raise InputError("beta", expected="alpha in (0, 1] or a whole number", got=str(alpha))
-    # A pair is kept with a probability above a half, so that 60 tries fail less than once in 10^18 draws.
+    # A pair is accepted with a probability above a half, so that 60 tries fail less than once in 10^18 draws.
     powers = exp(log(keys.uniform(name, shape=(60, 2)) + 2.0**-54) / alpha)
     total = powers[..., 0] + powers[..., 1]
     first = (total <= 1).to(torch.uint8).argmax(dim=1, keepdim=True)
@@ -76,24 +78,26 @@ class _Mixing(ViewGenerator):
         if not (0 < alpha <= 1 or alpha == int(alpha) > 0):
             raise InputError(type(self).__name__, expected="alpha in (0, 1] or a whole number", got=str(alpha))
 
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """The `share` of the own label, `b` float64."""
+    def columns(self, meta: Meta, params: Params) -> dict[str, Float64[Tensor, " b"]]:
+        """The `share` of the own label."""
         return {"share": params["share"]}
 
-    def partners(self, params: Params, positions: Tensor, n: int) -> Tensor:
-        """Where the partners stand, by `partner_positions`."""
+    def partners(self, params: Params, positions: Int[Tensor, " b"], n: int) -> Int[Tensor, " b"]:
+        """The positions of the partners, by `partner_positions`."""
         return partner_positions(params["partner"], positions, n)
 
-    def apply(self, batch: Tensor, params: Params, partners: Tensor | None = None) -> Float[Tensor, "b c h w"]:
-        """Mix.
+    def apply(
+        self, batch: Shaped[Tensor, "b ..."], params: Params, partners: Shaped[Tensor, "b ..."] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Mix each sample with its partner.
 
         Args:
-            batch: the views of this process.
-            params: what was drawn.
+            batch: the views of this rank.
+            params: the drawn parameters.
             partners: the partners' views, row by row; without them, rows of the batch itself.
 
         Raises:
-            InputError: there is nobody to mix with, or partners have another size.
+            InputError: a batch of one without partners, or partners of another size.
         """
         where = self.name or type(self).__name__
         x = to_float(batch, where)
@@ -110,13 +114,13 @@ class _Mixing(ViewGenerator):
         return self._mix(x, other, params)
 
     @abstractmethod
-    def _mix(self, x: Tensor, other: Tensor, params: Params) -> Tensor: ...
+    def _mix(self, x: Images, other: Images, params: Params) -> Images: ...
 
 
 @register_view("image/mixup", modality="image")
 @final
 class Mixup(_Mixing):
-    """share · sample + (1 − share) · partner, with share from Beta(α, α) (Zhang et al. 2018).
+    """Mixup: share · sample + (1 − share) · partner, with share from Beta(α, α) (Zhang et al. 2018).
 
     Args:
         alpha: α.
@@ -126,7 +130,7 @@ class Mixup(_Mixing):
         """Draw `share` and `partner`, `b` float64 each."""
         return {"share": beta(keys, "share", self.alpha), "partner": keys.uniform("partner")}
 
-    def _mix(self, x: Tensor, other: Tensor, params: Params) -> Tensor:
+    def _mix(self, x: Images, other: Images, params: Params) -> Images:
         (share,) = as_columns(x, params["share"])
         return x * share + other * (1 - share)
 
@@ -134,10 +138,10 @@ class Mixup(_Mixing):
 @register_view("image/cutmix", modality="image")
 @final
 class CutMix(_Mixing):
-    """A box of the partner's view laid over the sample (Yun et al. 2019).
+    """CutMix: a box of the partner's view replaces that of the sample (Yun et al. 2019).
 
-    The box has √(1 − λ) of each side, λ from Beta(α, α), and an even center; it is cut at the edges, and `share` is the
-    part of the image that stays the sample's own.
+    The box has √(1 − λ) of each side, with λ from Beta(α, α), and a uniformly drawn center. It is clipped at the edges,
+    and `share` is the fraction of the image that stays the sample's own.
 
     Args:
         alpha: α.
@@ -157,7 +161,7 @@ class CutMix(_Mixing):
         share = 1 - area.to(torch.float64) / (height * width)
         return {**edges, "share": share, "partner": keys.uniform("partner")}
 
-    def _mix(self, x: Tensor, other: Tensor, params: Params) -> Tensor:
+    def _mix(self, x: Images, other: Images, params: Params) -> Images:
         top, left, bottom, right = as_columns(x, *(params[n] for n in ("top", "left", "bottom", "right")))
         down = torch.arange(x.shape[-2], device=x.device).view(1, 1, -1, 1)
         across = torch.arange(x.shape[-1], device=x.device).view(1, 1, 1, -1)

@@ -1,8 +1,8 @@
-"""Resampling: a part of each image brought to one size, antialiased as Pillow does it.
+"""Resampling a region of each image to one size, antialiased as in Pillow.
 
-Large images, and those that are not stacked, go one by one through torch's own kernels, photos in bytes; small ones
-that are, and all on an accelerator, go together, their taps gathered and weighted. Which of the two runs never depends
-on how many there are.
+Two algorithms: torch's own kernels, image by image (large images, and images that are not stacked), and a gather of
+weighted taps for all images at once (small stacked images, and any batch on a GPU). The choice never depends on the
+number of images, so that a view does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int, Num
+from jaxtyping import Float, Float32, Float64, Int, Num
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -21,12 +21,12 @@ from mmcon_views.image.pixels import check_batch, check_image, chunks, sample_na
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
-# Up to this many pixels in and out, a call for each image costs more than gathering all images' taps at once.
+# Up to this many pixels in and out, one call an image takes longer than one gather of all images' taps.
 SMALL = 64 * 64
 
 
 def check_interpolation(where: str, interpolation: str) -> None:
-    """Refuse a filter that is not known."""
+    """Refuse an unknown filter."""
     if interpolation not in ("bilinear", "bicubic", "nearest"):
         raise InputError(where, expected="interpolation bilinear, bicubic or nearest", got=repr(interpolation))
 
@@ -34,18 +34,18 @@ def check_interpolation(where: str, interpolation: str) -> None:
 def resample(
     batch: Any, box: Params, size: tuple[int, int], interpolation: str, where: str, *, bytes: bool = False
 ) -> Num[Tensor, "b c h w"]:
-    """Bring a part of each image to one size, antialiased as Pillow does it.
+    """Resample a region of each image to one size, antialiased as in Pillow.
 
-    Photos (uint8) above SMALL pixels are resampled in bytes on a CPU, rounded to 1/255 as they are in any pipeline of
-    bytes; all else is resampled in float32.
+    Images in uint8 above SMALL pixels are resampled in bytes on a CPU, rounded to 1/255 as in any pipeline of bytes;
+    all others are resampled in float32.
 
     Args:
         batch: handles, images `c h w`, or a stacked batch `b c h w`.
         box: `top`, `left`, `height`, `width`, `b` int64 each.
-        size: height and width that leave.
+        size: output height and width.
         interpolation: the filter: a triangle, Keys' cubic (a = −1/2), or the nearest pixel.
-        where: the generator's name, for messages.
-        bytes: what is resampled in bytes stays uint8.
+        where: the name of the generator, for messages.
+        bytes: whether images that are resampled in bytes stay uint8.
 
     Returns:
         `b c h w` float32 in [0, 1], or uint8.
@@ -60,13 +60,13 @@ def resample(
 
 
 def _resample_each(
-    batch: Sequence[Any] | Tensor,
+    batch: Sequence[Any] | Num[Tensor, "b c h w"],
     boxes: list[list[int]],
     size: tuple[int, int],
     interpolation: str,
     where: str,
     bytes: bool = False,
-) -> Tensor:
+) -> Num[Tensor, "b c h2 w2"]:
     names = sample_names(batch)
     out: Tensor | None = None
     for row, (top, left, height, width) in enumerate(boxes):
@@ -74,10 +74,10 @@ def _resample_each(
         if isinstance(sample, Tensor):
             if not isinstance(batch, Tensor):
                 check_image(sample, where, names[row])
-            part = sample[:, top : top + height, left : left + width]
+            region = sample[:, top : top + height, left : left + width]
         else:
-            part = sample.decode(region=(top, left, height, width), size=size)
-        view = resize_image(part, size, interpolation)
+            region = sample.decode(region=(top, left, height, width), size=size)
+        view = resize_image(region, size, interpolation)
         if out is None:
             kept = bytes and view.dtype == torch.uint8
             out = empty_buffer((len(boxes), *view.shape), torch.uint8 if kept else torch.float32)
@@ -103,41 +103,45 @@ def _resample_each(
 
 
 def resize_image(image: Num[Tensor, "c h w"], size: tuple[int, int], interpolation: str) -> Num[Tensor, "c h2 w2"]:
-    """One image at another size; bytes stay bytes."""
+    """One image at another size; uint8 stays uint8."""
     if image.shape[-2:] == size:
         return image
     if interpolation == "nearest":
         return F.interpolate(image[None], size, mode="nearest-exact")[0]
     if image.dtype == torch.uint8:
-        # torch's byte kernel keeps the layout: reading one and writing the other costs more than it saves.
+        # torch's byte kernel keeps the memory layout; a conversion between layouts takes longer than it saves.
         layout = torch.channels_last if image.stride(0) == 1 else torch.contiguous_format
         whole = image[None].contiguous(memory_format=layout)
         return F.interpolate(whole, size, mode=interpolation, antialias=True)[0]
     # torch has no antialiasing of half precision on a CPU.
     image = image.to(torch.float32)
-    # Where neither side shrinks the triangle is not widened: the plain kernel is the same, and more than twice as fast.
+    # Where neither side shrinks the filter is not widened: the kernel without antialiasing is the same, twice as fast.
     shrinks = image.shape[-2] > size[0] or image.shape[-1] > size[1]
     smooth = shrinks or interpolation != "bilinear"
     return F.interpolate(image[None], size, mode=interpolation, antialias=smooth)[0].clamp_(0, 1)
 
 
-def _resample_stacked(batch: Tensor, box: Params, size: tuple[int, int], interpolation: str) -> Tensor:
-    """All images at once: rows of each are gathered and weighted tap by tap, then columns, as rows of the turned."""
+def _resample_stacked(
+    batch: Num[Tensor, "b c h w"], box: Params, size: tuple[int, int], interpolation: str
+) -> Float32[Tensor, "b c h2 w2"]:
+    """All images at once: weighted sums of rows, then, on the transposed result, of columns."""
     scale = 1 / 255 if batch.dtype == torch.uint8 else 1.0
     down = taps(box["top"], box["height"], size[0], interpolation, scale)
     across = taps(box["left"], box["width"], size[1], interpolation)
     out = torch.empty(*batch.shape[:2], *size, device=batch.device)
     for some in chunks(out):
-        part = slice(int(some[0]), int(some[-1]) + 1)
-        rows = _gather_rows(batch[part], [(i[part], w[part]) for i, w in down])
-        turned = _gather_rows(rows.transpose(2, 3), [(i[part], w[part]) for i, w in across])
-        out[part] = turned.transpose(2, 3)
-    # Weights sum to one but for rounding, so that white may come out a bit above 1.
+        few = slice(int(some[0]), int(some[-1]) + 1)
+        rows = _gather_rows(batch[few], [(i[few], w[few]) for i, w in down])
+        columns = _gather_rows(rows.transpose(2, 3), [(i[few], w[few]) for i, w in across])
+        out[few] = columns.transpose(2, 3)
+    # Weights sum to 1 up to rounding, so that white may get slightly above 1.
     return out.clamp_(0, 1)
 
 
-def _gather_rows(batch: Tensor, taps_of_rows: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Weighted sums of rows: `b c h w` to `b c out w`, one tap after another."""
+def _gather_rows(
+    batch: Num[Tensor, "b c h w"], taps_of_rows: list[tuple[Int[Tensor, "b out"], Float[Tensor, "b out"]]]
+) -> Float32[Tensor, "b c out w"]:
+    """Weighted sums of rows, tap by tap."""
     b, c, h, w = batch.shape
     flat = batch.contiguous().to(torch.float32).view(b * c * h, w)
     starts = (torch.arange(b * c, device=batch.device) * h).view(b, c, 1)
@@ -154,17 +158,17 @@ def _gather_rows(batch: Tensor, taps_of_rows: list[tuple[Tensor, Tensor]]) -> Te
 def taps(
     start: Int[Tensor, " b"], length: Int[Tensor, " b"], out: int, interpolation: str, scale: float = 1.0
 ) -> list[tuple[Int[Tensor, "b out"], Float[Tensor, "b out"]]]:
-    """Positions and weights that resample `length` pixels from `start` to `out`, a pair for each tap.
+    """Indices and weights that resample `length` pixels from `start` to `out` pixels, a pair for each tap.
 
-    As Pillow: the filter is widened by the reduction, cut at the part's edges, and its weights sum to 1. Sums go tap
-    by tap, so that a row's weights do not depend on how many taps another row needs.
+    As in Pillow: the filter is widened by the reduction and clipped at the edges of the region, and its weights sum to
+    1. Sums go tap by tap, so that the weights of one image do not depend on the number of taps of another.
 
     Args:
-        start: first pixel of each part.
-        length: pixels of each part.
-        out: pixels that leave.
+        start: the first pixel of each region.
+        length: the pixels of each region.
+        out: the output pixels.
         interpolation: the filter.
-        scale: what the weights sum to.
+        scale: the sum of the weights.
     """
     step = (length.to(torch.float64) / out)[:, None]
     center = (torch.arange(out, dtype=torch.float64) + 0.5) * step
