@@ -1,161 +1,30 @@
-"""Streams: data too large for a disk, shuffled and sharded by keys, whose position is a number.
+"""The loader of streams: data too large for a disk, in keyed order, at a position that is one number.
 
-    stream = Stream.of("owner/name", split="train")         # datasets' streaming; or Stream(open_rows, …)
+    stream = Stream.of("owner/name", split="train")         # streaming of `datasets`; or Stream(open_rows, …)
     loader = StreamLoader(stream, {"image": [view, view]}, batch_size=512, steps_per_epoch=2000, seed=0)
 
-A stream is read in blocks of `buffer` rows; each block is put into an order that is drawn for (seed, epoch, block), and
-global batches are cut from the rows in that order. So a batch is a function of its step, the state of a loader is one
-integer, a resumed run reads at most one block again, and any number of processes sees every row once: each takes its
-part of every global batch. All processes read the stream, since bytes that are not decoded are cheap.
+A stream is read in blocks of `buffer` samples. Each block is shuffled by a key (seed, epoch, block), and global batches
+are cut from the shuffled samples. So a batch is a function of its step, the state of a loader is one integer, and a
+resumed run reads at most one block again. Every rank reads the whole stream, since bytes that are not decoded are
+cheap, and makes its shard of each global batch; so each sample is seen once for any world size.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, DataError
 from mmcon.loading.loader import ViewLoader
 from mmcon.loading.mixing import check_partners
 from mmcon.loading.pipeline import Views, group_views
-from mmcon.random import keys, stable_id
 from mmcon.samplers.base import BatchPlan, BatchSampler, EpochOrder, without_repeats
-from mmcon.sources.base import Source
-from mmcon.sources.columns import choose_columns, opener
-from mmcon.sources.hub import pick_split, readable, undecoded
-
-
-@dataclass(frozen=True)
-class StreamRow:
-    """One row of a stream: its name, what opens its media, and its label (None where it has none)."""
-
-    name: str
-    media: Any
-    label: int | None = None
-
-
-@final
-class Window(Source):
-    """Rows of a stream that are at hand, as a source of their own."""
-
-    def __init__(self, rows: Sequence[StreamRow], stream: Stream) -> None:
-        self.rows, self.handle = rows, stream.handle
-        labels = [row.label for row in rows if row.label is not None]
-        super().__init__(
-            ids=torch.tensor([stable_id(row.name) for row in rows]),
-            modality=stream.modality,
-            labels=torch.tensor(labels) if len(labels) == len(rows) else None,
-            classes=stream.classes,
-            name=stream.name,
-        )
-
-    def open(self, rows: Tensor | Sequence[int]) -> list[Any]:
-        """A handle for each row."""
-        chosen = [self.rows[row] for row in torch.as_tensor(rows).tolist()]
-        return [self.handle(row.media, row.name) for row in chosen]
-
-
-@final
-class Stream:
-    """Rows that can be read from the start again, and from nowhere else.
-
-    Args:
-        open_rows: from a number of rows to skip to the rows after them.
-        modality: what the media are.
-        classes: the names of the classes.
-        handle: from a row's media and name to a handle; by default what the modality has.
-        name: what the stream is called in messages.
-        notes: what was guessed.
-    """
-
-    def __init__(
-        self,
-        open_rows: Callable[[int], Iterable[StreamRow]],
-        *,
-        modality: str = "image",
-        classes: Sequence[str] = (),
-        handle: Callable[[Any, str], Any] | None = None,
-        name: str = "stream",
-        notes: Sequence[str] = (),
-    ) -> None:
-        self.open_rows, self.modality, self.classes, self.name = open_rows, modality, tuple(classes), name
-        self.handle = handle or opener(modality)
-        self.notes = tuple(notes)
-
-    def describe(self) -> str:
-        """What it is, and what was guessed, for a person to read before a run."""
-        return "\n  ".join([f"{self.name}: a stream of {self.modality} rows", *self.notes])
-
-    def shuffled(self, *, seed: int, epoch: int, buffer: int, start: int = 0) -> Iterator[StreamRow]:
-        """The rows of an epoch in keyed order, from the `start`-th on; reads from the block that holds it."""
-        block, inside = divmod(start, buffer)
-        rows = iter(self.open_rows(block * buffer))
-        while held := list(islice(rows, buffer)):
-            order = keys(seed=seed, epoch=epoch, sample=block).child("stream").permutation("order", len(held))[0]
-            yield from (held[i] for i in order.tolist()[inside:])
-            block, inside = block + 1, 0
-
-    @staticmethod
-    def of(
-        path: str | Path,
-        *,
-        split: str = "train",
-        modality: str = "image",
-        config: str | None = None,
-        revision: str | None = None,
-        media_column: str | None = None,
-        label_column: str | None = None,
-        id_column: str | None = None,
-        classes: Sequence[str] | None = None,
-        **options: Any,
-    ) -> Stream:
-        """What `datasets.load_dataset(..., streaming=True)` reads: hub names, parquet, webdataset shards, ….
-
-        Text labels need `classes`, since a stream cannot be searched for them first. Other arguments as for
-        `mmcon.sources.hub.load_table`.
-        """
-        where = f"stream {str(path)!r}"
-        with readable(where):
-            from datasets import load_dataset
-
-            tables = load_dataset(str(path), config, revision=revision, streaming=True, **options)
-            name, _ = pick_split(where, list(tables), split)
-            table = tables[name]
-            table = table if table.features else table._resolve_features()
-        columns = choose_columns(
-            where, list(table.features), modality, media=media_column, label=label_column, id=id_column
-        )
-        table = undecoded(table, columns.media)
-        names = classes or getattr(table.features.get(columns.label), "names", None) or ()
-        number = {text: i for i, text in enumerate(names)}
-
-        def label_of(row: Mapping[str, Any]) -> int | None:
-            if columns.label is None:
-                return None
-            value = row[columns.label]
-            if isinstance(value, str) and value in number:
-                return number[value]
-            if not isinstance(value, int):
-                fix = "give classes= with the names of all classes in order, or label_column='none'"
-                raise DataError(
-                    where, expected="labels as whole numbers, or names of classes", got=repr(value), fix=fix
-                )
-            return value
-
-        def open_rows(skip: int) -> Iterator[StreamRow]:
-            for i, row in enumerate(table.skip(skip) if skip else table, start=skip):
-                called = f"{name}/{i}" if columns.id is None else str(row[columns.id])
-                yield StreamRow(called, row[columns.media], label_of(row))
-
-        return Stream(open_rows, modality=modality, classes=names, name=f"{path} ({split})", notes=columns.notes)
+from mmcon.sources.streaming import Stream, StreamSample, Window
 
 
 @final
@@ -223,7 +92,7 @@ class StreamLoader(ViewLoader):
         self.rank, self.world_size = rank, world_size
         self.step = 0
         self.failures: dict[int, str] = {}
-        self._batches: Iterator[tuple[int, list[StreamRow]]] | None = None
+        self._batches: Iterator[tuple[int, list[StreamSample]]] | None = None
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue at a saved step."""
@@ -244,12 +113,12 @@ class StreamLoader(ViewLoader):
                 self._batches = None
             yield batch
 
-    def _make_shard(self, rows: list[StreamRow], key_epoch: int) -> ViewBatch:
+    def _make_shard(self, rows: list[StreamSample], key_epoch: int) -> ViewBatch:
         window = Window(rows, self.stream)
         plan = BatchPlan(*without_repeats(torch.arange(len(rows))), key_epoch, self.step)
         return self._finish(self.step, self._collate(window, plan, plan.shard_slice(self.rank, self.world_size)))
 
-    def _global_batches(self, step: int) -> Iterator[tuple[int, list[StreamRow]]]:
+    def _global_batches(self, step: int) -> Iterator[tuple[int, list[StreamSample]]]:
         """The global batches of an epoch from a step on, each with the epoch of its keys."""
         epoch, step_in_epoch = divmod(step, len(self))
         start, passes = step_in_epoch * self.batch_size, 0
@@ -268,7 +137,7 @@ class StreamLoader(ViewLoader):
         """The first row of the next pass: 0, or further on where a resumed run skips whole passes."""
         if batches:
             return 0
-        length = sum(1 for _ in self.stream.open_rows(0))
+        length = sum(1 for _ in self.stream.read_from(0))
         if length < self.batch_size:
             raise DataError(
                 self.stream.name,

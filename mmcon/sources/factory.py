@@ -1,82 +1,44 @@
-"""Sources by what a user calls them: a registered name, a path, or a data set on a hub.
+"""One way in for data: `create_source` opens a registered name, a path, or a data set on a hub, of any modality.
 
-from mmcon.sources.factory import create_source
+    train = create_source("samples/fashion", split="train")                # bundled
+    train = create_source("photos/", split="train")                        # a folder of classes, or of train/ and val/
+    train = create_source("calls.csv", modality="audio", split="train")    # a table that points to files
+    pairs = create_source("pairs.csv", modality=("image", "text"))         # joined by sample
+    handles = train.open([0, 1, 2])                                        # headers only; decode() comes later
 
-train = create_source("samples/fashion", split="train")   # bundled
-train = create_source("photos/", split="train")           # a folder of classes, or of train/ and val/
-handles = train.open([0, 1, 2])                           # headers only; decode() comes later
+A layout (folder, table, shards, hub) lists samples, a modality opens them; each combination is registered, as
+`table/audio` for example, and takes the options of both. Options have the same names everywhere: `media_column`,
+`text_columns`, `label_column`, `id_column`, `split_column`, `group_column`, `classes`, `test_share`, `fold`, `root`,
+`check`, `max_failures`, `quarantine`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from mmcon.errors import DataError, UnknownNameError, nearest
-from mmcon.media.audio_files import SUFFIXES as SOUND_SUFFIXES
+from mmcon.media.audio_files import AUDIO_SUFFIXES
 from mmcon.media.video_files import VIDEO_SUFFIXES
-from mmcon.random import stable_ids
-from mmcon.registry import create, entries, register_source, supported_options
-from mmcon.sources import (
-    audio,  # noqa: F401  (they register what is opened)
-    bundled,
-    files,
-    hub,  # noqa: F401  (they register what is opened)
-    manifests,  # noqa: F401  (they register what is opened)
-    video,  # noqa: F401  (they register what is opened)
-)
-from mmcon.sources.base import (
-    HELD_OUT,
-    JoinedSource,
-    Source,
-    Subset,
-    TensorSource,
-    channels_of,
-    class_counts,
-    class_weights,
-    held_out,
-    meetings,
-)
+from mmcon.registry import create, entries, lookup, register_source, supported_options
+from mmcon.sources import tables
+from mmcon.sources.archives import list_shards
+from mmcon.sources.audio import audio_source
+from mmcon.sources.base import Source
+from mmcon.sources.files import IMAGE_SUFFIXES, list_folder
+from mmcon.sources.hub import list_dataset
+from mmcon.sources.image import image_source
+from mmcon.sources.text import text_source
+from mmcon.sources.video import video_source
 
-__all__ = [
-    "HELD_OUT",
-    "JoinedSource",
-    "Source",
-    "Subset",
-    "TensorSource",
-    "channels_of",
-    "class_counts",
-    "class_weights",
-    "create_source",
-    "fashion",
-    "held_out",
-    "kind_of",
-    "meetings",
-]
-
-SUFFIXES = {"folder/images": files.SUFFIXES, "folder/videos": VIDEO_SUFFIXES, "folder/sounds": SOUND_SUFFIXES}
-
-
-@register_source("samples/fashion", modality="image")
-def fashion(split: Literal["train", "test"] = "train") -> TensorSource:
-    """Fashion-MNIST, the bundled part: 10,000 training and 2,000 test images of ten classes, `1 28 28`."""
-    import pyarrow.parquet as parquet
-    from torchvision.io import ImageReadMode, decode_image
-
-    table = parquet.read_table(bundled.path("fashion", split))
-    files = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in table["image"].to_pylist()]
-    return TensorSource(
-        torch.stack([decode_image(file, ImageReadMode.GRAY) for file in files]),
-        ids=stable_ids(f"fashion/{name}" for name in table["id"].to_pylist()),
-        labels=torch.tensor(table["label"].to_pylist()),
-        classes=bundled.card("fashion")["classes"],
-        name=f"samples/fashion ({split})",
-    )
+LAYOUTS = {"folder": list_folder, "table": tables.list_table, "shards": list_shards, "hub": list_dataset}
+MODALITIES = {"image": image_source, "audio": audio_source, "video": video_source, "text": text_source}
+# By what most of the first files of a folder are; audio in containers of video is asked for by modality="audio".
+_TYPICAL = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "audio": AUDIO_SUFFIXES}
 
 
 def create_source(
@@ -93,85 +55,106 @@ def create_source(
     'T-shirt/top'
 
     Args:
-        data: a registered name; a folder; a table (.csv, .tsv, .jsonl, .parquet); tar shards (a path with * or
-            {000..009}); or owner/name of a data set on a hub. None: the bundled images.
-        modality: "image", "audio", "video", "text", or several, such as ("image", "text"), for a table of pairs. None:
-            guessed by the suffixes of a folder's files, and "image" elsewhere.
-        split: "train", "test" or another that the data have.
+        data: a registered name; a folder; a table (.csv, .tsv, .jsonl, .json, .parquet); tar shards (a folder of them,
+            or a path with * or {000..009}); or owner/name of a data set on a hub. None: the bundled images.
+        modality: "image", "audio", "video" or "text"; or several, such as ("image", "text"), for a table of pairs,
+            which is opened as a JoinedSource. None: by the suffixes of a folder's files, and "image" elsewhere.
+        split: "train", "test" (also found as val, validation, ...), another that the data have, or "all".
         optional: further options, passed on if the source takes them.
-        options: of the source.
+        options: of the source (`mmcon.registry.lookup("source", "table/image").describe()`).
 
     Raises:
-        UnknownNameError, DataError, InputError: the source is unknown, cannot be used, or does not take an option.
+        UnknownNameError, DataError, InputError: the source or the modality is unknown, the data cannot be used, or the
+            source does not take an option.
     """
-    from mmcon.sources.pairs import read_pairs
-    from mmcon.sources.text import read_texts
-
     name = "samples/fashion" if data is None else str(data)
-    options = dict(options)
-    table = Path(name).suffix in (".csv", ".tsv", ".jsonl", ".parquet") and Path(name).is_file()
-    if modality == ("image", "text"):
-        texts = options.pop("text_columns", ("text",))
-        held = read_pairs(name, image_column=options.pop("media_column", None), text_column=texts[0], **options)
-        return held.train if split == "train" else held.tests["held out"]
-    if modality == "text" and table and "text_columns" in options:
-        options.setdefault("label_column", "label")
-        shared = {"columns": options.pop("text_columns", ("text",)), "label": options.pop("label_column") or "label"}
-        train, test = read_texts(name, **shared, held_out_share=options.pop("test_share", 0.2))
-        return train if split == "train" else test
-    kind = kind_of(name)
-    registered = kind == name
-    if modality == "audio" and kind in ("manifest", "hub", "folder/images", "folder/videos"):
-        kind = {"manifest": "manifest/sounds", "hub": "hub/sounds"}.get(kind, "folder/sounds")
-    elif modality == "video" and kind in ("manifest", "folder/images"):
-        kind = {"manifest": "manifest/videos"}.get(kind, "folder/videos")
-    options |= supported_options("source", kind, optional or {})
-    if modality is not None:
-        options |= supported_options("source", kind, {"modality": modality})
-    opened = create("source", kind, split=split, **options, **({} if registered else {"path": name}))
-    if modality is not None and opened.modality != modality:
-        raise DataError(
-            f"create_source({name!r})",
-            expected=f"a source of modality {modality!r}",
-            got=f"modality {opened.modality!r}",
-            fix="name another source, or the modality that it has",
-        )
-    return opened
+    wanted = modality if modality is None or isinstance(modality, str) else tuple(modality)
+    kind = source_name(name, wanted)
+    options |= {} if kind == name else {"path": name}
+    if kind == "table/joined":
+        options["modality"] = wanted
+    return create("source", kind, split=split, **options, **supported_options("source", kind, optional or {}))
 
 
-def kind_of(name: str) -> str:
-    """The registered source that opens what a name or a path means; a registered name is itself."""
-    if name in [entry.name for entry in entries("source")]:
-        return name
-    path = Path(name).expanduser()
+def source_name(data: str, modality: str | tuple[str, ...] | None = None) -> str:
+    """The registered name of the source that opens a name or a path; a registered name is itself."""
+    wanted = (modality,) if isinstance(modality, str) else modality or ()
+    for name in wanted:
+        if name not in MODALITIES:
+            fix = nearest(name, list(MODALITIES))
+            raise UnknownNameError("create_source", expected="a modality", got=repr(name), fix=fix)
+    if data in [entry.name for entry in entries("source")]:
+        has = lookup("source", data).modality
+        if wanted and has not in ("any", "+".join(wanted)):
+            fitting = [entry.name for entry in entries("source", "+".join(wanted)) if entry.name.startswith("samples/")]
+            expected, fix = f"a source of modality {'+'.join(wanted)!r}", f"bundled are {', '.join(fitting) or 'none'}"
+            raise DataError(f"create_source({data!r})", expected=expected, got=f"modality {has!r}", fix=fix)
+        return data
+    layout = _layout(data)
+    if len(wanted) > 1:
+        if layout != "table":
+            fix = "list the pairs in a table, or join sources: JoinedSource(images, texts)"
+            raise DataError(f"create_source({data!r})", expected="a table of pairs", got=f"a {layout}", fix=fix)
+        return "table/joined"
+    if wanted:
+        return f"{layout}/{wanted[0]}"
+    return f"{layout}/{_usual_modality(Path(data).expanduser()) if layout == 'folder' else 'image'}"
+
+
+def _layout(data: str) -> str:
+    path = Path(data).expanduser()
     if path.suffix == ".tar":  # a pattern of shards need not exist as such
         return "shards"
     if path.is_file():
-        return "manifest"
+        return "table"
     if path.is_dir():
-        return _kind_of_folder(path)
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise DataError("create_source", expected="a file or a folder", got=repr(name), fix="check the path")
-    if "/" in name and not name.startswith(("samples/", "folder/")):
+        if any(path.glob("*.tar")):
+            return "shards"
+        return "hub" if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")) else "folder"
+    known = [entry.name for entry in entries("source")]
+    reserved = {name.partition("/")[0] for name in known}
+    if path.is_absolute() or data.startswith((".", "~")) or path.suffix in tables.SUFFIXES:
+        raise DataError(
+            "create_source", expected="a file or a folder", got=repr(data), fix="check the path: check --data"
+        )
+    if "/" in data and data.partition("/")[0] not in reserved:
         return "hub"
     raise UnknownNameError(
-        f"create_source({name!r})",
+        f"create_source({data!r})",
         expected="a registered source, a path that exists, or owner/name of a hub",
-        got=repr(name),
-        fix=nearest(name, [entry.name for entry in entries("source")]),
+        got=repr(data),
+        fix=f"{nearest(data, known)} Else check --data",
     )
 
 
-def _kind_of_folder(folder: Path) -> str:
-    if any(folder.glob("*.tar")):
-        return "shards"
-    if any(folder.glob("*.parquet")) or any(folder.glob("*/*.parquet")):
-        return "hub"
-    return _kind_by_suffix(folder)
-
-
-def _kind_by_suffix(folder: Path) -> str:
+def _usual_modality(folder: Path) -> str:
     """What most of the first files below a folder are; images where nothing is known."""
     files = islice((f.suffix.lower() for f in folder.rglob("*") if f.suffix and f.is_file()), 500)
-    counts = Counter(kind for suffix in files for kind, known in SUFFIXES.items() if suffix in known)
-    return counts.most_common(1)[0][0] if counts else "folder/images"
+    counts = Counter(name for suffix in files for name, known in _TYPICAL.items() if suffix in known)
+    return counts.most_common(1)[0][0] if counts else "image"
+
+
+def _register(layout: str, modality: str) -> None:
+    """Register what opens a modality in a layout; its signature has the options of both, so that others are refused."""
+    list_samples, make = LAYOUTS[layout], MODALITIES[modality]
+    own = [p for p in inspect.signature(list_samples).parameters.values() if p.name != "modality"]
+    more = list(inspect.signature(make).parameters.values())[1:]
+
+    def open_source(**options: Any) -> Source:
+        of_modality = {p.name: options.pop(p.name) for p in more if p.name in options}
+        return make(list_samples(modality=modality, **options), **of_modality)
+
+    parameters = sorted([*own, *more], key=lambda parameter: parameter.kind)
+    open_source.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    open_source.__doc__ = "\n\n".join(map(_documentation, (list_samples, make)))
+    register_source(f"{layout}/{modality}", modality=modality)(open_source)
+
+
+def _documentation(function: Callable[..., Any]) -> str:
+    return inspect.getdoc(function) or ""
+
+
+for _layout_name in LAYOUTS:
+    for _modality in MODALITIES:
+        if (_layout_name, _modality) != ("folder", "text"):
+            _register(_layout_name, _modality)

@@ -1,251 +1,157 @@
-"""Files on a disk as a source, and the usual layout of images in folders by class."""
+"""Files on a disk in folders by class, of any modality: under train/ and val/ as ImageNet is laid out, or flat."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, final
-
-import torch
-from torch import Tensor
 
 from mmcon.errors import DataError
-from mmcon.media.image import ImageHandle
-from mmcon.random import stable_ids
-from mmcon.registry import register_source
-from mmcon.sources.base import HELD_OUT, Source, held_out
+from mmcon.media.audio_files import AUDIO_CONTAINER_SUFFIXES, AUDIO_SUFFIXES
+from mmcon.media.frame_sequence import frame_files, natural_key
+from mmcon.media.video_files import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
+from mmcon.sources.labels import number_texts
+from mmcon.sources.listing import Listing, SplitRule, split_listing
+from mmcon.sources.splits import ALL, is_held_out, is_train, match_split
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
-# Reading all headers takes about half a minute for this many files; more are checked only when asked.
-CHECKED = 100_000
-
-
-@final
-class FileSource(Source):
-    """Files as rows: a handle is made for each when it is opened.
-
-    Args:
-        files: what `handle` takes, one a row: paths, or (archive, offset, size).
-        handle: from a file and its name to a handle with `facts` and `decode()`.
-        names: what the rows are called, from which ids come.
-        options: as for Source.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[Any],
-        *,
-        handle: Callable[[Any, str], Any],
-        names: Sequence[str],
-        modality: str = "image",
-        ids: Tensor | None = None,
-        **options: Any,
-    ) -> None:
-        self.files, self.handle, self.names = files, handle, names
-        super().__init__(ids=stable_ids(names) if ids is None else ids, modality=modality, **options)
-
-    def open(self, rows: Tensor | Sequence[int]) -> list[Any]:
-        """A handle for each row."""
-        positions: list[int] = torch.as_tensor(rows).tolist()
-        return [self.handle(self.files[row], self.names[row]) for row in positions]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = {
+    "image": IMAGE_SUFFIXES,
+    "audio": (*AUDIO_SUFFIXES, *AUDIO_CONTAINER_SUFFIXES),
+    "video": (*VIDEO_SUFFIXES, *ANIMATION_SUFFIXES),
+}
 
 
-def open_image(file: Path | bytes, name: str) -> ImageHandle:
-    """An image as a handle that is called by its name in messages."""
-    return ImageHandle(file, id=name)
-
-
-@register_source("folder/images", modality="image")
-def image_folder(
+def list_folder(
     path: str | Path,
+    *,
     split: str = "train",
-    test_share: float = 0.1,
-    check: Literal["auto", "headers", "pixels", "none"] = "auto",
-    max_failures: float = 0.01,
-    quarantine: str | Path | None = None,
-) -> FileSource:
-    """Images in folders by class: under train/ and val/ as ImageNet is laid out, or flat.
+    modality: str = "image",
+    test_share: float | None = None,
+    fold: tuple[int, int] | None = None,
+) -> Listing:
+    """The files of a folder: its sub-folders are the classes, or are train/ and test/ with such in them.
 
-    A flat folder is split by the images' identities, so that images which are added later move no other between splits.
+    Sub-folders are searched to any depth. A folder without split folders is split by the identity of its files, so that
+    files which are added later move no other. For video, a folder of images is one clip, and so is an animated image.
 
     Args:
         path: the folder.
-        split: "train"; "test" (also found as val, validation or valid); or any other sub-folder's name.
-        test_share: what a flat folder holds out.
-        check: read every file's header ("headers"), decode every file ("pixels"), or look at names alone ("none");
-            by default headers up to 100,000 files.
-        max_failures: the share of unreadable files beyond which the source is refused.
-        quarantine: a file to which unreadable ones are written, one JSON line each; those that it lists already are
-            left out unread.
+        split: "train"; "test" (also found as val, validation, ...); any other split folder's name; or "all".
+        modality: what the files are. Images must be in folders by class; audio and videos may have no classes.
+        test_share: what is held out where there are no split folders; by default 0.1, and 0.25 of videos.
+        fold: (k, folds): hold out the k-th fold instead.
     """
-    root = Path(path).expanduser()
+    where, root = f"folder/{modality}", Path(path).expanduser()
     if not root.is_dir():
-        raise DataError("folder/images", expected="a folder of images", got=f"{str(path)!r}, which is not a folder")
-    folder, split_by_identity = _folder_of(root, split)
-    by_class = {c: _images(c) for c in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))}
-    by_class = {c: files for c, files in by_class.items() if files}
-    _check_classes(folder, by_class)
-    classes = _class_names(root, folder, [c.name for c in by_class])
-    files = [file for members in by_class.values() for file in members]
-    labels = torch.tensor([classes.index(c.name) for c, members in by_class.items() for _ in members])
-    names = [file.relative_to(root).as_posix() for file in files]
-    notes = []
-    rows = torch.arange(len(files))
-    if split_by_identity:
-        out = held_out(stable_ids(names), test_share)
-        rows = rows[out if split in HELD_OUT else ~out]
-        notes.append(f"split {split!r}: {len(rows):,} of {len(files):,} images, by identity, {test_share:.0%} held out")
-    level = ("headers" if len(rows) <= CHECKED else "none") if check == "auto" else check
-    bad = unreadable([files[i] for i in rows.tolist()], level, known=read_quarantine(quarantine))
-    keep = torch.tensor([files[i] not in bad for i in rows.tolist()], dtype=torch.bool)
-    report_failures("folder/images", {str(f): why for f, why in bad.items()}, len(rows), max_failures, quarantine)
-    if bad:
-        notes.append(f"{len(bad):,} unreadable images left out" + (f", listed in {quarantine}" if quarantine else ""))
-    if level == "none" and check == "auto":
-        notes.append(f"more than {CHECKED:,} files: not checked; `mmcon doctor --data {path}` does")
-    chosen = rows[keep].tolist()
-    _check_every_class_has_rows(folder, classes, labels[rows[keep]], split)
-    return FileSource(
-        [files[i] for i in chosen],
-        handle=open_image,
-        names=[names[i] for i in chosen],
-        labels=labels[rows[keep]],
-        classes=classes,
-        name=f"{root.name} ({split})",
-        notes=notes,
+        raise DataError(where, expected=f"a folder of {modality} files", got=f"{str(path)!r}, which is not a folder")
+    bases, by_identity = _split_folders(where, root, split)
+    found = [pair for base in bases for pair in _find(base, modality)]
+    found = _checked(where, bases, found, modality)
+    names = [_below(file, root) for file, _ in found]
+    labels, classes = None, ()
+    if found[0][1]:
+        own = sorted({name for _, name in found})
+        classes = tuple(own if by_identity else _classes(where, root, bases, own, modality))
+        labels, _ = number_texts(where, [name for _, name in found], classes)
+    files = [file for file, _ in found]
+    listing = Listing(
+        where, f"{root.name} ({split})", modality, names, files, labels, classes, folder=True, split=split
     )
+    return split_listing(listing, split, SplitRule(test_share, fold)) if by_identity else listing
 
 
-def splits_in(root: Path) -> list[str]:
-    """The splits that a folder has as sub-folders: train, and whichever names of a held-out part are there."""
-    return [name for name in ("train", *HELD_OUT) if (root / name).is_dir()]
+def split_folders(root: Path) -> list[str]:
+    """The sub-folders that are splits; none where no training folder is among them.
 
-
-def _folder_of(root: Path, split: str) -> tuple[Path, bool]:
-    """The folder of a split's classes, and whether the split is still to be made by identity."""
-    there = splits_in(root)
-    if "train" not in there:
-        if split in ("train", *HELD_OUT):
-            return root, True
-        raise DataError("folder/images", expected="split 'train' or 'test' of a flat folder", got=repr(split))
-    if len(there) == 1 and split in ("train", *HELD_OUT):
-        return root / "train", True
-    if (root / split).is_dir():
-        return root / split, False
-    if split in HELD_OUT:
-        return root / there[1], False
-    raise DataError("folder/images", expected=f"a split among {there}", got=repr(split), fix=f"see {root}")
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-
-
-def _class_names(root: Path, folder: Path, names: list[str]) -> list[str]:
-    """The classes of the training split count in every split, so that a held-out part may lack some."""
-    train = root / "train"
-    if folder in (train, root):
-        return names
-    known = sorted(c.name for c in train.iterdir() if c.is_dir() and not c.name.startswith(".") and _images(c))
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        fix = "give them training images, or take them out"
-        raise DataError("folder/images", expected=f"the classes of {train}", got=f"{unknown[:5]} in {folder}", fix=fix)
-    return known
-
-
-def _check_classes(folder: Path, by_class: Mapping[Path, list[Path]]) -> None:
-    if len(by_class) >= 2:
-        return
-    layout = f"{folder}/CLASS/image.jpg, one folder a class, or train/ and val/ with such"
-    loose = len(_images(folder)) - sum(map(len, by_class.values()))
-    if not by_class:
-        suffixes = Counter(f.suffix.lower() for f in folder.rglob("*") if f.is_file())
-        got = f"no images in sub-folders; {loose:,} lie loose; files by suffix: {dict(suffixes.most_common(4))}"
-        raise DataError(
-            "folder/images", expected="images in folders by class", got=got, fix=f"lay them out as {layout}"
-        )
-    (only,) = by_class
-    raise DataError(
-        "folder/images",
-        expected="at least two classes",
-        got=f"one, {only.name!r}, with {len(by_class[only]):,} images",
-        fix=f"lay them out as {layout}; without labels, use a manifest and --objective simclr",
-    )
-
-
-def _check_every_class_has_rows(folder: Path, classes: list[str], labels: Tensor, split: str) -> None:
-    counts = torch.bincount(labels, minlength=len(classes))
-    empty = [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]
-    if empty and split == "train":
-        raise DataError(
-            "folder/images",
-            expected="a readable image of every class",
-            got=f"none of {empty[:5]} in {folder}",
-            fix="bring more images of them, take the classes out, or lower test_share",
-        )
-
-
-# --- unreadable files ------------------------------------------------------------------------------------------------
-
-
-def unreadable(files: Sequence[Path], level: str, known: Iterable[str] = ()) -> dict[Path, str]:
-    """Which image files cannot be read, and why.
-
-    Args:
-        files: to look at.
-        level: "headers", "pixels" (decodes, so finds truncated files too) or "none".
-        known: files that are listed as unreadable already.
+    A training folder alone counts where it is called `train` or is the only one: `Train` beside `Bus` is a class.
     """
-    listed = set(known)
-    bad = {file: "listed in the quarantine file" for file in files if str(file) in listed}
-    if level == "none":
-        return bad
-
-    def look(file: Path) -> str | None:
-        try:
-            handle = ImageHandle(file)
-            _ = handle.facts if level == "headers" else handle.decode()
-        except (DataError, OSError) as error:
-            return str(error).partition("\n")[0]
-        return None
-
-    rest = [file for file in files if file not in bad]
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        bad |= {file: why for file, why in zip(rest, pool.map(look, rest), strict=True) if why is not None}
-    return bad
-
-
-def read_quarantine(file: str | Path | None) -> list[str]:
-    """The files that a quarantine file lists."""
-    if file is None or not Path(file).is_file():
+    folders = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+    train = match_split(folders, "train")
+    held_out = [name for name in folders if is_held_out(name)]
+    if train is None or not (held_out or train == "train" or folders == [train]):
         return []
-    return [json.loads(line)["file"] for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [train, *held_out]
 
 
-def report_failures(
-    where: str, failures: Mapping[str, str], total: int, max_failures: float, quarantine: str | Path | None
-) -> None:
-    """Write unreadable files to the quarantine file, and refuse a source of which too large a share is unreadable."""
-    if not failures:
-        return
-    if quarantine is not None:
-        listed = set(read_quarantine(quarantine))
-        Path(quarantine).parent.mkdir(parents=True, exist_ok=True)
-        with Path(quarantine).open("a", encoding="utf-8") as out:
-            for name, why in failures.items():
-                if name not in listed:
-                    out.write(json.dumps({"file": name, "reason": why}, ensure_ascii=False) + "\n")
-    if len(failures) > max_failures * total:
-        name, why = next(iter(failures.items()))
+def _split_folders(where: str, root: Path, split: str) -> tuple[list[Path], bool]:
+    """The folders that hold a split's classes, and whether the split is still to be made by identity."""
+    available = split_folders(root)
+    if not available:
+        return [root], True
+    if split == ALL:
+        return [root / name for name in available], False
+    if len(available) == 1 and (is_train(split) or is_held_out(split)):
+        return [root / available[0]], True
+    wanted = match_split(available, split) or split
+    if not (root / wanted).is_dir():
+        raise DataError(where, expected=f"a split among {available}", got=repr(split), fix=f"see {root}")
+    return [root / wanted], False
+
+
+def _find(folder: Path, modality: str) -> list[tuple[Path, str]]:
+    """The files of a modality below a folder, in the order of their names, and the class of each ("" for none)."""
+    if modality not in SUFFIXES:
+        fix = "list the files in a table"
+        raise DataError("folder", expected=f"a modality among {sorted(SUFFIXES)}", got=repr(modality), fix=fix)
+    below = [f for f in folder.rglob("*") if not f.name.startswith(".")]
+    files = [f for f in below if f.suffix.lower() in SUFFIXES[modality]]
+    if modality == "video":  # a folder that holds nothing but the frames of a video is one video
+        folders = [f for f in below if f.is_dir()]
+        leaves = [f for f in folders if not any(c.is_dir() for c in f.iterdir()) and len(frame_files(f)) > 1]
+        of_frames = set(leaves)
+        files = [*leaves, *(f for f in files if f.parent not in of_frames)]
+        files.sort(key=lambda f: natural_key(f.as_posix()))
+    else:
+        files.sort(key=lambda f: f.parts)
+    inside = [_below(file, folder).rpartition("/")[0].partition("/")[0] for file in files]
+    return [pair for pair in zip(files, inside, strict=True) if not pair[1].startswith(".")]
+
+
+def _below(file: Path, folder: Path) -> str:
+    """The path of a file relative to a folder above it. (`Path.relative_to` takes seconds for a million files.)"""
+    prefix = folder.as_posix()
+    return file.as_posix() if prefix == "." else file.as_posix()[len(prefix) :].lstrip("/")
+
+
+def _checked(where: str, bases: Sequence[Path], found: list[tuple[Path, str]], modality: str) -> list[tuple[Path, str]]:
+    """The files with their classes, or all without; a layout that the modality cannot use is refused."""
+    classes, loose = {name for _, name in found} - {""}, sum(not name for _, name in found)
+    layout = f"{bases[0]}/CLASS/FILE, one folder a class, or train/ and val/ with such"
+    if modality == "image" and len(classes) < 2:
+        got = f"one, {min(classes)!r}" if classes else f"no images in sub-folders; {loose:,} images without a class"
         raise DataError(
             where,
-            expected=f"at most {max_failures:.1%} unreadable files",
-            got=f"{len(failures):,} of {total:,}, such as {name}: {why}",
-            fix="mend or remove them"
-            + (f" (listed in {quarantine})" if quarantine else "")
-            + ", or raise max_failures",
+            expected="images in folders of at least two classes",
+            got=f"{got}; files by suffix: {_suffixes(bases)}",
+            fix=f"lay them out as {layout}; without labels, use a table and --objective simclr",
         )
+    if not found:
+        expected, got = f"{modality} files ({', '.join(SUFFIXES[modality])})", f"none below {str(bases[0])!r}"
+        fix = "check --data and the modality"
+        raise DataError(where, expected=expected, got=f"{got}; files by suffix: {_suffixes(bases)}", fix=fix)
+    if modality == "image":
+        return [(file, name) for file, name in found if name]
+    if modality == "video" and classes and loose:
+        fix = "move them into sub-folders, or out of them"
+        expected = "videos all in sub-folders (classes), or all without"
+        raise DataError(where, expected=expected, got=f"{loose} of {len(found)} loose", fix=fix)
+    labeled = classes and not loose and (modality == "video" or len(classes) > 1)
+    return found if labeled else [(file, "") for file, _ in found]
+
+
+def _classes(where: str, root: Path, bases: Sequence[Path], own: list[str], modality: str) -> list[str]:
+    """The classes of the training split, which every split counts by; those of a held-out split alone come after."""
+    train = root / split_folders(root)[0]
+    if train in bases:
+        return own
+    known = sorted({name for _, name in _find(train, modality)} - {""})
+    unknown = sorted(set(own) - set(known))
+    if unknown and modality == "image":
+        fix = "give them training images, or take them out"
+        raise DataError(where, expected=f"the classes of {train}", got=f"{unknown[:5]} in {bases[0]}", fix=fix)
+    return [*known, *unknown]
+
+
+def _suffixes(bases: Sequence[Path]) -> dict[str, int]:
+    return dict(Counter(f.suffix.lower() for base in bases for f in base.rglob("*") if f.is_file()).most_common(4))

@@ -8,17 +8,12 @@ from torchvision.io import write_jpeg, write_png
 
 from mmcon.errors import DataError, InputError, UnknownNameError
 from mmcon.random import stable_id, stable_ids
-from mmcon.sources.factory import (
-    JoinedSource,
-    Subset,
-    TensorSource,
-    class_counts,
-    class_weights,
-    create_source,
-    fashion,
-    held_out,
-)
-from mmcon.sources.files import image_folder, read_quarantine
+from mmcon.sources.base import Subset, TensorSource, class_counts, class_weights
+from mmcon.sources.bundled.fashion_images import fashion
+from mmcon.sources.factory import create_source
+from mmcon.sources.joined import JoinedSource
+from mmcon.sources.splits import held_out
+from mmcon.sources.unreadable import read_quarantine
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +41,7 @@ def test_bundled_images(test_images):
     assert class_counts(train).tolist() == [1000] * 10
     assert class_counts(test_images).tolist() == [200] * 10
     assert not set(train.ids.tolist()) & set(test_images.ids.tolist())
-    assert "10,000 image rows, 10 classes" in train.describe()
+    assert "10,000 image samples, 10 classes" in train.describe()
     # Classes are told apart by plain pixels far above chance, so the labels belong to the images.
     pixels, labels = test_images.values.flatten(1).float(), test_images.labels
     means = torch.stack([pixels[labels == c].mean(0) for c in range(10)])
@@ -68,7 +63,7 @@ def test_folder_with_splits(folder, test_images):
 
 def test_flat_folder_is_split_by_identity(folder):
     flat = folder / "train"
-    train, test = image_folder(flat, "train", test_share=0.3), image_folder(flat, "test", test_share=0.3)
+    train, test = create_source(flat, split="train", test_share=0.3), create_source(flat, split="test", test_share=0.3)
     assert len(train) + len(test) == 36
     assert 3 <= len(test) <= 20
     assert not set(train.ids.tolist()) & set(test.ids.tolist())
@@ -76,16 +71,16 @@ def test_flat_folder_is_split_by_identity(folder):
     some = next((flat / "pullover").glob("*.png"))
     for i in range(20):
         (flat / "pullover" / f"new{i}.png").write_bytes(some.read_bytes())
-    after = image_folder(flat, "test", test_share=0.3)
+    after = create_source(flat, split="test", test_share=0.3)
     assert before < set(after.names)
-    assert set(train.names) <= set(image_folder(flat, "train", test_share=0.3).names)
+    assert set(train.names) <= set(create_source(flat, split="train", test_share=0.3).names)
 
 
 def test_only_a_train_folder_is_split_too(folder):
     import shutil
 
     shutil.rmtree(folder / "val")
-    train, test = (image_folder(folder, split, test_share=0.3) for split in ("train", "test"))
+    train, test = (create_source(folder, split=split, test_share=0.3) for split in ("train", "test"))
     assert len(train) + len(test) == 36
     assert "held out" in test.describe()
 
@@ -98,14 +93,14 @@ def test_unreadable_images_are_quarantined(folder, tmp_path, content):
     else:
         bad.write_bytes(content)
     quarantine = tmp_path / "run" / "quarantine.jsonl"
-    source = image_folder(folder, max_failures=0.05, quarantine=quarantine)
+    source = create_source(folder, max_failures=0.05, quarantine=quarantine)
     assert len(source) == 36
     assert "1 unreadable" in source.describe()
     assert read_quarantine(quarantine) == [str(bad)]
-    assert len(image_folder(folder, max_failures=0.05, quarantine=quarantine)) == 36
+    assert len(create_source(folder, max_failures=0.05, quarantine=quarantine)) == 36
     assert len(quarantine.read_text().splitlines()) == 1
     with pytest.raises(DataError, match=r"1 of 37, such as .*bad\.png"):
-        image_folder(folder, max_failures=0.01)
+        create_source(folder, max_failures=0.01)
 
 
 def test_truncated_images_are_found_by_decoding(folder):
@@ -113,15 +108,15 @@ def test_truncated_images_are_found_by_decoding(folder):
     file = folder / "train" / "pullover" / "cut.jpg"
     write_jpeg(noise, str(file))
     file.write_bytes(file.read_bytes()[:-1500])
-    assert len(image_folder(folder, check="headers")) == 37
-    assert len(image_folder(folder, check="pixels", max_failures=0.1)) == 36
+    assert len(create_source(folder, check="headers")) == 37
+    assert len(create_source(folder, check="pixels", max_failures=0.1)) == 36
 
 
 def test_folders_that_cannot_be_used(tmp_path, folder):
     with pytest.raises(DataError, match="check the path"):
         create_source(tmp_path / "nowhere")
     with pytest.raises(DataError, match="not a folder"):
-        image_folder(tmp_path / "nowhere")
+        create_source("folder/image", path=tmp_path / "nowhere")
     (tmp_path / "empty" / "cats").mkdir(parents=True)
     (tmp_path / "empty" / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"\.txt': 1"):
@@ -132,14 +127,14 @@ def test_folders_that_cannot_be_used(tmp_path, folder):
     with pytest.raises(DataError, match="at least two classes"):
         create_source(tmp_path / "one")
     with pytest.raises(DataError, match="'train', 'val'"):
-        image_folder(folder, "extra")
+        create_source(folder, split="extra")
     with pytest.raises(UnknownNameError, match="'samples/fashion'"):
         create_source("samples/fashon")
 
 
 def test_source_refuses_bad_columns():
     values = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
-    with pytest.raises(DataError, match="1 rows with the id of another"):
+    with pytest.raises(DataError, match="1 samples with the id of another"):
         TensorSource(values, ids=torch.tensor([1, 2, 1]))
     with pytest.raises(DataError, match=r"torch\.float32"):
         TensorSource(values, labels=torch.tensor([0.0, 1.0, 2.0]))
@@ -149,7 +144,7 @@ def test_source_refuses_bad_columns():
         TensorSource(values, labels=torch.tensor([0, 1, 2]), classes=["a", "b"])
     with pytest.raises(DataError, match="columns of one length"):
         TensorSource(values, columns={"group": torch.zeros(2)})
-    with pytest.raises(DataError, match="at least one row"):
+    with pytest.raises(DataError, match="at least one sample"):
         TensorSource(values[:0])
 
 

@@ -16,13 +16,16 @@ import mmcon
 from mmcon.affinity import SameLabel
 from mmcon.errors import ConfigError, DataError
 from mmcon.loading.loader import ViewLoader
-from mmcon.loading.streaming import Stream, StreamLoader, StreamRow
+from mmcon.loading.streaming import StreamLoader
+from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder
-from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+from mmcon.models.shared_spaces import SharedSpace
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import create_source, fashion
-from mmcon.sources.hub import DatasetSource, load_table
-from mmcon.sources.manifests import expand, manifest, tar_shards
+from mmcon.sources.archives import expand_pattern
+from mmcon.sources.base import DatasetSource
+from mmcon.sources.bundled.fashion_images import fashion
+from mmcon.sources.factory import create_source
+from mmcon.sources.streaming import Stream, StreamSample
 from mmcon.training.optim import create_optimizer
 
 
@@ -176,17 +179,17 @@ def test_manifests_that_cannot_be_used(files, pictures, change, options, message
     rows = [{change.get(k, k): v for k, v in row.items()} for row in rows_of_manifest(pictures)]
     (files / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=message):
-        manifest(files / "list.jsonl", **options)
+        create_source(files / "list.jsonl", **options)
 
 
-@pytest.mark.parametrize(("label", "message"), [(0.5, "whole numbers or as text"), (None, "1 rows without one")])
+@pytest.mark.parametrize(("label", "message"), [(0.5, "whole numbers or as text"), (None, "1 samples without one")])
 def test_labels_that_are_none(files, pictures, label, message):
     rows = rows_of_manifest(pictures)
     rows[3]["class"] = label
     (files / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=message):
-        manifest(files / "list.jsonl")
-    assert manifest(files / "list.jsonl", label_column="none").labels is None
+        create_source(files / "list.jsonl")
+    assert create_source(files / "list.jsonl", label_column="none").labels is None
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
@@ -205,15 +208,15 @@ def test_shards_by_pattern_and_by_a_json_field(shards):
     source = create_source(f"{shards}/train-{{000..001}}.tar", label_column="json:kind")
     assert len(source) == 40
     assert source.classes == ("T-shirt/top", "pullover", "trouser")
-    assert expand("a{08..11}.tar") == ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]
-    assert len(tar_shards(f"{shards}/t*.tar")) == 90
+    assert expand_pattern("a{08..11}.tar") == ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]
+    assert len(create_source(f"{shards}/t*.tar")) == 90
 
 
 def test_shards_that_cannot_be_used(shards):
     with pytest.raises(DataError, match="not there"):
         create_source(f"{shards}/train-{{000..007}}.tar")
     with pytest.raises(DataError, match=r"suffixes \['cls', 'json', 'png'\]"):
-        tar_shards(shards, modality="audio")
+        create_source(shards, modality="audio")
     (shards / "train-000.tar").write_bytes(b"x" * 2000)
     with pytest.raises(DataError, match=r"train-000\.tar"):
         create_source(shards)
@@ -231,12 +234,12 @@ def test_tables_of_the_datasets_library(tables, pictures, tmp_path):
     assert train.open([4])[0].facts["height"] == 28
     assert torch.equal(train.open([9, 4])[1].decode()[:1], pictures[4]["pixels"])
     assert trains(train)
-    by_name = load_table(tables, label_column="class_name", split="validation", cache_dir=cache)
+    by_name = create_source(tables, label_column="class_name", split="validation", cache_dir=cache)
     assert by_name.classes == ("T-shirt/top", "pullover", "trouser")
     with pytest.raises(DataError, match="did you mean 'class_name' or 'label'"):
-        load_table(tables, label_column="classname", cache_dir=cache)
+        create_source(tables, label_column="classname", cache_dir=cache)
     with pytest.raises(DataError, match="a split among"):
-        load_table(tables, split="other", cache_dir=cache)
+        create_source(tables, split="other", cache_dir=cache)
 
 
 def test_hub_names_without_a_network(monkeypatch):
@@ -263,7 +266,7 @@ def numbers(n, calls=None):
     def open_rows(skip):
         if calls is not None:
             calls.append(skip)
-        return (StreamRow(f"row {i}", torch.full((1, 4, 4), i, dtype=torch.uint8), i % 3) for i in range(skip, n))
+        return (StreamSample(f"row {i}", torch.full((1, 4, 4), i, dtype=torch.uint8), i % 3) for i in range(skip, n))
 
     return Stream(open_rows, handle=lambda media, name: media)
 
@@ -320,9 +323,9 @@ def test_streams_of_the_datasets_library(kind, tables, shards, pictures):
     else:
         data = {"train": sorted(str(f) for f in shards.glob("train*.tar"))}
         stream = Stream.of("webdataset", data_files=data, media_column="png", label_column="cls")
-    rows = list(stream.open_rows(0))
+    rows = list(stream.read_from(0))
     assert [r.name for r in rows] == [p["id"] for p in pictures[:60]]
-    assert [r.name for r in stream.open_rows(40)] == [p["id"] for p in pictures[40:60]]
+    assert [r.name for r in stream.read_from(40)] == [p["id"] for p in pictures[40:60]]
     assert torch.equal(stream.handle(rows[3].media, "x").decode()[:1], pictures[3]["pixels"])
     loader = StreamLoader(stream, {"image": [view()] * 2}, batch_size=60, steps_per_epoch=1, seed=0)
     seen = losses_of(loader, steps=8)
@@ -331,10 +334,10 @@ def test_streams_of_the_datasets_library(kind, tables, shards, pictures):
 
 def test_streams_that_cannot_be_used(tables):
     with pytest.raises(DataError, match="give classes="):
-        next(iter(Stream.of(tables, label_column="class_name").open_rows(0)))
+        next(iter(Stream.of(tables, label_column="class_name").read_from(0)))
     named = Stream.of(tables, label_column="class_name", classes=["T-shirt/top", "trouser", "pullover"])
-    assert next(iter(named.open_rows(0))).label in (0, 1, 2)
+    assert next(iter(named.read_from(0))).label in (0, 1, 2)
     with pytest.raises(ConfigError, match="raise buffer"):
         whole(numbers(100), buffer=5)
-    with pytest.raises(DataError, match="at least 10 rows"):
+    with pytest.raises(DataError, match="at least 10 samples"):
         samples(whole(numbers(7)))

@@ -14,14 +14,17 @@ import mmcon
 from mmcon.affinity import SameLabel
 from mmcon.errors import DataError
 from mmcon.loading.loader import ViewLoader
-from mmcon.loading.streaming import Stream, StreamLoader
+from mmcon.loading.streaming import StreamLoader
+from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder
-from mmcon.models.shared_spaces import ContrastiveModel, SharedSpace
+from mmcon.models.shared_spaces import SharedSpace
 from mmcon.objective.objective import Objective
 from mmcon.operations import doctor
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import class_counts, create_source, fashion, kind_of
-from mmcon.sources.hub import DatasetSource
+from mmcon.sources.base import DatasetSource, class_counts
+from mmcon.sources.bundled.fashion_images import fashion
+from mmcon.sources.factory import create_source, source_name
+from mmcon.sources.streaming import Stream
 from mmcon.training.optim import create_optimizer
 from mmcon.training.run import Run, RunSettings
 
@@ -132,19 +135,19 @@ def losses(folder, loader, resume=False, max_steps=None):
 
 
 KINDS = {
-    "folder": "folder/images",
-    "shards": "shards",
-    "tables": "hub",
-    "csv": "manifest",
-    "jsonl": "manifest",
-    "parquet": "manifest",
+    "folder": "folder/image",
+    "shards": "shards/image",
+    "tables": "hub/image",
+    "csv": "table/image",
+    "jsonl": "table/image",
+    "parquet": "table/image",
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_source_is_trained_from(kind, tmp_path, pictures):
     path = write(kind, tmp_path / "data", pictures)
-    assert kind_of(str(path)) == KINDS[kind]
+    assert source_name(str(path)) == KINDS[kind]
     train, test = (create_source(path, split=split) for split in ("train", "test"))
     assert (len(train), len(test)) == (60, 30)
     assert sorted(class_counts(train).tolist()) == sorted(
@@ -197,8 +200,8 @@ def test_folders_of_videos_and_sounds_find_their_sources(tmp_path):
         for i in range(3):
             (tmp_path / name / "a" / f"{i}.{suffix}").write_bytes(b"")
         (tmp_path / name / "notes.txt").write_text("x")
-    kinds = {name: kind_of(str(tmp_path / name)) for name in ("clips", "sounds", "photos")}
-    assert kinds == {"clips": "folder/videos", "sounds": "folder/sounds", "photos": "folder/images"}
+    kinds = {name: source_name(str(tmp_path / name)) for name in ("clips", "sounds", "photos")}
+    assert kinds == {"clips": "folder/video", "sounds": "folder/audio", "photos": "folder/image"}
     with pytest.raises(DataError, match=r"clips|0\.mp4"):
         create_source(tmp_path / "clips")
 

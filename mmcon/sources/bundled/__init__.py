@@ -1,13 +1,14 @@
-"""The data that comes with the package: small, real where not declared synthetic, each with its licence beside it.
+"""The data that comes with the package: small, real where not declared synthetic, each with its license.
 
     from mmcon.sources import bundled
 
-    bundled.names()                    # what there is
+    bundled.names()                    # the names of the sets
     bundled.path("fashion", "train")   # a parquet file
     bundled.rows("emoji", "test", ["id", "name_en", "name_fr"])   # a dict a row
-    bundled.card("fashion")            # title, licence, source, counts, columns
+    bundled.card("fashion")            # title, license, source, counts, columns
 
-A sample is a folder: a parquet file for each split (or a media file), `card.json`, and the licence texts.
+A set is a folder: a parquet file for each split (or a media file), `card.json`, and the license texts. The modules of
+this package register the sources that open them (`samples/fashion`, ...).
 """
 
 from __future__ import annotations
@@ -17,24 +18,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
 from mmcon.errors import UnknownNameError, nearest
+from mmcon.sources.splits import match_split
 
 _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The names of the bundled samples."""
+    """The names of the bundled sets."""
     return sorted(card.parent.name for card in _FOLDER.glob("*/card.json"))
 
 
 def path(name: str, split: str | None = None) -> Path:
-    """The folder of a sample, or, with a split's name, that split's parquet file.
+    """The folder of a set, or, with a split's name, that split's parquet file.
 
     Raises:
-        UnknownNameError: there is no such sample, or it has no such split; the message has the nearest names.
+        UnknownNameError: there is no such set, or it has no such split; the message has the nearest names.
     """
     if name not in names():
-        _refuse("samples", "the name of a bundled sample", name, names())
+        _refuse("samples", "the name of a bundled set", name, names())
     folder = _FOLDER / name
     if split is None:
         return folder
@@ -48,7 +54,7 @@ def rows(name: str, split: str, columns: Sequence[str] | None = None) -> list[di
     """The rows of a split, media still encoded; with columns named, only these are read.
 
     Raises:
-        UnknownNameError: there is no such sample, split or column; the message has the nearest names.
+        UnknownNameError: there is no such set, split or column; the message has the nearest names.
     """
     import pyarrow.parquet as parquet
 
@@ -61,15 +67,28 @@ def rows(name: str, split: str, columns: Sequence[str] | None = None) -> list[di
 
 
 def splits_of(name: str) -> list[str]:
-    """The names of a sample's splits."""
+    """The names of a set's splits."""
     return sorted(file.stem for file in path(name).glob("*.parquet"))
 
 
+def match(name: str, split: str) -> str:
+    """The split of a set that a name means: `val` finds the test split; a name that means none stays as it is."""
+    return match_split(splits_of(name), split) or split
+
+
+def decode(encoded: Sequence[bytes], *, channels: int) -> UInt8[Tensor, "n c h w"]:
+    """Encoded images of one size, stacked."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    return torch.stack([decode_image(torch.frombuffer(bytearray(e), dtype=torch.uint8), mode) for e in encoded])
+
+
 def card(name: str) -> dict[str, Any]:
-    """What a sample is: title, licence, source, whether it is synthetic, counts by split, columns and their meaning.
+    """What a set is: title, license, source, whether it is synthetic, counts by split, columns and their meaning.
 
     Raises:
-        UnknownNameError: there is no such sample; the message has the nearest names.
+        UnknownNameError: there is no such set; the message has the nearest names.
     """
     return json.loads((path(name) / "card.json").read_text(encoding="utf-8"))
 

@@ -1,0 +1,136 @@
+"""Tar shards as webdataset has them, read by position: the samples of archives on a disk.
+
+The headers of all shards are read once; after that a sample costs one seek. Archives on a network, or too many to scan,
+are streamed instead (`mmcon.sources.streaming`).
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcon.errors import DataError
+from mmcon.sources.labels import encode_labels, whole_numbers
+from mmcon.sources.listing import Listing, SplitRule, read_member, split_listing
+from mmcon.sources.splits import is_held_out, is_train, match_split
+from mmcon.sources.tables import MEDIA, NONE
+
+# Where a member is: its archive, the offset of its bytes, and their number.
+Member = tuple[str, int, int]
+
+
+def list_shards(
+    path: str | Path,
+    *,
+    split: str = "train",
+    modality: str = "image",
+    label_column: str | None = None,
+    classes: Sequence[str] | None = None,
+    test_share: float | None = None,
+    fold: tuple[int, int] | None = None,
+) -> Listing:
+    """Tar shards: members of one name and different suffixes are one sample.
+
+    Args:
+        path: a folder of shards, one shard, or a pattern with * or {000..009}.
+        split: in a folder, the shards whose names begin with a spelling of it; where no shard names a split, samples
+            are split by identity.
+        modality: what the media are; their member is known by its suffix.
+        label_column: the suffix of the label (cls by default), or json:NAME for a field of a json member; "none".
+        classes: the names of the classes in order.
+        test_share: what is held out where shards do not name their split; by default 0.1, and 0.25 of videos.
+        fold: (k, folds): hold out the k-th fold instead.
+    """
+    where = f"shards {str(path)!r}"
+    files, by_identity = _shards(where, str(path), split)
+    samples = [sample for file in files for sample in _samples_of(where, file)]
+    suffixes = sorted({suffix for _, members in samples for suffix in members})
+    media = next((suffix for suffix in MEDIA.get(modality, (modality,)) if suffix in suffixes), None)
+    if media is None:
+        expected, fix = f"members with a suffix of {modality} media", "check the modality and the shards"
+        raise DataError(where, expected=expected, got=f"suffixes {suffixes}", fix=fix)
+    complete = [(name, members) for name, members in samples if media in members]
+    label = label_column or ("cls" if "cls" in suffixes else NONE)
+    labels, names = None, tuple(classes or ())
+    if label != NONE:
+        values = whole_numbers([_label(where, members, label) for _, members in complete])
+        labels, names = encode_labels(where, values, classes)
+    notes = [f"{len(files)} shards; media: .{media}; label: {label}"]
+    if len(complete) < len(samples):
+        notes.append(f"{len(samples) - len(complete):,} samples without a member .{media} left out")
+    listing = Listing(
+        where,
+        f"{Path(str(path)).name} ({split})",
+        modality,
+        [name for name, _ in complete],
+        [members[media] for _, members in complete],
+        labels,
+        names,
+        notes=tuple(notes),
+    )
+    return split_listing(listing, split, SplitRule(test_share, fold)) if by_identity else listing
+
+
+def expand_pattern(pattern: str) -> list[str]:
+    """The paths of a pattern with {000..009} or * in it."""
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if braces:
+        low, high = braces.groups()
+        numbers = [str(i).zfill(len(low)) for i in range(int(low), int(high) + 1)]
+        return [p for n in numbers for p in expand_pattern(pattern[: braces.start()] + n + pattern[braces.end() :])]
+    return sorted(glob.glob(pattern)) if "*" in pattern else [pattern]
+
+
+def _shards(where: str, path: str, split: str) -> tuple[list[Path], bool]:
+    """The archives of a split, and whether the split is still to be made by identity."""
+    if not Path(path).is_dir():
+        files = [Path(p).expanduser() for p in expand_pattern(path)]
+        absent = [str(f) for f in files if not f.is_file()]
+        if absent or not files:
+            raise DataError(where, expected="tar files", got=f"{absent[:3] or 'none'} not there", fix="check the path")
+        return files, False
+    files = sorted(Path(path).glob("*.tar"))
+    prefixes = [split if f.name.startswith(split) else _first_word(f.stem) for f in files]
+    chosen = match_split(prefixes, split)
+    if chosen is not None:
+        return [file for file, prefix in zip(files, prefixes, strict=True) if prefix == chosen], False
+    if not files or any(is_train(prefix) or is_held_out(prefix) for prefix in prefixes):
+        got, fix = f"{[f.name for f in files[:4]]}", "check the split"
+        raise DataError(where, expected=f"tar files of split {split!r}", got=got, fix=fix)
+    return files, True
+
+
+def _first_word(stem: str) -> str:
+    """The split that the name of a shard begins with: `train`, `training_set`."""
+    found = re.match(r"[^\W\d_]+([-_ ]set(?![^\W\d_]))?", stem)
+    return found.group() if found else ""
+
+
+def _samples_of(where: str, file: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """The samples of an archive: the name of each, and its members by suffix."""
+    samples: dict[str, dict[str, Member]] = {}
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    folder, _, base = member.name.rpartition("/")
+                    key, _, suffix = base.partition(".")
+                    found = (str(file), member.offset_data, member.size)
+                    samples.setdefault(f"{folder}/{key}" if folder else key, {})[suffix.lower()] = found
+    except tarfile.TarError as error:
+        raise DataError(where, expected="an uncompressed tar archive", got=f"{file}: {error}") from error
+    return iter(samples.items())
+
+
+def _label(where: str, members: dict[str, Member], label: str) -> Any:
+    suffix, _, name = label.partition(":")
+    if suffix not in members:
+        got, fix = f"members {sorted(members)}", "name it with label_column"
+        raise DataError(where, expected=f"a member .{suffix} in every sample", got=got, fix=fix)
+    text = read_member(members[suffix]).decode()
+    return json.loads(text)[name] if name else text.strip()

@@ -1,0 +1,69 @@
+"""Images as a source: handles on the samples of a listing, whose files may be checked first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mmcon.errors import DataError
+from mmcon.sources.base import DatasetSource
+from mmcon.sources.listing import Listing, handle_opener
+from mmcon.sources.splits import is_train
+from mmcon.sources.unreadable import keep_readable
+
+# Reading all headers takes about half a minute for this many files; more are checked only when asked.
+CHECKED = 100_000
+
+
+def image_source(
+    listing: Listing,
+    *,
+    check: Literal["auto", "headers", "pixels", "none"] = "auto",
+    max_failures: float = 0.01,
+    quarantine: str | Path | None = None,
+) -> DatasetSource:
+    """Images, opened when they are needed.
+
+    Args:
+        listing: the samples.
+        check: read the header of every file ("headers"), decode every file ("pixels", which finds truncated files too),
+            or look at names alone ("none"); by default headers of a folder's files, up to 100,000.
+        max_failures: the share of unreadable files beyond which the source is refused.
+        quarantine: a file to which unreadable ones are written, one JSON line each; those that it lists already are
+            left out unread.
+    """
+    opener = handle_opener("image", root=listing.root)
+    level = check
+    if check == "auto":
+        level = "headers" if listing.folder and len(listing.names) <= CHECKED else "none"
+    notes = []
+    if check == "auto" and listing.folder and level == "none":
+        notes.append(f"more than {CHECKED:,} files, which were not checked; `mmcon doctor --data PATH` does")
+
+    def attempt(position: int) -> None:
+        if level != "none":
+            handle = opener(listing.cells[position], listing.names[position])
+            _ = handle.facts if level == "headers" else handle.decode()
+
+    kept = listing
+    if level != "none" or quarantine is not None:
+        kept, _ = keep_readable(listing, attempt, max_failures=max_failures, quarantine=quarantine)
+    if listing.folder and kept.labels is not None and is_train(listing.split):
+        _check_every_class_is_left(kept)
+    options = {**kept.options, "notes": (*kept.notes, *notes)}
+    return DatasetSource(kept.cells, handle=opener, names=kept.names, modality="image", **options)
+
+
+def _check_every_class_is_left(listing: Listing) -> None:
+    assert listing.labels is not None
+    counts = torch.bincount(listing.labels, minlength=len(listing.classes)).tolist()
+    empty = [name for name, count in zip(listing.classes, counts, strict=True) if not count]
+    if empty:
+        raise DataError(
+            listing.where,
+            expected="a readable image of every class",
+            got=f"none of {empty[:5]}",
+            fix="add images of them, take the classes out, or lower test_share",
+        )

@@ -1,0 +1,154 @@
+"""Samples of several modalities joined by their ids, and samples with several instances."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from mmcon.errors import DataError, InputError
+from mmcon.media.instances import Instances
+from mmcon.sources.base import Positions, Source
+
+
+@final
+class JoinedSource(Source):
+    """Several modalities of the same samples, joined by id; a sample may lack a modality.
+
+    Args:
+        members: one source a modality. The columns of the joined source are those of the first member that has them.
+    """
+
+    def __init__(self, *members: Source, name: str = "") -> None:
+        repeated = sorted({m.modality for m in members if sum(o.modality == m.modality for o in members) > 1})
+        if not members or repeated:
+            got = f"{repeated} more than once" if repeated else "none"
+            raise DataError("JoinedSource", expected="one source for each modality", got=got)
+        ids = list(dict.fromkeys(i for member in members for i in member.ids.tolist()))
+        self._aligned = {m.modality: _Aligned(m, ids) for m in members}
+        apart = [m.name for m in members[1:] if not set(m.ids.tolist()) & set(members[0].ids.tolist())]
+        if len(apart) == len(members) - 1 and apart:
+            raise DataError(
+                "JoinedSource",
+                expected=f"ids that {members[0].name!r} shares with another source",
+                got=f"none in {apart}",
+                fix="give a sample the same id in every source",
+            )
+        # The joined index holds only columns that every sample has; each member keeps its own.
+        columns: dict[str, Tensor] = {}
+        for aligned in self._aligned.values():
+            whole = bool((aligned.positions >= 0).all())
+            columns |= {k: v for k, v in aligned.columns.items() if whole and k not in columns}
+        super().__init__(
+            ids=torch.tensor(ids, dtype=torch.int64),
+            modality="+".join(self._aligned),
+            classes=next((m.classes for m in members if m.labels is not None), ()),
+            columns=columns,
+            name=name or " + ".join(m.name for m in members),
+            notes=[f"{m.modality}: {len(m):,} of {len(ids):,} samples, {m.name}" for m in members],
+        )
+
+    @property
+    def members(self) -> dict[str, Source]:
+        """The sources by modality, each with a position for every sample."""
+        return dict(self._aligned)
+
+    def add_column(self, name: str, samples: Int[Tensor, " m"], values: Shaped[Tensor, "m ..."]) -> None:
+        """Give every member a column, such as features of a frozen encoder of one side, for affinities across sides.
+
+        Args:
+            name: what the column is called.
+            samples: ids, every sample of the source among them.
+            values: the value of each.
+        """
+        at = {sample: row for row, sample in enumerate(samples.tolist())}
+        lacking = [sample for sample in self.ids.tolist() if sample not in at]
+        if lacking:
+            got = f"{len(lacking)} without, such as {lacking[0]}"
+            raise DataError(self.name, expected=f"a value of {name!r} for every sample", got=got)
+        column = values[torch.tensor([at[sample] for sample in self.ids.tolist()])]
+        self.columns[name] = column
+        for member in self._aligned.values():
+            member.columns[name] = column
+
+    def open(self, rows: Positions) -> Any:
+        """Refuse: a sample of several modalities is opened in its members."""
+        fix = "source.members[modality].open(rows)"
+        raise InputError(self.name, expected="one modality", got=self.modality, fix=fix)
+
+
+class _Aligned(Source):
+    """A source with a position for each of the given ids, some of which it may lack."""
+
+    def __init__(self, source: Source, ids: list[int]) -> None:
+        at = {i: position for position, i in enumerate(source.ids.tolist())}
+        self.source, self.positions = source, torch.tensor([at.get(i, -1) for i in ids])
+        super().__init__(
+            ids=torch.tensor(ids, dtype=torch.int64),
+            modality=source.modality,
+            classes=source.classes,
+            columns={k: v[self.positions.clamp(min=0)] for k, v in source.columns.items()},
+            facts={k: v[self.positions.clamp(min=0)] for k, v in source.facts.items()},
+            name=source.name,
+        )
+        self.categories = source.categories
+
+    def present(self, rows: Int[Tensor, " m"]) -> Bool[Tensor, " m"] | None:
+        there = self.positions[rows] >= 0
+        inner = self.source.present(self.positions[rows].clamp(min=0))
+        return there if inner is None else there & inner
+
+    def open(self, rows: Positions) -> Any:
+        return self.source.open(self.positions[torch.as_tensor(rows)])
+
+
+@final
+class GroupedSource(Source):
+    """Samples with several instances each: recordings of a word, captions of an image.
+
+    The view generator `any/instance` draws one instance for each view. Columns that differ among a sample's instances
+    are left out, since a view does not say from which instance it is.
+
+    Args:
+        source: the instances, which open as handles or tensors.
+        samples: the id of the sample that each instance belongs to.
+    """
+
+    def __init__(self, source: Source, samples: Int[Tensor, " n"]) -> None:
+        if len(samples) != len(source):
+            expected = f"a sample id for each of {len(source)} instances"
+            raise InputError("GroupedSource", expected=expected, got=f"{len(samples)}")
+        self.source = source
+        ids, group = samples.unique(return_inverse=True)
+        self._order = group.argsort(stable=True)
+        self._counts = torch.bincount(group)
+        self._starts = self._counts.cumsum(0) - self._counts
+        self.widest = int(self._counts.max())
+        first = self._order[self._starts]
+        same = {k: column for k, column in source.columns.items() if bool((column == column[first][group]).all())}
+        super().__init__(
+            ids=ids,
+            modality=source.modality,
+            classes=source.classes if "label" in same else (),
+            columns={k: column[first] for k, column in same.items()},
+            name=source.name,
+            notes=[*source.notes, f"{len(source):,} instances of {len(ids):,} samples, up to {self.widest} each"],
+        )
+        self.categories = {k: texts for k, texts in source.categories.items() if k in same}
+
+    def open(self, rows: Positions) -> list[Instances]:
+        """All instances of each sample."""
+        positions = torch.as_tensor(rows)
+        owned = [self._order[s : s + c] for s, c in zip(self._starts[positions], self._counts[positions], strict=True)]
+        opened = iter(self.source.open(torch.cat(owned)) if owned else ())
+        return [Instances([next(opened) for _ in own], max_instances=self.widest) for own in owned]
+
+
+def modality_pair_counts(source: Source) -> dict[tuple[str, str], int]:
+    """How many samples have both modalities, by ordered pair."""
+    rows = torch.arange(len(source))
+    present = {name: member.present(rows) for name, member in source.members.items()}
+    have = {name: torch.ones(len(rows), dtype=torch.bool) if mask is None else mask for name, mask in present.items()}
+    return {(a, c): int((have[a] & have[c]).sum()) for a in have for c in have}

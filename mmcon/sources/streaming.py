@@ -1,0 +1,147 @@
+"""Streams: data too large for a disk, read from the start and shuffled by keys, whose position is a number.
+
+    stream = Stream.of("owner/name", split="train")     # datasets' streaming; or Stream(read_from, ...)
+    for sample in stream.shuffled(seed=0, epoch=0, buffer=8192): ...
+
+A stream is read in blocks of `buffer` samples; each block is put into an order that is drawn for (seed, epoch, block).
+So the n-th sample of an epoch is a function of (seed, epoch, n), and a resumed run reads at most one block again.
+`mmcon.loading.streaming.StreamLoader` cuts global batches from this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from mmcon.errors import DataError
+from mmcon.random import keys, stable_id
+from mmcon.sources.base import Positions, Source
+from mmcon.sources.hub import pick_split, readable, undecoded
+from mmcon.sources.listing import handle_opener
+from mmcon.sources.tables import choose_columns
+
+
+@dataclass(frozen=True)
+class StreamSample:
+    """One sample of a stream: its name, what its media are read from, and its label (None where it has none)."""
+
+    name: str
+    media: Any
+    label: int | None = None
+
+
+@final
+class Window(Source):
+    """Samples of a stream that have been read, as a source of their own."""
+
+    def __init__(self, samples: Sequence[StreamSample], stream: Stream) -> None:
+        self.samples, self.handle = samples, stream.handle
+        labels = [sample.label for sample in samples if sample.label is not None]
+        super().__init__(
+            ids=torch.tensor([stable_id(sample.name) for sample in samples]),
+            modality=stream.modality,
+            labels=torch.tensor(labels) if len(labels) == len(samples) else None,
+            classes=stream.classes,
+            name=stream.name,
+        )
+
+    def open(self, rows: Positions) -> list[Any]:
+        """A handle for each position."""
+        chosen = [self.samples[row] for row in torch.as_tensor(rows).tolist()]
+        return [self.handle(sample.media, sample.name) for sample in chosen]
+
+
+@final
+class Stream:
+    """Samples that can be read from the start again, and from nowhere else.
+
+    Args:
+        read_from: from a number of samples to skip to the samples after them.
+        modality: what the media are.
+        classes: the names of the classes.
+        handle: from a sample's media and name to a handle; by default what the modality has.
+        name: what the stream is called in messages.
+        notes: what was guessed.
+    """
+
+    def __init__(
+        self,
+        read_from: Callable[[int], Iterable[StreamSample]],
+        *,
+        modality: str = "image",
+        classes: Sequence[str] = (),
+        handle: Callable[[Any, str], Any] | None = None,
+        name: str = "stream",
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.read_from, self.modality, self.classes, self.name = read_from, modality, tuple(classes), name
+        self.handle = handle or handle_opener(modality)
+        self.notes = tuple(notes)
+
+    def describe(self) -> str:
+        """What the stream is, and what was guessed."""
+        return "\n  ".join([f"{self.name}: a stream of {self.modality} samples", *self.notes])
+
+    def shuffled(self, *, seed: int, epoch: int, buffer: int, start: int = 0) -> Iterator[StreamSample]:
+        """The samples of an epoch in keyed order, from the `start`-th on; reads from the block that holds it."""
+        block, inside = divmod(start, buffer)
+        samples = iter(self.read_from(block * buffer))
+        while held := list(islice(samples, buffer)):
+            order = keys(seed=seed, epoch=epoch, sample=block).child("stream").permutation("order", len(held))[0]
+            yield from (held[i] for i in order.tolist()[inside:])
+            block, inside = block + 1, 0
+
+    @staticmethod
+    def of(
+        path: str | Path,
+        *,
+        split: str = "train",
+        modality: str = "image",
+        config: str | None = None,
+        revision: str | None = None,
+        media_column: str | None = None,
+        label_column: str | None = None,
+        id_column: str | None = None,
+        classes: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Stream:
+        """What `datasets.load_dataset(..., streaming=True)` reads: hub names, parquet, webdataset shards.
+
+        Labels as texts need `classes`, since a stream cannot be searched for them first. Other arguments are as for
+        `mmcon.sources.hub.list_dataset`.
+        """
+        where = f"stream {str(path)!r}"
+        with readable(where):
+            from datasets import load_dataset
+
+            tables = load_dataset(str(path), config, revision=revision, streaming=True, **options)
+            name, _ = pick_split(where, list(tables), split)
+            table = tables[name]
+            table = table if table.features else table._resolve_features()
+        columns = choose_columns(
+            where, list(table.features), modality, media=media_column, label=label_column, id=id_column
+        )
+        table = undecoded(table, columns.media)
+        names = tuple(classes or getattr(table.features.get(columns.label), "names", None) or ())
+
+        def read_from(skip: int) -> Iterator[StreamSample]:
+            for i, row in enumerate(table.skip(skip) if skip else table, start=skip):
+                called = f"{name}/{i}" if columns.id is None else str(row[columns.id])
+                label = None if columns.label is None else _label(where, row[columns.label], names)
+                yield StreamSample(called, row[columns.media], label)
+
+        return Stream(read_from, modality=modality, classes=names, name=f"{path} ({split})", notes=columns.notes)
+
+
+def _label(where: str, value: Any, classes: tuple[str, ...]) -> int:
+    if isinstance(value, str) and value in classes:
+        return classes.index(value)
+    if not isinstance(value, int):
+        fix = "give classes= with the names of all classes in order, or label_column='none'"
+        raise DataError(where, expected="labels as whole numbers, or names of classes", got=repr(value), fix=fix)
+    return value

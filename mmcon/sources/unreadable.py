@@ -1,0 +1,81 @@
+"""Unreadable files: each is left out, counted, and named with its reason in a quarantine file; too many are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mmcon.errors import DataError
+from mmcon.sources.listing import Listing
+
+
+def keep_readable(
+    listing: Listing,
+    attempt: Callable[[int], Any],
+    *,
+    max_failures: float,
+    quarantine: str | Path | None,
+) -> tuple[Listing, list[Any]]:
+    """The samples that could be read, with a note on the others, and what was read of each.
+
+    Args:
+        listing: the samples.
+        attempt: reads the sample at a position; DataError or OSError says that it is unreadable.
+        max_failures: the share of unreadable files beyond which the source is refused.
+        quarantine: a file to which unreadable ones are written, one JSON line each; those that it lists already are
+            left out unread.
+    """
+    known = set(read_quarantine(quarantine))
+
+    def read(position: int) -> tuple[Any, str | None]:
+        if listing.file(position) in known:
+            return None, "listed in the quarantine file"
+        try:
+            return attempt(position), None
+        except (DataError, OSError) as error:
+            return None, str(error).partition("\n")[0]
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        found = list(pool.map(read, range(len(listing.names))))
+    failures = {listing.file(i): why for i, (_, why) in enumerate(found) if why is not None}
+    report_failures(listing.where, failures, len(found), max_failures, quarantine)
+    if not failures:
+        return listing, [value for value, _ in found]
+    listed = f", listed in {quarantine}" if quarantine else f", such as {next(iter(failures))}"
+    keep = [i for i, (_, why) in enumerate(found) if why is None]
+    note = f"{len(failures):,} unreadable {listing.modality} files left out{listed}"
+    return listing.select(keep, note), [found[i][0] for i in keep]
+
+
+def read_quarantine(file: str | Path | None) -> list[str]:
+    """The files that a quarantine file lists."""
+    if file is None or not Path(file).is_file():
+        return []
+    return [json.loads(line)["file"] for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def report_failures(
+    where: str, failures: Mapping[str, str], total: int, max_failures: float, quarantine: str | Path | None
+) -> None:
+    """Write unreadable files to the quarantine file; refuse a source of which too large a share is unreadable."""
+    if not failures:
+        return
+    if quarantine is not None:
+        listed = set(read_quarantine(quarantine))
+        Path(quarantine).parent.mkdir(parents=True, exist_ok=True)
+        with Path(quarantine).open("a", encoding="utf-8") as out:
+            for name, why in failures.items():
+                if name not in listed:
+                    out.write(json.dumps({"file": name, "reason": why}, ensure_ascii=False) + "\n")
+    if len(failures) > max_failures * total:
+        name, why = next(iter(failures.items()))
+        listed_in = f" (listed in {quarantine})" if quarantine else ""
+        raise DataError(
+            where,
+            expected=f"at most {max_failures:.1%} unreadable files",
+            got=f"{len(failures):,} of {total:,}, such as {name}: {why}",
+            fix=f"repair or remove them{listed_in}, or raise max_failures",
+        )
