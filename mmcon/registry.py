@@ -224,7 +224,15 @@ def create(kind: Kind, name: str, /, **options: Any) -> Any:
 
 
 def create_view(name: str, /, **options: Any) -> ViewGenerator:
-    """Build a view generator by its registered name; raises as `create` does."""
+    """Build a view generator by its registered name.
+
+    >>> create_view("image/simclr", size=32).name
+    'image/simclr'
+
+    Raises:
+        UnknownNameError: no view generator has the name.
+        InputError: the generator has no such option.
+    """
     view = create("view", name, **options)
     if not view.name:
         view.name = name
@@ -232,7 +240,12 @@ def create_view(name: str, /, **options: Any) -> ViewGenerator:
 
 
 def create_sampler(name: str, /, **options: Any) -> Any:
-    """Build a batch sampler by its registered name; raises as `create` does."""
+    """Build a batch sampler by its registered name.
+
+    Raises:
+        UnknownNameError: no sampler has the name.
+        InputError: the sampler has no such option.
+    """
     return create("sampler", name, **options)
 
 
