@@ -33,7 +33,6 @@ from mmcon.losses import presets, weighted_supcon
 from mmcon.models.encoders import create_encoder
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import create_source
-from mmcon.sources.pairs import bundled_pairs
 from mmcon.training.run import Run, RunSettings
 
 TEMPERATURE = 0.1
@@ -120,7 +119,7 @@ def loader_of(batch_size: int, device: torch.device, workers: int) -> ViewLoader
 
 
 def loader_of_pairs(batch_size: int, device: torch.device, workers: int) -> ViewLoader:
-    source = bundled_pairs().train
+    source = create_source("samples/emoji-pairs", split="train")
     views = {"image": [mmcon.create_view("image/simclr", size=28)], "text": [mmcon.create_view("text/words")]}
     sampler = UniformSampler(source.ids, batch_size=batch_size, seed=0)
     return ViewLoader(source, views, sampler, seed=0, workers=workers, device=device)

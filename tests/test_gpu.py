@@ -20,7 +20,8 @@ from mmcon.models.ema import MomentumEncoder
 from mmcon.models.encoders import create_encoder
 from mmcon.objective.queue import Queue
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import Subset, create_source
+from mmcon.sources.base import Subset
+from mmcon.sources.factory import create_source
 from mmcon.training.gradient_caching import cached
 from mmcon.training.run import Run, RunSettings
 from mmcon.views import meta_of

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import DataError, InputError, NonFiniteError
 from mmcon.loading.loader import Views, one_pass
-from mmcon.sources.base import JoinedSource, Source, TensorSource
+from mmcon.sources.base import Source, TensorSource
+from mmcon.sources.joined import JoinedSource
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from mmcon.errors import InputError
 from mmcon.evaluation.features import extract_features
 from mmcon.evaluation.knn import knn
 from mmcon.loading.loader import Views, one_pass
-from mmcon.sources.base import Source, Subset, held_out
+from mmcon.sources.base import Source, Subset
+from mmcon.sources.splits import held_out
 
 
 @final

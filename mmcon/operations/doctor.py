@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 
 from mmcon.errors import DataError, MmconError
-from mmcon.sources.factory import Source, create_source
+from mmcon.sources.base import Source
+from mmcon.sources.factory import create_source
 
 _MARKS = {"good": "ok  ", "note": "note", "bad": "BAD "}
 

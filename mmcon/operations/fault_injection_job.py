@@ -23,7 +23,8 @@ from mmcon.objective.queue import Queue
 from mmcon.random import Keys
 from mmcon.samplers.hard_classes import HardClassSampler
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import Subset, create_source
+from mmcon.sources.base import Subset
+from mmcon.sources.factory import create_source
 from mmcon.training.run import Run, RunSettings
 from mmcon.views import Chain, Meta, Params, ViewGenerator
 

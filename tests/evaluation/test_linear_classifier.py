@@ -10,9 +10,9 @@ from mmcon.batch import Index, ViewBatch
 from mmcon.errors import ConfigError, DataError, InputError
 from mmcon.evaluation.linear_classifier import LinearStage, accuracy, train_classifier
 from mmcon.evaluation.online_probe import OnlineProbe
-from mmcon.models.encoders import create_encoder
 from mmcon.models.contrastive_model import ContrastiveModel
-from mmcon.sources.factory import fashion
+from mmcon.models.encoders import create_encoder
+from mmcon.sources.bundled.fashion_images import fashion
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from mmcon.objective.objective import Objective
 from mmcon.random import keys, stable_ids
 from mmcon.registry import create_view
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import Source
+from mmcon.sources.base import Source
 from mmcon.views import Chain, meta_of
 
 RATE, SECONDS = 10, 6
@@ -77,14 +77,14 @@ def loader_of(clips: Clips, **options) -> ViewLoader:
 
 def test_the_span_is_drawn_before_anything_is_decoded(clips: Clips, monkeypatch: pytest.MonkeyPatch):
     decoded: list[float] = []
-    frames_of = decoding._Opened.frames
+    frames_of = decoding._OpenContainer.frames
 
     def counted(self, **options):
         for frame in frames_of(self, **options):
             decoded.append(frame.time)
             yield frame
 
-    monkeypatch.setattr(decoding._Opened, "frames", counted)
+    monkeypatch.setattr(decoding._OpenContainer, "frames", counted)
     view, handles = seam_view(), clips.open([0, 1, 2, 3])
     params = view.draw(keys(sample=clips.ids), meta_of(handles, "video"))
     assert decoded == []

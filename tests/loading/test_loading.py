@@ -8,7 +8,8 @@ from mmcon.errors import ConfigError, DataError
 from mmcon.loading.loader import ViewLoader, group_views, one_pass
 from mmcon.registry import create_view
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import JoinedSource, Source, TensorSource
+from mmcon.sources.base import Source, TensorSource
+from mmcon.sources.joined import JoinedSource
 from mmcon.views import Chain, Identity, ViewGenerator
 
 N = 22

@@ -15,12 +15,14 @@ from mmcon.batch import Index, ViewBatch
 from mmcon.errors import ConfigError, InputError
 from mmcon.loading.loader import ViewLoader
 from mmcon.loading.mixing import add_partners
-from mmcon.loading.streaming import Stream, StreamLoader, StreamRow
+from mmcon.loading.streaming import StreamLoader
 from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.objective.queue import Queue
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.base import JoinedSource, TensorSource
-from mmcon.sources.files import image_folder
+from mmcon.sources.base import TensorSource
+from mmcon.sources.factory import create_source
+from mmcon.sources.joined import JoinedSource
+from mmcon.sources.streaming import Stream, StreamSample
 from mmcon.testing import LawBroken, check_view
 from mmcon.views import Chain, ViewGenerator
 
@@ -179,7 +181,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_who_has_an_unreadable_partner_stays_as_it_is(photos):
-    data = image_folder(photos, split="train", check="none")
+    data = create_source(photos, split="train", check="none")
     views = {"image": [mixed()] * 2}
     (one,) = batches(data, views, steps=1, batch_size=12)
     (two,) = batches(data, views, steps=1, batch_size=12, world_size=2)
@@ -208,7 +210,7 @@ def test_a_stream_mixes_within_its_global_batches():
     pixels = [torch.full((3, 8, 8), i / 30) for i in range(30)]
 
     def rows(skip: int):
-        return iter([StreamRow(f"row {i}", pixels[i], i % 3) for i in range(skip, 30)])
+        return iter([StreamSample(f"row {i}", pixels[i], i % 3) for i in range(skip, 30)])
 
     def loaded(rank: int, world_size: int) -> ViewBatch:
         stream = Stream(rows, modality="image", handle=lambda media, name: media, classes=("a", "b", "c"))

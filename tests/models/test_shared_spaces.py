@@ -20,8 +20,9 @@ from mmcon.models.fine_tuning import add_lora, freeze, merge_lora, set_trainable
 from mmcon.models.shared_spaces import SharedSpace
 from mmcon.objective.objective import Block, Objective
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import JoinedSource, Subset, TensorSource, create_source, meetings
-from mmcon.sources.grouped import GroupedSource
+from mmcon.sources.base import Subset, TensorSource
+from mmcon.sources.factory import create_source
+from mmcon.sources.joined import GroupedSource, JoinedSource, modality_pair_counts
 from mmcon.views import Chain, Identity
 
 N, D = 7, 5
@@ -116,8 +117,8 @@ def test_a_table_of_pairs_is_checked_against_the_model():
 
 def test_a_pair_that_never_meets_is_refused_where_it_must_meet_by_sample(tmp_path):
     joined = JoinedSource(source("image", [0, 1]), source("text", [1, 2]), source("audio", [2, 3]))
-    assert meetings(joined)["image", "audio"] == 0
-    assert meetings(joined)["image", "text"] == 1
+    assert modality_pair_counts(joined)["image", "audio"] == 0
+    assert modality_pair_counts(joined)["image", "text"] == 1
     spaces = {"shared": ["image", "text", "audio"]}
     blocks = [Block("image", "audio")]
     with pytest.raises(ConfigError, match="none in"):
@@ -169,7 +170,7 @@ def test_the_header_of_the_drawn_instance_is_told_on():
 
     from mmcon.media import AudioHandle
 
-    class Handles(mmcon.sources.factory.Source):
+    class Handles(mmcon.sources.base.Source):
         def open(self, rows):
             return [AudioHandle(torch.zeros(1, int(lengths[r])), source_rate_hz=16_000, id=str(r)) for r in rows]
 
@@ -198,14 +199,15 @@ def test_a_batch_may_lack_a_modality_altogether():
 
 def test_texts_of_a_table_open_as_handles(tmp_path):
     table = tmp_path / "notes.csv"
-    table.write_text('id,text,split\na,one thing,train\nb,another,train\nc," ",train\n')
+    table.write_text("id,text,split\na,one thing,train\nb,another,train\n")
     notes = create_source(table, split="train", modality="text")
     assert [text.value for text in notes.open([0, 1])] == ["one thing", "another"]
     view = Chain(mmcon.create_view("any/instance"), mmcon.create_view("text/words"))
     made = view(notes.open([0, 1]), mmcon.keys(seed=0, sample=notes.ids[:2]))
     assert made["input_ids"].shape[0] == 2
-    with pytest.raises(DataError, match="not empty; got ' '"):
-        notes.open([2])
+    table.write_text('id,text,split\na,one thing,train\nc," ",train\n')
+    with pytest.raises(DataError, match=r"not empty in every row; got 1 of 2 rows without, the first: row 1 \(' '\)"):
+        create_source(table, split="train", modality="text")
 
 
 def test_rows_of_a_joined_source_are_rows_of_its_members():

@@ -112,7 +112,7 @@ def test_bad_input_is_one_clear_error_with_the_fix(recipe, tmp_path, settings, m
 
 def test_all_translations_of_a_prompt_meet_in_a_batch(recipe):
     config = recipe.Config(objective="cross-lingual", batch_size=96)
-    train = open_source(config.data, "train", rate_hz=config.sample_rate_hz)
+    train = create_source(config.data, modality="audio", rate_hz=config.sample_rate_hz)
     rows = recipe.make_sampler(config, train).batch(0).positions
     languages = {}
     for row in rows.tolist():
@@ -124,14 +124,16 @@ def test_all_translations_of_a_prompt_meet_in_a_batch(recipe):
 def test_processes_divide_batches_of_whole_prompts(recipe):
     """Three languages: of a batch of 16, five prompts alone, and four where two processes share them."""
     config = recipe.Config(objective="cross-lingual", batch_size=16)
-    train = open_source(config.data, "train", rate_hz=config.sample_rate_hz)
+    train = create_source(config.data, modality="audio", rate_hz=config.sample_rate_hz)
     sizes = [recipe.make_sampler(config, train, world_size=n).batch_size for n in (1, 2, 4, 8)]
     assert sizes == [15, 12, 12, 24]
 
 
 def test_pairs_are_graded_by_prompt_and_language(recipe):
     config = recipe.Config(objective="cross-lingual", cross_weight=0.7, temperature=0.5)
-    objective = recipe.make_objective(config, open_source(config.data, "train", rate_hz=config.sample_rate_hz))
+    objective = recipe.make_objective(
+        config, create_source(config.data, modality="audio", rate_hz=config.sample_rate_hz)
+    )
     z = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     # Two recordings of prompt 0 in language 0, one in language 1; and prompt 1 in language 1.
     rows = Index({"prompt": torch.tensor([0, 0, 0, 1]), "language": torch.tensor([0, 0, 1, 1])})

@@ -44,7 +44,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_split_by_whole_videos_and_labelled_by_its_sub_folders(folder: Path):
-    train, test, every = (create_source(folder, modality="video", split=s, fold=(0, 3)) for s in ("train", "test", "all"))
+    train, test, every = (
+        create_source(folder, modality="video", split=s, fold=(0, 3)) for s in ("train", "test", "all")
+    )
     assert (len(train), len(test), len(every)) == (4, 2, 6)
     assert not set(train.ids.tolist()) & set(test.ids.tolist())
     assert every.classes == ("a", "b")
@@ -102,7 +104,10 @@ def test_a_manifest_brings_spans_labels_and_scores(folder: Path):
         "path,label,start_seconds,end_seconds,excitement,split\n"
         "a/4.mp4,run,0,1,0.5,train\na/4.mp4,walk,1,2.5,2.0,train\nb/5.mp4,run,,,7,test\n"
     )
-    train, test = create_source(table, modality="video", split="train"), create_source(table, modality="video", split="test")
+    train, test = (
+        create_source(table, modality="video", split="train"),
+        create_source(table, modality="video", split="test"),
+    )
     assert (len(train), len(test)) == (2, 1)
     assert train.columns["excitement"].tolist() == [0.5, 2.0]
     assert train.facts["duration_seconds"].tolist() == [1.0, 1.5]
