@@ -1,14 +1,13 @@
-"""What the audio recipe reaches: objectives under one budget, several seeds, with intervals.
+"""Results of the audio recipe: objectives under one budget, several seeds, with intervals.
 
     uv run python benchmarks/audio_figures.py                                   # the bundled speech
     uv run python benchmarks/audio_figures.py --debian FOLDER --output full     # all prompts of the Debian packages
 
 FOLDER holds the unpacked `asterisk-core-sounds-{en,es,fr}-wav` (`apt-get download`, then `dpkg-deb -x` each into it;
 `/` where they are installed). Every prompt that all three languages have becomes three rows of a manifest, and a fifth
-of the prompts is held out, by their names. A line is added to `figures.jsonl` when a run ends, so a run that is stopped
-loses nothing: runs that have their line are passed over, and one without goes on from its last checkpoint. ± is
-Student's interval of the mean over seeds at 95 %; in brackets stands the bootstrap interval over held-out prompts of
-what the seeds have on average.
+of the prompts is held out, by their names. Each finished run adds a line to `figures.jsonl`. After an interruption,
+finished runs are skipped, and the unfinished one resumes from its last checkpoint. ± is Student's interval of the mean
+over seeds at 95 %; brackets hold the bootstrap interval over held-out prompts of the mean over seeds.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def main() -> None:
 
 
 def manifest(folder: Path, output: Path) -> Path:
-    """The table of all prompts that are spoken in each language; silences, beeps, tones and jokes are left out."""
+    """A table of the prompts that every language has, without silences, beeps, tones and jokes."""
     sounds: dict[str, dict[str, Path]] = {}
     for voice in sorted((folder / "usr/share/asterisk/sounds").iterdir()):
         files = {str(f.relative_to(voice).with_suffix("")): f.resolve() for f in voice.rglob("*.wav")}
@@ -82,7 +81,7 @@ def manifest(folder: Path, output: Path) -> Path:
 
 
 def train(data: str, objective: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One run of the recipe, in this process; the schedule ends with the budget."""
+    """One run of the recipe, in this process; the learning-rate schedule ends with the budget."""
     recipe = the_recipe()
     folder, begin = options.output / f"{objective}-{seed}", time.time()
     settings = {"data": data, "objective": objective, "seed": seed, "output_dir": folder}
@@ -105,7 +104,10 @@ def the_recipe() -> Any:
 
 def table(lines: list[dict[str, Any]], folder: Path) -> str:
     """Voice probe and recall at 1, 5 and 10: mean ± the interval over seeds [the interval over prompts]."""
-    said = [f"| | seeds | voice probe | {' | '.join(f'recall@{k}' for k in KS)} |", "|---|---|---|---|---|---|"]
+    lines_of_table = [
+        f"| | seeds | voice probe | {' | '.join(f'recall@{k}' for k in KS)} |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, runs in by_name(lines).items():
         cells = [over_seeds([line["figures"].get(subject, line["figures"])["voice_probe"] for subject, line in runs])]
         found = [queries(folder, subject, line) for subject, line in runs]
@@ -113,27 +115,27 @@ def table(lines: list[dict[str, Any]], folder: Path) -> str:
             hits = torch.stack([(rank <= k).double() for rank, _ in found])
             over_prompts = bootstrap(hits.mean(0), groups=found[0][1])
             cells.append(f"{over_seeds(hits.mean(1).tolist())} [{over_prompts.low:.3f}, {over_prompts.high:.3f}]")
-        said.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+        lines_of_table.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     chance = [lines[0]["figures"]["recall_chance"][f"at_{k}"] for k in KS]
-    said.append(f"| chance | | | {' | '.join(f'{value:.3f}' for value in chance)} |")
-    return "\n".join([*said, *comparisons(lines, folder)])
+    lines_of_table.append(f"| chance | | | {' | '.join(f'{value:.3f}' for value in chance)} |")
+    return "\n".join([*lines_of_table, *comparisons(lines, folder)])
 
 
 def by_name(lines: list[dict[str, Any]]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """The rows of the table: by name, what is judged and in which runs."""
+    """The rows of the table: by name, the encoder and its runs."""
     rows = [(line["objective"], "trained_encoder", line) for line in lines]
-    # One seed has one random encoder, whatever is trained afterwards; but COLA hears at another rate.
+    # The random encoder depends on the seed only, except that COLA has another sample rate.
     first = lines[0]["objective"]
     rows += [("random encoder", "random_encoder", line) for line in lines if line["objective"] == first]
     if first != "cola":
-        rows += [("random, as cola hears", "random_encoder", line) for line in lines if line["objective"] == "cola"]
+        rows += [("random, at cola's rate", "random_encoder", line) for line in lines if line["objective"] == "cola"]
     rows += [("log-mel statistics", "log-mel_statistics", lines[0])]
     names = dict.fromkeys(name for name, _, _ in rows)
     return {name: [(subject, line) for called, subject, line in rows if called == name] for name in names}
 
 
 def comparisons(lines: list[dict[str, Any]], folder: Path, k: int = 5) -> list[str]:
-    """The first objective against all else: the difference over all seeds, and how likely by chance over prompts."""
+    """The first objective against each other row: mean difference over seeds, and a permutation test over prompts."""
     hits, prompts = {}, torch.tensor([])
     for name, runs in by_name(lines).items():
         found = [queries(folder, subject, line) for subject, line in runs]
@@ -147,7 +149,7 @@ def comparisons(lines: list[dict[str, Any]], folder: Path, k: int = 5) -> list[s
 
 
 def queries(folder: Path, subject: str, line: dict[str, Any]) -> tuple[Any, Any]:
-    """For each held-out recording the rank of its prompt in another language, and its prompt."""
+    """Of each held-out recording, the rank of its prompt in another language, and the prompt."""
     run = folder / f"{line['objective']}-{line['seed']}"
     features = Features.load(run / "features" / f"{subject}-test.safetensors")
     found = retrieve(features, features, relevance=across_languages, exclude_same="language")

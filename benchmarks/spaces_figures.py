@@ -1,12 +1,12 @@
-"""Figures of shared spaces: each recipe's variants under one budget, several seeds, with intervals.
+"""Results of shared spaces: the variants of each recipe under one budget, several seeds, with intervals.
 
-    uv run python benchmarks/spaces_figures.py image_text --output figures     # objectives of pictures and texts
-    uv run python benchmarks/spaces_figures.py multimodal --output figures     # pairs that met, and one that never did
-    uv run python benchmarks/spaces_figures.py image_cmc --output figures      # channels of a picture
+    uv run python benchmarks/spaces_figures.py image_text --output figures     # objectives of images and texts
+    uv run python benchmarks/spaces_figures.py multimodal --output figures     # pairs in training, and one that is not
+    uv run python benchmarks/spaces_figures.py image_cmc --output figures      # channels of an image
 
-Every variant of a recipe trains on the bundled data for the same steps. A line is added to the recipe's file when a run
-ends, so a run that is stopped loses nothing: runs that have their line are passed over. Intervals are those of the mean
-over seeds, Student's t at 95 %; what stands beside them are untrained encoders of the same seeds.
+Every variant of a recipe trains on the bundled data for the same steps. Each finished run adds a line to the recipe's
+file; after an interruption, finished runs are skipped. Intervals are Student's t of the mean over seeds at 95 %. The
+baselines are untrained encoders of the same seeds.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "luminance, chroma; by class": {"objective": "supcon"},
     },
 }
-# Another vendor's drawings come first: on training pairs retrieval is memory.
+# Another vendor's drawings come first: retrieval of training pairs measures memorization.
 SETS = ("another_vendor", "held_out_another_vendor", "held_out", "training_pairs")
-# Of Student's distribution, 97.5 %, by degrees of freedom.
+# 97.5 % quantiles of Student's distribution, by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}
 
 
@@ -59,12 +59,12 @@ def main() -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The lines that there are."""
+    """The lines of the finished runs."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def by_variant(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Figures of all seeds, by variant; untrained encoders last."""
+    """Results of all seeds, by variant; untrained encoders last."""
     found: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         found.setdefault(line["variant"], []).append(line["figures"])
@@ -91,7 +91,7 @@ Runs = dict[str, list[dict[str, Any]]]
 
 
 def of_image_text(found: Runs) -> str:
-    """Recall from pictures to texts at 1 and 10 on each set, zero-shot top-1, and the gap."""
+    """Recall at 1 and 10 from images to texts on each set, zero-shot top-1, and the modality gap."""
     columns: dict[str, Callable[[dict[str, Any]], list[float]]] = {
         f"{name.replace('_', ' ')}, R@1 / R@10": lambda run, name=name: recalls(run[name]["there"]) for name in SETS
     }
@@ -102,19 +102,19 @@ def of_image_text(found: Runs) -> str:
 
 
 def of_multimodal(found: Runs) -> str:
-    """Recall at 1 and 10 of each pair, there, on training samples and on those held out."""
+    """Recall at 1 and 10 of each pair, first to second, on training and on held-out samples."""
     return table(
         found,
         {
-            f"{pair}, {part.replace('_', ' ')}": lambda run, part=part, pair=pair: recalls(run[part][pair]["there"])
-            for part in ("training_samples", "held_out")
+            f"{pair}, {split.replace('_', ' ')}": lambda run, split=split, pair=pair: recalls(run[split][pair]["there"])
+            for split in ("training_samples", "held_out")
             for pair in ("image-audio", "image-text", "text-audio")
         },
     )
 
 
 def of_image_cmc(found: Runs) -> str:
-    """A linear probe and neighbours on the features of all encoders side by side."""
+    """Linear probe and k-NN on the concatenated features of all encoders."""
     raw = {"raw pixels": [run["raw_pixels"] for run in next(iter(found.values()))][:1]}
     names = {"linear probe": "linear_probe", "k-NN": "knn"}
     return table(found | raw, {title: lambda run, name=name: [run[name]] for title, name in names.items()})
@@ -132,13 +132,13 @@ def recalls(way: dict[str, Any]) -> list[float]:
 
 
 def table(found: Runs, columns: dict[str, Callable[[dict[str, Any]], list[float]]]) -> str:
-    """A line a variant, with means and half intervals over its seeds."""
-    said = [f"| | seeds | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    """A line for each variant, with the mean over seeds and half the interval."""
+    lines = [f"| | seeds | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
     for name, runs in found.items():
         values = [[of(run) for run in runs] for of in columns.values()]
         cells = [" / ".join(interval(list(same)) for same in zip(*cell, strict=True)) for cell in values]
-        said.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(said)
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def interval(values: list[float]) -> str:

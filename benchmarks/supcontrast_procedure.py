@@ -1,12 +1,12 @@
-"""SupContrast's published procedure as a plain PyTorch script: what `time_to_accuracy.py` races against.
+"""SupContrast's published procedure as a plain PyTorch script: the peer of `time_to_accuracy.py`.
 
 From the defaults of its main_supcon.py (HobbitLong/SupContrast; the values are its own, the code is not): two crops by
 torchvision on PIL images (area from .2, flip, colour jitter .4 .4 .4 .1 with probability .8, gray .2), batches of 256,
 SGD with momentum .9 and weight decay 1e-4, learning rate .05 divided by ten at 70, 80 and 90 % of the epochs,
 temperature .07, a head of two layers, worker processes (its 16, or one a core where there are fewer).
 
-What could not be kept: images stay at the size of the data (32 is CIFAR's), the encoder normalises them, and the
-learning rate falls at the step that is due rather than at the end of that epoch, of which a short run has too few.
+Deviations: images keep the size of the data (32 is CIFAR's), the encoder normalizes them, and the learning rate decays
+at a step instead of at the end of an epoch, since a short run has few epochs.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class TwoCrops(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 def supcon(z: Tensor, labels: Tensor) -> Tensor:
-    """L_out of unit rows `n d`, with the n × n matrix written out as its SupConLoss has it."""
+    """L_out of unit rows `n d` over the full n × n matrix, as in its SupConLoss."""
     logits = z @ z.T / TEMPERATURE
     logits = logits - logits.max(dim=1, keepdim=True).values.detach()
     others = 1 - torch.eye(len(z), device=z.device)
     positives = (labels[:, None] == labels).float() * others
     log_share = logits - (logits.exp() * others).sum(1, keepdim=True).log()
-    # Its gain temperature / base_temperature is 1 at the default temperature.
+    # Its factor temperature / base_temperature is 1 at the default temperature.
     return -((positives * log_share).sum(1) / positives.sum(1)).mean()
 
 
@@ -72,16 +72,16 @@ def train(
     seed: int,
     device: torch.device,
 ) -> float:
-    """Train the encoder in place, and return the seconds that it took.
+    """Train the encoder in place, and return the seconds of training.
 
     Args:
         encoder: from images `n c h w` in [0, 1] to features `n feature_dim`.
         images: `n h w` uint8.
         labels: `n` int64.
         epochs: of the whole schedule.
-        learning_rate: before the first division.
-        seed: torch's global one, as plain scripts have it.
-        device: where to train.
+        learning_rate: before the first decay.
+        seed: torch's global seed, as in plain scripts.
+        device: device of the training.
     """
     torch.manual_seed(seed)
     width: Any = encoder.feature_dim
@@ -93,8 +93,8 @@ def train(
     loader = DataLoader(
         TwoCrops(images, labels), BATCH_SIZE, shuffle=True, num_workers=workers, pin_memory=device.type == "cuda"
     )
-    falls = [round(share * epochs * len(loader)) for share in DECAY_AT]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, falls, DECAY_BY)
+    milestones = [round(share * epochs * len(loader)) for share in DECAY_AT]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, DECAY_BY)
     began = time.perf_counter()
     for _ in range(epochs):
         for first, second, y in loader:

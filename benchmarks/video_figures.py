@@ -3,17 +3,17 @@
     uv run python benchmarks/video_figures.py --output figures scenes
     uv run python benchmarks/video_figures.py --output figures real --videos path/to/videos
 
-`scenes`: the bundled synthetic clips with nuisance, 160 to train on and 80 held out; three seeds. Intervals are over
-clips, each clip counting by its mean over seeds; the paired permutation test exchanges the objectives within clips.
+`scenes`: the bundled synthetic clips with nuisance, 160 for training and 80 held out; three seeds. Intervals are over
+clips, of the means over seeds; the paired permutation test exchanges the objectives within clips.
 
-`few`: the same with six clips to train on, as many as a fold of eight real videos has.
+`few`: the same with six training clips, as many as a fold of eight real videos has.
 
 `real`: a folder of videos, split by video in four folds, so that every video is held out once for each seed. They are
-cut into windows of three seconds; moments are compared within a window, and a video counts by the mean over its windows
-and over seeds.
+cut into windows of three seconds; frame times are compared within a window, and the value of a video is the mean over
+its windows and over seeds.
 
-A run that is there already is not made again, so that the work can be cut up; `summary` reads what there is, and
-`picture` draws how the cosine of two moments falls with the time between them.
+Finished runs are skipped. `summary` reads the finished runs, and `picture` plots the cosine of two frame times against
+the time between them.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ def recipe() -> Any:
     return module
 
 
-def train(part: str, options: argparse.Namespace) -> None:
-    """All runs of a part, seed by seed, so that the first seed is complete first."""
+def train(experiment: str, options: argparse.Namespace) -> None:
+    """All runs of an experiment, seed by seed, so that the first seed is complete first."""
     video_graded = recipe()
-    folds = range(FOLDS) if part == "real" else [None]
+    folds = range(FOLDS) if experiment == "real" else [None]
     for seed, fold, objective in itertools.product(options.seeds, folds, ("graded", "binary")):
-        folder = options.output / part / f"{objective}-seed{seed}" / ("all" if fold is None else f"fold{fold}")
+        folder = options.output / experiment / f"{objective}-seed{seed}" / ("all" if fold is None else f"fold{fold}")
         if (folder / "results.json").is_file():
             continue
         settings: dict[str, Any] = {"objective": objective, "seed": seed, "output_dir": folder, "cpu": True}
-        if part == "few":
+        if experiment == "few":
             settings |= {"train_rows": 6, "epochs": 320}
-        elif part == "real":
+        elif experiment == "real":
             settings |= {"data": str(options.videos), "fold": fold, "folds": FOLDS, "window_seconds": 3.0}
             settings |= {"slow_seconds": 0.6, "fast_seconds": 0.15, "framing": 0.3, "crop_area": 0.9, "eval_views": 13}
-            # Few rows and many moments: a batch of many rows is spent on telling rows apart before time is learned.
+            # Few clips and many frame times: with many clips in a batch, the loss only separates clips.
             settings |= {"batch_size": 3, "views": 32}
             settings["epochs"] = epochs_of(video_graded, settings, options.real_steps)
         started = time.perf_counter()
@@ -77,15 +77,15 @@ def train(part: str, options: argparse.Namespace) -> None:
 
 
 def epochs_of(video_graded: Any, settings: dict[str, Any], steps: int) -> int:
-    """Epochs that make so many steps: folds of few videos and of many get one budget."""
+    """Epochs for this number of steps, so that folds of few and of many videos have one budget."""
     config = video_graded.Config(**settings)
     return math.ceil(steps / (len(video_graded.open_videos(config, "train")) // config.batch_size))
 
 
 def summary(output: Path) -> None:
-    """Means over clips with intervals, and the paired test, of every part that is there."""
-    for part in ("scenes", "few", "real"):
-        found = {objective: collect(output / part, objective) for objective in ("graded", "binary")}
+    """Means over clips with intervals, and the paired test, of every finished experiment."""
+    for experiment in ("scenes", "few", "real"):
+        found = {objective: collect(output / experiment, objective) for objective in ("graded", "binary")}
         for state, encoder, figure in itertools.product(STATES, ENCODERS, FIGURES):
             graded, binary = (found[objective][state, encoder, figure] for objective in ("graded", "binary"))
             clips = sorted(set(graded) & set(binary))
@@ -93,7 +93,7 @@ def summary(output: Path) -> None:
                 continue
             seeds = min(len(of[clip]) for of in (graded, binary) for clip in clips)
             ours, theirs = (torch.tensor([sum(of[c][:seeds]) / seeds for c in clips]) for of in (graded, binary))
-            line = f"{part} {state:9} {len(clips):3} clips {seeds} seeds  {encoder:11} {figure:18}"
+            line = f"{experiment} {state:9} {len(clips):3} clips {seeds} seeds  {encoder:11} {figure:18}"
             line += f" graded {bootstrap(ours)}"
             if encoder not in ("random", "raw_pixels"):
                 test = paired_permutation(ours, theirs)
@@ -103,21 +103,21 @@ def summary(output: Path) -> None:
             print(line)
 
 
-def picture(output: Path, part: str) -> None:
-    """Cosine by lag in the fast space on held-out clips, of either objective, with the first seed."""
+def picture(output: Path, experiment: str) -> None:
+    """Cosine by lag in the fast space on held-out clips, for both objectives, with the first seed."""
     video_graded = recipe()
     lines: dict[str, list[Features]] = defaultdict(list)
     for objective in ("graded", "binary"):
-        for run in sorted((output / part / f"{objective}-seed0").glob("*/model")):
+        for run in sorted((output / experiment / f"{objective}-seed0").glob("*/model")):
             features = Features.load(run.parent / "features" / "trained_plain-test.safetensors")
             model = mmcon.ContrastiveModel.from_pretrained(run)
             lines[f"{objective}, fast space"].append(video_graded.embedded(model, "fast", features))
-    drawn = {name: Features.cat(tables) for name, tables in lines.items()}
-    write_similarity_by_lag(output / f"{part}_similarity_by_lag.png", drawn)
+    by_line = {name: Features.cat(tables) for name, tables in lines.items()}
+    write_similarity_by_lag(output / f"{experiment}_similarity_by_lag.png", by_line)
 
 
 def collect(folder: Path, objective: str) -> dict[tuple[str, str, str], dict[int, list[float]]]:
-    """By state of the moments, encoder and figure, the values of every clip, a value a seed."""
+    """By state of the frames, encoder and metric, the values of every clip, one a seed."""
     found: dict[tuple[str, str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for file in sorted(folder.glob(f"{objective}-seed*/*/results.json")):
         results = json.loads(file.read_text())
@@ -130,19 +130,19 @@ def collect(folder: Path, objective: str) -> dict[tuple[str, str, str], dict[int
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("scenes", "few", "real", "summary", "picture"))
+    parser.add_argument("experiment", choices=("scenes", "few", "real", "summary", "picture"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--videos", type=Path, help="folder of real videos")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--real-steps", type=int, default=200)
     given = parser.parse_args()
-    if given.part == "real" and given.videos is None:
+    if given.experiment == "real" and given.videos is None:
         parser.error("real needs --videos FOLDER")
-    if given.part == "picture":
-        for part in ("scenes", "few", "real"):
-            if (given.output / part).is_dir():
-                picture(given.output, part)
+    if given.experiment == "picture":
+        for experiment in ("scenes", "few", "real"):
+            if (given.output / experiment).is_dir():
+                picture(given.output, experiment)
     else:
-        if given.part != "summary":
-            train(given.part, given)
+        if given.experiment != "summary":
+            train(given.experiment, given)
         summary(given.output)
