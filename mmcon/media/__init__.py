@@ -1,7 +1,13 @@
-"""Handles on media: read the header, then decode a region, a scale or a span on request."""
+"""Handles on media: read the header, then decode a region, a scale or a span on request.
+
+There is one handle class per modality: `ImageHandle`, `AudioHandle`, `VideoHandle`, `TextHandle`; `Instances` holds
+several handles of one sample. Every handle has `facts`, the numbers that view generators draw from, and `decode()`.
+"""
 
 from mmcon.media.audio import AudioFormat, AudioHandle, open_audio
 from mmcon.media.image import ImageHandle, open_images
+from mmcon.media.instances import Instances
+from mmcon.media.text import TextHandle
 from mmcon.media.video import FrameStack, VideoHandle, VideoSpan
 from mmcon.media.video_files import FrameCache, open_video
 
@@ -11,6 +17,8 @@ __all__ = [
     "FrameCache",
     "FrameStack",
     "ImageHandle",
+    "Instances",
+    "TextHandle",
     "VideoHandle",
     "VideoSpan",
     "open_audio",

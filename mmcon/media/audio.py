@@ -1,22 +1,22 @@
-"""Handles on sounds: the header says how long a recording is; only the span that is drawn is decoded.
+"""Handles on audio: the header gives the length of a recording; only the requested span is decoded.
 
     audio_format = AudioFormat(rate_hz=16_000, channels=1)
-    sound = AudioHandle("interview.flac", audio_format=audio_format)
-    sound.facts                                   # {"length": 81_920, "rate_hz": 16_000}: at the contract's rate
-    sound.decode(start=16_000, length=32_000)     # 1 32000: two seconds from the second second on
+    audio = AudioHandle("interview.flac", audio_format=audio_format)
+    audio.facts                                   # {"length": 81_920, "rate_hz": 16_000}: at the rate of the format
+    audio.decode(start=16_000, length=32_000)     # 1 32000: two seconds, from the first second on
 
-What a file may be, and what becomes of it:
+What a file may contain, and how it is handled:
 
-- *rate and channels*: as the contract says; resampled with a windowed sinc, mixed down by the mean. Nothing is
-  implicit: the contract is an argument, and every handle of a source has the same one;
+- *rate and channels*: converted to the audio format, resampled with a windowed sinc and mixed down by the mean. All
+  handles of a source have the same format;
 - *8, 16, 24, 32 bits, floats*: float32, full scale at ±1;
 - *video files*: their first audio stream;
-- *silence*: a recording like any other;
-- *NaN or infinite samples*: DataError with the sample's name, or zeros where the contract says so;
-- *a header that promises more than there is*: DataError, or zeros at the end where the contract says so. Compressed
-  containers (mp4, webm, …) and mp3 only estimate their length; up to a tenth of a second less is filled with zeros, and
-  what an mp3 without a Xing header has beyond the estimate is not read;
-- *truncated or corrupt files*: DataError with the sample's name.
+- *silence*: as any other recording;
+- *NaN or infinite samples*: DataError with the name of the sample, or zeros (`on_non_finite`);
+- *fewer samples than the header says*: DataError, or zeros at the end (`on_short`). Compressed containers (mp4, webm)
+  and mp3 only estimate their length: up to a tenth of a second less is filled with zeros, and samples of an mp3
+  without a Xing header beyond the estimate are not read;
+- *truncated or corrupt files*: DataError with the name of the sample.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmcon.errors import DataError, InputError
-from mmcon.media.audio_files import CONTAINERS, SUFFIXES, AudioHeader, open_audio_file
+from mmcon.media.audio_files import AUDIO_CONTAINER_SUFFIXES, AUDIO_SUFFIXES, AudioHeader, open_audio_file
 
-# torchaudio's resampling kernel has rate·rate/gcd² entries or so; beyond this a pair of rates is refused.
+# torchaudio's resampling kernel has about rate·rate/gcd² entries; a pair of rates beyond this raises.
 _LARGEST_KERNEL = 20_000_000
 
 
 @dataclass(frozen=True)
 class AudioFormat:
-    """What every sound of a source is brought to, and what happens to bad ones.
+    """The rate and channels of decoded audio, and the handling of bad files.
 
     Attributes:
-        rate_hz: the rate that sounds are resampled to.
-        channels: 1 mixes all channels down by their mean; 2 and more take a mono file as many times, and else files
-            with so many channels.
-        on_non_finite: what becomes of NaN and infinite samples: "error" or "zero".
-        on_short: what becomes of a file that holds less than its header says: "error" or "zero" (the end is filled).
+        rate_hz: the rate to resample to.
+        channels: 1 mixes all channels down by their mean; 2 or more accept files with that number of channels, and
+            repeat the channel of a mono file.
+        on_non_finite: "error" raises on NaN or infinite samples; "zero" replaces them.
+        on_short: "error" raises on a file with fewer samples than its header says; "zero" fills the end.
     """
 
     rate_hz: int = 16_000
@@ -65,12 +65,12 @@ class AudioFormat:
 
 @final
 class AudioHandle:
-    """A sound that is opened but not decoded.
+    """Audio that is opened but not decoded.
 
     Args:
         source: a path, the bytes of a file, or samples in memory as a float tensor `t` or `c t`.
-        contract: the rate and the channels that `decode` gives, and what happens to bad input.
-        id: what the sample is called in messages; a path is its own name.
+        audio_format: the rate and channels that `decode` returns, and the handling of bad files.
+        id: the name of the sample in messages; by default the path.
         source_rate_hz: the rate of samples in memory.
     """
 
@@ -83,7 +83,7 @@ class AudioHandle:
         source_rate_hz: int | None = None,
     ) -> None:
         self.source, self.audio_format = source, audio_format or AudioFormat()
-        self.id = id or (str(source) if isinstance(source, str | Path) else f"a sound from {type(source).__name__}")
+        self.id = id or (str(source) if isinstance(source, str | Path) else f"audio from {type(source).__name__}")
         self.source_rate_hz = source_rate_hz
         if isinstance(source, np.ndarray | Tensor) and source_rate_hz is None:
             raise InputError("AudioHandle", expected="source_rate_hz with samples in memory", got="None")
@@ -96,7 +96,7 @@ class AudioHandle:
         """Length, rate and channels as the file states them.
 
         Raises:
-            DataError: it cannot be read as sound.
+            DataError: no decoder reads the file.
         """
         if isinstance(self.source, np.ndarray | Tensor):
             samples = torch.as_tensor(self.source)
@@ -108,10 +108,10 @@ class AudioHandle:
 
     @cached_property
     def facts(self) -> dict[str, int]:
-        """The length in samples and the rate, both as `decode` gives them; the header alone is read.
+        """The length in samples and the rate of what `decode` returns; only the header is read.
 
-        A file without a readable header has length 0 here, so that it spoils no batch before it is decoded; decoding
-        it raises the error that names it.
+        A file without a readable header has length 0 here, so that its batch can be drawn; decoding it raises the
+        error that names it.
         """
         try:
             header = self.header
@@ -121,17 +121,18 @@ class AudioHandle:
         return {"length": length, "rate_hz": self.audio_format.rate_hz}
 
     def decode(self, start: int = 0, length: int | None = None) -> Float[Tensor, "c t"]:
-        """Decode a span, brought to the contract's rate and channels.
+        """Decode a span at the rate and channels of the format.
 
         Args:
-            start: the first sample, at the contract's rate.
-            length: how many samples; by default all to the end. The span must lie within the recording.
+            start: the first sample, at the rate of the format.
+            length: the number of samples, within the recording; by default all to the end.
 
         Returns:
-            The same samples that the whole recording, resampled at once, has there.
+            The same samples as in the whole recording, resampled at once.
 
         Raises:
-            DataError: the file cannot be read, breaks off, or holds NaN.
+            DataError: the file cannot be read, is truncated, or contains NaN.
+            InputError: the span is not within the recording.
         """
         header = self.header
         total = self.facts["length"]
@@ -141,13 +142,13 @@ class AudioHandle:
                 f"AudioHandle.decode of {self.id!r}",
                 expected=f"a span within the {total} samples",
                 got=f"start={start}, length={length}",
-                fix="sound.facts['length'] says how many there are; audio/crop pads what is shorter",
+                fix="read the length from facts['length']; audio/crop pads shorter recordings",
             )
         if header.rate_hz == self.audio_format.rate_hz:
             return self._mix(self._read(start, length))
         g = math.gcd(header.rate_hz, self.audio_format.rate_hz)
         old, new = header.rate_hz // g, self.audio_format.rate_hz // g
-        # Blocks of `new` samples come from blocks of `old`; one filter's width more on both sides.
+        # Blocks of `new` samples are computed from blocks of `old`, and from one filter width more on both sides.
         margin = math.ceil((6 * old / (0.99 * min(old, new)) + 1) / old) + 1
         first = max(0, start // new - margin)
         last = math.ceil((start + length) / new) + margin
@@ -155,8 +156,8 @@ class AudioHandle:
         resampled = resampler(old, new)(self._mix(self._read(first * old, max(0, stop - first * old))))
         return resampled[:, start - first * new : start - first * new + length].contiguous()
 
-    def _read(self, start: int, length: int) -> Tensor:
-        """Samples at the file's own rate, `c length`, checked."""
+    def _read(self, start: int, length: int) -> Float[Tensor, "c t"]:
+        """Samples at the rate of the file, checked."""
         if isinstance(self.source, np.ndarray | Tensor):
             samples = torch.as_tensor(self.source, dtype=torch.float32)
             span = (samples if samples.dim() == 2 else samples[None])[:, start : start + length]
@@ -167,16 +168,16 @@ class AudioHandle:
             slack = header.rate_hz // 10 if header.estimated else 0
             if missing > slack and self.audio_format.on_short == "error":
                 raise DataError(
-                    f"sound {self.id!r}",
+                    f"audio {self.id!r}",
                     expected=f"{header.length} samples, as its header says",
-                    got=f"{start + span.shape[1]} before it breaks off",
+                    got=f"a file that ends after {start + span.shape[1]}",
                     fix="replace the file, or fill the end with AudioFormat(on_short='zero')",
                 )
             span = nn.functional.pad(span, (0, missing))
         if not bool(torch.isfinite(span).all()):
             if self.audio_format.on_non_finite == "error":
                 raise DataError(
-                    f"sound {self.id!r}",
+                    f"audio {self.id!r}",
                     expected="finite samples",
                     got=f"{int((~torch.isfinite(span)).sum())} of {span.numel()} NaN or infinite",
                     fix="replace the file, or silence them with AudioFormat(on_non_finite='zero')",
@@ -184,7 +185,8 @@ class AudioHandle:
             span = torch.nan_to_num(span, nan=0.0, posinf=0.0, neginf=0.0)
         return span
 
-    def _mix(self, span: Tensor) -> Tensor:
+    def _mix(self, span: Float[Tensor, "c t"]) -> Float[Tensor, "c2 t"]:
+        """Mix or repeat channels to the number of the format."""
         wanted = self.audio_format.channels
         if len(span) == wanted:
             return span
@@ -193,25 +195,25 @@ class AudioHandle:
         if len(span) == 1:
             return span.expand(wanted, -1)
         raise DataError(
-            f"sound {self.id!r}",
-            expected=f"{wanted} channels, or one that is repeated",
+            f"audio {self.id!r}",
+            expected=f"{wanted} channels, or one to repeat",
             got=f"{len(span)} channels",
-            fix="AudioFormat(channels=1) mixes all files down",
+            fix="mix all files down with AudioFormat(channels=1)",
         )
 
 
 @lru_cache(maxsize=32)
 def resampler(old: int, new: int) -> nn.Module:
-    """The windowed-sinc resampler of a pair of rates (torchaudio's), made once for each pair."""
+    """Torchaudio's windowed-sinc resampler for a pair of rates, cached."""
     import torchaudio
 
     g = math.gcd(old, new)
     if (old // g) * (new // g) > _LARGEST_KERNEL:
         raise DataError(
             f"resampling {old} Hz to {new} Hz",
-            expected="rates with a large common divisor",
+            expected="rates with a larger common divisor",
             got=f"a ratio of {old // g}:{new // g}",
-            fix="resample the files once with a tool for it, or choose a rate_hz that divides theirs",
+            fix="resample the files once, or choose a rate_hz that divides their rate",
         )
     return torchaudio.transforms.Resample(old // g, new // g)
 
@@ -219,20 +221,20 @@ def resampler(old: int, new: int) -> nn.Module:
 def open_audio(
     sources: str | Path | Sequence[str | Path | bytes], *, audio_format: AudioFormat | None = None
 ) -> list[AudioHandle]:
-    """Handles on all sounds below a folder, or on those that are named, with one contract; every header is read.
+    """Handles on all audio files below a folder, or on listed ones, with one format. Every header is read.
 
     Raises:
-        DataError: there are none, or one cannot be read or holds nothing.
+        DataError: there is no file, or one cannot be read or is empty.
     """
     if isinstance(sources, str | Path):
-        endings = SUFFIXES + CONTAINERS
-        files: Sequence[Any] = sorted(f for f in Path(sources).expanduser().rglob("*") if f.suffix.lower() in endings)
+        suffixes = AUDIO_SUFFIXES + AUDIO_CONTAINER_SUFFIXES
+        files: Sequence[Any] = sorted(f for f in Path(sources).expanduser().rglob("*") if f.suffix.lower() in suffixes)
     else:
         files = sources
-    sounds = [AudioHandle(file, audio_format=audio_format) for file in files]
-    if not sounds:
-        raise DataError("sounds", expected="at least one", got=f"none in {str(sources)!r}", fix="check the path")
-    for sound in sounds:
-        if not sound.header.length:
-            raise DataError(f"sound {sound.id!r}", expected="at least one sample", got="none", fix="take the file out")
-    return sounds
+    handles = [AudioHandle(file, audio_format=audio_format) for file in files]
+    if not handles:
+        raise DataError("audio files", expected="at least one", got=f"none in {str(sources)!r}", fix="check the path")
+    for handle in handles:
+        if not handle.header.length:
+            raise DataError(f"audio {handle.id!r}", expected="at least one sample", got="none", fix="remove the file")
+    return handles

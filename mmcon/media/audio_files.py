@@ -1,4 +1,4 @@
-"""Reading audio files: TorchCodec where it really decodes, else libsndfile, else FFmpeg through PyAV."""
+"""Reading audio files: with TorchCodec where it works, else with libsndfile, else with FFmpeg through PyAV."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.errors import DataError, MissingDependencyError
 
-# What names of files end in: sounds, and containers that may hold a video as well.
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
-CONTAINERS = (".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".wma")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
+AUDIO_CONTAINER_SUFFIXES = (".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".wma")
+"""Of containers that may also hold video."""
 
-# Reads a span at the file's own rate: (start, length) -> `c t`, shorter where the file ends.
-Reader = Callable[[int, int], Tensor]
-# Before the span, FFmpeg's decoders need some packets to get going.
+Reader = Callable[[int, int], Float[Tensor, "c t"]]
+"""Reads a span at the rate of the file: (start, length) -> samples, fewer where the file ends."""
+
+# FFmpeg's decoders need some packets before the span until their output is exact.
 _RUN_UP_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """What a file says of itself.
+    """Length, rate and channels as a file states them.
 
     Attributes:
-        length: samples at the file's own rate.
-        rate_hz: that rate.
-        channels: how many there are.
-        decoder: what reads it: soundfile, av, torchcodec or memory.
+        length: the number of samples at the rate of the file.
+        rate_hz: the rate of the file.
+        channels: the number of channels.
+        decoder: soundfile, av, torchcodec or memory.
         estimated: whether the length is an estimate, as in compressed containers.
     """
 
@@ -50,30 +52,30 @@ def open_audio_file(source: str | Path | bytes, name: str) -> tuple[AudioHeader,
 
     Raises:
         DataError: no decoder can read it.
-        MissingDependencyError: there is no decoder at all, or the one that might read it is not installed.
+        MissingDependencyError: no installed decoder reads it, and another decoder could be installed.
     """
     if not isinstance(source, bytes) and not Path(source).is_file():
-        raise DataError(f"sound {name!r}", expected="a file", got="none at this path")
+        raise DataError(f"audio {name!r}", expected="a file", got="none at this path")
     tried, missing = [], []
     for decoder, package in ((_torchcodec, ""), (_soundfile, "soundfile"), (_av, "av")):
         try:
             return decoder(source, name)
         except ModuleNotFoundError:
             missing += [package] if package else []
-        except Exception as error:  # each library has its own kinds; what they say goes into the message
+        except Exception as error:  # each library has its own types; their messages go into ours
             tried.append(f"{decoder.__name__[1:]}: {str(error) or repr(error)}")
     if missing:
         raise MissingDependencyError(
-            f"sound {name!r}",
+            f"audio {name!r}",
             expected="a decoder that reads it",
             got="; ".join(tried) or "none installed",
             fix=f"pip install {' '.join(missing)}",
         )
     raise DataError(
-        f"sound {name!r}",
-        expected="a sound that can be decoded",
+        f"audio {name!r}",
+        expected="audio that can be decoded",
         got="; ".join(tried),
-        fix="replace the file or take it out; `mmcon doctor --data PATH` lists all such files",
+        fix="replace or remove the file; `mmcon doctor --data PATH` lists all such files",
     )
 
 
@@ -84,16 +86,16 @@ def _soundfile(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Read
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
 
     with file() as opened:
-        estimated = opened.format in ("MP3", "MPEG")  # which says how long it is only where an encoder left a note
+        estimated = opened.format in ("MP3", "MPEG")  # exact only with a Xing header
         header = AudioHeader(opened.frames, opened.samplerate, opened.channels, "soundfile", estimated)
 
-    def read(start: int, length: int) -> Tensor:
+    def read(start: int, length: int) -> Float[Tensor, "c t"]:
         try:
-            return block(start, length)
-        except RuntimeError:  # soundfile's own error is one
-            return torch.cat([torch.zeros(header.channels, 0), *_readable(block, start, length)], 1)
+            return read_at_once(start, length)
+        except RuntimeError:  # soundfile's own error is a subclass
+            return torch.cat([torch.zeros(header.channels, 0), *_read_in_blocks(read_at_once, start, length)], 1)
 
-    def block(start: int, length: int) -> Tensor:
+    def read_at_once(start: int, length: int) -> Float[Tensor, "c t"]:
         with file() as opened:
             opened.seek(start)
             samples = opened.read(length, dtype="float32", always_2d=True)
@@ -102,12 +104,12 @@ def _soundfile(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Read
     return header, read
 
 
-def _readable(block: Reader, start: int, length: int) -> list[Tensor]:
-    """What there is of a span that cannot be read at once: libsndfile may fail where a file ends before its time."""
+def _read_in_blocks(read: Reader, start: int, length: int) -> list[Float[Tensor, "c _"]]:
+    """The readable samples of a span in ever smaller blocks: libsndfile may fail near the end of a truncated file."""
     blocks, size = [], 4096
     while length and size:
         try:
-            blocks.append(block(start, min(size, length)))
+            blocks.append(read(start, min(size, length)))
         except RuntimeError:
             size //= 2
             continue
@@ -125,7 +127,7 @@ def _av(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
 
     with container() as opened:
         if not opened.streams.audio:
-            raise DataError(f"sound {name!r}", expected="an audio stream", got="a file without one")
+            raise DataError(f"audio {name!r}", expected="an audio stream", got="a file without one")
         stream = opened.streams.audio[0]
         rate, channels = stream.rate, stream.channels
         if stream.duration is not None and stream.time_base is not None:
@@ -134,7 +136,7 @@ def _av(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
             seconds = (opened.duration or 0) / av.time_base
         header = AudioHeader(round(seconds * rate), rate, channels, "av", estimated=True)
 
-    def read(start: int, length: int) -> Tensor:
+    def read(start: int, length: int) -> Float[Tensor, "c t"]:
         span, end = np.zeros((channels, length), dtype=np.float32), 0
         try:
             with container() as opened:
@@ -157,7 +159,7 @@ def _av(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
                     if position >= start + length:
                         break
         except (FFmpegError, EOFError) as error:
-            raise DataError(f"sound {name!r}", expected="decodable samples", got=str(error)) from error
+            raise DataError(f"audio {name!r}", expected="decodable samples", got=str(error)) from error
         return torch.from_numpy(span[:, :end].copy())
 
     return header, read
@@ -165,7 +167,7 @@ def _av(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
 
 @cache
 def torchcodec_works() -> bool:
-    """Whether TorchCodec can decode here: its import alone tells nothing, so one second of silence is decoded."""
+    """Whether TorchCodec decodes one second of silence: it may be importable without a usable FFmpeg."""
     silence = io.BytesIO()
     with wave.open(silence, "wb") as file:
         file.setparams((1, 2, 8_000, 8_000, "NONE", ""))
@@ -174,7 +176,7 @@ def torchcodec_works() -> bool:
         from torchcodec.decoders import AudioDecoder  # pyright: ignore[reportMissingImports]
 
         return AudioDecoder(silence.getvalue()).get_all_samples().data.shape[-1] == 8_000
-    except Exception:  # ImportError, RuntimeError, OSError: it depends on the version and on FFmpeg
+    except Exception:  # ImportError, RuntimeError or OSError, by its version and FFmpeg's
         return False
 
 
@@ -186,16 +188,16 @@ def _torchcodec(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Rea
     decoder = AudioDecoder(source)
     meta = decoder.metadata
     rate, seconds = meta.sample_rate, meta.duration_seconds_from_header
-    if not rate or not seconds:  # the next decoder may know better
-        raise DataError(f"sound {name!r}", expected="a header with rate and duration", got=f"{rate} Hz, {seconds} s")
+    if not rate or not seconds:  # the next decoder may read them
+        raise DataError(f"audio {name!r}", expected="a header with rate and duration", got=f"{rate} Hz, {seconds} s")
     header = AudioHeader(round(seconds * rate), rate, meta.num_channels or 1, "torchcodec", estimated=True)
 
-    def read(start: int, length: int) -> Tensor:
+    def read(start: int, length: int) -> Float[Tensor, "c t"]:
         if not length:
             return torch.zeros(header.channels, 0)
         try:
             return decoder.get_samples_played_in_range(start / rate, (start + length) / rate).data[:, :length]
         except RuntimeError as error:
-            raise DataError(f"sound {name!r}", expected="decodable samples", got=str(error)) from error
+            raise DataError(f"audio {name!r}", expected="decodable samples", got=str(error)) from error
 
     return header, read

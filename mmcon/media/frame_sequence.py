@@ -1,10 +1,11 @@
-"""Clips that are images: a folder of frames, and animated GIF, WebP and PNG."""
+"""Videos stored as images: folders of frames, and animated GIF, WebP and PNG."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -13,37 +14,40 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmcon.errors import DataError
-from mmcon.media.video import SAME_MOMENT_SECONDS, FrameStack, VideoHandle, VideoHeader, scaled
+from mmcon.media.video import SAME_TIME_SECONDS, FrameStack, VideoHandle, VideoHeader, scaled
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 @final
 class FrameFolder(VideoHandle):
-    """A folder of images, one a frame, in the natural order of their names (`2.png` before `10.png`).
+    """A folder of images, one per frame, in the natural order of their names (`2.png` before `10.png`).
 
     Args:
         folder: the folder.
-        frames_per_second: the rate at which they were taken; a folder does not say it.
-        name: what it is called in messages.
+        frames_per_second: the rate of the frames, which a folder does not state.
+        name: the name of the video in messages; by default the path.
+
+    Raises:
+        DataError: no images, no rate, or an unreadable first image.
     """
 
     def __init__(self, folder: str | Path, *, frames_per_second: int | float | None, name: str = "") -> None:
         self.files = frame_files(folder)
         if not self.files:
             raise DataError(
-                str(folder), expected="images, one a frame", got="none", fix=f"use {', '.join(FRAME_SUFFIXES)}"
+                str(folder), expected="images, one per frame", got="none", fix=f"use {', '.join(FRAME_SUFFIXES)}"
             )
         if not frames_per_second:
             raise DataError(
                 name or str(folder),
-                expected="the rate at which the frames were taken",
+                expected="the rate of the frames",
                 got=f"frames_per_second={frames_per_second}",
                 fix="open_video(folder, frames_per_second=25), or a column frames_per_second in the manifest",
             )
         from PIL import Image
 
-        with _as_data_error(str(self.files[0])), Image.open(self.files[0]) as first:
+        with _data_errors(str(self.files[0])), Image.open(self.files[0]) as first:
             width, height = first.size
         count = len(self.files)
         super().__init__(
@@ -51,9 +55,9 @@ class FrameFolder(VideoHandle):
         )
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Decode the images that are shown, each once."""
+        """Decode each shown image once."""
         rate, last = self.header.frames_per_second, len(self.files) - 1
-        shown = [min(max(0, math.floor((t + SAME_MOMENT_SECONDS) * rate)), last) for t in times]
+        shown = [min(max(0, math.floor((t + SAME_TIME_SECONDS) * rate)), last) for t in times]
         decoded = {i: scaled(self._image(self.files[i])[None], shorter_side)[0] for i in dict.fromkeys(shown)}
         return torch.stack([decoded[i] for i in shown])
 
@@ -66,17 +70,17 @@ class FrameFolder(VideoHandle):
     def _image(self, file: Path) -> UInt8[Tensor, "c h w"]:
         from torchvision.io import ImageReadMode, decode_image
 
-        with _as_data_error(str(file)):
+        with _data_errors(str(file)):
             image = decode_image(str(file), ImageReadMode.RGB)
         if image.shape[-2:] != (self.header.height, self.header.width):
-            size = f"{self.header.height}×{self.header.width}"
-            raise DataError(str(file), expected=f"{size}, as the first frame", got="×".join(map(str, image.shape[-2:])))
+            expected = f"{self.header.height}×{self.header.width}, the size of the first frame"
+            raise DataError(str(file), expected=expected, got="×".join(map(str, image.shape[-2:])))
         return image
 
 
 @final
 class AnimatedImage(VideoHandle):
-    """An animated GIF, WebP or PNG, each frame shown for as long as the file says (100 ms where it says 0).
+    """An animated GIF, WebP or PNG. Each frame lasts as long as the file says (100 ms where it says 0, as in browsers).
 
     Such files store differences between frames, so they are decoded from the start; they are small.
     """
@@ -85,7 +89,7 @@ class AnimatedImage(VideoHandle):
         from PIL import Image
 
         self.file = Path(file)
-        with _as_data_error(str(file)), Image.open(self.file) as image:
+        with _data_errors(str(file)), Image.open(self.file) as image:
             width, height = image.size
             durations = [_milliseconds(image, i) for i in range(getattr(image, "n_frames", 1))]
         ends = torch.tensor(durations, dtype=torch.float64).cumsum(0) / 1000
@@ -94,7 +98,7 @@ class AnimatedImage(VideoHandle):
         super().__init__(name or str(file), VideoHeader(self.end, count / self.end, count, height, width))
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Decode all and look up."""
+        """Decode all frames and select."""
         return self.decode_all(shorter_side).read(times, None)
 
     def decode_all(self, shorter_side: int | None) -> FrameStack:
@@ -102,7 +106,7 @@ class AnimatedImage(VideoHandle):
         from PIL import Image
         from torchvision.transforms.functional import pil_to_tensor
 
-        with _as_data_error(str(self.file)), Image.open(self.file) as image:
+        with _data_errors(str(self.file)), Image.open(self.file) as image:
             frames = []
             for number in range(len(self.times)):
                 image.seek(number)
@@ -113,7 +117,7 @@ class AnimatedImage(VideoHandle):
 
 
 def _milliseconds(image: Any, number: int) -> float:
-    """How long a frame is shown; it is known once the frame is loaded."""
+    """The duration of a frame, which Pillow knows after loading it."""
     image.seek(number)
     image.load()
     return float(image.info.get("duration", 0) or 100)
@@ -126,21 +130,17 @@ def frame_files(folder: str | Path) -> list[Path]:
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key by which `2` stands before `10`."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    """A sort key that puts `2` before `10`."""
+    pieces = (piece for piece in re.split(r"(\d+)", name) if piece)
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
 
 
-class _as_data_error:
-    """Turn what a library raises on a damaged file into DataError with the file's name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError | ValueError | SyntaxError | EOFError | RuntimeError) and not isinstance(
-            error, DataError
-        ):
-            raise DataError(self.name, expected="a readable file", got=f"{type(error).__name__}: {error}") from error
+@contextmanager
+def _data_errors(name: str) -> Iterator[None]:
+    """Turn a library's errors on a damaged file into DataError with the name of the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
+        raise DataError(name, expected="a readable file", got=f"{type(error).__name__}: {error}") from error

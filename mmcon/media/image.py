@@ -1,17 +1,17 @@
-"""Handles on images: the header says how large a photo is; pixels are decoded when it is known which are needed.
+"""Handles on images: the header gives the size of an image; only the requested pixels are decoded.
 
-    photo = ImageHandle("photo.jpg")
-    photo.facts                                        # {"channels": 3, "height": 1536, "width": 2048}
-    photo.decode(region=(0, 512, 1024, 1024), size=(224, 224))
+    image = ImageHandle("photo.jpg")
+    image.facts                                        # {"channels": 3, "height": 1536, "width": 2048}
+    image.decode(region=(0, 512, 1024, 1024), size=(224, 224))
 
-What a file may be, and what becomes of it:
+What a file may contain, and how it is handled:
 
-- *orientation*: the EXIF tag is obeyed, in the facts as well;
-- *grey, palette, CMYK, YCbCr, …*: converted to RGB (or to grey where `channels=1`);
-- *alpha*: laid over `background`, white unless told otherwise, so that colours hidden under full transparency stay so;
-- *16 bits*: the upper 8 are kept; files of 32-bit integers beyond that, or of floats, are refused;
+- *orientation*: the EXIF tag is applied, in the facts as well;
+- *gray, palette, CMYK, YCbCr, …*: converted to RGB (to gray where `channels=1`);
+- *alpha*: composed over `background`, by default white, so that colors hidden under full transparency stay hidden;
+- *16 bits*: the upper 8 are kept; 32-bit integers beyond that range, and floats, raise DataError;
 - *animations*: the first frame;
-- *truncated or corrupt files*: DataError with the sample's name. Nothing is repaired silently.
+- *truncated or corrupt files*: DataError with the name of the sample. Nothing is repaired silently.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 from mmcon.errors import DataError, InputError
 
 Region = tuple[int, int, int, int]
-ORIENTATION = 0x0112  # the EXIF tag; values from 5 on swap height and width
+_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on swap height and width
 
 
 @final
@@ -40,9 +40,9 @@ class ImageHandle:
 
     Args:
         source: a path, the bytes of a file, an array `h w` or `h w c` (uint8, or 16 bits), or a uint8 tensor `c h w`.
-        id: what the sample is called in messages; a path is its own name.
-        channels: how many channels `decode` gives: 3 (RGB) or 1 (grey).
-        background: the colour, 0 to 255, that transparent images are laid over.
+        id: the name of the sample in messages; by default the path.
+        channels: the channels that `decode` returns: 3 (RGB) or 1 (gray).
+        background: the color, 0 to 255, under transparent images.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ImageHandle:
         background: tuple[int, int, int] = (255, 255, 255),
     ) -> None:
         if channels not in (1, 3):
-            raise InputError("ImageHandle", expected="channels as 1 (grey) or 3 (RGB)", got=str(channels))
+            raise InputError("ImageHandle", expected="channels as 1 (gray) or 3 (RGB)", got=str(channels))
         self.source, self.channels, self.background = source, channels, background
         self.id = id or (str(source) if isinstance(source, str | Path) else f"an image from {type(source).__name__}")
 
@@ -63,12 +63,16 @@ class ImageHandle:
 
     @cached_property
     def facts(self) -> dict[str, int]:
-        """Channels, height and width of what `decode` gives; reads the header alone."""
+        """Channels, height and width of what `decode` returns; only the header is read.
+
+        Raises:
+            DataError: the header cannot be read.
+        """
         with self._open() as image:
             width, height = image.size
             try:
-                # In a PNG the tag may stand behind the pixels, so that reading it meets what is broken there.
-                turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+                # In a PNG the tag may follow the pixels, so that reading it may fail on broken pixels.
+                turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             except (OSError, ValueError, SyntaxError, EOFError) as error:
                 raise self._unreadable(error) from error
             if turned:
@@ -79,16 +83,16 @@ class ImageHandle:
         """Decode the pixels.
 
         Args:
-            region: top, left, height and width of the part that is wanted, in pixels of the full image.
-            size: the height and width that the part will be brought to. A JPEG is then decoded at a half, a quarter or
-                an eighth of its scale, as long as the part stays at least this large; its edges are rounded to the
-                coarser pixels.
+            region: top, left, height and width of the requested region, in pixels of the full image; None: all.
+            size: the height and width that the region will be resized to. A JPEG is then decoded at 1/2, 1/4 or 1/8 of
+                its scale, as long as the region stays at least this large; its edges are rounded to the coarser pixels.
 
         Returns:
-            `c h w` uint8, in the layout that decoders give (channels last in memory).
+            The pixels in the layout of decoders (channels last in memory).
 
         Raises:
-            DataError: the file cannot be decoded; the message names the sample.
+            DataError: the file cannot be decoded.
+            InputError: the region is not inside the image.
         """
         facts = self.facts
         top, left, height, width = region or (0, 0, facts["height"], facts["width"])
@@ -100,13 +104,12 @@ class ImageHandle:
                 got=f"top {top}, left {left}, height {height}, width {width}",
             )
         pixels = self._pixels(min(height // size[0], width // size[1]) if size and min(size) > 0 else 1)
-        down, across = pixels.shape[0] / facts["height"], pixels.shape[1] / facts["width"]
-        rows = slice(round(top * down), max(round((top + height) * down), round(top * down) + 1))
-        columns = slice(round(left * across), max(round((left + width) * across), round(left * across) + 1))
+        rows = _scaled_range(top, height, pixels.shape[0] / facts["height"])
+        columns = _scaled_range(left, width, pixels.shape[1] / facts["width"])
         return torch.from_numpy(pixels[rows, columns]).permute(2, 0, 1)
 
-    def _pixels(self, shrink: int) -> np.ndarray:
-        """All pixels, `h w c` uint8, of a JPEG at 1/shrink of its scale or larger."""
+    def _pixels(self, shrink: int) -> UInt8[np.ndarray, "h w c"]:
+        """All pixels; those of a JPEG at 1/shrink of its scale or larger."""
         with self._open() as image:
             width, height = image.size
             try:
@@ -121,7 +124,7 @@ class ImageHandle:
     def _open(self) -> Image.Image:
         try:
             with warnings.catch_warnings():
-                # A photo beyond 90 megapixels is large, not an attack: Pillow still refuses twice that.
+                # A photo beyond 90 megapixels is large, not an attack; at twice that Pillow still raises.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 if isinstance(self.source, bytes):
                     return Image.open(io.BytesIO(self.source))
@@ -151,16 +154,22 @@ class ImageHandle:
             repr(self),
             expected="a readable image",
             got=f"{type(error).__name__}: {error}",
-            fix="open it in an image viewer; leave it out, or save it again",
+            fix="open it in an image viewer; remove it, or save it again",
         )
 
 
+def _scaled_range(start: int, length: int, scale: float) -> slice:
+    """A range of pixels at another scale: rounded, and at least one pixel."""
+    first = round(start * scale)
+    return slice(first, max(round((start + length) * scale), first + 1))
+
+
 def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
-    """Bring any mode of Pillow's to 8-bit RGB or grey, transparent parts over the background."""
+    """Convert any mode of Pillow to 8-bit RGB or gray, with transparent pixels over the background."""
     if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known; save them as 8 or 16 bits")
+        raise ValueError("floating-point pixels, whose range is unknown; save them as 8 or 16 bits")
     if image.mode.startswith("I"):
-        # Modes I;16… and I hold 16 bits; Pillow's own conversion would clip them at 255.
+        # Modes I and I;16 hold 16 bits, which Pillow's own conversion would clip at 255.
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError(f"numbers from {wide.min()} to {wide.max()}, beyond 16 bits")

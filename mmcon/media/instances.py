@@ -1,4 +1,4 @@
-"""Several instances of one sample: recordings of one word, captions of one picture, photographs of one thing."""
+"""Several instances of one sample: recordings of one word, captions of one image, photos of one object."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from mmcon.errors import InputError
 
 @final
 class Instances:
-    """Handles on all instances of a sample; `any/instance` draws one for each view.
+    """Handles on all instances of a sample; the view `any/instance` draws one of them per view.
 
     Args:
-        instances: handles of one kind, one at least.
-        widest: as how many instances the facts are told, the same for all samples of a source; the last is repeated.
+        instances: handles of one modality, at least one.
+        max_instances: the number of instances in `facts`, the same for all samples of a source; facts of missing ones
+            repeat those of the last.
     """
 
-    def __init__(self, instances: Sequence[Any], *, widest: int) -> None:
-        if not 1 <= len(instances) <= widest:
-            raise InputError("Instances", expected=f"1 to {widest} instances", got=str(len(instances)))
-        self.instances, self.widest = list(instances), widest
+    def __init__(self, instances: Sequence[Any], *, max_instances: int) -> None:
+        if not 1 <= len(instances) <= max_instances:
+            raise InputError("Instances", expected=f"1 to {max_instances} instances", got=str(len(instances)))
+        self.instances, self.max_instances = list(instances), max_instances
 
     @cached_property
     def facts(self) -> dict[str, int | float]:
-        """How many there are, and of each what its header says: `0/length`, `1/length`, and so on."""
-        told: dict[str, int | float] = {"instances": len(self.instances)}
-        for number in range(self.widest):
+        """The number of instances, and the facts of each: `0/length`, `1/length`, and so on."""
+        facts: dict[str, int | float] = {"instances": len(self.instances)}
+        for number in range(self.max_instances):
             of = getattr(self.instances[min(number, len(self.instances) - 1)], "facts", {})
-            told |= {f"{number}/{name}": value for name, value in of.items()}
-        return told
+            facts |= {f"{number}/{name}": value for name, value in of.items()}
+        return facts
 
     def decode(self) -> Any:
         """The first instance."""

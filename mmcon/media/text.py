@@ -1,6 +1,7 @@
-"""Handles on texts: a text, or several versions of it (title and body, translations), still as strings.
+"""Handles on text: strings before tokenization, possibly in several versions (title and body, translations).
 
-TextHandle(("Apples are red.", "Äpfel sind rot."), names=("en", "de")).decode()   # the first version
+>>> TextHandle(("Apples are red.", "Äpfel sind rot."), names=("en", "de")).version("de").decode()
+'Äpfel sind rot.'
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from mmcon.errors import DataError
 @final
 @dataclass(frozen=True)
 class TextHandle:
-    """A text that is not yet tokenised; views of words and characters work on it.
+    """A text before tokenization. Views of words and characters take and return handles.
 
     Attributes:
-        versions: the text in each of its columns; the first one is the text at hand.
-        names: what the columns are called.
-        id: what the sample is called in messages.
+        versions: the text in each column; the first is the current one.
+        names: the names of the columns.
+        id: the name of the sample in messages.
     """
 
     versions: tuple[str, ...]
@@ -29,7 +30,7 @@ class TextHandle:
 
     @property
     def value(self) -> str:
-        """The text at hand."""
+        """The current version."""
         return self.versions[0]
 
     @property
@@ -38,20 +39,20 @@ class TextHandle:
         return {"characters": len(self.value), "words": len(self.value.split())}
 
     def decode(self) -> str:
-        """The text at hand, as a string."""
+        """The current version, as a string."""
         return self.value
 
     def version(self, name: str) -> TextHandle:
-        """Another column as the text at hand."""
+        """The same text with another column as the current version."""
         if name not in self.names:
             raise DataError(f"text {self.id!r}", expected=f"a column among {list(self.names)}", got=repr(name))
         return self.only(self.versions[self.names.index(name)])
 
     def only(self, value: str) -> TextHandle:
-        """A changed text; the other columns stay behind."""
+        """A changed text, without the other columns."""
         return replace(self, versions=(value,), names=self.names[:1])
 
 
 def as_text_handles(samples: Sequence[TextHandle | str]) -> list[TextHandle]:
-    """Handles, also for plain strings."""
+    """Handles of texts, some of which may be plain strings."""
     return [sample if isinstance(sample, TextHandle) else TextHandle((sample,)) for sample in samples]

@@ -1,8 +1,8 @@
-"""What a clip is: a header that is read at once, and frames that are decoded only when their times are asked for.
+"""Handles on video: a header that is read at once, and frames that are decoded when their times are requested.
 
-A clip is known by time, not by frame number: a moment shows the last frame whose own time is not after it. So variable
-frame rates, missing frames and a stride that falls between frames need no rule of their own, and seconds mean the same
-in every file. The clock starts at the first frame.
+A video is addressed by time, not by frame number: a time shows the last frame whose own time is not after it. So
+variable frame rates, missing frames and strides between frames need no rules of their own, and seconds mean the same in
+every file. The clock starts at the first frame.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch import Tensor
 from mmcon.errors import DataError, InputError
 from mmcon.random import stable_id
 
-# Frame times and asked-for times come from different sums; closer than this they are the same moment.
-SAME_MOMENT_SECONDS = 1e-6
+# Frame times and requested times come from different sums; closer than this they are equal.
+SAME_TIME_SECONDS = 1e-6
 Decoder = Literal["pyav", "torchcodec", "auto"]
 
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """What is known of a clip without decoding what will be drawn.
+    """Length, rate and size of a video as its file states them.
 
     Attributes:
         duration_seconds: from the first frame to the end of the last.
         frames_per_second: the mean rate.
-        frames: how many there are; an estimate where the file does not count them.
-        height: of the upright picture, in pixels.
-        width: of the upright picture, in pixels.
+        frames: the number of frames; an estimate where the file does not count them.
+        height: of the upright image, in pixels.
+        width: of the upright image, in pixels.
     """
 
     duration_seconds: float
@@ -45,34 +45,34 @@ class VideoHeader:
 
 
 class VideoHandle(ABC):
-    """A clip whose frames are decoded on request. A subclass implements `read`.
+    """A video whose frames are decoded on request. A subclass implements `read` and `decode_all`.
 
     Args:
-        name: what the clip is called in messages; its hash is the `group` that all spans of the clip share.
-        header: the whole clip's header.
+        name: the name of the video in messages; its hash is the `group` that all spans of the video share.
+        header: the header of the whole video.
     """
 
     def __init__(self, name: str, header: VideoHeader) -> None:
         if not (header.duration_seconds > 0 and header.frames_per_second > 0 and min(header.height, header.width) > 0):
             raise DataError(
                 name,
-                expected="a clip with a duration, a frame rate and a size above 0",
+                expected="a video with a duration, a frame rate and a size above 0",
                 got=str(header),
-                fix="give its rate, open_video(path, frames_per_second=25), or leave the clip out",
+                fix="give its rate, open_video(path, frames_per_second=25), or leave the video out",
             )
         self.name, self.header = name, header
 
     @abstractmethod
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Decode the frames that ascending moments show, on the clip's own clock."""
+        """Decode the frames shown at ascending times, on the clock of the video."""
 
     @abstractmethod
     def decode_all(self, shorter_side: int | None) -> FrameStack:
-        """Decode the whole clip, every frame at its own time."""
+        """Decode the whole video, every frame at its own time."""
 
     @property
     def span(self) -> tuple[float, float]:
-        """Where the clip begins and ends, in seconds of its own clock."""
+        """The begin and end, in seconds of the clock of the video."""
         return 0.0, self.header.duration_seconds
 
     @property
@@ -93,25 +93,26 @@ class VideoHandle(ABC):
     def decode(
         self, times: Sequence[float] | Tensor | None = None, *, shorter_side: int | None = None
     ) -> UInt8[Tensor, "t c h w"]:
-        """Decode the frames shown at some moments, and nothing beside them that the codec does not force.
+        """Decode the frames shown at some times, and otherwise only what the codec requires.
 
         Args:
-            times: in seconds of the clip's clock, in any order, repeats allowed; before the first frame the first is
-                shown. None: the whole span at the mean rate.
-            shorter_side: scale down, while colours are converted, until the shorter side has this many pixels; a
-                smaller clip is left as it is.
+            times: in seconds of the clock of the video, in any order, repeats allowed; a time before the first frame
+                shows the first. None: the whole span at the mean rate.
+            shorter_side: scale down to this many pixels of the shorter side, together with the color conversion; a
+                smaller video keeps its size.
 
         Raises:
-            DataError: the file is damaged or ends before a moment that its header promises.
+            DataError: the file is damaged or ends before a time within its header's duration.
+            InputError: times that are not finite, or none.
         """
         if times is None:
             begin, end = self.span
             count = max(1, round((end - begin) * self.header.frames_per_second))
             times = torch.arange(count, dtype=torch.float64) / self.header.frames_per_second + begin
-        moments = torch.as_tensor(times, dtype=torch.float64)
-        if moments.dim() != 1 or not len(moments) or not bool(moments.isfinite().all()):
+        requested = torch.as_tensor(times, dtype=torch.float64)
+        if requested.dim() != 1 or not len(requested) or not bool(requested.isfinite().all()):
             raise InputError(self.name, expected="one or more finite times, in seconds", got=str(times))
-        ordered, order = moments.sort(stable=True)
+        ordered, order = requested.sort(stable=True)
         frames = self.read(ordered.tolist(), shorter_side)
         return frames if bool((order[1:] > order[:-1]).all()) else frames[order.argsort()]
 
@@ -122,32 +123,32 @@ class VideoHandle(ABC):
 
 @final
 class VideoSpan(VideoHandle):
-    """A part of a clip, on the whole clip's clock, so that times in two parts of one clip can be compared."""
+    """A span of a video, on the clock of the whole video, so that times in two spans of one video are comparable."""
 
-    def __init__(self, clip: VideoHandle, begin: int | float, end: int | float) -> None:
-        duration = clip.header.duration_seconds
+    def __init__(self, video: VideoHandle, begin: int | float, end: int | float) -> None:
+        duration = video.header.duration_seconds
         if not 0 <= begin < end <= duration + 0.5:
             raise DataError(
-                clip.name,
+                video.name,
                 expected=f"0 <= begin < end <= {duration:.3f} s",
                 got=f"begin={begin}, end={end}",
                 fix="correct the span in the manifest",
             )
-        self.clip, self._span = clip, (begin, min(end, duration))
-        super().__init__(clip.name, clip.header)
+        self.video, self._span = video, (begin, min(end, duration))
+        super().__init__(video.name, video.header)
 
     @property
     def span(self) -> tuple[float, float]:
-        """Where the part begins and ends."""
+        """The begin and end of the span."""
         return self._span
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Decode in the whole clip."""
-        return self.clip.read(times, shorter_side)
+        """Decode from the whole video."""
+        return self.video.read(times, shorter_side)
 
     def decode_all(self, shorter_side: int | None) -> FrameStack:
-        """Decode the whole clip that it is a part of."""
-        return self.clip.decode_all(shorter_side)
+        """Decode the whole video, beyond the span too."""
+        return self.video.decode_all(shorter_side)
 
 
 @final
@@ -155,11 +156,11 @@ class FrameStack(VideoHandle):
     """Frames in memory.
 
     Args:
-        frames: `t c h w` uint8.
-        times: of each frame, ascending, in seconds; None: evenly at `frames_per_second`.
-        frames_per_second: the rate; None: the mean of what `times` say.
-        name: what it is called in messages.
-        end: when the last frame ends; None: after the mean interval.
+        frames: RGB.
+        times: the time of each frame, ascending, in seconds; None: evenly at `frames_per_second`.
+        frames_per_second: the rate; None: the mean rate of `times`.
+        name: the name of the video in messages.
+        end: the end of the last frame, in seconds; None: one mean interval after its time.
     """
 
     def __init__(
@@ -187,8 +188,8 @@ class FrameStack(VideoHandle):
         )
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Look the frames up."""
-        shown = [max(0, bisect.bisect_right(self.times, t + SAME_MOMENT_SECONDS) - 1) for t in times]
+        """Select the frames."""
+        shown = [max(0, bisect.bisect_right(self.times, t + SAME_TIME_SECONDS) - 1) for t in times]
         return scaled(self.frames[shown], shorter_side)
 
     def decode_all(self, shorter_side: int | None) -> FrameStack:
@@ -201,7 +202,7 @@ class FrameStack(VideoHandle):
 
 
 def scaled_size(height: int, width: int, shorter_side: int | None) -> tuple[int, int]:
-    """Height and width after scaling down to a shorter side; what is smaller stays."""
+    """Height and width after scaling down to a shorter side; a smaller size stays."""
     if shorter_side is None or min(height, width) <= shorter_side:
         return height, width
     if height <= width:

@@ -1,4 +1,4 @@
-"""Video files: the header by PyAV, then a seek by time, and no more decoded than from a keyframe to the last moment."""
+"""Video files: PyAV reads the header, seeks by time, and decodes from a keyframe to the last requested time."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmcon.errors import DataError, MissingDependencyError
-from mmcon.media.video import SAME_MOMENT_SECONDS, Decoder, FrameStack, VideoHandle, VideoHeader, scaled, scaled_size
+from mmcon.media.video import SAME_TIME_SECONDS, Decoder, FrameStack, VideoHandle, VideoHeader, scaled, scaled_size
 
-# Only decoded frames tell of rotation, of an order that is not that of time, and of missing timestamps.
-LOOK_AHEAD_FRAMES = 8
-# How many frames too late may come before one that is in time, in a file whose frames are out of order.
-DISORDER_FRAMES = 16
-# The share of a mean interval within which a moment must follow a frame to show it: times are rounded in files.
-ALONE = 0.99
-# How long a last frame may stand; a header that promises more is that of a truncated file.
-HOLD_SECONDS = 0.5
+# Only decoded frames show rotation, an order that is not that of their times, and missing timestamps.
+_LOOK_AHEAD_FRAMES = 8
+# In a file with frames out of order: the number of later frames that may precede a requested one.
+_DISORDER_FRAMES = 16
+# The fraction of a mean interval for which a frame is certainly shown: files round their times.
+_CERTAIN_INTERVAL = 0.99
+# The longest duration of a last frame; a header that says more belongs to a truncated file.
+_LAST_FRAME_SECONDS = 0.5
+_DAMAGED = "the file is damaged: fetch it again or leave it out"
 
 
 @final
 class VideoFile(VideoHandle):
     """A video file.
 
-    The first frames are decoded when it is opened: the bindings show rotation on frames only, and some files have no
-    timestamps or frames out of order. A file without timestamps is counted at its rate and never sought in.
+    Opening decodes the first frames: PyAV reports rotation on frames only, and some files have no timestamps or have
+    frames out of order. In a file without timestamps, frames are counted at its rate and there is no seeking.
 
     Args:
         file: the file, or its bytes.
-        name: what it is called in messages.
-        frames_per_second: the rate where the file has none.
+        name: the name of the video in messages; by default the path.
+        frames_per_second: the rate, where the file states none.
         decoder: see `open_video`.
 
     Raises:
-        DataError: it cannot be opened, has no video stream, no decodable frame, or no rate.
+        DataError: the file cannot be opened, or has no video stream, no decodable frame, or no rate.
     """
 
     def __init__(
@@ -54,10 +55,10 @@ class VideoFile(VideoHandle):
     ) -> None:
         self.file, self.decoder = file, decoder
         name = name or (str(file) if isinstance(file, Path) else "bytes")
-        with _Opened(file, name) as opened:
-            head = list(itertools.islice(opened.frames(), LOOK_AHEAD_FRAMES))
+        with _OpenContainer(file, name) as opened:
+            head = list(itertools.islice(opened.frames(), _LOOK_AHEAD_FRAMES))
             if not head:
-                raise DataError(name, expected="frames", got="a video stream that decodes to none", fix=_LEAVE_OUT)
+                raise DataError(name, expected="frames", got="a video stream without a decodable frame", fix=_DAMAGED)
             stamps = [frame.time for frame in head]
             self.timed = all(stamp is not None for stamp in stamps)
             self.ordered = not self.timed or stamps == sorted(stamps)
@@ -69,7 +70,7 @@ class VideoFile(VideoHandle):
                 opened.rate() or float(frames_per_second or 0) or (_rate_of(stamps) if self.timed else opened.guess())
             )
             duration = opened.duration(self.start, rate)
-            counted = len(head) if len(head) < LOOK_AHEAD_FRAMES else 0
+            counted = len(head) if len(head) < _LOOK_AHEAD_FRAMES else 0
             rate = rate or (counted / duration if duration else 0)
         if not rate:
             raise DataError(
@@ -82,79 +83,81 @@ class VideoFile(VideoHandle):
         )
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Seek to the keyframe before the first moment and decode up to the last."""
-        # Where frames come out of the order of their times, decoders differ by a frame or two: `auto` stays with PyAV.
-        other = self.decoder == "torchcodec" or (self.decoder == "auto" and self.ordered)
-        if other and (decoded := self._torchcodec(times)) is not None:
+        """Seek to the keyframe before the first time and decode up to the last."""
+        # With frames out of the order of their times, decoders differ by a frame or two: `auto` then uses PyAV.
+        use_torchcodec = self.decoder == "torchcodec" or (self.decoder == "auto" and self.ordered)
+        if use_torchcodec and (decoded := self._torchcodec(times)) is not None:
             return scaled(decoded, shorter_side)
-        with _Opened(self.file, self.name) as opened:
-            shown = self._shown(opened, [t + SAME_MOMENT_SECONDS for t in times])
+        with _OpenContainer(self.file, self.name) as opened:
+            shown = self._shown_frames(opened, [t + SAME_TIME_SECONDS for t in times])
             size = scaled_size(self.header.height, self.header.width, shorter_side)
-            pictures: dict[int, Tensor] = {}
+            images: dict[int, UInt8[Tensor, "c h w"]] = {}
             for frame in shown:
-                if id(frame) not in pictures:
-                    pictures[id(frame)] = self._picture(frame, size)
-        return torch.stack([pictures[id(frame)] for frame in shown])
+                if id(frame) not in images:
+                    images[id(frame)] = self._image(frame, size)
+        return torch.stack([images[id(frame)] for frame in shown])
 
     def decode_all(self, shorter_side: int | None) -> FrameStack:
-        """Decode the whole file; frames come out in the order of their times."""
+        """Decode the whole file, with frames in the order of their times."""
         size = scaled_size(self.header.height, self.header.width, shorter_side)
-        with _Opened(self.file, self.name) as opened:
-            pairs = [(time, self._picture(frame, size)) for time, frame in self._timed(opened, opened.frames())]
+        with _OpenContainer(self.file, self.name) as opened:
+            pairs = [(time, self._image(frame, size)) for time, frame in self._timed(opened.frames())]
         pairs.sort(key=lambda pair: pair[0])
         times = [time for time, _ in pairs]
         self._check_end(self.header.duration_seconds - 1 / self.rate, times[-1])
-        frames = torch.stack([picture for _, picture in pairs])
+        frames = torch.stack([image for _, image in pairs])
         end = self.header.duration_seconds + times[0]
         return FrameStack(frames, times=times, frames_per_second=self.header.frames_per_second, name=self.name, end=end)
 
-    def _shown(self, opened: _Opened, wanted: Sequence[float]) -> list[Any]:
-        """The frame that each ascending moment shows."""
-        at = wanted[0] + self.start if self.timed else None
-        found = self._shown_alone(opened, wanted) if self.timed and self.ordered else None
-        if found is None:
-            found = self._last_before(self._timed(opened, opened.frames(seek=at)), wanted)
-        if found[0] is None and self.timed:  # the seek went too far, as it may where an index is coarse
-            found = self._last_before(self._timed(opened, opened.frames(seek=-math.inf)), wanted)
-        missing = [t for t, frame in zip(wanted, found, strict=True) if frame is None]
+    def _shown_frames(self, opened: _OpenContainer, times: Sequence[float]) -> list[Any]:
+        """The frame that each of the ascending times shows."""
+        start = times[0] + self.start if self.timed else None
+        shown = self._shown_without_others(opened, times) if self.timed and self.ordered else None
+        if shown is None:
+            shown = self._last_before(self._timed(opened.frames(seek=start)), times)
+        if shown[0] is None and self.timed:  # the seek went too far, as it may where an index is coarse
+            shown = self._last_before(self._timed(opened.frames(seek=-math.inf)), times)
+        missing = [time for time, frame in zip(times, shown, strict=True) if frame is None]
         if missing:
             self._check_end(missing[0], 0.0)
-        return found
-
-    def _shown_alone(self, opened: _Opened, wanted: Sequence[float]) -> list[Any] | None:
-        """The same without decoding frames that are neither shown nor referred to; None where one may be missing.
-
-        A moment shows a frame that comes less than an interval before it; all such are decoded. Where the latest found
-        is older, frames stand longer there than the mean interval, and a later one may not have been decoded.
-        """
-        reach = ALONE / self.rate
-        moments = [t + self.start for t in wanted]
-        frames = opened.frames(seek=moments[0], shown=(moments, reach))
-        found = self._last_before(self._timed(opened, frames), wanted)
-        near = (
-            f is not None and f.time is not None and f.time > t - reach for f, t in zip(found, moments, strict=True)
-        )
-        return found if all(near) else None
-
-    def _last_before(self, frames: Iterator[tuple[float, Any]], wanted: Sequence[float]) -> list[Any]:
-        shown: list[Any] = [None] * len(wanted)
-        times = [-math.inf] * len(wanted)
-        late, last = 0, 0.0
-        for time, frame in frames:
-            last = max(last, time)
-            if time > wanted[-1]:
-                late += 1
-                if late >= (1 if self.ordered else DISORDER_FRAMES):
-                    return shown
-                continue
-            for i in range(bisect.bisect_left(wanted, time), len(wanted)):
-                if times[i] < time:
-                    shown[i], times[i] = frame, time
-        self._check_end(wanted[-1], last)
         return shown
 
-    def _timed(self, opened: _Opened, frames: Iterator[Any]) -> Iterator[tuple[float, Any]]:
-        """Frames with their times on the clip's clock; a single missing stamp follows from the frame before."""
+    def _shown_without_others(self, opened: _OpenContainer, times: Sequence[float]) -> list[Any] | None:
+        """The same, without decoding frames that are neither shown nor references; None where one may be missing.
+
+        A time shows a frame that begins less than one interval before it, and all such frames are decoded. Where the
+        latest found frame is older, frames last longer there than the mean interval, and a later one may be missing.
+        """
+        reach = _CERTAIN_INTERVAL / self.rate
+        file_times = [time + self.start for time in times]
+        frames = opened.frames(seek=file_times[0], shown=(file_times, reach))
+        shown = self._last_before(self._timed(frames), times)
+        near = (
+            f is not None and f.time is not None and f.time > time - reach
+            for f, time in zip(shown, file_times, strict=True)
+        )
+        return shown if all(near) else None
+
+    def _last_before(self, frames: Iterator[tuple[float, Any]], times: Sequence[float]) -> list[Any]:
+        """For each of the ascending times, the frame with the latest time that is not after it."""
+        shown: list[Any] = [None] * len(times)
+        shown_times = [-math.inf] * len(times)
+        later_frames, last = 0, 0.0
+        for time, frame in frames:
+            last = max(last, time)
+            if time > times[-1]:
+                later_frames += 1
+                if later_frames >= (1 if self.ordered else _DISORDER_FRAMES):
+                    return shown
+                continue
+            for i in range(bisect.bisect_left(times, time), len(times)):
+                if shown_times[i] < time:
+                    shown[i], shown_times[i] = frame, time
+        self._check_end(times[-1], last)
+        return shown
+
+    def _timed(self, frames: Iterator[Any]) -> Iterator[tuple[float, Any]]:
+        """Frames with their times on the clock of the video; a single missing timestamp follows from the last frame."""
         before = -1 / self.rate
         for number, frame in enumerate(frames):
             if not self.timed:
@@ -164,34 +167,32 @@ class VideoFile(VideoHandle):
             else:
                 time = frame.time - self.start
             if frame.is_corrupt:
-                raise DataError(
-                    self.name, expected="whole frames", got=f"a damaged one at {time:.3f} s", fix=_LEAVE_OUT
-                )
+                raise DataError(self.name, expected="whole frames", got=f"a damaged one at {time:.3f} s", fix=_DAMAGED)
             before = time
             yield time, frame
 
-    def _picture(self, frame: Any, size: tuple[int, int]) -> UInt8[Tensor, "c h w"]:
+    def _image(self, frame: Any, size: tuple[int, int]) -> UInt8[Tensor, "c h w"]:
         height, width = size[::-1] if self.quarter_turns % 2 else size
         rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
-        picture = torch.from_numpy(rgb).permute(2, 0, 1)
-        return torch.rot90(picture, self.quarter_turns, (1, 2)).contiguous()
+        return torch.rot90(torch.from_numpy(rgb).permute(2, 0, 1), self.quarter_turns, (1, 2)).contiguous()
 
-    def _check_end(self, wanted: float, last: float) -> None:
-        if wanted > last + max(HOLD_SECONDS, 2.5 / self.rate):
+    def _check_end(self, time: float, last: float) -> None:
+        """Raise DataError where a requested time is too long after the last frame: the file is truncated."""
+        if time > last + max(_LAST_FRAME_SECONDS, 2.5 / self.rate):
             raise DataError(
                 self.name,
-                expected=f"frames up to {wanted:.2f} s, as the header's {self.header.duration_seconds:.2f} s promise",
+                expected=f"frames up to {time:.2f} s, as the header says ({self.header.duration_seconds:.2f} s)",
                 got=f"the last at {last:.2f} s",
                 fix="the file is truncated: fetch it again or leave it out",
             )
 
-    def _torchcodec(self, times: Sequence[float]) -> Tensor | None:
-        """Decode by TorchCodec where that is asked for and can be constructed."""
+    def _torchcodec(self, times: Sequence[float]) -> UInt8[Tensor, "t c h w"] | None:
+        """Decode with TorchCodec, or return None where its decoder cannot be constructed and `auto` allows that."""
         try:
             from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
 
             decoder = VideoDecoder(self.file, seek_mode="exact")
-        # Without FFmpeg's libraries one version fails at import and another when a decoder is made, each its own way.
+        # Without FFmpeg's libraries some versions fail at import and others at construction, with different errors.
         except Exception as error:
             if self.decoder == "torchcodec":
                 fix = "pip install torchcodec, with FFmpeg's libraries on the system, or decoder='pyav'"
@@ -199,23 +200,19 @@ class VideoFile(VideoHandle):
             return None
         begin = decoder.metadata.begin_stream_seconds or 0.0
         last = decoder.metadata.end_stream_seconds - 1e-3
-        moments = [min(begin + t + SAME_MOMENT_SECONDS, last) for t in times]
         try:
-            return decoder.get_frames_played_at(moments).data
+            return decoder.get_frames_played_at([min(begin + t + SAME_TIME_SECONDS, last) for t in times]).data
         except RuntimeError as error:
-            raise DataError(self.name, expected="a readable file", got=str(error), fix=_LEAVE_OUT) from error
+            raise DataError(self.name, expected="a readable file", got=str(error), fix=_DAMAGED) from error
 
 
-_LEAVE_OUT = "the file is damaged: fetch it again or leave it out"
-
-
-class _Opened:
-    """An open container; whatever FFmpeg says of a damaged file becomes DataError with the file's name."""
+class _OpenContainer:
+    """An open video container. FFmpeg's errors on a damaged file become DataError with the name of the file."""
 
     def __init__(self, file: Path | bytes, name: str) -> None:
         self.file, self.name = file, name
 
-    def __enter__(self) -> _Opened:
+    def __enter__(self) -> _OpenContainer:
         import av
         from av.error import FFmpegError
 
@@ -241,12 +238,12 @@ class _Opened:
         self.container.close()
 
     def frames(self, *, seek: float | None = None, shown: tuple[Sequence[float], float] | None = None) -> Iterator[Any]:
-        """Decode from the keyframe before a moment of the file's clock, or from where the container stands.
+        """Decode from the keyframe before a time on the clock of the file, or from the current position.
 
         Args:
-            seek: the moment.
-            shown: ascending moments, and how far before them a frame may begin: of others, only frames to which others
-                refer are decoded, which spares about half of a file with B-frames.
+            seek: the time.
+            shown: ascending times, and how long before them a frame may begin. Of other frames only references are
+                decoded, which saves about half of a file with B-frames.
         """
         from av.error import FFmpegError
 
@@ -270,11 +267,11 @@ class _Opened:
         return float(self.stream.average_rate or 0)
 
     def guess(self) -> float:
-        """FFmpeg's guess, or 0: with timestamps it is their finest step, which is no rate."""
+        """FFmpeg's guess of the rate, or 0. With timestamps it is their finest step, which is no rate."""
         return float(self.stream.guessed_rate or 0)
 
     def duration(self, start: float, rate: float) -> float:
-        """The video's length by its stream, by the container where there is no other stream, or by its packets."""
+        """The length by the stream, by the container if it has no other stream, or by the packets."""
         if self.stream.duration and self.stream.time_base:
             return float(self.stream.duration * self.stream.time_base)
         if self.container.duration and len(self.container.streams) == 1:
@@ -283,7 +280,7 @@ class _Opened:
         from av.error import FFmpegError
 
         try:
-            # Opened anew: the first packets are read already, and a bare stream cannot be wound back.
+            # Opened again: the first packets are already read, and a raw stream cannot seek to its start.
             with av.open(self._source()) as again:
                 packets: Any = again.demux(again.streams.video[0])  # type: ignore[union-attr]
                 stamps = [packet.pts for packet in packets if packet.size]
@@ -296,15 +293,16 @@ class _Opened:
         return len(stamps) / rate if rate else 0.0
 
     def _error(self, error: Exception) -> DataError:
-        return DataError(self.name, expected="a readable video", got=f"{type(error).__name__}: {error}", fix=_LEAVE_OUT)
+        return DataError(self.name, expected="a readable video", got=f"{type(error).__name__}: {error}", fix=_DAMAGED)
 
 
-def _is_shown(begin: float, moments: Sequence[float], reach: float) -> bool:
-    """Whether a moment lies within reach of a frame's beginning."""
-    following = bisect.bisect_left(moments, begin)
-    return following < len(moments) and moments[following] < begin + reach
+def _is_shown(begin: float, times: Sequence[float], reach: float) -> bool:
+    """Whether one of the ascending times is within `reach` after the begin of a frame."""
+    following = bisect.bisect_left(times, begin)
+    return following < len(times) and times[following] < begin + reach
 
 
 def _rate_of(stamps: Sequence[float]) -> float:
+    """The mean rate of timestamps, or 0."""
     spread = max(stamps, default=0.0) - min(stamps, default=0.0)
     return (len(stamps) - 1) / spread if spread > 0 else 0.0

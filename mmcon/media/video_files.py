@@ -1,8 +1,10 @@
-"""Opening clips: video files, folders of frames and animated images; and keeping some of them decoded.
+"""Opening videos: video files, folders of frames and animated images.
 
-clip = open_video("walk.mp4")
-clip.header.duration_seconds, clip.header.frames_per_second
-frames = clip.decode([1.0, 1.5, 2.0], shorter_side=128)     # `t c h w` uint8
+    video = open_video("walk.mp4")
+    video.header.duration_seconds, video.header.frames_per_second
+    frames = video.decode([1.0, 1.5, 2.0], shorter_side=128)     # t c h w, uint8
+
+A `FrameCache` keeps decoded videos, up to a number of bytes.
 """
 
 from __future__ import annotations
@@ -20,21 +22,11 @@ from mmcon.media.frame_sequence import AnimatedImage, FrameFolder
 from mmcon.media.video import Decoder, FrameStack, VideoHandle
 from mmcon.media.video_container import VideoFile
 
+# fmt: off
 VIDEO_SUFFIXES = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".flv",
-    ".wmv",
-    ".ogv",
-    ".h264",
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".h264",
 )
+# fmt: on
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")
 
 
@@ -49,51 +41,51 @@ def open_video(
     """Open a video file, a folder of frames or an animated image, and read its header.
 
     Args:
-        path: what to open; bytes are those of a video file.
-        name: what the clip is called in messages and hashed by; by default the path.
-        frames_per_second: the rate of a folder of frames, or of a file that has none.
-        decoder: `pyav`; `torchcodec`; or `auto`, torchcodec where one of its decoders can be constructed and the file's
-            frames come in the order of their times. They gave the same bits in six of eight files, and neighbouring
-            frames in the two whose frames are out of order.
-        cache: keep the clip's frames decoded.
+        path: a path, or the bytes of a video file.
+        name: the name of the video in messages and in the hash of its group; by default the path.
+        frames_per_second: the rate of a folder of frames, or of a file that states none.
+        decoder: `pyav`; `torchcodec`; or `auto`: TorchCodec where one of its decoders can be constructed and the frames
+            of the file are in the order of their times. The two returned the same bits for six of eight files, and
+            neighboring frames for two files with frames out of order.
+        cache: keeps the decoded frames.
 
     Raises:
-        DataError: there is no such clip, no picture in it, or no rate.
+        DataError: there is no such file, no frame in it, or no rate.
     """
     path = path if isinstance(path, bytes) else Path(path)
     if isinstance(path, bytes):
-        clip: VideoHandle = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
+        video: VideoHandle = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
     elif path.is_dir():
-        clip = FrameFolder(path, frames_per_second=frames_per_second, name=name)
+        video = FrameFolder(path, frames_per_second=frames_per_second, name=name)
     elif not path.is_file():
         raise DataError(name or str(path), expected="a video file or a folder of frames", got="nothing there")
     elif path.suffix.lower() in ANIMATION_SUFFIXES:
-        clip = AnimatedImage(path, name=name)
+        video = AnimatedImage(path, name=name)
     else:
-        clip = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
-    return clip if cache is None else CachedVideo(clip, cache)
+        video = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
+    return video if cache is None else CachedVideo(video, cache)
 
 
 class FrameCache:
-    """Whole clips kept decoded, up to a number of bytes; the one that was used longest ago goes first.
+    """A least-recently-used cache of whole decoded videos, up to a number of bytes.
 
-    Each process has its own: a worker receives the limit and starts empty.
+    Each process has its own: a worker receives the limit and starts with an empty cache.
 
     Args:
-        max_bytes: of frames, per process.
+        max_bytes: bytes of frames per process. The last used video stays, even if it is larger.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.bytes = max_bytes, 0
         self._stacks: OrderedDict[tuple[str, int | None], FrameStack] = OrderedDict()
 
-    def stack(self, clip: VideoHandle, shorter_side: int | None) -> FrameStack:
-        """The clip's frames, decoded now or before."""
-        key = (clip.name, shorter_side)
+    def stack(self, video: VideoHandle, shorter_side: int | None) -> FrameStack:
+        """The decoded frames of a video, from the cache if they are in it."""
+        key = (video.name, shorter_side)
         if key in self._stacks:
             self._stacks.move_to_end(key)
             return self._stacks[key]
-        stack = clip.decode_all(shorter_side)
+        stack = video.decode_all(shorter_side)
         self._stacks[key] = stack
         self.bytes += stack.frames.nbytes
         while self.bytes > self.max_bytes and len(self._stacks) > 1:
@@ -109,16 +101,16 @@ class FrameCache:
 
 @final
 class CachedVideo(VideoHandle):
-    """A clip that is decoded whole at its first use and then looked up."""
+    """A video that is decoded as a whole at its first use and then read from a cache."""
 
-    def __init__(self, clip: VideoHandle, cache: FrameCache) -> None:
-        self.clip, self.cache = clip, cache
-        super().__init__(clip.name, clip.header)
+    def __init__(self, video: VideoHandle, cache: FrameCache) -> None:
+        self.video, self.cache = video, cache
+        super().__init__(video.name, video.header)
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Look the frames up in the cache."""
-        return self.cache.stack(self.clip, shorter_side).read(times, None)
+        """Select frames of the cached video."""
+        return self.cache.stack(self.video, shorter_side).read(times, None)
 
     def decode_all(self, shorter_side: int | None) -> FrameStack:
         """The cached frames."""
-        return self.cache.stack(self.clip, shorter_side)
+        return self.cache.stack(self.video, shorter_side)

@@ -65,14 +65,14 @@ def test_seeking_decodes_no_more_than_from_a_keyframe(even: Path, monkeypatch: p
     from mmcon.media import video_container
 
     clip, seen = open_video(even), []
-    frames_of = video_container._Opened.frames
+    frames_of = video_container._OpenContainer.frames
 
     def counted(self, **options):
         for frame in frames_of(self, **options):
             seen.append(frame.time)
             yield frame
 
-    monkeypatch.setattr(video_container._Opened, "frames", counted)
+    monkeypatch.setattr(video_container._OpenContainer, "frames", counted)
     clip.decode([3.55])
     assert min(seen) >= 3.0 - 1e-6  # a keyframe stands each second
     assert len(seen) <= 7
@@ -140,9 +140,9 @@ def test_a_file_of_which_no_rate_is_known_is_refused(even: Path, monkeypatch: py
     from mmcon.media import video_container
 
     for name in ("rate", "guess"):
-        monkeypatch.setattr(video_container._Opened, name, lambda self: 0.0)
+        monkeypatch.setattr(video_container._OpenContainer, name, lambda self: 0.0)
     monkeypatch.setattr(video_container, "_rate_of", lambda stamps: 0.0)
-    monkeypatch.setattr(video_container._Opened, "duration", lambda self, start, rate: 0.0)
+    monkeypatch.setattr(video_container._OpenContainer, "duration", lambda self, start, rate: 0.0)
     with pytest.raises(DataError, match=r"frames_per_second=25"):
         open_video(even)
 
