@@ -1,13 +1,13 @@
-"""Affinity: who is meant to be alike, and how strongly, computed tile by tile.
+"""Pairwise affinities (positive weights), computed by tiles.
 
-An affinity gives a weight `W[i, j] >= 0` to every pair of an anchor row and a candidate row. A pair is positive where
-its weight is above 0 and negative where it is 0. Weights come from what is *known* about rows (identity, label, time,
-side features), never from the embeddings that are being trained.
+An affinity gives a weight `W[i, j] >= 0` to every pair of an anchor and a candidate. A pair is positive where its
+weight is above 0 and negative where it is 0. Weights are a function of columns of the index (sample id, label, time,
+features of another model), never of the embeddings under training.
 
-No affinity holds an n × n matrix unless it was given one (`Dense`) or is asked for one (`.dense()`). A loss reads it by
-`tile(rows, columns)`, or, where the weights have structure, by `factors()`, which cost O(n).
+No affinity stores an n × n matrix but `Dense`. A loss reads the weights by `tile(rows, columns)` or, where they have
+structure, by `factors()`, which cost O(n). `.dense()` computes the full matrix.
 
-An affinity is built from tensors, or from column names that `bind` looks up in the tables of a batch:
+An affinity is built from tensors, or from column names that `bind` replaces by the columns of a batch:
 
     SameLabel(torch.tensor([0, 0, 1]))         # ready
     SameLabel("label")                         # ready after .bind(rows, columns)
@@ -15,19 +15,20 @@ An affinity is built from tensors, or from column names that `bind` looks up in 
 """
 
 from mmcon.affinity.base import Affinity, as_number, check_choice
+from mmcon.affinity.custom import Computed, Dense, as_affinity
 from mmcon.affinity.factors import (
     BandFactor,
     ClassFactor,
     Factor,
     LowRankFactor,
     MixtureFactor,
-    factor_sums,
+    factor_row_sums,
     self_mask,
 )
-from mmcon.affinity.given import Computed, Dense, as_affinity
 from mmcon.affinity.kernels import LabelKernel, TimeKernel
 from mmcon.affinity.labels import Hierarchy, MixedLabel, MultiLabel, SameLabel, SameSample, SideFeatures
 from mmcon.affinity.pairwise import Column
+from mmcon.affinity.spans import SpanOverlap
 
 __all__ = [
     "Affinity",
@@ -46,10 +47,11 @@ __all__ = [
     "SameLabel",
     "SameSample",
     "SideFeatures",
+    "SpanOverlap",
     "TimeKernel",
     "as_affinity",
     "as_number",
     "check_choice",
-    "factor_sums",
+    "factor_row_sums",
     "self_mask",
 ]

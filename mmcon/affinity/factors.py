@@ -1,4 +1,4 @@
-"""Weights with structure: parts of an affinity that multiply a matrix in O(n)."""
+"""Factors of weights with structure: terms of an affinity that multiply a matrix in O(n)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -14,19 +15,19 @@ class ClassFactor:
     """`W[i, j] = table[rows[i], columns[j]]`: class indices, never one-hot. No table: 1 for the same class.
 
     Attributes:
-        rows, columns: class indices from 0, int64 `a` and `c`.
-        classes: how many there are.
-        table: weights of class pairs, `classes classes`, or None.
+        rows, columns: class indices from 0 of anchors and of candidates.
+        classes: the number of classes.
+        table: weights of class pairs, or None.
         scale: multiplies the weights.
     """
 
-    rows: Tensor
-    columns: Tensor
+    rows: Int[Tensor, " a"]
+    columns: Int[Tensor, " c"]
     classes: int
-    table: Tensor | None = None
+    table: Float[Tensor, "classes classes"] | None = None
     scale: float = 1.0
 
-    def times(self, candidates: Tensor) -> Tensor:
+    def matmul(self, candidates: Float[Tensor, "c d"]) -> Float[Tensor, "a d"]:
         """`W @ candidates`, through sums by class."""
         sums = candidates.new_zeros(self.classes, candidates.shape[1]).index_add_(0, self.columns, candidates)
         if self.table is not None:
@@ -34,22 +35,22 @@ class ClassFactor:
         return sums[self.rows].mul_(self.scale)
 
     def transpose(self) -> ClassFactor:
-        """The same weights seen from the candidates."""
+        """The factor of Wᵀ."""
         table = None if self.table is None else self.table.T
         return ClassFactor(self.columns, self.rows, self.classes, table, self.scale)
 
-    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The weights of single pairs."""
         if self.table is None:
             return (self.rows[rows] == self.columns[columns]) * self.scale
         return self.table[self.rows[rows], self.columns[columns]] * self.scale
 
-    def positive_at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """How much of `positives` single pairs account for."""
+    def positive_count_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The contribution of single pairs to `positive_counts`."""
         return (self.at(rows, columns) > 0).long()
 
-    def positives(self, anchors: Tensor) -> Tensor:
-        """How many candidates each of `anchors` has with a weight above 0."""
+    def positive_counts(self, anchors: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The number of candidates with a weight above 0 for each of `anchors`."""
         counts = torch.bincount(self.columns, minlength=self.classes)
         if self.table is not None:
             counts = ((self.table > 0).double() @ counts.double()).long()
@@ -58,23 +59,23 @@ class ClassFactor:
 
 @dataclass(frozen=True)
 class MixtureFactor:
-    """`W[i, j] = Σ_xy row_weights[i, x] column_weights[j, y] [rows[i, x] = columns[j, y]]`: a few classes a row.
+    """`W[i, j] = Σ_xy row_weights[i, x] column_weights[j, y] [rows[i, x] = columns[j, y]]`: m classes a row.
 
     Attributes:
-        rows, columns: class indices from 0, int64 `a m` and `c m`.
-        row_weights, column_weights: of the classes, >= 0, of the same shapes.
-        classes: how many there are.
+        rows, columns: class indices from 0 of anchors and of candidates.
+        row_weights, column_weights: of the classes, >= 0.
+        classes: the number of classes.
         scale: multiplies the weights.
     """
 
-    rows: Tensor
-    row_weights: Tensor
-    columns: Tensor
-    column_weights: Tensor
+    rows: Int[Tensor, "a m"]
+    row_weights: Float[Tensor, "a m"]
+    columns: Int[Tensor, "c m"]
+    column_weights: Float[Tensor, "c m"]
     classes: int
     scale: float = 1.0
 
-    def times(self, candidates: Tensor) -> Tensor:
+    def matmul(self, candidates: Float[Tensor, "c d"]) -> Float[Tensor, "a d"]:
         """`W @ candidates`, through sums by class."""
         sums = candidates.new_zeros(self.classes, candidates.shape[1])
         for classes, weights in zip(self.columns.T, self.column_weights.to(candidates.dtype).T, strict=True):
@@ -85,87 +86,86 @@ class MixtureFactor:
         return product.mul_(self.scale)
 
     def transpose(self) -> MixtureFactor:
-        """The same weights seen from the candidates."""
+        """The factor of Wᵀ."""
         return MixtureFactor(self.columns, self.column_weights, self.rows, self.row_weights, self.classes, self.scale)
 
-    def _pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The weights of single pairs by their classes, `n m m`."""
+    def _class_pairs(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, "n m m"]:
+        """The weights of single pairs by their classes."""
         same = self.rows[rows][:, :, None] == self.columns[columns][:, None]
         return same * (self.row_weights[rows][:, :, None] * self.column_weights[columns][:, None])
 
-    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The weights of single pairs."""
-        return self._pairs(rows, columns).sum((1, 2)) * self.scale
+        return self._class_pairs(rows, columns).sum((1, 2)) * self.scale
 
-    def positives(self, anchors: Tensor) -> Tensor:
-        """How many classes candidates share with each of `anchors`: 0 exactly where no weight is above 0."""
+    def positive_counts(self, anchors: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The number of classes that candidates share with each of `anchors`; 0 exactly where no weight is above 0."""
         counts = torch.zeros(self.classes, dtype=torch.int64, device=self.columns.device)
         counts.index_add_(0, self.columns.flatten(), (self.column_weights > 0).long().flatten())
         return (counts[self.rows[anchors]] * (self.row_weights[anchors] > 0)).sum(1)
 
-    def positive_at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """How much of `positives` single pairs account for."""
-        return (self._pairs(rows, columns) > 0).sum((1, 2))
+    def positive_count_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The contribution of single pairs to `positive_counts`."""
+        return (self._class_pairs(rows, columns) > 0).sum((1, 2))
 
 
 @dataclass(frozen=True)
 class LowRankFactor:
-    """`W = rows @ columns.T` with non-negative factors, `a r` and `c r`."""
+    """`W = rows @ columns.T` with non-negative factors."""
 
-    rows: Tensor
-    columns: Tensor
+    rows: Float[Tensor, "a rank"]
+    columns: Float[Tensor, "c rank"]
     scale: float = 1.0
 
-    def times(self, candidates: Tensor) -> Tensor:
+    def matmul(self, candidates: Float[Tensor, "c d"]) -> Float[Tensor, "a d"]:
         """`W @ candidates`, through the `r d` product."""
         rows, columns = self.rows.to(candidates.dtype), self.columns.to(candidates.dtype)
         return rows @ (columns.T @ candidates) * self.scale
 
     def transpose(self) -> LowRankFactor:
-        """The same weights seen from the candidates."""
+        """The factor of Wᵀ."""
         return LowRankFactor(self.columns, self.rows, self.scale)
 
-    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The weights of single pairs."""
         return (self.rows[rows] * self.columns[columns]).sum(1) * self.scale
 
-    def positives(self, anchors: Tensor) -> Tensor:
-        """How many coordinates candidates share with each of `anchors`: 0 exactly where no weight is above 0."""
+    def positive_counts(self, anchors: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The number of coordinates that candidates share with `anchors`; 0 exactly where no weight is above 0."""
         support = (self.columns > 0).sum(0).double()
         return ((self.rows[anchors] > 0).double() @ support).long()
 
-    def positive_at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """How much of `positives` single pairs account for."""
+    def positive_count_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The contribution of single pairs to `positive_counts`."""
         return ((self.rows[rows] > 0) & (self.columns[columns] > 0)).sum(1)
 
 
 @dataclass(frozen=True)
 class BandFactor:
-    """Weights that are 0 across groups: rows and columns in the order of their groups, W is a band of blocks.
+    """Weights that are 0 across groups: with rows and columns sorted by group, W is a band of blocks.
 
     Attributes:
-        rows: order of anchors, int64 `a`.
-        columns: order of candidates, int64 `c`.
-        bands: pairs of slices into the two orders, which together hold every weight above 0.
-        weigh: weights of a block, given positions of anchors and of candidates: `(r), (c) -> r c`.
-        pairs: weights of single pairs, `(m), (m) -> m`.
+        rows, columns: the orders that sort anchors and candidates by group.
+        bands: pairs of slices of the two orders, which together contain every weight above 0.
+        weigh: weights of a block, from indices of anchors and of candidates.
+        pairs: weights of single pairs, from the same.
         scale: multiplies the weights.
         transposed: whether `weigh` and `pairs` take candidates first.
     """
 
-    rows: Tensor
-    columns: Tensor
+    rows: Int[Tensor, " a"]
+    columns: Int[Tensor, " c"]
     bands: tuple[tuple[slice, slice], ...]
-    weigh: Callable[[Tensor, Tensor], Tensor]
-    pairs: Callable[[Tensor, Tensor], Tensor]
+    weigh: Callable[[Int[Tensor, " r"], Int[Tensor, " c"]], Float[Tensor, "r c"]]
+    pairs: Callable[[Int[Tensor, " m"], Int[Tensor, " m"]], Float[Tensor, " m"]]
     scale: float = 1.0
     transposed: bool = False
 
-    def _block(self, rows: slice, columns: slice) -> Tensor:
+    def _block(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         anchors, candidates = self.rows[rows], self.columns[columns]
         return self.weigh(candidates, anchors).T if self.transposed else self.weigh(anchors, candidates)
 
-    def times(self, candidates: Tensor) -> Tensor:
+    def matmul(self, candidates: Float[Tensor, "c d"]) -> Float[Tensor, "a d"]:
         """`W @ candidates`, block by block."""
         product = candidates.new_zeros(len(self.rows), candidates.shape[1])
         for rows, columns in self.bands:
@@ -174,61 +174,62 @@ class BandFactor:
         return product.mul_(self.scale)
 
     def transpose(self) -> BandFactor:
-        """The same weights seen from the candidates."""
+        """The factor of Wᵀ."""
         bands = tuple((columns, rows) for rows, columns in self.bands)
         return replace(self, rows=self.columns, columns=self.rows, bands=bands, transposed=not self.transposed)
 
-    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The weights of single pairs."""
         return (self.pairs(columns, rows) if self.transposed else self.pairs(rows, columns)) * self.scale
 
-    def positive_at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """How much of `positives` single pairs account for."""
+    def positive_count_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The contribution of single pairs to `positive_counts`."""
         return (self.at(rows, columns) > 0).long()
 
-    def positives(self, anchors: Tensor) -> Tensor:
-        """How many candidates each of `anchors` has with a weight above 0."""
+    def positive_counts(self, anchors: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The number of candidates with a weight above 0 for each of `anchors`."""
         counts = torch.zeros_like(self.rows)
         for rows, columns in self.bands:
             counts[self.rows[rows]] += (self._block(rows, columns) * self.scale > 0).sum(1)
         return counts[anchors]
 
 
-def bands_of(
-    rows: Tensor, columns: Tensor, at_once: int = 256, widest: int = 1024
-) -> tuple[Tensor, Tensor, list[tuple[slice, slice]]]:
-    """Orders of anchors and candidates by group, and the blocks where their groups meet."""
+def group_bands(
+    rows: Int[Tensor, " a"], columns: Int[Tensor, " c"], max_rows: int = 256, max_columns: int = 1024
+) -> tuple[Int[Tensor, " a"], Int[Tensor, " c"], list[tuple[slice, slice]]]:
+    """The orders that sort anchors and candidates by group, and blocks that contain all pairs of one group."""
     ordered_rows, row_order = rows.sort(stable=True)
     ordered_columns, column_order = columns.sort(stable=True)
-    starts = torch.arange(0, len(rows), at_once, device=rows.device)
-    ends = (starts + at_once).clamp_max(len(rows))
+    starts = torch.arange(0, len(rows), max_rows, device=rows.device)
+    ends = (starts + max_rows).clamp_max(len(rows))
     low = torch.searchsorted(ordered_columns, ordered_rows[starts])
     high = torch.searchsorted(ordered_columns, ordered_rows[ends - 1], right=True)
     edges = torch.stack([starts, ends, low, high], 1).tolist()
-    pieces = [(a, b, c, min(c + widest, d)) for a, b, low, d in edges for c in range(low, d, widest)]
-    return row_order, column_order, [(slice(a, b), slice(c, d)) for a, b, c, d in pieces]
+    blocks = [(a, b, c, min(c + max_columns, d)) for a, b, low, d in edges for c in range(low, d, max_columns)]
+    return row_order, column_order, [(slice(a, b), slice(c, d)) for a, b, c, d in blocks]
 
 
 Factor = ClassFactor | MixtureFactor | LowRankFactor | BandFactor
 
 
-def factor_sums(factors: Sequence[Factor], self_index: Tensor | None) -> tuple[Tensor, Tensor]:
+def factor_row_sums(
+    factors: Sequence[Factor], self_index: Int[Tensor, " a"] | None
+) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"]]:
     """`Affinity.row_sums` from factors: sums in float64, positives counted in integers."""
     n, device = factors[0].rows.shape[0], factors[0].rows.device
     anchors = torch.arange(n, device=device)
     sums = torch.zeros(n, dtype=torch.float64, device=device)
     valid = torch.zeros(n, dtype=torch.bool, device=device)
     has_self = torch.zeros_like(valid) if self_index is None else self_index >= 0
-    own = torch.zeros_like(anchors) if self_index is None else self_index.clamp_min(0)
+    self_column = torch.zeros_like(anchors) if self_index is None else self_index.clamp_min(0)
     for factor in factors:
         ones = torch.ones(factor.columns.shape[0], 1, dtype=torch.float64, device=device)
-        at_self = factor.at(anchors, own)
-        sums += factor.times(ones)[:, 0] - at_self * has_self
-        taken = factor.positive_at(anchors, own) * has_self
-        valid |= (factor.positives(anchors) - taken > 0) & (factor.scale > 0)
+        sums += factor.matmul(ones)[:, 0] - factor.at(anchors, self_column) * has_self
+        self_count = factor.positive_count_at(anchors, self_column) * has_self
+        valid |= (factor.positive_counts(anchors) - self_count > 0) & (factor.scale > 0)
     return torch.where(valid, sums, 0), valid
 
 
-def self_mask(self_index: Tensor, candidates: int) -> Tensor:
-    """True at each anchor's own column, `r c`."""
+def self_mask(self_index: Int[Tensor, " r"], candidates: int) -> Bool[Tensor, "r c"]:
+    """True at the candidate that is the anchor itself."""
     return self_index[:, None] == torch.arange(candidates, device=self_index.device)

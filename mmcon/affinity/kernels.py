@@ -1,61 +1,68 @@
 # ruff: noqa: D102 — an override does what its base says
-"""Alike by how near they are: kernels of the distance between numbers, and of the time between moments."""
+"""Distance and time kernels: weights by the distance of labels, and by the time lag within a recording."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity.base import as_number, check_choice
-from mmcon.affinity.factors import BandFactor, Factor, bands_of
-from mmcon.affinity.pairwise import Column, Key, Pairwise
+from mmcon.affinity.factors import BandFactor, Factor, group_bands
+from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
 from mmcon.errors import InputError
 
-KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+#: Weights by distance over width.
+KERNELS: dict[str, Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]] = {
     "gaussian": lambda distance: torch.exp(distance.square().mul(-0.5)),
     "exponential": lambda distance: torch.exp(-distance),
     "linear": lambda distance: (1 - distance).clamp_min(0),
     "sigmoid": lambda distance: 2 * torch.sigmoid(-distance),
     "step": lambda distance: (distance <= 1).to(distance.dtype),
 }
-
-
-UNENDING = ("gaussian", "exponential", "sigmoid")
+#: Kernels that are above 0 at every distance.
+INFINITE_SUPPORT = ("gaussian", "exponential", "sigmoid")
 
 
 class LabelKernel(Pairwise):
-    """A kernel of the distance between continuous labels: y-Aware, and regression in general.
+    """A kernel of the distance between continuous labels (y-Aware), for regression.
 
     `W = K(|y_i - y_j| / width)`, with K gaussian `exp(-x²/2)`, exponential `exp(-x)`, sigmoid `2 / (1 + exp(x))`,
-    linear `max(0, 1 - x)` or a step `x <= 1`. The first three never reach 0, so that nothing is a negative, unless a
-    floor cuts them off.
+    linear `max(0, 1 - x)` or a step `x <= 1`. The first three never reach 0, so that no pair is negative without a
+    floor.
 
     Args:
         labels: of anchors, `a` or `a k`, or the name of a column.
         candidates: of candidates; None: the same.
-        kernel: as above.
-        width: the distance at which the kernel has fallen off; a tensor receives its gradient.
+        kernel: the name of K.
+        width: the scale of distances, above 0; a tensor receives its gradient.
         floor: weights below it become 0.
+
+    Raises:
+        InputError: an unknown kernel, a width that is not above 0, or a floor outside [0, 1).
+
+    >>> LabelKernel(torch.tensor([0.0, 1.0]), width=2.0, kernel="linear").dense().tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
     """
 
-    learnable = ("width",)
+    learnable_attributes = ("width",)
 
     def __init__(
         self,
         labels: Column = "label",
         candidates: Column | None = None,
         *,
-        width: float | Tensor,
+        width: float | Float[Tensor, "..."],
         kernel: str = "gaussian",
         floor: float = 0.0,
     ) -> None:
-        super().__init__(Key(labels, candidates))
+        super().__init__(ColumnPair(labels, candidates))
         self._set_kernel(kernel, width, floor)
-        self.never_zero = kernel in UNENDING and floor == 0
+        self.never_zero = kernel in INFINITE_SUPPORT and floor == 0
 
-    def _set_kernel(self, kernel: str, width: float | Tensor, floor: float) -> None:
+    def _set_kernel(self, kernel: str, width: float | Float[Tensor, "..."], floor: float) -> None:
         where = type(self).__name__
         check_choice(where, "kernel", kernel, tuple(KERNELS))
         if as_number(width) <= 0 or not 0 <= floor < 1:
@@ -63,11 +70,11 @@ class LabelKernel(Pairwise):
             raise InputError(where, expected="a width above 0 and a floor in [0, 1)", got=got)
         self.kernel, self.width, self.floor = kernel, width, floor
 
-    def _kernel(self, distance: Tensor) -> Tensor:
+    def _kernel(self, distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         weights = KERNELS[self.kernel](distance / self.width)
         return weights if self.floor == 0 else weights * (weights >= self.floor)
 
-    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
+    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
         rows, columns = (v if v.is_floating_point() else v.to(torch.get_default_dtype()) for v in values[0])
         if rows.ndim == 1:
             return self._kernel((rows[:, None] - columns).abs())
@@ -75,15 +82,15 @@ class LabelKernel(Pairwise):
 
 
 class TimeKernel(LabelKernel):
-    """A kernel of the time between two moments of one recording: graded video, audio, series.
+    """A kernel of the time lag between two rows of one recording: graded video, audio, series.
 
     `W = K(|t_i - t_j| / width_seconds)` within a group and 0 across groups; for K see `LabelKernel`.
 
     Args:
         times: in seconds, `a`, or the name of a column.
         candidates: times of candidates; None: the same.
-        width_seconds: the time at which the kernel has fallen off; a tensor receives its gradient.
-        group: which recording a row is from, integers `a` or a column's name; None: all rows are of one recording.
+        width_seconds: the scale of time lags, above 0; a tensor receives its gradient.
+        group: the recording of each row, integers `a`, or the name of a column; None: all rows are of one recording.
         candidate_group: that of candidates; None: the same.
         kernel: gaussian, exponential, sigmoid, linear or step.
         floor: weights below it become 0.
@@ -94,18 +101,18 @@ class TimeKernel(LabelKernel):
         times: Column = "time",
         candidates: Column | None = None,
         *,
-        width_seconds: float | Tensor,
+        width_seconds: float | Float[Tensor, "..."],
         group: Column | None = "group",
         candidate_group: Column | None = None,
         kernel: str = "gaussian",
         floor: float = 0.0,
     ) -> None:
-        keys = [Key(times, candidates)] + ([] if group is None else [Key(group, candidate_group)])
+        keys = [ColumnPair(times, candidates)] + ([] if group is None else [ColumnPair(group, candidate_group)])
         Pairwise.__init__(self, *keys)
         self._set_kernel(kernel, width_seconds, floor)
-        self.never_zero = group is None and kernel in UNENDING and floor == 0
+        self.never_zero = group is None and kernel in INFINITE_SUPPORT and floor == 0
 
-    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
+    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
         weights = super().weigh(values[0])
         if len(values) == 1:
             return weights
@@ -113,18 +120,18 @@ class TimeKernel(LabelKernel):
         return weights * (rows[:, None] == columns)
 
     def factors(self) -> tuple[Factor, ...] | None:
-        """Where groups are small, W is a band of blocks; else, or where the width learns, tiles are as quick."""
-        if len(self.keys) == 1 or any(True for _ in self.parameters()):
+        """With small groups, W is a band of blocks. Otherwise, or with a learnable width, tiles are as fast."""
+        if len(self.column_pairs) == 1 or any(True for _ in self.parameters()):
             return None
         (times, other_times), (groups, other_groups) = self.values()
-        row_order, column_order, bands = bands_of(groups, other_groups)
+        row_order, column_order, bands = group_bands(groups, other_groups)
         if sum((r.stop - r.start) * (c.stop - c.start) for r, c in bands) > len(groups) * len(other_groups) / 4:
             return None
 
-        def weigh(i: Tensor, j: Tensor) -> Tensor:
+        def weigh(i: Int[Tensor, " r"], j: Int[Tensor, " c"]) -> Float[Tensor, "r c"]:
             return self.weigh((times[i], other_times[j]), (groups[i], other_groups[j]))
 
-        def pairs(i: Tensor, j: Tensor) -> Tensor:
+        def pairs(i: Int[Tensor, " m"], j: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
             return self._kernel((times[i] - other_times[j]).abs().to(self._dtype(times))) * (
                 groups[i] == other_groups[j]
             )
@@ -132,5 +139,5 @@ class TimeKernel(LabelKernel):
         return (BandFactor(row_order, column_order, tuple(bands), weigh, pairs),)
 
     @staticmethod
-    def _dtype(times: Tensor) -> torch.dtype:
+    def _dtype(times: Shaped[Tensor, " n"]) -> torch.dtype:
         return times.dtype if times.is_floating_point() else torch.get_default_dtype()

@@ -1,21 +1,22 @@
 # ruff: noqa: D102 — an override does what its base says
-"""Alike by what they are: classes, samples, several labels, a tree of classes, features from elsewhere."""
+"""Weights by classes, samples, several labels, a tree of classes, or features of another model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity.base import as_number, check_choice, check_weights
 from mmcon.affinity.factors import ClassFactor, Factor, LowRankFactor, MixtureFactor
-from mmcon.affinity.pairwise import Column, Key, Pairwise
+from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
 from mmcon.errors import InputError
 
 
 class SameLabel(Pairwise):
-    """1 for rows of one class: supervised contrastive learning.
+    """1 for rows of one class, else 0: supervised contrastive learning.
 
     Args:
         labels: of anchors, integers `a`, or the name of a column.
@@ -29,10 +30,10 @@ class SameLabel(Pairwise):
     """
 
     def __init__(self, labels: Column = "label", candidates: Column | None = None) -> None:
-        super().__init__(Key(labels, candidates))
-        self._check_keys()
+        super().__init__(ColumnPair(labels, candidates))
+        self._check_values()
 
-    def check(self, rows: Tensor, columns: Tensor) -> None:
+    def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
         for labels in (rows, columns):
             if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
                 raise InputError(
@@ -42,7 +43,7 @@ class SameLabel(Pairwise):
                     fix="use LabelKernel for numbers and MultiLabel for label vectors, or labels.long()",
                 )
 
-    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
+    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
         ((rows, columns),) = values
         return (rows[:, None] == columns).to(torch.get_default_dtype())
 
@@ -53,10 +54,10 @@ class SameLabel(Pairwise):
 
 
 class SameSample(SameLabel):
-    """1 for views of one sample: SimCLR, CLIP, MoCo.
+    """1 for views of one sample, else 0: SimCLR, CLIP, MoCo.
 
-    Rows meet by the identity of their sample, in whatever modality, process, or queue they are. A sample that is twice
-    in a batch counts as one, its views being views of the same thing.
+    Rows are compared by sample id, across modalities, ranks and the queue. A sample that is twice in a batch counts as
+    one: all its views are positives of one another.
 
     Args:
         samples: of anchors, integers `a`, or the name of a column.
@@ -68,14 +69,14 @@ class SameSample(SameLabel):
 
 
 class MixedLabel(Pairwise):
-    """Rows mixed of two samples (mixup, CutMix): the chance that a label drawn from each is the same.
+    """The probability that labels sampled from two mixed rows (mixup, CutMix) are equal.
 
-    With `share` of the own label and `1 - share` of the partner's, it is what `MultiLabel` gives for the soft labels
-    written out, without their matrix.
+    A row has its own label with probability `share`, else that of its partner. The weights equal those of `MultiLabel`
+    for the same soft labels, without their matrix.
 
     Args:
-        labels: own, integers `n`, or the name of a column.
-        partners: the partners', integers `n`, or the name of a column.
+        labels: own labels, integers `n`, or the name of a column.
+        partners: labels of the partners, integers `n`, or the name of a column.
         share: of the own label, floats in [0, 1], `n`, or the name of a column.
 
     Raises:
@@ -87,12 +88,12 @@ class MixedLabel(Pairwise):
     """
 
     def __init__(self, labels: Column = "label", partners: Column = "partner_label", share: Column = "share") -> None:
-        super().__init__(Key(labels), Key(partners), Key(share))
-        self._check_keys()
+        super().__init__(ColumnPair(labels), ColumnPair(partners), ColumnPair(share))
+        self._check_values()
 
-    def _check_keys(self) -> None:
-        for key, is_share in zip(self.keys, (False, False, True), strict=True):
-            for values in (key.rows, key.columns):
+    def _check_values(self) -> None:
+        for pair, is_share in zip(self.column_pairs, (False, False, True), strict=True):
+            for values in (pair.rows, pair.columns):
                 if isinstance(values, Tensor) and not self._fits(values, is_share):
                     got = f"{values.dtype} of shape {tuple(values.shape)}"
                     if is_share and values.numel():
@@ -101,24 +102,24 @@ class MixedLabel(Pairwise):
                     raise InputError("MixedLabel", expected=expected, got=got)
 
     @staticmethod
-    def _fits(values: Tensor, is_share: bool) -> bool:
+    def _fits(values: Shaped[Tensor, "..."], is_share: bool) -> bool:
         if values.ndim != 1 or values.is_complex() or values.is_floating_point() != is_share:
             return False
         return not is_share or bool(((values >= 0) & (values <= 1)).all())
 
-    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
-        (own, own_there), (other, other_there), shares = values
-        share, share_there = (s.to(torch.get_default_dtype()) for s in shares)
+    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+        (own, candidate_own), (partner, candidate_partner), shares = values
+        share, candidate_share = (s.to(torch.get_default_dtype()) for s in shares)
 
-        def mean_over_candidates(label: Tensor) -> Tensor:
-            label = label[:, None]
-            return (label == own_there) * share_there + (label == other_there) * (1 - share_there)
+        def candidate_probability(label: Int[Tensor, " r"]) -> Float[Tensor, "r c"]:
+            same_own, same_partner = label[:, None] == candidate_own, label[:, None] == candidate_partner
+            return same_own * candidate_share + same_partner * (1 - candidate_share)
 
-        return share[:, None] * mean_over_candidates(own) + (1 - share)[:, None] * mean_over_candidates(other)
+        return share[:, None] * candidate_probability(own) + (1 - share)[:, None] * candidate_probability(partner)
 
     def factors(self) -> tuple[Factor, ...]:
-        own, other, shares = (torch.cat(pair) for pair in self.values())
-        _, ids = torch.unique(torch.stack([own, other], 1), return_inverse=True)
+        own, partner, shares = (torch.cat(pair) for pair in self.values())
+        _, ids = torch.unique(torch.stack([own, partner], 1), return_inverse=True)
         share, n = shares.to(torch.get_default_dtype()), self.shape[0]
         weights = torch.stack([share, 1 - share], 1)
         return (MixtureFactor(ids[:n], weights[:n], ids[n:], weights[n:], int(ids.max()) + 1 if len(ids) else 0),)
@@ -127,39 +128,45 @@ class MixedLabel(Pairwise):
 class MultiLabel(Pairwise):
     """Rows with several labels, or a distribution over them (GenSCL).
 
-    - `distribution`: rows scaled to sum to 1; `W = Y Yᵀ`, the chance that a label drawn from each is the same. Low
-      rank.
+    - `distribution`: rows scaled to sum to 1; `W = Y Yᵀ`, the probability that labels sampled from two rows are equal.
+      Low rank.
     - `cosine`: rows scaled to length 1; `W = Y Yᵀ`. Low rank.
     - `jaccard`: |both| / |either|, of label sets.
 
     Args:
         targets: weights of labels >= 0, `a k`, or the name of a column. Rows of zeros have no positives.
         candidates: those of candidates, `c k`; None: the same.
-        measure: as above.
+        measure: `distribution`, `cosine` or `jaccard`.
+
+    Raises:
+        InputError: targets that are not a matrix, or not finite and >= 0.
+
+    >>> MultiLabel(torch.tensor([[1.0, 1.0], [1.0, 0.0]])).dense().tolist()
+    [[0.5, 0.5], [0.5, 1.0]]
     """
 
     def __init__(
         self, targets: Column = "labels", candidates: Column | None = None, *, measure: str = "distribution"
     ) -> None:
         check_choice("MultiLabel", "measure", measure, ("distribution", "cosine", "jaccard"))
-        super().__init__(Key(targets, candidates))
+        super().__init__(ColumnPair(targets, candidates))
         self.measure = measure
-        self._check_keys()
+        self._check_values()
 
-    def check(self, rows: Tensor, columns: Tensor) -> None:
+    def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
         for targets in (rows, columns):
             if targets.ndim != 2:
                 raise InputError("MultiLabel", expected="targets `n k`", got=f"shape {tuple(targets.shape)}")
             check_weights("MultiLabel", targets)
 
-    def _scaled(self, targets: Tensor) -> Tensor:
+    def _scaled(self, targets: Shaped[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         targets = targets.to(torch.get_default_dtype()) if not targets.is_floating_point() else targets
         if self.measure == "jaccard":
             return (targets > 0).to(targets.dtype)
         order = 1 if self.measure == "distribution" else 2
         return torch.nn.functional.normalize(targets, p=order, dim=1)
 
-    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
+    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
         rows, columns = map(self._scaled, values[0])
         both = rows @ columns.T
         if self.measure != "jaccard":
@@ -174,39 +181,48 @@ class MultiLabel(Pairwise):
 
 
 class Hierarchy(Pairwise):
-    """Classes in a tree: the weight is looked up by the pair of classes.
+    """Classes in a tree: a table of weights by pair of classes.
 
     Args:
         labels: of anchors, class indices `a`, or the name of a column.
         candidates: of candidates; None: the same.
-        table: weights >= 0 of class pairs, `k k`; `Hierarchy.table` makes one from paths in a tree. May learn.
+        table: weights >= 0 of class pairs, `k k`; `Hierarchy.table` builds one from paths in a tree. A
+            tensor that requires it receives its gradient.
+
+    Raises:
+        InputError: labels that are not class indices of the table, or a table that is not square, finite and >= 0.
     """
 
-    learnable = ("weights",)
+    learnable_attributes = ("weights",)
 
-    def __init__(self, labels: Column = "label", candidates: Column | None = None, *, table: Tensor) -> None:
-        super().__init__(Key(labels, candidates))
+    def __init__(
+        self, labels: Column = "label", candidates: Column | None = None, *, table: Shaped[Tensor, "..."]
+    ) -> None:
+        super().__init__(ColumnPair(labels, candidates))
         check_weights("Hierarchy", table)
         if table.ndim != 2 or table.shape[0] != table.shape[1]:
             raise InputError("Hierarchy", expected="a table of class pairs `k k`", got=f"shape {tuple(table.shape)}")
         self.weights = table
-        self.same_both_ways = bool(torch.equal(table, table.T))
-        self._check_keys()
+        self.symmetric_weights = bool(torch.equal(table, table.T))
+        self._check_values()
 
     @staticmethod
-    def table(paths: Tensor, weights: Sequence[float]) -> Tensor:
+    def table(paths: Int[Tensor, "k depth"], weights: Sequence[float]) -> Float[Tensor, "k k"]:
         """Weights by depth of the common ancestor.
 
         Args:
             paths: each class's ancestors from coarse to fine, itself last, integers `k depth`.
             weights: of pairs whose paths agree in the first 0, 1, … depth steps: `depth + 1` numbers.
+
+        >>> Hierarchy.table(torch.tensor([[0, 0], [0, 1]]), [0.0, 0.5, 1.0]).tolist()
+        [[1.0, 0.5], [0.5, 1.0]]
         """
         if len(weights) != paths.shape[1] + 1:
             raise InputError("Hierarchy.table", expected=f"{paths.shape[1] + 1} weights", got=str(len(weights)))
         agree = (paths[:, None] == paths).cumprod(2).sum(2)
         return torch.tensor(weights)[agree]
 
-    def check(self, rows: Tensor, columns: Tensor) -> None:
+    def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
         for labels in (rows, columns):
             fits = labels.ndim == 1 and not labels.is_floating_point()
             if not fits or (labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.weights)):
@@ -216,7 +232,7 @@ class Hierarchy(Pairwise):
                     got=f"{labels.dtype} of shape {tuple(labels.shape)}",
                 )
 
-    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
+    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
         ((rows, columns),) = values
         return self.weights[rows[:, None], columns]
 
@@ -228,22 +244,25 @@ class Hierarchy(Pairwise):
 
 
 class SideFeatures(Pairwise):
-    """Likeness by features from elsewhere: captions, another encoder, metadata.
+    """The similarity of features of another model: of captions, of a frozen encoder, of metadata.
 
-    - `softmax`: `W = exp((g - 1) / temperature)`, g the cosine; normalised over a row, X-CLR's softmax of g /
-      temperature.
+    - `softmax`: `W = exp((g - 1) / temperature)`, g the cosine; normalized over a row, the softmax of g / temperature
+      of X-CLR.
     - `half`: `W = g/2 + 1/2` (CWCL).
     - `cosine`: `W = max(0, g)`.
 
     Args:
         features: of anchors, floats `a m`, or the name of a column; scaled to unit length here.
         candidates: of candidates, `c m`; None: the same.
-        kernel: as above.
+        kernel: `softmax`, `half` or `cosine`.
         temperature: of `softmax`; a tensor receives its gradient.
         floor: weights below it become 0.
+
+    Raises:
+        InputError: features that are not a matrix of floats, or a temperature that is not above 0.
     """
 
-    learnable = ("temperature",)
+    learnable_attributes = ("temperature",)
 
     def __init__(
         self,
@@ -251,24 +270,24 @@ class SideFeatures(Pairwise):
         candidates: Column | None = None,
         *,
         kernel: str = "softmax",
-        temperature: float | Tensor = 0.1,
+        temperature: float | Float[Tensor, "..."] = 0.1,
         floor: float = 0.0,
     ) -> None:
         check_choice("SideFeatures", "kernel", kernel, ("softmax", "half", "cosine"))
-        super().__init__(Key(features, candidates))
+        super().__init__(ColumnPair(features, candidates))
         if as_number(temperature) <= 0:
             raise InputError("SideFeatures", expected="temperature above 0", got=str(as_number(temperature)))
         self.kernel, self.temperature, self.floor = kernel, temperature, floor
         self.never_zero = kernel == "softmax" and floor == 0
-        self._check_keys()
+        self._check_values()
 
-    def check(self, rows: Tensor, columns: Tensor) -> None:
+    def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
         for features in (rows, columns):
             if features.ndim != 2 or not features.is_floating_point():
                 got = f"{features.dtype} of shape {tuple(features.shape)}"
                 raise InputError("SideFeatures", expected="floats `n m`", got=got)
 
-    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
+    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
         rows, columns = (torch.nn.functional.normalize(v, dim=1) for v in values[0])
         cosine = rows @ columns.T
         if self.kernel == "softmax":

@@ -1,5 +1,5 @@
 # ruff: noqa: D102 — an override does what its base says
-"""Affinities that are a function of what is known about an anchor and about a candidate."""
+"""Affinities that are a function of columns of the anchors and of the candidates."""
 
 from __future__ import annotations
 
@@ -8,80 +8,83 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.affinity.base import Affinity
 from mmcon.batch import Index
 from mmcon.errors import InputError
 
-Column = Tensor | str
+#: Values of rows, or the name of a column to bind.
+Column = Shaped[Tensor, "..."] | str
+#: Values of the anchors and of the candidates of a tile.
+Pair = tuple[Shaped[Tensor, "r ..."], Shaped[Tensor, "c ..."]]
 
 
 @dataclass(frozen=True)
-class Key:
-    """What anchors and candidates are compared by: tensors, or names of columns to bind."""
+class ColumnPair:
+    """The values of anchors and of candidates (None: the same), as tensors or as names of columns to bind."""
 
     rows: Column
     columns: Column | None = None
 
-    def bind(self, rows: Index, columns: Index | None) -> Key:
-        """Names resolved to tensors; tensors stay."""
+    def bind(self, rows: Index, columns: Index | None) -> ColumnPair:
+        """The pair with names replaced by tensors."""
         if isinstance(self.rows, Tensor):
             return self
         if columns is None and self.columns is None:
-            return Key(rows[self.rows])
+            return ColumnPair(rows[self.rows])
         name = self.rows if self.columns is None else self.columns
         candidates = rows if columns is None else columns
-        return Key(rows[self.rows], candidates[name] if isinstance(name, str) else name)
+        return ColumnPair(rows[self.rows], candidates[name] if isinstance(name, str) else name)
 
 
 class Pairwise(Affinity):
-    """Weights that are a function of an anchor's and a candidate's known values.
+    """Weights that are a function of values of an anchor and of a candidate.
 
-    A subclass passes its `Key`s on, names the attributes that may learn, and says in `weigh` what two blocks of values
-    give.
+    A subclass passes its column pairs to `__init__`, names its learnable attributes, and implements `weigh`.
     """
 
-    learnable: tuple[str, ...] = ()
-    same_both_ways: bool = True
+    learnable_attributes: tuple[str, ...] = ()
+    symmetric_weights: bool = True
 
-    def __init__(self, *keys: Key) -> None:
-        self.keys = keys
-        lengths = {len(key.rows) for key in keys if isinstance(key.rows, Tensor)}
+    def __init__(self, *column_pairs: ColumnPair) -> None:
+        self.column_pairs = column_pairs
+        lengths = {len(pair.rows) for pair in column_pairs if isinstance(pair.rows, Tensor)}
         if len(lengths) > 1:
             raise InputError(type(self).__name__, expected="columns of one length", got=f"lengths {sorted(lengths)}")
 
     @abstractmethod
-    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
-        """The weights `r c`, given for every key the values of rows and of columns."""
+    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+        """The weights of a tile, from the values of each column pair."""
 
-    def check(self, rows: Tensor, columns: Tensor) -> None:
-        """Refuse values that cannot be compared; called once the names are resolved."""
+    def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
+        """Refuse values of the wrong type or shape; called when the names are replaced by tensors."""
 
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         bound = copy.copy(self)
-        bound.keys = tuple(key.bind(rows, columns) for key in self.keys)
-        bound._check_keys()
+        bound.column_pairs = tuple(pair.bind(rows, columns) for pair in self.column_pairs)
+        bound._check_values()
         return bound
 
-    def _check_keys(self) -> None:
-        for key in self.keys:
-            if isinstance(key.rows, Tensor):
-                self.check(key.rows, key.rows if key.columns is None else key.columns)  # pyright: ignore
+    def _check_values(self) -> None:
+        for pair in self.column_pairs:
+            if isinstance(pair.rows, Tensor):
+                self.check(pair.rows, pair.rows if pair.columns is None else pair.columns)  # pyright: ignore
 
-    def values(self) -> list[tuple[Tensor, Tensor]]:
-        """For every key the values of anchors and of candidates."""
-        pairs = []
-        for key in self.keys:
-            if not isinstance(key.rows, Tensor) or isinstance(key.columns, str):
+    def values(self) -> list[tuple[Shaped[Tensor, "a ..."], Shaped[Tensor, "c ..."]]]:
+        """For each column pair the values of anchors and of candidates."""
+        values = []
+        for pair in self.column_pairs:
+            if not isinstance(pair.rows, Tensor) or isinstance(pair.columns, str):
                 raise InputError(
                     type(self).__name__,
                     expected="tensors",
-                    got=f"the column name {key.rows!r}",
+                    got=f"the column name {pair.rows!r}",
                     fix="bind it to a batch's tables, affinity.bind(rows, columns), or build it from tensors",
                 )
-            pairs.append((key.rows, key.rows if key.columns is None else key.columns))
-        return pairs
+            values.append((pair.rows, pair.rows if pair.columns is None else pair.columns))
+        return values
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,18 +93,18 @@ class Pairwise(Affinity):
 
     @property
     def symmetric(self) -> bool:
-        return self.same_both_ways and all(key.columns is None for key in self.keys)
+        return self.symmetric_weights and all(pair.columns is None for pair in self.column_pairs)
 
-    def tile(self, rows: slice, columns: slice) -> Tensor:
+    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         return self.weigh(*((r[rows], c[columns]) for r, c in self.values()))
 
     def parameters(self) -> Iterator[Tensor]:
-        values = (getattr(self, name) for name in self.learnable)
+        values = (getattr(self, name) for name in self.learnable_attributes)
         return (value for value in values if isinstance(value, Tensor) and value.requires_grad)
 
     def map_parameters(self, f: Callable[[Tensor], Tensor]) -> Affinity:
         mapped = copy.copy(self)
-        for name in self.learnable:
+        for name in self.learnable_attributes:
             value = getattr(self, name)
             if isinstance(value, Tensor) and value.requires_grad:
                 setattr(mapped, name, f(value))

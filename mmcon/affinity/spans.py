@@ -1,22 +1,24 @@
-"""Affinity by shared time: two views are alike by as much as their spans overlap."""
+# ruff: noqa: D102 — an override does what its base says
+"""Weights by the overlap of time spans."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from mmcon.affinity.pairwise import Column, Key, Pairwise
+from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
 
 
 class SpanOverlap(Pairwise):
-    """The time that two spans of one clip share, over the time that either covers: 1 for the same span, 0 for none.
+    """Intersection over union of two time spans of one recording: 1 for equal spans, 0 for disjoint ones.
 
         W = max(0, min(end_i, end_j) − max(start_i, start_j)) / (max(end_i, end_j) − min(start_i, start_j))
 
     Args:
-        start: of each row's span, seconds, or the name of a column.
-        end: of each row's span.
-        group: which clip a row is from; None: all rows are of one.
+        start: of the span of each row, in seconds, or the name of a column.
+        end: of the span of each row.
+        group: the recording of each row; None: all rows are of one.
 
     >>> SpanOverlap(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0]), group=None).dense()[0, 1].item()
     0.3333333432674408
@@ -25,10 +27,9 @@ class SpanOverlap(Pairwise):
     def __init__(
         self, start: Column = "time_start", end: Column = "time_end", *, group: Column | None = "group"
     ) -> None:
-        super().__init__(*(Key(column) for column in (start, end, group) if column is not None))
+        super().__init__(*(ColumnPair(column) for column in (start, end, group) if column is not None))
 
-    def weigh(self, *values: tuple[Tensor, Tensor]) -> Tensor:
-        """The weights of a block."""
+    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
         (start, others_start), (end, others_end) = values[:2]
         both = torch.minimum(end[:, None], others_end) - torch.maximum(start[:, None], others_start)
         either = torch.maximum(end[:, None], others_end) - torch.minimum(start[:, None], others_start)

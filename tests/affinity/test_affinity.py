@@ -105,8 +105,8 @@ def test_factors_multiply_as_the_whole_does(name, square):
     whole = affinity.dense().to(D)
     x = torch.randn(whole.shape[1], 4, generator=torch.Generator().manual_seed(2), dtype=D)
     y = torch.randn(whole.shape[0], 4, generator=torch.Generator().manual_seed(3), dtype=D)
-    torch.testing.assert_close(sum(f.times(x) for f in factors), whole @ x, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(sum(f.transpose().times(y) for f in factors), whole.T @ y, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sum(f.matmul(x) for f in factors), whole @ x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sum(f.transpose().matmul(y) for f in factors), whole.T @ y, rtol=1e-6, atol=1e-6)
     i, j = torch.arange(N), torch.arange(N) % whole.shape[1]
     torch.testing.assert_close(sum(f.at(i, j).to(D) for f in factors), whole[i, j], rtol=1e-6, atol=1e-6)
 
@@ -126,8 +126,8 @@ def test_small_groups_are_a_band(square):
     (band,) = affinity.factors()
     whole = affinity.dense()
     x = torch.randn(whole.shape[1], 3, generator=g, dtype=D)
-    torch.testing.assert_close(band.times(x), whole @ x)
-    torch.testing.assert_close(band.transpose().times(torch.ones(n, 1, dtype=D))[:, 0], whole.sum(0))
+    torch.testing.assert_close(band.matmul(x), whole @ x)
+    torch.testing.assert_close(band.transpose().matmul(torch.ones(n, 1, dtype=D))[:, 0], whole.sum(0))
     own = torch.arange(n) % whole.shape[1]
     torch.testing.assert_close(band.at(torch.arange(n), own), whole[torch.arange(n), own])
     whole[torch.arange(n), own] = 0

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from mmcon.affinity import Affinity, Factor, factor_sums
+from mmcon.affinity import Affinity, Factor, factor_row_sums
 from mmcon.losses.backends.matmul import matmul_nn, matmul_nt, matmul_tn
 from mmcon.losses.problem import AnchorLosses, Problem, refuse_double_backward
 
@@ -73,7 +73,7 @@ class _SymmetricLoss(torch.autograd.Function):
             sums = _sums_by_tiles(tiles, affinity)
         else:
             exponentials = _exponential_sums(tiles)
-            weight_sum, valid = factor_sums(factors, torch.arange(len(z), device=z.device))
+            weight_sum, valid = factor_row_sums(factors, torch.arange(len(z), device=z.device))
             products = [_times_without_diagonal(factors, z)]
             sums = _Sums(exponentials, (products[0] * z).sum(1) * inverse, weight_sum.to(z.dtype), valid)
         valid, weights = sums.valid, sums.weights
@@ -202,6 +202,6 @@ def _times_without_diagonal(factors: tuple[Factor, ...], z: Float[Tensor, "n d"]
     """`W z`, W without its diagonal."""
     diagonal = torch.arange(len(z), device=z.device)
     first, *rest = (
-        factor.times(z).addcmul_(factor.at(diagonal, diagonal).to(z.dtype)[:, None], z, value=-1) for factor in factors
+        factor.matmul(z).addcmul_(factor.at(diagonal, diagonal).to(z.dtype)[:, None], z, value=-1) for factor in factors
     )
     return sum(rest, first)

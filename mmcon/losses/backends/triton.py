@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from mmcon.affinity import ClassFactor, factor_sums
+from mmcon.affinity import ClassFactor, factor_row_sums
 from mmcon.losses.problem import AnchorLosses, Problem, refuse_double_backward
 
 MAX_WIDTH = 512
@@ -66,7 +66,7 @@ class _TritonLoss(torch.autograd.Function):
         from mmcon.losses.backends.triton_kernels import log_sum_exp
 
         inverse = 1 / temperature
-        weight_sum, valid = factor_sums((factor,), problem.self_index)
+        weight_sum, valid = factor_row_sums((factor,), problem.self_index)
         weight_sum = weight_sum.to(a.dtype)
         log_sum = log_sum_exp(a * inverse, c, problem.self_index, operands)
         log_sum = torch.where(valid, log_sum, float("inf"))
@@ -121,7 +121,7 @@ def _times_without_self(
 ) -> Float[Tensor, "a d"]:
     """`W c`, each anchor's own column left out."""
     weights = _self_weights(factor, self_index, c) if len(c) else torch.zeros(len(self_index)).to(c)
-    return factor.times(c) - weights[:, None] * c[self_index.clamp_min(0)]
+    return factor.matmul(c) - weights[:, None] * c[self_index.clamp_min(0)]
 
 
 def _transposed_times_without_self(
@@ -130,4 +130,4 @@ def _transposed_times_without_self(
     """`Wᵀ rows`, each anchor's own column left out."""
     own = _self_weights(factor, self_index, rows)[:, None] * rows
     taken = rows.new_zeros(candidates, rows.shape[1]).index_add_(0, self_index.clamp_min(0), own)
-    return factor.transpose().times(rows) - taken
+    return factor.transpose().matmul(rows) - taken

@@ -1,5 +1,5 @@
 # ruff: noqa: D102 — an override does what its base says
-"""Weights that a user supplies: a matrix, or a function."""
+"""Weights supplied by the user: a matrix or a function."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity.base import Affinity, check_weights
@@ -16,16 +17,24 @@ from mmcon.errors import InputError
 
 
 class Dense(Affinity):
-    """Weights that are given: any mask or matrix, graded or not, symmetric or not.
+    """A matrix of weights, graded or not, symmetric or not.
 
     Args:
         weights: finite and >= 0, `a c`; a tensor that requires it receives its gradient.
-        rows: which row of `weights` an anchor reads, int64; None: one after another. With it one `b b` matrix serves
-            all views of `b` samples.
-        columns: which column of `weights` a candidate reads; None: as `rows`.
+        rows: the row of `weights` for each anchor; None: the n-th row for the n-th anchor. With it one `b b` matrix
+            serves all views of `b` samples.
+        columns: the column of `weights` for each candidate; None: as `rows`.
+
+    Raises:
+        InputError: weights that are not a matrix, or not finite and >= 0.
     """
 
-    def __init__(self, weights: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weights: Shaped[Tensor, "..."],
+        rows: Int[Tensor, " a"] | None = None,
+        columns: Int[Tensor, " c"] | None = None,
+    ) -> None:
         if weights.ndim != 2:
             raise InputError("Dense", expected="weights `a c`", got=f"shape {tuple(weights.shape)}")
         check_weights("Dense", weights)
@@ -45,7 +54,7 @@ class Dense(Affinity):
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         return self
 
-    def tile(self, rows: slice, columns: slice) -> Tensor:
+    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         block = self.weights[rows if self.rows is None else self.rows[rows]]
         block = block[:, columns if self.columns is None else self.columns[columns]]
         return block.to(torch.get_default_dtype()) if not block.is_floating_point() else block
@@ -60,12 +69,12 @@ class Dense(Affinity):
 
 
 class Computed(Affinity):
-    """A plain function as an affinity: `f(rows, columns) -> weights` of two tables of rows.
+    """A function `f(rows, columns) -> weights` of two tables as an affinity.
 
     Args:
-        function: takes the tables (`Index`) of a block's anchors and candidates and returns weights >= 0, `r c`.
-        rows: the anchors' table; None: to be bound.
-        columns: the candidates' table; None: the anchors.
+        function: takes the tables (`Index`) of a tile's anchors and candidates and returns weights >= 0, `r c`.
+        rows: the table of the anchors; None: `bind` supplies it.
+        columns: the table of the candidates; None: that of the anchors.
     """
 
     def __init__(
@@ -90,7 +99,7 @@ class Computed(Affinity):
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         return self if self.rows is not None else Computed(self.function, rows, columns)
 
-    def tile(self, rows: slice, columns: slice) -> Tensor:
+    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         anchors, candidates = self._tables()
         weights = self.function(anchors.take(rows), candidates.take(columns))
         check_weights("Computed", weights)
@@ -98,7 +107,7 @@ class Computed(Affinity):
 
 
 def as_affinity(affinity: Any) -> Affinity:
-    """An affinity from what a user may pass: an affinity, a matrix of weights, or a function of two tables."""
+    """An affinity from an affinity, a matrix of weights, or a function of two tables."""
     if isinstance(affinity, Affinity):
         return affinity
     if isinstance(affinity, Tensor):
