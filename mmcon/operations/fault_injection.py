@@ -1,8 +1,8 @@
-"""Faults made on purpose: a small real training is killed, starved and split, and must end as if nothing had happened.
+"""Faults injected into a small real training: it is killed at any point, and must continue with identical steps.
 
-`mmcon doctor --chaos` runs all of `FAULTS` on the user's machine, and the tests run the same functions. Every fault
-works in a program of its own (`python -m mmcon.operations.fault_injection`), which forks before it computes anything,
-so that a training costs its steps and not its imports.
+`mmcon doctor --chaos` runs all of `FAULTS` on the user's machine, and the tests run the same functions. Every fault runs
+in a program of its own (`python -m mmcon.operations.fault_injection`), which forks before it computes anything, so that a
+training costs its steps and not its imports.
 """
 
 from __future__ import annotations
@@ -16,30 +16,33 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmcon.operations.fault_injection_job import EVERY, STEPS, train
+from mmcon.operations.fault_injection_job import CHECKPOINT_EVERY, STEPS, Job, train
 from mmcon.registry import load_plugins
 from mmcon.training import checkpoint
 from mmcon.training.run import Run
 from mmcon.training.signals import STOPPED
 
-#: How soon the other processes end when one has died.
-MINUTE = 60
+#: The time within which the other ranks must end after one is killed.
+LONGEST_WAIT_SECONDS = 60
 
 
-class Survived(AssertionError):
-    """What a fault did that it must not do."""
+class RecoveryFailed(AssertionError):
+    """A training did not recover from a fault as promised."""
 
 
 # --- in the program: forked trainings --------------------------------------------------------------------------------
 
 
-def forked(folder: Path, **options: Any) -> tuple[int, list[dict[str, Any]]]:
-    """Train in a fork; its exit status (minus the signal's number, if one ended it), and its trace."""
+def run_forked(
+    folder: Path, job: Job, *, after_step: Callable[[int], None] | None = None
+) -> tuple[int, list[dict[str, Any]]]:
+    """Train in a fork; the exit status (the negated number of the signal that killed it, if one did) and the trace."""
     trace = folder / "trace"
     file = folder / "trace.0.json"
     file.unlink(missing_ok=True)
@@ -52,7 +55,7 @@ def forked(folder: Path, **options: Any) -> tuple[int, list[dict[str, Any]]]:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
             torch.set_num_threads(1)
-            train(folder, trace=trace, **options)
+            train(folder, job, after_step=after_step, trace=trace)
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)
@@ -65,180 +68,181 @@ def forked(folder: Path, **options: Any) -> tuple[int, list[dict[str, Any]]]:
     return status, json.loads(file.read_text()) if file.exists() else []
 
 
-def kills(number: int, at: int) -> Callable[[int], None]:
-    """Send this process a signal after a step."""
+def signal_at(number: int, at: int) -> Callable[[int], None]:
+    """A function for `after_step` that sends its own process a signal after one step."""
     return lambda step: os.kill(os.getpid(), number) if step == at else None
 
 
-def must(holds: bool, told: str) -> None:
-    """Raise where a promise is broken."""
+def check(holds: bool, message: str) -> None:
+    """Raise RecoveryFailed if a promise does not hold."""
     if not holds:
-        raise Survived(told)
+        raise RecoveryFailed(message)
 
 
-def every_step(folder: Path, *, workers: int, stateful: bool) -> str:
-    """Kill at each step, resume, and compare all that followed."""
-    options = {"workers": workers, "stateful": stateful}
-    status, whole = forked(folder / "whole", **options)
-    must(status == 0 and len(whole) == STEPS, f"the run itself ended with {status}")
+def killed_at_every_step(folder: Path, job: Job) -> str:
+    """Kill at each step, resume, and compare all later steps."""
+    status, whole = run_forked(folder / "whole", job)
+    check(status == 0 and len(whole) == STEPS, f"the run without a fault ended with {status}")
     for at in range(1, STEPS + 1):
-        place = folder / str(at)
-        status, before = forked(place, after=kills(signal.SIGKILL, at), **options)
-        must(status == -signal.SIGKILL and before == whole[:at], f"killed at {at}: {status}")
-        status, rest = forked(place, resume=True, **options)
-        must(status == 0 and rest == whole[(at - 1) // EVERY * EVERY :], f"killed at {at}: other steps follow")
-    return f"killed at each of {STEPS} steps, resumed bit by bit, {workers} workers"
+        run = folder / str(at)
+        status, before = run_forked(run, job, after_step=signal_at(signal.SIGKILL, at))
+        check(status == -signal.SIGKILL and before == whole[:at], f"killed at {at}: {status}")
+        status, rest = run_forked(run, replace(job, resume=True))
+        first = (at - 1) // CHECKPOINT_EVERY * CHECKPOINT_EVERY
+        check(status == 0 and rest == whole[first:], f"killed at {at}: the resumed steps differ")
+    return f"killed at each of {STEPS} steps, resumed with identical bits, {job.workers} workers"
 
 
-def torn_write(folder: Path) -> str:
-    """Kill within the writing of a checkpoint: at the state, at the manifest, and before the rename."""
-    _, whole = forked(folder / "whole")
+def killed_in_a_checkpoint(folder: Path) -> str:
+    """Kill while a checkpoint is written: in the state, in the manifest, after each, and before the rename."""
+    _, whole = run_forked(folder / "whole", Job())
     write = checkpoint._write
     for name in (checkpoint.MANIFEST, "state.pt"):
         for finished in (False, True):
 
-            def dying(path: Path, content: Any, name: str = name, finished: bool = finished) -> None:
+            def killing_write(path: Path, content: Any, name: str = name, finished: bool = finished) -> None:
                 if path.parent.name.startswith(".step-000000008") and path.name == name:
                     write(path, content if finished else lambda file: file.write(b"half"))
                     os.kill(os.getpid(), signal.SIGKILL)
                 write(path, content)
 
-            place = folder / f"{name}-{finished}"
-            checkpoint._write = dying
-            status, _ = forked(place)
+            run = folder / f"{name}-{finished}"
+            checkpoint._write = killing_write
+            status, _ = run_forked(run, Job())
             checkpoint._write = write
-            must(status == -signal.SIGKILL, f"within {name}: {status}")
-            must(forked(place, resume=True) == (0, whole[EVERY:]), f"within {name}: other steps follow")
-    return "killed at four points of a checkpoint's writing; the one before was used"
+            check(status == -signal.SIGKILL, f"killed in {name}: {status}")
+            resumed = run_forked(run, Job(resume=True))
+            check(resumed == (0, whole[CHECKPOINT_EVERY:]), f"killed in {name}: the resumed steps differ")
+    return "killed at four points of the writing of a checkpoint; the previous checkpoint was used"
 
 
-def terminated(folder: Path) -> str:
-    """SIGTERM and SIGINT after a step between checkpoints."""
-    _, whole = forked(folder / "whole")
+def stopped_by_signal(folder: Path) -> str:
+    """Send SIGTERM and SIGINT after a step between two checkpoints."""
+    _, whole = run_forked(folder / "whole", Job())
     for number in (signal.SIGTERM, signal.SIGINT):
-        place = folder / str(int(number))
-        status, _ = forked(place, after=kills(number, 5))
-        must(status == STOPPED, f"exit status {status}, not {STOPPED}")
-        must(forked(place, resume=True) == (0, whole[5:]), "steps were lost")
+        run = folder / str(int(number))
+        status, _ = run_forked(run, Job(), after_step=signal_at(number, 5))
+        check(status == STOPPED, f"exit status {status}, not {STOPPED}")
+        check(run_forked(run, Job(resume=True)) == (0, whole[5:]), "steps were lost")
     return f"SIGTERM and SIGINT: status {STOPPED}, no step lost"
 
 
-def worker_dies(folder: Path) -> str:
-    """A sample that ends the worker process that decodes it."""
-    _, whole = forked(folder / "whole")
+def worker_killed(folder: Path) -> str:
+    """Kill the worker process that decodes a certain sample."""
+    _, whole = run_forked(folder / "whole", Job())
     sample = whole[2]["samples"][5]
-    status, _ = forked(folder / "run", workers=2, fatal=sample)
-    told = (folder / "run" / "output.txt").read_text()
-    must(status == 1 and f"sample={sample}," in told and "worker process" in told, told[-2000:])
-    return "a worker died of a sample, which the error names"
+    status, _ = run_forked(folder / "run", Job(workers=2, fatal_sample=sample))
+    output = (folder / "run" / "output.txt").read_text()
+    check(status == 1 and f"sample={sample}," in output and "worker process" in output, output[-2000:])
+    return "a worker process was killed by a sample, and the error names the sample"
 
 
 PROGRAMS: dict[str, Callable[[Path], str]] = {
-    "every-step": lambda folder: every_step(folder, workers=0, stateful=False),
-    "every-step-workers": lambda folder: every_step(folder, workers=2, stateful=False),
-    "every-step-stateful": lambda folder: every_step(folder, workers=0, stateful=True),
-    "torn-write": torn_write,
-    "signals": terminated,
-    "worker-dies": worker_dies,
+    "every-step": lambda folder: killed_at_every_step(folder, Job()),
+    "every-step-workers": lambda folder: killed_at_every_step(folder, Job(workers=2)),
+    "every-step-stateful": lambda folder: killed_at_every_step(folder, Job(stateful=True)),
+    "torn-write": killed_in_a_checkpoint,
+    "signals": stopped_by_signal,
+    "worker-dies": worker_killed,
 }
 
 
-# --- from outside: the programs, alone and several together ----------------------------------------------------------
+# --- from outside: programs of one or of several ranks ---------------------------------------------------------------
 
 
-def start(folder: Path, *words: Any, world_size: int = 1, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run the program, by torch's launcher if there are several processes."""
+def run_program(
+    folder: Path, *words: Any, world_size: int = 1, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run this module as a program, with torch's launcher if there are several ranks."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]
     command = [sys.executable, *(launcher if world_size > 1 else []), "-m", __name__, str(folder), *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
-def forks(name: str) -> Callable[[Path], str]:
-    """A fault that a program of its own goes through."""
+def in_program(name: str) -> Callable[[Path], str]:
+    """The fault of this name, run in a program of its own."""
 
     def fault(folder: Path) -> str:
-        done = start(folder, "--fault", name)
-        must(done.returncode == 0, done.stderr[-2000:])
+        done = run_program(folder, "--fault", name)
+        check(done.returncode == 0, done.stderr[-2000:])
         return done.stdout.strip().splitlines()[-1]
 
     return fault
 
 
-def elastic(folder: Path) -> str:
-    """Save on two processes and go on with one, and the other way round."""
+def world_size_changed(folder: Path) -> str:
+    """Save on two ranks and resume on one, and the reverse."""
     traces: dict[str, list[dict[str, Any]]] = {}
-    for name, lives in {"1": [1], "2": [2], "1 to 2": [1, 2], "2 to 1": [2, 1]}.items():
-        place = folder / name.replace(" ", "-")
-        for life, world_size in enumerate(lives):
-            more = ["--max-steps", 5] if life + 1 < len(lives) else []
-            done = start(place, "--train", "--resume", *more, world_size=world_size)
-            must(done.returncode == 0, f"{name}: {done.stderr[-2000:]}")
-            traces.setdefault(name, []).extend(_together(place, world_size))
+    for name, world_sizes in {"1": [1], "2": [2], "1 to 2": [1, 2], "2 to 1": [2, 1]}.items():
+        run = folder / name.replace(" ", "-")
+        for number, world_size in enumerate(world_sizes, start=1):
+            more = ["--max-steps", 5] if number < len(world_sizes) else []
+            done = run_program(run, "--train", "--resume", *more, world_size=world_size)
+            check(done.returncode == 0, f"{name}: {done.stderr[-2000:]}")
+            traces.setdefault(name, []).extend(_merged_trace(run, world_size))
     worst = 0.0
     for name, lines in traces.items():
         for line, alone in zip(lines, traces["1"], strict=True):
-            must(line["views"] == alone["views"], f"{name}: other samples or views at step {line['step']}")
+            check(line["views"] == alone["views"], f"{name}: other samples or views at step {line['step']}")
             worst = max(worst, abs(line["loss"] / alone["loss"] - 1))
-    must(worst < 1e-10, f"losses differ by {worst:.1e}")
+    check(worst < 1e-10, f"losses differ by {worst:.1e}")
     return f"1 -> 2 and 2 -> 1 processes: the same samples and views, losses within {worst:.0e} (float64)"
 
 
-def _together(folder: Path, world_size: int) -> list[dict[str, Any]]:
-    """The steps of all processes: the loss, and the views of every sample in any order."""
-    own = [json.loads((folder / f"trace.{p}.json").read_text()) for p in range(world_size)]
+def _merged_trace(folder: Path, world_size: int) -> list[dict[str, Any]]:
+    """The steps of all ranks: the loss, and the sorted hashes of the views of every sample."""
+    traces = [json.loads((folder / f"trace.{rank}.json").read_text()) for rank in range(world_size)]
     return [
         {
             "step": lines[0]["step"],
             "loss": lines[0]["loss"],
             "views": sorted(pair for line in lines for pair in zip(line["samples"], line["rows"], strict=True)),
         }
-        for lines in zip(*own, strict=True)
+        for lines in zip(*traces, strict=True)
     ]
 
 
-def process_dies(folder: Path) -> str:
-    """One of two processes is killed; the other must not wait for it."""
+def rank_killed(folder: Path) -> str:
+    """Kill one of two ranks; the other must end instead of waiting for it."""
     began = time.monotonic()
-    done = start(folder, "--train", "--die", 5, world_size=2)
+    done = run_program(folder, "--train", "--kill-rank-1-at", 5, world_size=2)
     seconds = time.monotonic() - began
-    must(done.returncode != 0 and seconds < MINUTE, f"status {done.returncode} after {seconds:.0f} s")
-    again = start(folder, "--train", "--resume", world_size=2)
-    must(again.returncode == 0 and "from step-000000004" in again.stdout, again.stderr[-2000:])
+    check(done.returncode != 0 and seconds < LONGEST_WAIT_SECONDS, f"status {done.returncode} after {seconds:.0f} s")
+    resumed = run_program(folder, "--train", "--resume", world_size=2)
+    check(resumed.returncode == 0 and "from step-000000004" in resumed.stdout, resumed.stderr[-2000:])
     return f"a process of two was killed: all ended within {seconds:.0f} s, imports included, and resumed"
 
 
-#: By name, what makes a fault in an empty folder, and tells how the run came through.
+#: By name: a function that injects a fault in an empty folder, and returns how the run recovered.
 FAULTS: dict[str, Callable[[Path], str]] = {
-    **{name: forks(name) for name in PROGRAMS},
-    "process-dies": process_dies,
-    "elastic": elastic,
+    **{name: in_program(name) for name in PROGRAMS},
+    "process-dies": rank_killed,
+    "elastic": world_size_changed,
 }
 
 
 def main() -> None:
-    """Go through a fault, or train as one of several processes."""
+    """Run a fault of `PROGRAMS`, or train as one of several ranks."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--fault", choices=list(PROGRAMS))
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--max-steps", type=int)
-    parser.add_argument("--die", type=int, default=0, help="process 1 is killed after this step")
+    parser.add_argument("--kill-rank-1-at", type=int, default=0, help="rank 1 is killed after this step")
     options = parser.parse_args()
     if options.fault:
-        # What every fork would import again; nothing is computed yet, so that no thread is lost in a fork.
+        # Imports that every fork would repeat. Nothing is computed yet: a fork loses the threads of its parent.
         load_plugins()
         Run(options.folder / "imports", cpu=True).close()
         print(PROGRAMS[options.fault](options.folder))
         return
-    die = options.die if os.environ.get("RANK") == "1" else 0
+    at = options.kill_rank_1_at if os.environ.get("RANK") == "1" else 0
     train(
         options.folder,
-        resume=options.resume,
-        dropout=0.0,
-        max_steps=options.max_steps,
-        after=kills(signal.SIGKILL, die),
+        Job(resume=options.resume, max_steps=options.max_steps, dropout=0.0),
+        after_step=signal_at(signal.SIGKILL, at),
         trace=options.folder / "trace",
     )
 

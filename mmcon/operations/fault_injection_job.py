@@ -1,4 +1,4 @@
-"""The small real training that faults befall: everything that a checkpoint must hold takes part in it."""
+"""The training job of the fault injection: small, and with every kind of state that a checkpoint must hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -28,42 +29,63 @@ from mmcon.sources.factory import create_source
 from mmcon.training.run import Run, RunSettings
 from mmcon.views import Chain, Meta, Params, ViewGenerator
 
-STEPS_PER_EPOCH, EPOCHS, EVERY = 6, 2, 4
+STEPS_PER_EPOCH, EPOCHS, CHECKPOINT_EVERY = 6, 2, 4
 STEPS = STEPS_PER_EPOCH * EPOCHS
 SEED = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Settings of the training job.
+
+    Attributes:
+        resume: continue from the newest checkpoint.
+        workers: worker processes of the loader.
+        stateful: use a view and a sampler whose state depends on earlier steps.
+        dropout: probability of dropout in the network.
+        fatal_sample: the identity of a sample whose decoding kills the process, or None.
+        max_steps: stop after this number of steps.
+    """
+
+    resume: bool = False
+    workers: int = 0
+    stateful: bool = False
+    dropout: float = 0.1
+    fatal_sample: int | None = None
+    max_steps: int | None = None
+
+
 @final
-class Echo(ViewGenerator):
-    """A stateful view: a share of the mean of the batch before is added to each image."""
+class AddPreviousMean(ViewGenerator):
+    """A stateful view: a share of the mean of the previous batch is added to each image."""
 
     modality: ClassVar[str] = "image"
     scope: ClassVar[Any] = "stateful"
 
     def __init__(self) -> None:
-        self._before: Tensor | None = None
+        self._previous: Tensor | None = None
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw the share."""
         return {"share": keys.uniform("share", 0.0, 0.2)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Add, then remember."""
-        before, self._before = self._before, batch.mean(0)
-        return batch if before is None else batch + params["share"].to(batch)[:, None, None, None] * before
+        """Add the previous mean, and store that of this batch."""
+        previous, self._previous = self._previous, batch.mean(0)
+        return batch if previous is None else batch + params["share"].to(batch)[:, None, None, None] * previous
 
     def state_dict(self) -> dict[str, Tensor]:
         """The mean of the last batch."""
-        return {} if self._before is None else {"before": self._before}
+        return {} if self._previous is None else {"previous": self._previous}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put it back."""
-        self._before = state.get("before")
+        """Restore the mean of the last batch."""
+        self._previous = state.get("previous")
 
 
 @final
-class Fatal(ViewGenerator):
-    """A view that ends its process at one sample, as a broken decoder does."""
+class KillAtSample(ViewGenerator):
+    """A view that kills its process at one sample, as a crash in a decoder does."""
 
     modality: ClassVar[str] = "image"
     ragged: ClassVar[bool] = True
@@ -72,18 +94,18 @@ class Fatal(ViewGenerator):
         self.sample = sample
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Know who comes."""
+        """Record the identities of the samples."""
         return {"sample": keys.fields[:, 2]}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Die, or leave the samples as they are."""
+        """Kill the process if the sample is in the batch; leave the batch unchanged otherwise."""
         if bool((params["sample"] == self.sample).any()):
             os.kill(os.getpid(), signal.SIGKILL)
         return batch
 
 
 class Network(nn.Module):
-    """28 × 28 pixels to a unit embedding of 8, in float64; with dropout the random state counts."""
+    """Maps 28 × 28 pixels to a unit embedding of width 8, in float64; dropout makes it depend on the random state."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -97,54 +119,23 @@ class Network(nn.Module):
 
 
 def train(
-    folder: Path,
-    *,
-    resume: bool = False,
-    workers: int = 0,
-    stateful: bool = False,
-    dropout: float = 0.1,
-    fatal: int | None = None,
-    epochs: int = EPOCHS,
-    max_steps: int | None = None,
-    after: Callable[[int], None] | None = None,
-    trace: Path | None = None,
+    folder: Path, job: Job, *, after_step: Callable[[int], None] | None = None, trace: Path | None = None
 ) -> None:
-    """Train with queue and momentum encoder; every step leaves a line of hashes of all that it made.
+    """Train with a queue and a momentum encoder, and write hashes of the state of every step.
 
     Args:
-        folder: of the run.
-        resume: go on from the newest checkpoint.
-        workers: worker processes.
-        stateful: with a view and a sampler that remember earlier steps.
-        dropout: its probability.
-        fatal: a sample that ends the process in which it is decoded.
-        epochs: passes.
-        max_steps: stop after so many.
-        after: called after each step, before its checkpoint.
-        trace: where the lines go, one file a process.
+        folder: the run folder.
+        job: the settings.
+        after_step: called with the number of each finished step, before its checkpoint.
+        trace: the file of the hashes; the rank is inserted before the ending.
     """
-    settings = RunSettings(epochs=epochs, max_steps=max_steps, log_every=1, checkpoint_every=EVERY, keep=4)
-    run = Run(folder, seed=SEED, settings=settings, resume=resume, cpu=True)
-    source = create_source("samples/fashion", split="train")
-    source = Subset(source, range(0, len(source), 100))
-    assert source.labels is not None
-    if stateful:
-        sampler = HardClassSampler(source.labels, batch_size=16, seed=SEED, classes_per_batch=4)
-    else:
-        sampler = UniformSampler(source.labels, batch_size=16, seed=SEED)
-    crop = mmcon.create_view("image/crop-flip", size=28)
-    parts = [Fatal(fatal)] if fatal is not None else []
-    view = Chain(*parts, crop, *([Echo()] if stateful else []))
-    loader = ViewLoader(
-        source,
-        {"image": [view, view]},
-        sampler,
-        seed=SEED,
-        workers=workers,
-        rank=run.rank,
-        world_size=run.world_size,
+    settings = RunSettings(
+        epochs=EPOCHS, max_steps=job.max_steps, log_every=1, checkpoint_every=CHECKPOINT_EVERY, keep=4
     )
-    model = Network(dropout)
+    run = Run(folder, seed=SEED, settings=settings, resume=job.resume, cpu=True)
+    loader = _loader(run, job)
+    sampler = loader.sampler
+    model = Network(job.dropout)
     queue, momentum = Queue(size=32), MomentumEncoder(model, momentum=0.9)
     objective = Objective(affinity=SameLabel(), temperature=0.2, queue=queue)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -160,27 +151,57 @@ def train(
         if isinstance(sampler, HardClassSampler) and run.global_step % len(loader) == 0:
             sampler.refresh(embeddings["shared"]["image"], batch.index["image"]["label"])
             loader.load_state_dict({"step": run.global_step})
-        table = batch.index["image"]
+        states = {"state": [model, momentum], "queue": [queue]}
         lines.append(
-            {
-                "step": run.global_step,
-                "loss": loss.item(),
-                "state": _hash([*model.state_dict().values(), *momentum.state_dict().values()]),
-                "queue": _hash([v for v in queue.state_dict().values() if isinstance(v, Tensor)]),
-                "pixels": _hash(batch.views["image"]),
-                "order": _hash([table["sample"]]),
-                "samples": table["sample"].tolist(),
-                "rows": [_hash([row]) for part in batch.views["image"] for row in part],
-            }
+            {"step": run.global_step, "loss": loss.item()}
+            | {name: _hash(_tensors(modules)) for name, modules in states.items()}
+            | _hashes_of_batch(batch)
         )
         if trace is not None:
             trace.with_suffix(f".{run.rank}.json").write_text(json.dumps(lines))
-        if after is not None:
-            after(run.global_step)
+        if after_step is not None:
+            after_step(run.global_step)
     run.close()
 
 
-def _hash(tensors: Any) -> str:
+def _loader(run: Run, job: Job) -> ViewLoader:
+    """Two views of every hundredth bundled image, from the plain or from the stateful sampler and view."""
+    source = create_source("samples/fashion", split="train")
+    source = Subset(source, range(0, len(source), 100))
+    assert source.labels is not None
+    if job.stateful:
+        sampler = HardClassSampler(source.labels, batch_size=16, seed=SEED, classes_per_batch=4)
+    else:
+        sampler = UniformSampler(source.labels, batch_size=16, seed=SEED)
+    first = [KillAtSample(job.fatal_sample)] if job.fatal_sample is not None else []
+    last = [AddPreviousMean()] if job.stateful else []
+    view = Chain(*first, mmcon.create_view("image/crop-flip", size=28), *last)
+    return ViewLoader(
+        source,
+        {"image": [view, view]},
+        sampler,
+        seed=SEED,
+        workers=job.workers,
+        rank=run.rank,
+        world_size=run.world_size,
+    )
+
+
+def _hashes_of_batch(batch: ViewBatch) -> dict[str, Any]:
+    samples, views = batch.index["image"]["sample"], batch.views["image"]
+    return {
+        "pixels": _hash(views),
+        "order": _hash([samples]),
+        "samples": samples.tolist(),
+        "rows": [_hash([row]) for group in views for row in group],
+    }
+
+
+def _tensors(modules: Iterable[Any]) -> list[Tensor]:
+    return [value for module in modules for value in module.state_dict().values() if isinstance(value, Tensor)]
+
+
+def _hash(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().contiguous().numpy().tobytes())
