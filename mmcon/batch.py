@@ -1,7 +1,8 @@
-"""What the loader hands to the model: views by modality, and one table that says which row is what.
+"""The batch that a loader returns: views by modality, and an index table with one row per view.
 
-Rows of a modality are *view-major*: all samples' first view, then all samples' second view, so that views of different
-shapes (multi-crop) can stand beside one another as parts, each part a stacked tensor, and the table stays one.
+The rows of a modality are *view-major*: the first view of all samples, then the second view of all samples. Consecutive
+views of one generator form a *view group*, which is one stacked tensor. So views of different shapes (multi-crop) share
+one table.
 """
 
 from __future__ import annotations
@@ -11,22 +12,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
 
-# The columns by which a row is named; together they are its identity.
 IDENTITY = ("epoch", "sample", "occurrence", "view")
+"""The columns that identify a row."""
+
+Column = Shaped[Tensor, "n ..."]
 
 
 class Index(Mapping[str, Tensor]):
-    """A table of rows: named columns, each with leading axis `n`.
+    """A table: named columns, each a tensor with leading axis `n`.
 
-    Columns that the house knows: `epoch`, `sample`, `occurrence`, `view` (the identity), `label`, `time` (seconds),
-    `group`, `length`. A source or a generator may add its own.
+    Known columns are `epoch`, `sample`, `occurrence`, `view` (the identity), `label`, `time` (seconds), `group` and
+    `length`. A source or a view generator may add others.
+
+    Args:
+        columns: the columns by name.
+        n: the number of rows to check against; by default that of the columns.
+
+    Raises:
+        InputError: columns differ in length.
     """
 
-    def __init__(self, columns: Mapping[str, Tensor], n: int | None = None) -> None:
+    def __init__(self, columns: Mapping[str, Column], n: int | None = None) -> None:
         self._columns = dict(columns)
         lengths = {name: len(column) for name, column in self._columns.items()}
         if n is not None:
@@ -36,11 +47,11 @@ class Index(Mapping[str, Tensor]):
                 "Index",
                 expected="columns of one length",
                 got=str(lengths),
-                fix="give every row a value in every column",
+                fix="give every column one entry per row",
             )
         self.n = next(iter(lengths.values()), 0)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Column:
         try:
             return self._columns[name]
         except KeyError:
@@ -48,11 +59,11 @@ class Index(Mapping[str, Tensor]):
                 "Index",
                 expected=f"a column {name!r}",
                 got=f"columns {sorted(self._columns)}",
-                fix=f"let the source or the view generator supply {name!r}, or do not read it",
+                fix=f"supply {name!r} in the source or the view generator",
             ) from None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The column, or the default; a mapping's own `get` would wait for a KeyError."""
+        """The column, or the default. `Mapping.get` expects a KeyError, which `__getitem__` does not raise."""
         return self._columns.get(name, default)
 
     def __contains__(self, name: object) -> bool:
@@ -62,7 +73,7 @@ class Index(Mapping[str, Tensor]):
         return iter(self._columns)
 
     def __len__(self) -> int:
-        """The number of columns, as for any mapping; rows are counted by `n`."""
+        """The number of columns, as of any mapping; `n` is the number of rows."""
         return len(self._columns)
 
     def __repr__(self) -> str:
@@ -73,20 +84,20 @@ class Index(Mapping[str, Tensor]):
         return Index({name: f(column) for name, column in self._columns.items()})
 
     def take(self, rows: Any) -> Index:
-        """The rows at positions, a slice, or a boolean mask."""
+        """Some of the rows, by positions, slice or mask."""
         return self.map(lambda column: column[rows])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Index:
         """The table on a device."""
         return self.map(lambda column: column.to(device, non_blocking=non_blocking))
 
-    def with_columns(self, **columns: Tensor) -> Index:
+    def with_columns(self, **columns: Column) -> Index:
         """The table with columns added or replaced."""
         return Index({**self._columns, **columns})
 
     @staticmethod
     def cat(tables: Sequence[Index]) -> Index:
-        """The rows of several tables under one another; only columns that all of them have are kept."""
+        """The rows of several tables, one table after another, with the columns that all of them have."""
         if not tables:
             return Index({})
         shared = [name for name in tables[0] if all(name in table for table in tables)]
@@ -95,15 +106,18 @@ class Index(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Views by modality and the table of their rows.
+    """Views by modality and the index tables of their rows.
 
     Attributes:
-        views: by modality, a tuple of parts; each part is a tensor with leading axis of rows (or a dict of such, as a
-            tokenizer gives). The rows of a modality are those of its parts, one after another.
-        index: by modality, the table of its rows. All tables share the identity columns, so that rows of two
-            modalities meet by `sample`.
-        params: by modality, what was drawn for each part, so that a view can be logged and replayed.
-        step: the global step that the batch belongs to.
+        views: by modality, a tuple of view groups; each is a tensor with a leading axis of rows, or a dict of such
+            tensors, as of a tokenizer. The rows of a modality are those of its view groups, one after another.
+        index: by modality, the table of its rows. All tables have the identity columns, so that rows of two modalities
+            are matched by `sample`.
+        params: by modality, the drawn parameters of each view group, so that a view can be logged and replayed.
+        step: the global step of the batch.
+
+    Raises:
+        InputError: a modality has no table, or one with another number of rows.
     """
 
     views: dict[str, tuple[Any, ...]]
@@ -112,21 +126,21 @@ class ViewBatch:
     step: int = 0
 
     def __post_init__(self) -> None:
-        for modality, parts in self.views.items():
-            rows = sum(rows_of(part) for part in parts)
+        for modality, groups in self.views.items():
+            rows = sum(count_rows(group) for group in groups)
             if modality not in self.index or self.index[modality].n != rows:
                 got = self.index[modality].n if modality in self.index else "no table"
                 raise InputError("ViewBatch", expected=f"a table of {rows} rows for {modality!r}", got=str(got))
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities in the batch."""
+        """The modalities of the batch."""
         return tuple(self.views)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
-        """The batch on a device; drawn parameters go along."""
+        """The batch on a device, with its parameters."""
 
-        def move(x: Tensor) -> Tensor:
+        def move(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
             return x.to(device, non_blocking=non_blocking)
 
         return ViewBatch(
@@ -137,7 +151,7 @@ class ViewBatch:
         )
 
     def pin_memory(self) -> ViewBatch:
-        """The batch in page-locked memory, from which a copy to a GPU need not block."""
+        """The batch in page-locked memory, from which a copy to a GPU does not block; parameters stay as they are."""
         return ViewBatch(
             views=tree_map(Tensor.pin_memory, self.views),
             index={name: table.map(Tensor.pin_memory) for name, table in self.index.items()},
@@ -146,17 +160,17 @@ class ViewBatch:
         )
 
 
-def rows_of(part: Any) -> int:
-    """How many rows a part of a batch has: the leading axis of its first tensor."""
-    if isinstance(part, Tensor):
-        return part.shape[0]
-    if isinstance(part, Mapping):
-        return rows_of(next(iter(part.values())))
-    return len(part)
+def count_rows(group: Any) -> int:
+    """The number of rows of a view group: the length of the leading axis of its first tensor."""
+    if isinstance(group, Tensor):
+        return group.shape[0]
+    if isinstance(group, Mapping):
+        return count_rows(next(iter(group.values())))
+    return len(group)
 
 
 def tree_map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Apply a function to every tensor in nested dicts, tuples and lists; leave the rest as it is."""
+    """Apply a function to every tensor in nested dicts, tuples and lists; other leaves are unchanged."""
     if isinstance(tree, Tensor):
         return f(tree)
     if isinstance(tree, Mapping):

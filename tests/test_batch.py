@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from mmcon.batch import Index, ViewBatch, rows_of, tree_map
+from mmcon.batch import Index, ViewBatch, count_rows, tree_map
 from mmcon.errors import InputError, MmconError, NonFiniteError, nearest
 
 
@@ -57,7 +57,7 @@ def test_parts_of_different_shapes_stand_in_one_table():
     moved = batch.to("meta")
     assert moved.views["image"][1].device.type == moved.views["text"][0]["ids"].device.type == "meta"
     assert moved.index["text"]["sample"].device.type == "meta"
-    assert rows_of({"ids": torch.zeros(3, 7)}) == 3
+    assert count_rows({"ids": torch.zeros(3, 7)}) == 3
 
 
 def test_trees_keep_their_shape():

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmcon.batch import ViewBatch, rows_of
+from mmcon.batch import ViewBatch, count_rows
 from mmcon.errors import InputError
 
 
@@ -32,7 +32,7 @@ def encode_stacks(encoder: nn.Module, stacks: tuple[Any, ...]) -> Float[Tensor, 
             groups.append([stack])
     features = [encoder(_concatenate(group)) for group in groups]
     for group, block in zip(groups, features, strict=True):
-        expected = sum(map(rows_of, group)), feature_width(encoder)
+        expected = sum(map(count_rows, group)), feature_width(encoder)
         if block.shape != expected:
             raise InputError(
                 type(encoder).__name__,
@@ -47,7 +47,7 @@ def split_by_view(batch: ViewBatch, modality: str) -> Iterator[tuple[int, Any]]:
     """The stacks of a modality, split where the view number changes, each with its view number."""
     start = 0
     for stack in batch.views[modality]:
-        n = rows_of(stack)
+        n = count_rows(stack)
         views, counts = torch.unique_consecutive(batch.index[modality]["view"][start : start + n], return_counts=True)
         start += n
         yield from zip(views.tolist(), _split(stack, counts.tolist()), strict=True)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcon.batch import rows_of, tree_map
+from mmcon.batch import count_rows, tree_map
 from mmcon.loading.mixing import apply_mixing, mixing_child
 from mmcon.random import Keys, keys, stable_ids
 from mmcon.samplers.base import BatchSampler
@@ -55,7 +55,7 @@ def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 
     Raises:
         LawBroken: a law does not hold.
     """
-    n = rows_of(samples) if isinstance(samples, Tensor | Mapping) else len(samples)
+    n = count_rows(samples) if isinstance(samples, Tensor | Mapping) else len(samples)
     if n < 3:
         raise ValueError(f"check_view needs at least 3 samples, got {n}")
     for seed in seeds:

@@ -18,7 +18,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from mmcon.batch import ViewBatch, rows_of, tree_map
+from mmcon.batch import ViewBatch, count_rows, tree_map
 from mmcon.distributed.collectives import all_reduce_mean, gather_objects
 from mmcon.distributed.fsdp import gradient_sync_enabled, is_sharded, set_gradient_sync
 from mmcon.errors import InputError
@@ -91,7 +91,7 @@ def split(
     for modality, parts in batch.views.items():
         start = 0
         for number, part in enumerate(parts):
-            n = rows_of(part)
+            n = count_rows(part)
             count = None if pieces is None else pieces[modality, number]
             borders = [*range(0, n, chunk_size), n] if count is None else [n * i // count for i in range(count + 1)]
             for low, high in itertools.pairwise(borders):
@@ -104,7 +104,7 @@ def split(
 
 def _pieces_everywhere(batch: ViewBatch, chunk_size: int) -> dict[tuple[str, int], int]:
     """How many pieces each part makes, the same number in every process, since all gather weights for each."""
-    own = {(m, i): rows_of(part) for m, parts in batch.views.items() for i, part in enumerate(parts)}
+    own = {(m, i): count_rows(part) for m, parts in batch.views.items() for i, part in enumerate(parts)}
     rows = gather_objects(own)
     pieces = {name: max(-(-of.get(name, 0) // chunk_size) for of in rows) for of in rows for name in of}
     scarce = sorted(name for name, count in pieces.items() if any(of.get(name, 0) < count for of in rows))

@@ -1,9 +1,9 @@
-"""A step once more: what the model saw, as files that a person can look at, and the loss that it had.
+"""Replay of a step: the views that the model received, as files, and the loss.
 
-Everything in a run is keyed, so a replay *is* the run: the program that `run.json` names is started again in the same
-folder, goes on from the newest whole checkpoint before the step, writes nothing into the run folder, and stops after
-the step. No recipe has to know of it. Where too many steps lie between, the batch alone is made again, which needs none
-of them, and the loss is read from metrics.jsonl.
+All randomness of a run is keyed, so a replay is the run itself: the program in `run.json` starts again in the same
+folder, resumes from the newest valid checkpoint before the step, writes nothing to the run folder, and exits after the
+step. Recipes need no code for it. If the checkpoint is too many steps away, only the batch is made again, which needs
+no earlier step, and the loss is read from metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmcon.batch import ViewBatch, rows_of, tree_map
+from mmcon.batch import ViewBatch, count_rows, tree_map
 from mmcon.errors import InputError
 from mmcon.loading.loader import ViewLoader
 from mmcon.loading.pipeline import ViewGroup
 from mmcon.random import stable_id
-from mmcon.training.checkpoint import Checkpoints, load
-from mmcon.training.metrics_log import Journal
+from mmcon.training.checkpoint import Checkpoints, load_checkpoint
+from mmcon.training.logging import MetricsLog
 from mmcon.views import params_to_json, select_samples
 
 VARIABLE = "MMCON_REPLAY"
@@ -34,14 +34,14 @@ VARIABLE = "MMCON_REPLAY"
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What is to be shown.
+    """The request of a replay.
 
     Attributes:
-        folder: of the run.
-        step: as metrics.jsonl counts, from 1.
-        sample: the identity of a sample, or the name that it is made from.
-        output: a folder for what the model saw.
-        repeat: at most so many steps are done again for the loss.
+        folder: the run folder.
+        step: counted from 1, as in metrics.jsonl.
+        sample: the id of a sample, or the name that the id is a hash of.
+        output: the folder for the views.
+        repeat: the largest number of steps that are repeated for the loss.
     """
 
     folder: str
@@ -51,71 +51,70 @@ class Replay:
     repeat: int = 500
 
     @staticmethod
-    def asked() -> Replay | None:
-        """What the environment asks this process to replay, if anything."""
+    def requested() -> Replay | None:
+        """The request in the environment of this process, or None."""
         text = os.environ.get(VARIABLE)
         return Replay(**json.loads(text)) if text else None
 
     def environment(self) -> dict[str, str]:
-        """The environment of a process that replays."""
+        """The environment of a process that executes the request."""
         return {**os.environ, VARIABLE: json.dumps(asdict(self))}
 
-    def begin(self, checkpoints: Checkpoints) -> dict[str, Any] | None:
-        """The state of the newest whole checkpoint before the step."""
-        place = checkpoints.newest(before=self.step)
-        saved = load(place) if place else None
+    def load_state(self, checkpoints: Checkpoints) -> dict[str, Any] | None:
+        """The state of the newest valid checkpoint before the step, or None."""
+        path = checkpoints.newest(before=self.step)
+        saved = load_checkpoint(path) if path else None
         done = int(saved["step"]) if saved else 0
-        told = f"checkpoint {place.name}" if place else "the beginning"
-        print(f"replay: step {self.step} of {self.folder}, {self.step - 1 - done} step(s) after {told}", flush=True)
+        start = f"checkpoint {path.name}" if path else "the beginning"
+        print(f"replay: step {self.step} of {self.folder}, {self.step - 1 - done} step(s) after {start}", flush=True)
         return saved
 
-    def place(self, loader: ViewLoader) -> None:
-        """Leave the loader where it is, or, where that is too far from the step, show the batch at once and stop."""
+    def seek(self, loader: ViewLoader) -> None:
+        """Keep the loader at its step or, if the replayed step is too far away, show its batch and exit."""
         if self.step - 1 - loader.step <= self.repeat:
             return
         if any(part.generator.scope == "stateful" for part in loader.view_groups):
-            print("replay: the views remember earlier steps, which are not repeated: they differ in that part")
+            print("replay: the views depend on earlier steps, which are not repeated, so they differ")
         loader.load_state_dict({"step": self.step - 1})
         self.show(loader, next(iter(loader)))
         logged = self.logged()
-        told = "is not in metrics.jsonl" if logged is None else f"was {logged!r}, as metrics.jsonl says"
-        print(f"loss of step {self.step} {told}; --repeat {self.step} computes it again")
+        text = "is not in metrics.jsonl" if logged is None else f"was {logged!r}, as metrics.jsonl says"
+        print(f"loss of step {self.step} {text}; --repeat {self.step} computes it again")
         sys.exit(0)
 
     def logged(self) -> float | None:
         """The loss of the step in metrics.jsonl."""
-        lines = Journal(Path(self.folder) / "metrics.jsonl").lines()
+        lines = MetricsLog(Path(self.folder) / "metrics.jsonl").lines()
         return next((line["loss"] for line in lines if line["step"] == self.step and "loss" in line), None)
 
-    def tell(self, loss: float) -> None:
-        """Print the loss, beside the one that was logged."""
+    def print_loss(self, loss: float) -> None:
+        """Print the loss and the logged one."""
         logged = self.logged()
-        beside = "which was not logged" if logged is None else f"logged as {logged!r}"
-        print(f"loss of step {self.step}: {loss!r}, {beside}", flush=True)
+        comparison = "which was not logged" if logged is None else f"logged as {logged!r}"
+        print(f"loss of step {self.step}: {loss!r}, {comparison}", flush=True)
 
     def show(self, loader: ViewLoader, batch: ViewBatch) -> None:
-        """Write the views of the sample, a file each, and what was drawn for them."""
+        """Write the views of the sample and their parameters, as files."""
         wanted = int(self.sample) if self.sample.lstrip("-").isdigit() else stable_id(self.sample)
         folder = Path(self.output)
         folder.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
-        for modality, parts in batch.views.items():
-            first, own = 0, [part for part in loader.view_groups if part.modality == modality]
-            for number, part in enumerate(parts):
-                table = batch.index[modality].take(slice(first, first + rows_of(part)))
-                first += rows_of(part)
+        for modality, view_groups in batch.views.items():
+            first, groups = 0, [group for group in loader.view_groups if group.modality == modality]
+            for number, views in enumerate(view_groups):
+                table = batch.index[modality].take(slice(first, first + count_rows(views)))
+                first += count_rows(views)
                 for row in torch.nonzero(table["sample"] == wanted).flatten().tolist():
                     name = f"{modality}-view{int(table['view'][row])}"
                     if int(table["occurrence"][row]):
                         name += f"-occurrence{int(table['occurrence'][row])}"
-                    view = tree_map(lambda x, row=row: x[row].detach().cpu(), part)
-                    made = own[number]
-                    drawn = select_samples(tree_map(Tensor.cpu, batch.params[modality][number]), [row])
-                    (folder / f"{name}.json").write_text(params_to_json(drawn) + "\n")
+                    view = tree_map(lambda x, row=row: x[row].detach().cpu(), views)
+                    params = select_samples(tree_map(Tensor.cpu, batch.params[modality][number]), [row])
+                    (folder / f"{name}.json").write_text(params_to_json(params) + "\n")
                     if modality == "text":
-                        at = int(torch.nonzero(loader.source.members[modality].ids == wanted)[0])
-                        written.append(_text(folder / name, loader, made, at, drawn, view))
-                    written += write_view(folder / name, modality, view, made.generator)
+                        index = int(torch.nonzero(loader.source.members[modality].ids == wanted)[0])
+                        written.append(_write_text(folder / name, loader, groups[number], index, params, view))
+                    written += write_view(folder / name, modality, view, groups[number].generator)
         if not written:
             known = sorted(set(torch.cat([t["sample"] for t in batch.index.values()]).tolist()))
             raise InputError(
@@ -128,7 +127,7 @@ class Replay:
 
 
 def describe_run(loader: ViewLoader, seed: int, world_size: int) -> str:
-    """What run.json holds: the program, and what its batches are made of, for a person and for `mmcon replay`."""
+    """The content of run.json: the program, and what its batches consist of."""
     about = {
         "program": [sys.executable, *sys.orig_argv[1:]],
         "directory": os.getcwd(),
@@ -149,10 +148,10 @@ def describe_run(loader: ViewLoader, seed: int, world_size: int) -> str:
 
 
 def program_of(folder: Path) -> tuple[list[str], str]:
-    """The words that started a run, and where.
+    """The command line that started a run, and its working directory.
 
     Raises:
-        InputError: the folder holds no run, or its program is gone.
+        InputError: the folder has no run.json, or its program does not exist any more.
     """
     try:
         about = json.loads((folder / "run.json").read_text())
@@ -171,21 +170,21 @@ def program_of(folder: Path) -> tuple[list[str], str]:
 
 
 def write_view(stem: Path, modality: str, view: Any, generator: Any) -> list[Path]:
-    """Write one view as a picture or a sound, and its very numbers beside it as a tensor file."""
-    exact = stem.with_suffix(".pt")
-    torch.save(view, exact)
+    """Write one view as an image or an audio file, and its exact values as a tensor file."""
+    tensor_file = stem.with_suffix(".pt")
+    torch.save(view, tensor_file)
     if isinstance(view, Mapping) and "signal" in view:
-        return [_sound(stem, view, generator), exact]
+        return [_write_audio(stem, view, generator), tensor_file]
     values = view["log_mel"] if isinstance(view, Mapping) and "log_mel" in view else view
     if isinstance(values, Tensor) and modality == "audio" and values.dim() <= 2 and values.shape[-1] > 4000:
-        return [_sound(stem, {"signal": values}, generator), exact]
+        return [_write_audio(stem, {"signal": values}, generator), tensor_file]
     if isinstance(values, Tensor) and values.dim() >= 2:
-        return [_picture(stem, values), exact]
-    return [exact]
+        return [_write_image(stem, values), tensor_file]
+    return [tensor_file]
 
 
-def _picture(stem: Path, values: Tensor) -> Path:
-    """Pixels between their least and greatest; frames of a clip one beside another; mel bands from the bottom up."""
+def _write_image(stem: Path, values: Tensor) -> Path:
+    """An image scaled to its range of values; the frames of a clip are concatenated horizontally."""
     from PIL import Image
 
     x = values.float()
@@ -196,14 +195,14 @@ def _picture(stem: Path, values: Tensor) -> Path:
     x = x if x.dim() == 3 else x[None]
     low, high = (0.0, 255.0) if values.dtype == torch.uint8 else (float(x.min()), float(x.max()))
     x = ((x - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8)
-    picture = Image.fromarray((x[0] if len(x) == 1 else x.permute(1, 2, 0)).numpy())
-    scale = max(1, 224 // max(picture.size))
+    image = Image.fromarray((x[0] if len(x) == 1 else x.permute(1, 2, 0)).numpy())
+    scale = max(1, 224 // max(image.size))
     path = stem.with_suffix(".png")
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
     return path
 
 
-def _sound(stem: Path, view: Mapping[str, Tensor], generator: Any) -> Path:
+def _write_audio(stem: Path, view: Mapping[str, Tensor], generator: Any) -> Path:
     import soundfile
 
     signal = view["signal"].float()
@@ -216,7 +215,7 @@ def _sound(stem: Path, view: Mapping[str, Tensor], generator: Any) -> Path:
 
 
 def _rate_hz(generator: Any) -> int:
-    """The sample rate that a chain leaves, as the last of its parts that knows says; else 16,000."""
+    """The sample rate of a chain's output: that of its last child that has one, else 16,000."""
     rates = [
         int(rate)
         for _, part in generator.children()
@@ -226,8 +225,8 @@ def _rate_hz(generator: Any) -> int:
     return rates[-1] if rates else 16_000
 
 
-def _text(stem: Path, loader: ViewLoader, part: ViewGroup, row: int, params: Any, tokens: Any) -> Path:
-    """A text as it stood where a tokenizer took it, and the numbers that became of it."""
+def _write_text(stem: Path, loader: ViewLoader, part: ViewGroup, row: int, params: Any, tokens: Any) -> Path:
+    """The text at the input of the tokenizer, and the ids of its tokens."""
     source = loader.source.members[part.modality]
     current, words = source.open([row])[0], ""
     for name, generator in part.generator.children():
