@@ -1,8 +1,8 @@
-"""Checkpoints as transactions: a checkpoint is there whole, or it is not there.
+"""Checkpoints as transactions: a checkpoint is complete, or it does not exist.
 
-A checkpoint is written into a folder beside its place, every file is flushed to the disk, a manifest with sizes and
-hashes is written last, and the folder is renamed. A torn checkpoint (a crash in the middle, a full disk, a bad sector)
-fails its manifest and is passed over for the one before it.
+A checkpoint is written to a temporary folder, every file is flushed to the disk, a manifest with sizes and hashes is
+written last, and the folder is renamed. A damaged checkpoint (a crash, a full disk, a bad sector) does not match its
+manifest, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -28,106 +28,106 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Attributes:
-        folder: where they are; made when the first is written.
-        keep: how many of the newest stay; the best one (by `score`) stays besides.
+        folder: their folder; the first checkpoint creates it.
+        keep: how many of the newest are kept, besides the best one by `score`.
     """
 
     folder: Path
     keep: int = 2
 
     def save(self, step: int, state: Mapping[str, Any], *, score: float | None = None) -> Path:
-        """Write the state of a step, then drop what is older than the newest `keep`.
+        """Write the state of a step, then remove all but the newest `keep` and the best.
 
         Args:
             step: the number of finished steps.
             state: nested dicts of tensors and plain values.
-            score: a figure of merit by which the best checkpoint is kept, higher being better.
+            score: determines the best checkpoint; higher is better.
 
         Raises:
-            CheckpointError: the disk refused; earlier checkpoints are untouched.
+            CheckpointError: the checkpoint cannot be written; earlier checkpoints are intact.
         """
-        place = self.folder / f"step-{step:09d}"
-        beside = self.folder / f".{place.name}.{os.getpid()}"
+        path = self.folder / f"step-{step:09d}"
+        temporary = self.folder / f".{path.name}.{os.getpid()}"
         try:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            _write(beside / "state.pt", lambda file: torch.save(dict(state), file))
-            manifest = {"step": step, "score": score, "files": {"state.pt": _fingerprint(beside / "state.pt")}}
-            _write(beside / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
-            _sync_folder(beside)
-            if place.exists():
-                shutil.rmtree(place)
-            beside.rename(place)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            _write(temporary / "state.pt", lambda file: torch.save(dict(state), file))
+            manifest = {"step": step, "score": score, "files": {"state.pt": _fingerprint(temporary / "state.pt")}}
+            _write(temporary / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
+            _sync_folder(temporary)
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.rename(path)
             _sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
-                f"checkpoint {place}",
+                f"checkpoint {path}",
                 expected="room on the disk and the right to write",
                 got=f"{type(error).__name__}: {error}",
                 fix="make room, or choose another --output-dir; the checkpoints before this one are whole",
             ) from error
-        self._retire()
-        return place
+        self._remove_old()
+        return path
 
     def newest(self, *, before: int | None = None) -> Path | None:
-        """The newest checkpoint that is whole (of those before a step, if given), or None where there is none."""
-        places = [place for place in self.all() if before is None or int(place.name.removeprefix("step-")) < before]
-        return next((place for place in reversed(places) if not faults(place)), None)
+        """The newest valid checkpoint (below a step, if given), or None."""
+        paths = [path for path in self.all() if before is None or int(path.name.removeprefix("step-")) < before]
+        return next((path for path in reversed(paths) if not find_faults(path)), None)
 
     def all(self) -> list[Path]:
-        """Every finished checkpoint, oldest first, whole or torn."""
+        """Every finished checkpoint, oldest first, valid or damaged."""
         return sorted(self.folder.glob("step-*"))
 
     def best(self) -> Path | None:
-        """The whole checkpoint of the highest score, or None where none has one."""
-        scored = [(score, place) for place in self.all() if (score := _score(place)) is not None]
+        """The checkpoint with the highest score, or None if no checkpoint has one."""
+        scored = [(score, path) for path in self.all() if (score := _score(path)) is not None]
         return max(scored)[1] if scored else None
 
-    def _retire(self) -> None:
-        places = self.all()
-        kept = {*places[-self.keep :], self.best()}
-        for place in places:
-            if place not in kept:
-                shutil.rmtree(place, ignore_errors=True)
+    def _remove_old(self) -> None:
+        paths = self.all()
+        kept = {*paths[-self.keep :], self.best()}
+        for path in paths:
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def load(place: Path) -> dict[str, Any]:
-    """Read a checkpoint's state onto the CPU.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the state of a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: the checkpoint is torn; the message names the file and what is wrong with it.
+        CheckpointError: the checkpoint is damaged; the message lists the files.
     """
-    wrong = faults(place)
-    if wrong:
+    faults = find_faults(path)
+    if faults:
         raise CheckpointError(
-            f"checkpoint {place}",
+            f"checkpoint {path}",
             expected="files as its manifest lists them",
-            got="; ".join(wrong),
+            got="; ".join(faults),
             fix="resume from the one before it, which --resume does by itself",
         )
-    return torch.load(place / "state.pt", map_location="cpu", weights_only=True)
+    return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
 
 
-def faults(place: Path) -> list[str]:
-    """What is wrong with a checkpoint: nothing, where it is whole."""
+def find_faults(path: Path) -> list[str]:
+    """The differences between a checkpoint and its manifest; none if it is valid."""
     try:
-        manifest = json.loads((place / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
         listed = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{MANIFEST} cannot be read ({type(error).__name__})"]
-    return [f"{name} is missing or differs" for name, was in listed.items() if not _matches(place / name, was)]
+    return [f"{name} is missing or differs" for name, entry in listed.items() if not _matches(path / name, entry)]
 
 
-def _matches(path: Path, was: Mapping[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == was["bytes"] and _fingerprint(path) == dict(was)
+def _matches(path: Path, entry: Mapping[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == entry["bytes"] and _fingerprint(path) == dict(entry)
 
 
-def _score(place: Path) -> float | None:
+def _score(path: Path) -> float | None:
     try:
-        return json.loads((place / MANIFEST).read_text())["score"]
+        return json.loads((path / MANIFEST).read_text())["score"]
     except (OSError, ValueError, KeyError):
         return None
 

@@ -1,86 +1,130 @@
-"""What a run tells as it goes: lines of the log, trackers, where the time went, and at the end its results."""
+"""The log of a run: lines of metrics.jsonl, trackers, results.json, and the samples that could not be read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.distributed.collectives import gather_objects
 from mmcon.loading.loader import ViewLoader
 from mmcon.training.config import RunSettings
-from mmcon.training.metrics_log import Clock, Journal
 from mmcon.training.step import Stepper
+from mmcon.training.step_timer import StepTimer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: The file in a run folder that names what could not be read, a line of JSON each.
+#: The file in a run folder that lists the samples that could not be read, a line of JSON each.
 QUARANTINE = "quarantine.jsonl"
-#: The share of time spent before steps from which on the run says so, once.
-SLOW = 0.5
+#: The fraction of the time spent before steps above which the logger advises more workers, once.
+SLOW_DATA_FRACTION = 0.5
 
 
-class Logbook:
-    """The log of a run.
-
-    Args:
-        folder: of the run.
-        accelerator: for its trackers, and to know which process writes.
-        settings: how often, and to which trackers.
+@dataclass(frozen=True)
+class MetricsLog:
+    """metrics.jsonl: a line of JSON per logged step.
 
     Attributes:
-        clock: measures the parts of steps.
-        journal: metrics.jsonl.
+        path: the file; the first line creates it.
+    """
+
+    path: Path
+
+    def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Append a line and return its content, tensors as numbers."""
+        line = {"step": step, **{name: float(v) if isinstance(v, Tensor) else v for name, v in values.items()}}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return line
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines, without one that a crash cut off."""
+        if not self.path.exists():
+            return []
+        return [line for text in self.path.read_text().splitlines() if (line := _parse(text)) is not None]
+
+    def truncate(self, after: int) -> None:
+        """Remove the lines of steps above `after`, which a resumed run repeats."""
+        kept = [line for line in self.lines() if line["step"] <= after and after > 0]
+        if kept or self.path.exists():
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+class RunLogger:
+    """Writes the log of a run on the main rank.
+
+    Args:
+        folder: the run folder.
+        accelerator: for its trackers and its rank.
+        settings: `log_every` and `trackers`.
+
+    Attributes:
+        timer: measures the phases of steps.
+        metrics: metrics.jsonl.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, settings: RunSettings) -> None:
         self.folder, self.accelerator, self.settings = folder, accelerator, settings
-        self.clock = Clock(accelerator.device)
-        self.journal = Journal(folder / "metrics.jsonl")
+        self.timer = StepTimer(accelerator.device)
+        self.metrics = MetricsLog(folder / "metrics.jsonl")
         self._notes: dict[str, Any] = {}
-        self._told = False
+        self._has_warned = False
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl and to the trackers, on the main process."""
+        """Append a line to metrics.jsonl, and pass its numbers to the trackers."""
         if not self.accelerator.is_main_process:
             return
-        line = self.journal.write(step, values)
+        line = self.metrics.write(step, values)
         if self.settings.trackers:
             self.accelerator.log({k: v for k, v in line.items() if isinstance(v, int | float)}, step=step)
 
     def note(self, values: Mapping[str, Any]) -> None:
-        """Values to stand in the line of this step, if it will have one."""
+        """Add values to the line of the current step, if it gets one."""
         self._notes |= values
 
-    def record(self, step: int, batch: ViewBatch, stepper: Stepper, loader: ViewLoader) -> None:
-        """A step is done: write its line, if it has one."""
-        self.clock.rows += self.accelerator.num_processes * max(table.n for table in batch.index.values())
+    def log_step(self, step: int, batch: ViewBatch, stepper: Stepper, loader: ViewLoader) -> None:
+        """Log a finished step if `log_every` says so."""
+        self.timer.rows += self.accelerator.num_processes * max(table.n for table in batch.index.values())
         notes, self._notes = self._notes, {}
         if step % self.settings.log_every and step != 1:
             return
-        figures = self.clock.read()
-        waiting, views = figures["waiting_for_data"], figures["views"]
-        if waiting + views > SLOW and step > 1 and not self._told:
-            self._told = True
-            told = f"step {step}: {waiting:.0%} of the time went by waiting for data, {views:.0%} by making views here"
-            self.accelerator.print(f"{told}; more --workers, or a faster place for the data, would help", flush=True)
-        norm = {} if stepper.norm is None else {"gradient_norm": stepper.norm}
+        timing = self.timer.read()
+        self._warn_if_slow(step, timing["waiting_for_data"], timing["views"])
+        norm = {} if stepper.gradient_norm is None else {"gradient_norm": stepper.gradient_norm}
         rate = max(group["lr"] for group in stepper.optimizer.param_groups)
         line = {"epoch": (step - 1) // len(loader), "loss": stepper.loss, **norm, "learning_rate": rate}
-        self.log(step, {**line, "unreadable_samples": len(loader.failures), **figures, **notes})
+        self.log(step, {**line, "unreadable_samples": len(loader.failures), **timing, **notes})
 
-    def results(self, results: Mapping[str, Any], failures: Mapping[int, str]) -> None:
-        """Write results.json, and name the samples that could not be read."""
+    def write_results(self, results: Mapping[str, Any], failures: Mapping[int, str]) -> None:
+        """Write results.json, and append the samples that could not be read to quarantine.jsonl."""
         (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         if failures:
             with (self.folder / QUARANTINE).open("a") as file:
                 for sample, reason in failures.items():
                     file.write(json.dumps({"file": str(sample), "reason": reason}) + "\n")
 
+    def _warn_if_slow(self, step: int, waiting: float, views: float) -> None:
+        if waiting + views > SLOW_DATA_FRACTION and step > 1 and not self._has_warned:
+            self._has_warned = True
+            spent = f"step {step}: {waiting:.0%} of the time went by waiting for data, {views:.0%} by making views here"
+            self.accelerator.print(f"{spent}; more --workers, or a faster place for the data, would help", flush=True)
 
-def failures_of_all(loader: ViewLoader | None) -> dict[int, str]:
-    """The samples that any process could not read, with reasons; every process must ask."""
-    return {sample: why for own in gather_objects(loader.failures if loader else {}) for sample, why in own.items()}
+
+def gather_failures(loader: ViewLoader | None) -> dict[int, str]:
+    """The samples that any rank could not read, with reasons. Collective."""
+    by_rank = gather_objects(loader.failures if loader else {})
+    return {sample: reason for failures in by_rank for sample, reason in failures.items()}
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and "step" in line else None

@@ -1,4 +1,4 @@
-"""Published settings by name: YAML files beside the recipes, one folder a recipe."""
+"""Published settings of a recipe by name: YAML files in a folder beside the recipe."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from mmcon.errors import ConfigError, nearest
 
 
 def preset_file(recipe: str | Path, name: str) -> Path:
-    """The file of a preset, from `presets/RECIPE/` beside the recipe, else from those that came with the wheel.
+    """The file of a preset, from `presets/RECIPE/` beside the recipe or, if there is none, from the installed package.
 
     Args:
-        recipe: the recipe's own file.
-        name: the preset's name; a path to a YAML file is taken as it is.
+        recipe: the file of the recipe.
+        name: the name of the preset; a path to a YAML file is returned unchanged.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)

@@ -1,43 +1,29 @@
-"""A training run: the loop, and everything around it that each recipe would otherwise repeat.
-
-The loop stays in the recipe, where it can be read:
+"""A training run: a folder, exact resume, and a finite guard around a loop that stays visible in the recipe.
 
     for batch in run.batches(loader):
         loss = objective(model(batch), batch)
         run.step(loss)
 
-What the run does is told by story: how it begins (`opening`), how weights lie on the processes (`engine`), what a step
-does (`step`), what a checkpoint holds (`trained`, `checkpoint`), and what is written down (`logbook`).
+Its pieces: `run_folder` opens or resumes the folder, `rank_model` wraps or shards the model, `step` executes a step,
+`state` and `checkpoint` save and restore, `logging` writes metrics and results.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
-from mmcon.distributed.collectives import any_rank, barrier, broadcast, gather_objects, group_without_timeout
-from mmcon.distributed.fsdp import (
-    check_same_modalities,
-    check_sharding,
-    compile_encoders,
-    full_state,
-    is_sharded,
-    modalities_may_differ,
-    set_gradient_sync,
-    wrap,
-)
+from mmcon.distributed.collectives import any_rank, barrier, gather_objects, group_without_timeout
+from mmcon.distributed.fsdp import check_same_modalities, check_sharding, modalities_may_differ, set_gradient_sync
 from mmcon.loading.loader import ViewLoader, Views
-from mmcon.models.batch_norm import synchronize_batch_norm
-from mmcon.models.ema import unwrap
 from mmcon.samplers.base import BatchSampler
 from mmcon.sources.base import Source
 from mmcon.training.checkpoint import Checkpoints
@@ -49,18 +35,18 @@ from mmcon.training.environment import (
     resolve_precision,
     use_all_threads,
 )
-from mmcon.training.logging import QUARANTINE, Logbook, failures_of_all
-from mmcon.training.metrics_log import Journal
-from mmcon.training.profiling import Profile
+from mmcon.training.logging import RunLogger, gather_failures
+from mmcon.training.profiling import StepProfiler
 from mmcon.training.progress import Progress
+from mmcon.training.rank_model import RankModel
 from mmcon.training.replay import Replay, describe_run
 from mmcon.training.run_folder import open_folder, unused_folder
 from mmcon.training.seeds import seed_model
-from mmcon.training.signals import STOPPED, Signals
-from mmcon.training.state import Trained, memories_of, remember
-from mmcon.training.step import Groups, Place, Stepper
+from mmcon.training.signals import STOPPED, StopSignals
+from mmcon.training.state import TrainingState, gather_loader_states, restore_loader_states
+from mmcon.training.step import AccumulationSchedule, StepLocation, Stepper
 
-__all__ = ["QUARANTINE", "Run", "RunSettings", "seed_model", "unused_folder"]
+__all__ = ["Run", "RunSettings"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -69,20 +55,29 @@ class Run:
     """A training run in a folder of its own.
 
     Args:
-        output_dir: the run folder: config.yaml, metrics.jsonl, checkpoints/, results.json. Of several processes, the
-            first one's counts.
-        config: what the recipe was asked to do: a dataclass or a mapping; written down, and compared on resume.
-        seed: the run's seed.
+        output_dir: the run folder, for config.yaml, metrics.jsonl, checkpoints/, results.json. All ranks use that of
+            rank 0.
+        config: the settings of the recipe, a dataclass or a mapping; saved, and compared on resume.
+        seed: the seed of the run.
         settings: see `RunSettings`.
-        resume: go on from the newest whole checkpoint, or start where there is none.
-        mixed_precision: "bf16", "fp16", or "no", which leaves it to Accelerate's launcher.
-        cpu: stay on the CPU although there is a GPU.
-        find_unused_parameters: for models of which a step may leave parts unused (missing modalities), with
-            several processes.
+        resume: continue from the newest valid checkpoint, or start if there is none.
+        mixed_precision: "bf16", "fp16", or "no", which leaves the choice to Accelerate's launcher.
+        cpu: use the CPU even if there is a GPU.
+        find_unused_parameters: set it if a step on several ranks may leave parameters unused (missing modalities).
+
+    Attributes:
+        device: of this rank.
+        rank: the number of this rank.
+        world_size: the number of ranks.
+        is_main: whether this rank writes logs, checkpoints and results.
+        sharded: whether each rank keeps a shard of the weights, by `--engine` or by Accelerate's launcher.
+        folder: the run folder.
+        global_step: the number of finished steps.
+        threads: the number of CPU threads of this rank.
 
     Raises:
-        ConfigError: the precision is not to be had here, the folder holds another run or is not the same for all
-            processes, or a resumed run's settings changed.
+        ConfigError: the device does not support the precision, the folder holds another run or is not shared by all
+            ranks, or settings of a resumed run changed.
     """
 
     def __init__(
@@ -99,7 +94,7 @@ class Run:
     ) -> None:
         precision = resolve_precision(mixed_precision)
         check_precision(precision, cpu)
-        self._replay = Replay.asked()
+        self._replay = Replay.requested()
         self.seed = seed
         self.settings = settings or RunSettings()
         self.accelerator = Accelerator(
@@ -108,25 +103,27 @@ class Run:
             log_with=list(self.settings.trackers) or None,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
+        self.device, self.rank = self.accelerator.device, self.accelerator.process_index
+        self.world_size, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
+        self.sharded = self.world_size > 1 and (self.settings.engine == "fsdp2" or self.accelerator.is_fsdp2)
         check_devices(gather_objects(f"{self.device.type}, precision {precision}"))
         self.folder = Path(gather_objects(self._replay.folder if self._replay else str(output_dir))[0])
         self.accelerator.project_configuration.set_directories(str(self.folder))
         self.threads = use_all_threads()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep)
         self.global_step = 0
-        self._logbook = Logbook(self.folder, self.accelerator, self.settings)
-        self._end = group_without_timeout()
+        self._logger = RunLogger(self.folder, self.accelerator, self.settings)
+        self._closing_group = group_without_timeout()
         self._loader: ViewLoader | None = None
         self._score: Callable[[], float] | None = None
         self._failures: dict[int, str] = {}
         self._batch: ViewBatch | None = None
-        self._groups = Groups()
-        self._whole: nn.Module | None = None
-        self._spaces: dict[str, list[str]] | None = None
-        self._objective: Any = None
-        self._closed = self._may_differ = False
-        asked = as_plain(config) if config is not None else {}
-        self._saved = self._open(asked | ({"mixed_precision": precision} if "mixed_precision" in asked else {}), resume)
+        self._accumulation = AccumulationSchedule()
+        self._closed = self._check_modalities = False
+        saved_config = as_plain(config) if config is not None else {}
+        if "mixed_precision" in saved_config:
+            saved_config["mixed_precision"] = precision
+        self._saved = self._open(saved_config, resume)
         seed_model(seed, "weights")
 
     @classmethod
@@ -135,7 +132,7 @@ class Run:
 
         Args:
             config: the flags of the recipe.
-            name: of the folder under runs/.
+            name: the name of the folder under runs/.
             find_unused_parameters: see `Run`.
             settings: fields of `RunSettings` that replace those of the configuration.
         """
@@ -150,174 +147,97 @@ class Run:
             find_unused_parameters=find_unused_parameters,
         )
 
-    def loader(self, source: Source, views: Views, sampler: BatchSampler) -> ViewLoader:
-        """A loader of this rank's shard of each global batch, on the run's device, keyed by the run's seed."""
-        return ViewLoader(
-            source,
-            views,
-            sampler,
-            seed=self.seed,
-            workers=self.settings.workers,
-            device=self.device,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-
-    # --- who and where ---
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        return self.accelerator.device
-
-    @property
-    def rank(self) -> int:
-        """The number of this process."""
-        return self.accelerator.process_index
-
-    @property
-    def world_size(self) -> int:
-        """How many processes train together."""
-        return self.accelerator.num_processes
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes logs, checkpoints and results."""
-        return self.accelerator.is_main_process
-
-    @property
-    def sharded(self) -> bool:
-        """Whether several processes hold a part of the weights each, as flags or Accelerate's launcher asked for."""
-        asked = self.settings.engine == "fsdp2" or self.accelerator.is_fsdp2
-        return asked and self.world_size > 1
-
-    @property
-    def journal(self) -> Journal:
-        """metrics.jsonl."""
-        return self._logbook.journal
-
-    @property
-    def skipped(self) -> int:
-        """Steps that were left out, in a row, since they were not finite."""
-        return self._stepper.skipped
-
     def print(self, text: str) -> None:
-        """Print on the main process."""
+        """Print on the main rank."""
         self.accelerator.print(text, flush=True)
 
     # --- setting up ---
 
     def _open(self, config: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-        """Begin the folder, or read the newest checkpoint in it, and say what this run is."""
+        """Create the folder, or read its newest checkpoint, and print what runs where."""
         if self._replay:
-            return self._replay.begin(self.checkpoints)
+            return self._replay.load_state(self.checkpoints)
         name, saved = open_folder(
-            self.checkpoints, config, main=self.is_main, resume=resume, force=self.settings.force, tell=self.print
+            self.checkpoints, config, is_main=self.is_main, resume=resume, force=self.settings.force, log=self.print
         )
         if self.is_main:
-            self.journal.cut(after=saved["step"] if saved else 0)
+            self._logger.metrics.truncate(after=saved["step"] if saved else 0)
         if self.settings.trackers:
             self.accelerator.init_trackers(self.folder.name, config={k: str(v) for k, v in config.items()})
-        start = f"from {name}" if name else "from the beginning"
-        precision = self.accelerator.mixed_precision
-        self.print(
-            f"run {self.folder}: {start}, {self.world_size} process(es) with {self.threads} thread(s) on {self.device}"
-            + (f" in {precision}" if precision != "no" else "")
-        )
-        if self.settings.accumulate > 1:
+        precision, batches = self.accelerator.mixed_precision, self.settings.accumulate
+        where = f"{self.device}" + (f" in {precision}" if precision != "no" else "")
+        ranks = f"{self.world_size} process(es) with {self.threads} thread(s)"
+        self.print(f"run {self.folder}: from {name or 'the beginning'}, {ranks} on {where}")
+        if batches > 1:
             self.print(
-                f"gradients of {self.settings.accumulate} batches are averaged before each step of the optimizer;"
-                " negatives stay those of one batch (gradient caching, --chunk-size, enlarges them too)"
+                f"gradients of {batches} batches are averaged before each step of the optimizer; negatives stay those"
+                " of one batch (gradient caching, --chunk-size, enlarges them too)"
             )
         return saved
 
+    def loader(self, source: Source, views: Views, sampler: BatchSampler) -> ViewLoader:
+        """A loader of this rank's shard of each global batch, on the run's device, keyed by the run's seed."""
+        shard: dict[str, Any] = {"device": self.device, "rank": self.rank, "world_size": self.world_size}
+        return ViewLoader(source, views, sampler, seed=self.seed, workers=self.settings.workers, **shard)
+
     def prepare(self, model: nn.Module, optimizer: Any, schedule: Any = None, **tracked: Any) -> nn.Module:
-        """Take what is trained, and put everything back to where the checkpoint left it.
+        """Put the model and everything else that has a state on the device, and restore it from the checkpoint.
 
         Args:
-            model: on any device; the returned one is on this process's, wrapped for several processes.
+            model: on any device.
             optimizer: over the parameters of the model (and of the objective).
-            schedule: a torch schedule; it advances after every optimizer step.
-            tracked: whatever else has `state_dict` and `load_state_dict` and belongs to the state: the objective, a
-                queue, a momentum encoder. Modules among them are moved to the device.
+            schedule: a torch schedule, which advances after every optimizer step.
+            tracked: everything else with `state_dict` and `load_state_dict` that belongs to the state: the objective, a
+                queue, a momentum encoder. Modules among them move to the device.
 
         Returns:
-            The model to call in the loop.
+            The model to call in the loop, wrapped for several ranks.
         """
-        beside = [part for part in tracked.values() if isinstance(part, nn.Module)]
-        for part in beside:
-            part.to(self.device)
-            broadcast([*part.parameters(), *part.buffers()])
-        if self.settings.sync_batch_norm:
-            for part in (model, *beside):
-                synchronize_batch_norm(part, self.device)
-        self._spaces = model.modalities_by_space() if hasattr(model, "modalities_by_space") else None  # type: ignore[operator]
-        self._objective = tracked.get("objective")
-        self._check_blocks()
-        if self.settings.compile:
-            compile_encoders(model)
-        if self.sharded:
-            check_sharding(tracked)
-            self._whole = copy.deepcopy(model).cpu()
-        wrapped = wrap(self.accelerator, model, optimizer, sharded=self.sharded)
-        prepared = self.accelerator.prepare_optimizer(optimizer)
+        self._model = RankModel(self.accelerator, model, optimizer, tracked, self.settings, sharded=self.sharded)
+        wrapped, prepared = self._model.wrapped, self._model.optimizer
         self._stepper = Stepper(self.accelerator, prepared, schedule, self.settings, self.print)
-        self._trained = Trained(wrapped, prepared, schedule, self.accelerator.scaler, tracked)
+        self._state = TrainingState(wrapped, prepared, schedule, self.accelerator.scaler, tracked)
         if self._saved is not None:
-            self._trained.restore(self._saved, self.device)
+            self._state.load_state_dict(self._saved, self.device)
             self.global_step = int(self._saved["step"])
         return wrapped
 
     def full_model(self, model: M) -> M:
-        """The trained model with all of its weights in this process, for what comes after the loop.
-
-        Args:
-            model: what `prepare` was given or returned. Unless weights are in parts, it is returned itself, without
-                its wrapper; else a copy, gathered from all processes, all of which must ask.
-        """
-        if self._whole is None or not is_sharded(model):
-            return cast(M, unwrap(model))
-        self._whole.load_state_dict(full_state(model.state_dict()))
-        return cast(M, self._whole.to(self.device))
-
-    def _check_blocks(self, loader: ViewLoader | None = None) -> None:
-        """Whether the objective's blocks can be filled by the model, and by the data once they are known."""
-        if self._spaces is not None and hasattr(self._objective, "check"):
-            data = () if loader is None else (loader.source, loader.views)
-            self._objective.check(self._spaces, *data)
+        """The model of `prepare` without its wrapper; if sharded, a copy with full weights. Collective."""
+        return self._model.full_model(model)
 
     # --- the loop ---
 
     def batches(self, loader: ViewLoader, *, score: Callable[[], float] | None = None) -> Iterator[ViewBatch]:
-        """The batches that are still to be trained on, from where the run stands to its last epoch or step.
+        """The remaining batches, from the current step to the last epoch or step.
 
         Args:
-            loader: makes them; goes to where the run stands.
-            score: a figure of merit, higher being better, asked for at each checkpoint, by which the best one is kept:
-                of a part of the training set, never of the test set.
+            loader: moves to the current step.
+            score: evaluated at each checkpoint, higher is better; the best checkpoint is kept. It must not depend on
+                the test set.
 
         Raises:
-            ConfigError: the processes do not divide the global batch, or `max_steps` cuts a group of batches.
-            SystemExit: a signal asked the run to stop; a checkpoint was written, and the status is `STOPPED`.
+            ConfigError: the world size does not divide the batch size, or `max_steps` is inside an accumulation group.
+            SystemExit: a signal stopped the run after a checkpoint; the status is `STOPPED`.
         """
-        self._begin(loader, score)
+        self._start(loader, score)
         if self._replay:
-            yield from self._again(loader, self._replay)
+            yield from self._replay_steps(loader, self._replay)
         if self.is_main:
             (self.folder / "run.json").write_text(describe_run(loader, self.seed, self.world_size))
-        last, every = self._groups.last, self.settings.checkpoint_every or len(loader)
-        due, profile = False, Profile(self.folder, on=self.settings.profile and self.is_main, tell=self.print)
-        with Signals() as signals, Progress(last, self.global_step, shown=self.is_main) as progress, profile:
+        last, every = self._accumulation.last, self.settings.checkpoint_every or len(loader)
+        due, profiler = False, StepProfiler(self.folder, enabled=self.settings.profile and self.is_main, log=self.print)
+        with StopSignals() as signals, Progress(last, self.global_step, enabled=self.is_main) as progress, profiler:
             while self.global_step < last:
-                for batch in self._logbook.clock.timed(loader):
-                    yield from self._one(batch)
-                    self._logbook.record(self.global_step, batch, self._stepper, loader)
-                    profile.advance()
+                for batch in self._logger.timer.timed(loader):
+                    yield from self._one_step(batch)
+                    self._logger.log_step(self.global_step, batch, self._stepper, loader)
+                    profiler.advance()
                     progress.advance(self.global_step, self._stepper.loss)
                     stopping = any_rank(bool(signals.received), self.device)
                     due = due or self.global_step % every == 0
-                    # Gradients are in no checkpoint, so that one waits until the optimizer has moved.
-                    if not self._groups.end(self.global_step):
+                    # A checkpoint holds no gradients, so it waits for the optimizer step.
+                    if not self._accumulation.ends_group(self.global_step):
                         continue
                     if stopping or due or self.global_step == last:
                         self.save()
@@ -328,71 +248,71 @@ class Run:
                         sys.exit(STOPPED)
                     if self.global_step == last:
                         break
-        self._failures = failures_of_all(loader)
+        self._failures = gather_failures(loader)
 
-    def _begin(self, loader: ViewLoader, score: Callable[[], float] | None) -> None:
-        """Refuse what cannot be trained on, and bring the loader to where the run stands."""
-        self._check_blocks(loader)
+    def _start(self, loader: ViewLoader, score: Callable[[], float] | None) -> None:
+        """Check the loader against the model and the ranks, and move it to the current step."""
+        self._model.check_blocks(loader)
         check_batch_size(loader.sampler.batch_size, self.world_size)
-        self._groups = Groups.of(self.settings, self.settings.epochs * len(loader))
+        self._accumulation = AccumulationSchedule.of(self.settings, self.settings.epochs * len(loader))
         if self.sharded:
-            check_sharding(self._trained.tracked, score)
-            self._may_differ = modalities_may_differ(self._trained.model, loader.source)
+            check_sharding(self._state.tracked, score)
+            self._check_modalities = modalities_may_differ(self._state.model, loader.source)
         loader.load_state_dict({"step": self.global_step})
         self._loader, self._score = loader, score
-        if self._saved is not None and self._saved.get("memories"):
-            remember(loader, self._saved["memories"], rank=self.rank, world_size=self.world_size, tell=self.print)
+        if self._saved is not None and (saved := self._saved.get("memories")):
+            restore_loader_states(loader, saved, rank=self.rank, world_size=self.world_size, log=self.print)
 
-    def _one(self, batch: ViewBatch) -> Iterator[ViewBatch]:
-        """Hand out a batch, and see that it became a step."""
+    def _one_step(self, batch: ViewBatch) -> Iterator[ViewBatch]:
+        """Yield a batch, and check that the loop called `step`."""
         step, self._batch = self.global_step, batch
         seed_model(self.seed, "step", step, self.rank)
         if self.settings.accumulate > 1:
-            set_gradient_sync(self._trained.model, self._groups.end(step + 1))
-        if self._may_differ:
+            set_gradient_sync(self._state.model, self._accumulation.ends_group(step + 1))
+        if self._check_modalities:
             check_same_modalities(batch)
         yield batch
         if self.global_step != step + 1:
             raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
 
-    def _again(self, loader: ViewLoader, replay: Replay) -> Iterator[ViewBatch]:
-        """Steps of this run once more, up to the one that is replayed; nothing of the run folder changes."""
-        replay.place(loader)
+    def _replay_steps(self, loader: ViewLoader, replay: Replay) -> Iterator[ViewBatch]:
+        """Repeat steps up to the replayed one, show it, and exit; the run folder does not change."""
+        replay.seek(loader)
         while True:
             for batch in loader:
                 if batch.step + 1 == replay.step:
                     replay.show(loader, batch)
-                yield from self._one(batch)
+                yield from self._one_step(batch)
                 if batch.step + 1 == replay.step:
-                    replay.tell(float(self._stepper.loss))
+                    replay.print_loss(float(self._stepper.loss))
                     self.close()
                     sys.exit(0)
 
-    def step(self, loss: Tensor) -> None:
-        """Backward, finite guard, clip, optimizer, schedule.
+    def step(self, loss: Float[Tensor, ""]) -> None:
+        """Backward, finite guard, clipping, optimizer, schedule.
 
-        Under `accumulate` the optimizer moves after so many calls, by the mean of their gradients, and the schedule as
-        many steps at once; a last, incomplete group counts by its share.
+        Under `accumulate` the optimizer steps after several calls, by the mean of their gradients, and the schedule
+        advances by as many steps. An incomplete last group counts by its share.
 
         Raises:
-            NonFiniteError: the loss or a gradient is not finite on any process; weights and optimizer are as before.
+            NonFiniteError: the loss or a gradient is not finite on some rank; weights and optimizer are unchanged.
         """
-        clock, number = self._logbook.clock, self.global_step + 1
-        clock.mark("forward")
+        timer, number = self._logger.timer, self.global_step + 1
+        timer.mark("forward")
         self._stepper.backward(loss)
-        clock.mark("backward")
-        if self._groups.end(number):
-            place = Place(self.folder, self.seed, self.global_step, self.rank, self._batch)
-            self._stepper.move(self._groups.batches(number), place)
-        clock.mark("optimizer")
+        timer.mark("backward")
+        if self._accumulation.ends_group(number):
+            location = StepLocation(self.folder, self.seed, self.global_step, self.rank, self._batch)
+            self._stepper.optimizer_step(self._accumulation.accumulated(number), location)
+        timer.mark("optimizer")
         self.global_step = number
 
-    # --- what is written ---
+    # --- output ---
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint of everything that the next step depends on."""
-        position = {"step": self.global_step, "seed": self.seed, "memories": memories_of(self._loader)}
-        state = {**position, **self._trained.state(keep=self.is_main)}
+        state = {"step": self.global_step, "seed": self.seed, "memories": gather_loader_states(self._loader)}
+        state |= self._state.state_dict(keep=self.is_main)
         if score is None and self._score is not None:
             score = self._score()
             self.print(f"checkpoint at step {self.global_step}: score {score:.4f}")
@@ -401,28 +321,28 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl and to the trackers: numbers and short texts."""
-        self._logbook.log(self.global_step, values)
+        """Append a line of numbers and short texts to metrics.jsonl and to the trackers."""
+        self._logger.log(self.global_step, values)
 
     def note(self, **values: Any) -> None:
-        """Put values, such as diagnostics, beside the loss in the log line of this step, if it will have one."""
-        self._logbook.note(values)
+        """Add values, such as diagnostics, to the log line of this step, if it gets one."""
+        self._logger.note(values)
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Write results.json, name the samples that could not be read, and say where the run folder is."""
+        """Write results.json and the unreadable samples, print the run folder, and close."""
         if self.is_main:
-            self._logbook.results(results, self._failures)
+            self._logger.write_results(results, self._failures)
             self.print(f"run folder: {self.folder}")
         self.close()
 
     def close(self) -> None:
-        """End the trackers and the process group, after every process has come this far; once is enough.
+        """End the trackers and the process group once all ranks are here. A second call does nothing.
 
-        The others may wait for as long as the main process evaluates.
+        Other ranks wait without a timeout while the main rank evaluates.
         """
         if self._closed:
             return
         self._closed = True
-        barrier(self._end)
+        barrier(self._closing_group)
         self.accelerator.free_memory()
         self.accelerator.end_training()

@@ -1,4 +1,4 @@
-"""How a run begins: its folder, new or gone on with, the same for all processes; and the checkpoint it goes on from."""
+"""The folder of a run: an unused one, the same on all ranks, with the checkpoint that the run resumes from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import yaml
 
 from mmcon.distributed.collectives import gather_objects
 from mmcon.errors import ConfigError
-from mmcon.training.checkpoint import Checkpoints, load
+from mmcon.training.checkpoint import Checkpoints, load_checkpoint
 from mmcon.training.config import check_changes
 
-#: How long processes of other machines look for the run folder; disks over a network show new ones late.
+#: How long ranks of other machines wait for the run folder to appear; network file systems show new folders late.
 PATIENCE_SECONDS = 30.0
 
 
@@ -31,26 +31,26 @@ def open_folder(
     checkpoints: Checkpoints,
     config: Mapping[str, Any],
     *,
-    main: bool,
+    is_main: bool,
     resume: bool,
     force: bool,
-    tell: Callable[[str], Any],
+    log: Callable[[str], Any],
 ) -> tuple[str, dict[str, Any] | None]:
-    """Begin a run folder, or read the newest whole checkpoint in it where one is asked for.
+    """Create the folder of a run, or read the newest valid checkpoint in it. Collective.
 
     Args:
         checkpoints: of the run, in its folder.
-        config: what was asked for; written down as config.yaml, and on resume compared with what stands there.
-        main: whether this process writes.
-        resume: go on from the newest checkpoint, or start where there is none.
+        config: the configuration; saved as config.yaml, and on resume compared with the saved one.
+        is_main: whether this rank writes.
+        resume: continue from the newest checkpoint, or start if there is none.
         force: resume although settings changed that alter the steps.
-        tell: prints, on the main process.
+        log: receives messages.
 
     Returns:
-        The checkpoint's name and its state; "" and None at the beginning.
+        The name and the state of the checkpoint; "" and None for a new run.
 
     Raises:
-        ConfigError: the folder holds another run, settings changed, or not all processes see the folder.
+        ConfigError: the folder holds another run, settings changed, or some ranks do not see the folder.
     """
     folder = checkpoints.folder.parent
     if not resume and checkpoints.all():
@@ -61,35 +61,35 @@ def open_folder(
             fix="add --resume to go on from the newest, or choose another folder",
         )
     newest = checkpoints.newest() if resume else None
-    written = folder / "config.yaml"
-    if newest and config and written.exists():
-        before = yaml.safe_load(written.read_text()) or {}
+    config_file = folder / "config.yaml"
+    if newest and config and config_file.exists():
+        before = yaml.safe_load(config_file.read_text()) or {}
         for name, (was, now) in check_changes(before, dict(config), force=force).items():
-            tell(f"resume: {name} was {was!r} and is {now!r}")
+            log(f"resume: {name} was {was!r} and is {now!r}")
     name = newest.name if newest else ""
-    found = gather_objects(name)
-    if main:
+    names = gather_objects(name)
+    if is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        written.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    gather_objects(None)  # the folder is there from now on
-    check_shared(folder, gather_objects(_sees(written)), found)
-    return name, load(newest) if newest else None
+        config_file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    gather_objects(None)  # a barrier: from here on the folder exists
+    check_shared(folder, gather_objects(_appears(config_file)), names)
+    return name, load_checkpoint(newest) if newest else None
 
 
-def check_shared(folder: Path, seen: list[bool], checkpoints: list[str]) -> None:
-    """Refuse a folder that is not the same for all processes, before hours go into it.
+def check_shared(folder: Path, visible: list[bool], checkpoints: list[str]) -> None:
+    """Check that all ranks see the same folder, before a long training starts.
 
     Args:
-        folder: of the run.
-        seen: by process, whether it sees what the main one wrote.
-        checkpoints: by process, the newest checkpoint that it found, "" for none.
+        folder: the run folder.
+        visible: by rank, whether the rank sees the file that the main rank wrote.
+        checkpoints: by rank, the newest checkpoint that the rank found, "" for none.
 
     Raises:
-        ConfigError: a process lacks the folder, or finds another checkpoint in it.
+        ConfigError: a rank does not see the folder, or finds another checkpoint in it.
     """
-    if all(seen) and len(set(checkpoints)) == 1:
+    if all(visible) and len(set(checkpoints)) == 1:
         return
-    blind = [rank for rank, sees in enumerate(seen) if not sees]
+    blind = [rank for rank, sees in enumerate(visible) if not sees]
     found = [f"process {rank}: {name or 'none'}" for rank, name in enumerate(checkpoints)]
     raise ConfigError(
         "--output-dir",
@@ -99,11 +99,11 @@ def check_shared(folder: Path, seen: list[bool], checkpoints: list[str]) -> None
     )
 
 
-def _sees(path: Path) -> bool:
-    """Whether a file appears within the patience."""
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not path.exists() and time.monotonic() < until:
+def _appears(path: Path) -> bool:
+    """Whether a file appears within `PATIENCE_SECONDS`."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not path.exists() and time.monotonic() < deadline:
         if path.parent.exists():
-            os.scandir(path.parent).close()  # makes a network's disk look again
+            os.scandir(path.parent).close()  # makes a network file system refresh its listing
         time.sleep(0.1)
     return path.exists()

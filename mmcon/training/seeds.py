@@ -27,81 +27,81 @@ def seed_model(seed: int, *names: str | int) -> None:
 
 
 def run_over_seeds(main: Callable[[C], Any], config: C) -> dict[str, dict[str, Any]]:
-    """Call a recipe's `main` once, or, where the configuration has `seeds`, once a seed, each in a folder of its own.
+    """Call a recipe's `main` once or, if the configuration has `seeds`, once per seed in a folder of its own.
 
-    The folders are `seed-0`, `seed-1`, … in the output folder; `seeds.json` beside them has each figure of all
-    results.json. Nothing is selected among the seeds. With `resume`, a seed that has its results is not run again.
+    The folders are `seed-0`, `seed-1`, … in the output folder; `seeds.json` beside them has every metric of all
+    results.json. No seed is selected. With `resume`, a seed that has results is not run again.
 
     Args:
-        main: trains and evaluates, and leaves results.json in `config.output_dir`.
+        main: trains and evaluates, and writes results.json to `config.output_dir`.
         config: a frozen dataclass with `seed`, `seeds`, `output_dir` and `resume`.
 
     Returns:
-        What seeds.json holds; nothing without seeds.
+        The content of seeds.json; empty without seeds.
 
     Raises:
-        ConfigError: a seed stands twice, there is no output folder, or there are several processes.
+        ConfigError: a seed is given twice, there is no output folder, or there are several ranks.
     """
-    given: Any = config
-    seeds = tuple(given.seeds)
+    base: Any = config
+    seeds = tuple(base.seeds)
     if not seeds:
         main(config)
         return {}
-    if len(set(seeds)) < len(seeds) or given.output_dir is None:
+    if len(set(seeds)) < len(seeds) or base.output_dir is None:
         expected = "different seeds and an --output-dir"
-        raise ConfigError("--seeds", expected=expected, got=f"{seeds}, --output-dir {given.output_dir}")
+        raise ConfigError("--seeds", expected=expected, got=f"{seeds}, --output-dir {base.output_dir}")
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
-            "--seeds", expected="one process", got="several", fix="launch once a seed, with --seed, in a shell's loop"
+            "--seeds", expected="one process", got="several", fix="launch once per seed, with --seed, in a shell loop"
         )
-    folder, results = Path(given.output_dir), {}
+    folder, results = Path(base.output_dir), {}
     for seed in seeds:
-        place = folder / f"seed-{seed}"
-        if not (given.resume and (place / "results.json").exists()):
-            main(dataclasses.replace(given, seed=seed, seeds=(), output_dir=place))
-        results[seed] = json.loads((place / "results.json").read_text())
-    summary = summarise(results)
+        seed_folder = folder / f"seed-{seed}"
+        if not (base.resume and (seed_folder / "results.json").exists()):
+            main(dataclasses.replace(base, seed=seed, seeds=(), output_dir=seed_folder))
+        results[seed] = json.loads((seed_folder / "results.json").read_text())
+    summary = summarize(results)
     (folder / "seeds.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(table(summary))
+    print(_table(summary))
     return summary
 
 
-def summarise(results: Mapping[int, Mapping[str, Any]], *, level: float = 0.95) -> dict[str, dict[str, Any]]:
-    """Every number that all results have, by its path: each seed's, their mean, and Student's t interval.
+def summarize(results: Mapping[int, Mapping[str, Any]], *, level: float = 0.95) -> dict[str, dict[str, Any]]:
+    """Every number that all results have, by its path: the value of each seed, the mean, and Student's t interval.
 
     Args:
         results: by seed, nested mappings.
-        level: confidence level of the interval, which needs two seeds (and says little with fewer than five).
+        level: confidence level of the interval, which needs two seeds (and is wide with fewer than five).
     """
     if not results:
-        raise InputError("summarise", expected="results of one seed at least", got="none")
+        raise InputError("summarize", expected="results of at least one seed", got="none")
     flat = {seed: _numbers(values) for seed, values in results.items()}
     shared = [name for name in next(iter(flat.values())) if all(name in values for values in flat.values())]
-    return {name: _figure({seed: values[name] for seed, values in flat.items()}, level) for name in shared}
+    return {name: _summary_of({seed: values[name] for seed, values in flat.items()}, level) for name in shared}
 
 
-def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary for a person: a line a figure."""
+def _table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """The summary as text, one line per metric."""
     width = max(map(len, summary), default=0)
     lines = []
-    for name, figure in summary.items():
-        each = "  ".join(f"{seed}: {value:.4g}" for seed, value in figure["by_seed"].items())
-        interval = f" [{figure['low']:.4g}, {figure['high']:.4g}]" if "low" in figure else ""
-        lines.append(f"{name:{width}}  {figure['mean']:.4g}{interval}  ({each})")
+    for name, metric in summary.items():
+        each = "  ".join(f"{seed}: {value:.4g}" for seed, value in metric["by_seed"].items())
+        interval = f" [{metric['low']:.4g}, {metric['high']:.4g}]" if "low" in metric else ""
+        lines.append(f"{name:{width}}  {metric['mean']:.4g}{interval}  ({each})")
     return "\n".join(lines)
 
 
-def _figure(by_seed: dict[int, float], level: float) -> dict[str, Any]:
+def _summary_of(by_seed: dict[int, float], level: float) -> dict[str, Any]:
     values = torch.tensor(list(by_seed.values()), dtype=torch.float64)
-    figure: dict[str, Any] = {"by_seed": {str(seed): v for seed, v in by_seed.items()}, "mean": float(values.mean())}
+    metric: dict[str, Any] = {"by_seed": {str(seed): v for seed, v in by_seed.items()}, "mean": float(values.mean())}
     if len(values) > 1:
         half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * float(values.std()) / len(values) ** 0.5
-        figure |= {"low": figure["mean"] - half, "high": figure["mean"] + half, "interval": f"Student's t, {level:.0%}"}
-    return figure
+        metric |= {"low": metric["mean"] - half, "high": metric["mean"] + half, "interval": f"Student's t, {level:.0%}"}
+    return metric
 
 
 def _numbers(values: Mapping[str, Any] | Sequence[Any], path: str = "") -> dict[str, float]:
-    """Numbers of nested mappings, by path; lists, texts and truth values are passed over."""
+    """The numbers of nested mappings, by path; lists, texts and booleans are skipped."""
     found: dict[str, float] = {}
     for name, value in values.items() if isinstance(values, Mapping) else ():
         here = f"{path}.{name}" if path else str(name)

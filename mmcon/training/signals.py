@@ -1,4 +1,4 @@
-"""An orderly end: signals are noted while a step runs, and obeyed when it is done."""
+"""Graceful stop: SIGTERM and SIGINT are recorded during a step and handled after it."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import os
 import signal
 from typing import Any
 
-#: The exit status after SIGTERM or SIGINT: everything is saved, and `--resume` goes on (EX_TEMPFAIL of sysexits.h).
+#: The exit status after SIGTERM or SIGINT: a checkpoint was written, and `--resume` continues (EX_TEMPFAIL of
+#: sysexits.h).
 STOPPED = 75
 
 
-class Signals:
-    """Notes SIGTERM and SIGINT inside a `with` block; a second one ends the process at once.
+class StopSignals:
+    """Records SIGTERM and SIGINT inside a `with` block; a second signal ends the process at once.
 
     Attributes:
-        received: the numbers that came.
+        received: the numbers of the recorded signals.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: whoever runs the loop there handles signals
+                self._previous[number] = signal.signal(number, self._record)
+            except ValueError:  # only the main thread can set handlers; in another one, its owner handles signals
                 break
         return self
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _record(self, number: int, frame: Any) -> None:
         self.received.append(number)
         if len(self.received) > 1:
             os._exit(128 + number)
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)

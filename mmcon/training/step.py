@@ -1,4 +1,4 @@
-"""A step: backward, finite guard, clip, optimizer, schedule; by one batch or by a group of several."""
+"""A training step: backward, finite guard, clipping, optimizer and schedule, for one or several accumulated batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.batch import ViewBatch
@@ -21,23 +22,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Which batches share a step of the optimizer.
+class AccumulationSchedule:
+    """Which batches share an optimizer step.
 
     Attributes:
-        size: batches in a group.
-        last: the run's last batch, counted from 1, which ends a group whatever its size.
+        size: batches per optimizer step.
+        last: the last batch of the run, counted from 1; it ends a group of any size.
     """
 
     size: int = 1
     last: int = -1
 
     @staticmethod
-    def of(settings: RunSettings, batches: int) -> Groups:
-        """The groups of a run that has so many batches in all, of which `max_steps` may leave some to a later run.
+    def of(settings: RunSettings, batches: int) -> AccumulationSchedule:
+        """The schedule of a run that has `batches` in total, of which `max_steps` may leave some to a later run.
 
         Raises:
-            ConfigError: `max_steps` ends within a group, whose gradients no checkpoint would hold.
+            ConfigError: `max_steps` is inside a group; checkpoints do not hold the gradients of an incomplete group.
         """
         size, last = settings.accumulate, batches
         if settings.max_steps is not None and settings.max_steps < batches:
@@ -50,120 +51,27 @@ class Groups:
                     got=str(last),
                     fix=f"--max-steps {' or '.join(map(str, near))}",
                 )
-        return Groups(size, last)
+        return AccumulationSchedule(size, last)
 
-    def end(self, step: int) -> bool:
-        """Whether the optimizer moves at the end of a step, counted from 1."""
-        return step % self.size == 0 or step == self.last
+    def ends_group(self, batch: int) -> bool:
+        """Whether the optimizer steps after a batch, counted from 1."""
+        return batch % self.size == 0 or batch == self.last
 
-    def batches(self, step: int) -> int:
-        """Of how many batches there are gradients at the end of a step."""
-        return (step - 1) % self.size + 1
-
-
-class Stepper:
-    """Makes the steps of a run.
-
-    Args:
-        accelerator: for its backward pass and its gradient scaler.
-        optimizer: as Accelerate prepared it.
-        schedule: moves with the optimizer, or None.
-        settings: how gradients are gathered, clipped and guarded.
-        tell: prints.
-
-    Attributes:
-        loss: of the last batch.
-        norm: of the last gradients that were whole, before clipping; None before the first.
-        skipped: steps that were left out, in a row.
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        optimizer: Any,
-        schedule: Any,
-        settings: RunSettings,
-        tell: Callable[[str], Any] = print,
-    ) -> None:
-        self.accelerator, self.optimizer, self.schedule = accelerator, optimizer, schedule
-        self.settings, self.tell = settings, tell
-        self.loss: Tensor = torch.tensor(float("nan"))
-        self.norm: Tensor | None = None
-        self.skipped = 0
-
-    def backward(self, loss: Tensor) -> None:
-        """Add a batch's gradients, by its share of a group."""
-        together = self.settings.accumulate
-        self.accelerator.backward(loss / together if together > 1 else loss)
-        self.loss = loss.detach()
-
-    def move(self, batches: int, place: Place) -> None:
-        """The optimizer's step by the gradients of so many batches, unless a number is not finite.
-
-        The schedule moves with the optimizer, as many steps as there were batches, for it is made for batches.
-
-        Raises:
-            NonFiniteError: the loss or a gradient is not finite on any process; weights and optimizer are as before.
-        """
-        self.norm = self._gradient_norm()
-        if any_rank(not self._sound(self.norm), self.accelerator.device):
-            self._refuse(place)
-        else:
-            self.skipped = 0
-            self.optimizer.step()
-            if self.schedule is not None and not self.optimizer.step_was_skipped:
-                for _ in range(batches):
-                    self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _gradient_norm(self) -> Tensor:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.accelerator.unscale_gradients(self.optimizer)
-        norm = gradient_norm(parameters)
-        if self.settings.clip_norm is not None:
-            clip_gradients(parameters, norm, self.settings.clip_norm)
-        return norm
-
-    def _sound(self, norm: Tensor) -> bool:
-        """Whether loss and gradients are finite, as far as a gradient scaler does not see to it.
-
-        In fp16 gradients overflow now and then: the scaler leaves such steps out and lowers its scale, and only where
-        they do so unscaled is there something wrong.
-        """
-        scaler = self.accelerator.scaler
-        if scaler is not None and scaler.get_scale() >= 1:
-            return bool(torch.isfinite(self.loss))
-        return bool(torch.isfinite(norm) & torch.isfinite(self.loss))
-
-    def _refuse(self, place: Place) -> None:
-        """Leave out a step that is not finite, or stop with the keys that make its batch again."""
-        self.skipped += 1
-        got = f"loss {float(self.loss)}, gradient norm {float('nan') if self.norm is None else float(self.norm)}"
-        if self.settings.on_nonfinite == "skip" and self.skipped <= self.settings.max_skips:
-            self.tell(f"step {place.step}: {got}; skipped ({self.skipped} in a row)")
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.update()
-            return
-        raise NonFiniteError(
-            f"step {place.step + 1}",
-            expected="a finite loss and finite gradients on every process",
-            got=got,
-            fix="lower the learning rate, raise the temperature, clip gradients, or pass --on-nonfinite skip;"
-            f" `{place.replay}` shows what the model saw",
-            key=f"seed={place.seed}, step={place.step}, process={place.rank}, sample={place.samples}",
-        )
+    def accumulated(self, batch: int) -> int:
+        """The number of batches whose gradients are summed after a batch."""
+        return (batch - 1) % self.size + 1
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run stands, for a message.
+class StepLocation:
+    """The step and the samples of an error message.
 
     Attributes:
-        folder: of the run.
-        seed: of the run.
-        step: how many steps are done.
-        rank: which one tells.
-        batch: what the step saw.
+        folder: the run folder.
+        seed: the seed of the run.
+        step: the number of finished steps.
+        rank: of this process.
+        batch: the batch of the step.
     """
 
     folder: Path
@@ -174,11 +82,106 @@ class Place:
 
     @property
     def samples(self) -> list[int]:
-        """The batch's samples in this process."""
+        """The ids of the batch's samples on this rank."""
         return next(iter(self.batch.index.values()))["sample"].unique().tolist() if self.batch else []
 
     @property
-    def replay(self) -> str:
-        """The command that shows the step again."""
+    def replay_command(self) -> str:
+        """The command that replays the step."""
         first = self.samples[0] if self.samples else "ID"
         return f"mmcon replay {self.folder} --step {self.step + 1} --sample {first}"
+
+
+class Stepper:
+    """Executes the steps of a run.
+
+    Args:
+        accelerator: for its backward pass and its gradient scaler.
+        optimizer: as prepared by Accelerate.
+        schedule: advances with the optimizer, or None.
+        settings: how gradients are accumulated, clipped and guarded.
+        log: receives messages.
+
+    Attributes:
+        loss: of the last batch.
+        gradient_norm: of the last optimizer step, before clipping; None before the first.
+        skipped: skipped steps in a row.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizer: Any,
+        schedule: Any,
+        settings: RunSettings,
+        log: Callable[[str], Any] = print,
+    ) -> None:
+        self.accelerator, self.optimizer, self.schedule = accelerator, optimizer, schedule
+        self.settings, self.log = settings, log
+        self.loss: Float[Tensor, ""] = torch.tensor(float("nan"))
+        self.gradient_norm: Float[Tensor, ""] | None = None
+        self.skipped = 0
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Add the gradients of a batch, divided by the number of accumulated batches."""
+        batches = self.settings.accumulate
+        self.accelerator.backward(loss / batches if batches > 1 else loss)
+        self.loss = loss.detach()
+
+    def optimizer_step(self, batches: int, location: StepLocation) -> None:
+        """Step the optimizer by the gradients of `batches` batches, unless a number is not finite.
+
+        The schedule counts batches, so it advances by as many steps.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is not finite on some rank; weights and optimizer are unchanged.
+        """
+        self.gradient_norm = self._clip()
+        if any_rank(not self._is_finite(self.gradient_norm), self.accelerator.device):
+            self._skip_or_raise(location)
+        else:
+            self.skipped = 0
+            self.optimizer.step()
+            if self.schedule is not None and not self.optimizer.step_was_skipped:
+                for _ in range(batches):
+                    self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self) -> Float[Tensor, ""]:
+        """Clip the unscaled gradients, and return their norm before clipping."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.accelerator.unscale_gradients(self.optimizer)
+        norm = gradient_norm(parameters)
+        if self.settings.clip_norm is not None:
+            clip_gradients(parameters, norm, self.settings.clip_norm)
+        return norm
+
+    def _is_finite(self, norm: Float[Tensor, ""]) -> bool:
+        """Whether the loss and, unless a gradient scaler checks them, the gradients are finite.
+
+        In fp16 scaled gradients overflow from time to time: the scaler skips such steps and lowers its scale. Gradients
+        that overflow at a scale below 1 are an error.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() >= 1:
+            return bool(torch.isfinite(self.loss))
+        return bool(torch.isfinite(norm) & torch.isfinite(self.loss))
+
+    def _skip_or_raise(self, location: StepLocation) -> None:
+        """Skip a step that is not finite, or raise an error with the keys that reproduce its batch."""
+        self.skipped += 1
+        norm = float("nan") if self.gradient_norm is None else float(self.gradient_norm)
+        got = f"loss {float(self.loss)}, gradient norm {norm}"
+        if self.settings.on_nonfinite == "skip" and self.skipped <= self.settings.max_skips:
+            self.log(f"step {location.step}: {got}; skipped ({self.skipped} in a row)")
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.update()
+            return
+        raise NonFiniteError(
+            f"step {location.step + 1}",
+            expected="a finite loss and finite gradients on every process",
+            got=got,
+            fix="lower the learning rate, raise the temperature, clip gradients, or pass --on-nonfinite skip;"
+            f" `{location.replay_command}` shows what the model saw",
+            key=f"seed={location.seed}, step={location.step}, process={location.rank}, sample={location.samples}",
+        )

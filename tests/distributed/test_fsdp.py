@@ -26,12 +26,13 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import TensorSource
-from mmcon.training.checkpoint import Checkpoints, load
+from mmcon.training.checkpoint import Checkpoints, load_checkpoint
 from mmcon.training.config import RunConfig, RunSettings
 from mmcon.training.environment import check_batch_size, check_devices, check_precision, resolve_precision
-from mmcon.training.metrics_log import Clock, Journal
+from mmcon.training.logging import MetricsLog
 from mmcon.training.optim import weight_average
 from mmcon.training.run import Run
+from mmcon.training.step_timer import StepTimer
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def small_run(folder, *words, launch=()):
 
 
 def weights(folder, step=STEPS):
-    return load(folder / "checkpoints" / f"step-{step:09d}")["model"]
+    return load_checkpoint(folder / "checkpoints" / f"step-{step:09d}")["model"]
 
 
 # --- weights in parts ------------------------------------------------------------------------------------------------
@@ -215,8 +216,8 @@ def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys):
 
 def test_the_log_tells_where_the_time_went(tmp_path):
     train(tmp_path, max_steps=3)
-    for line in Journal(tmp_path / "metrics.jsonl").lines():
-        shares = [line[name] for name in ("waiting_for_data", "views", *Clock.PARTS)]
+    for line in MetricsLog(tmp_path / "metrics.jsonl").lines():
+        shares = [line[name] for name in ("waiting_for_data", "views", *StepTimer.PHASES)]
         assert all(share >= 0 for share in shares)
         assert line["views"] > 10 * line["waiting_for_data"]  # there are no workers to wait for
         assert sum(shares) <= 1 + 1e-6

@@ -7,7 +7,7 @@ import torch
 
 from mmcon.errors import CheckpointError
 from mmcon.training import checkpoint
-from mmcon.training.checkpoint import MANIFEST, Checkpoints, faults, load
+from mmcon.training.checkpoint import MANIFEST, Checkpoints, find_faults, load_checkpoint
 
 
 def state(step):
@@ -28,7 +28,7 @@ def names(kept):
 
 
 def test_what_is_saved_comes_back(three):
-    loaded = load(three.newest())
+    loaded = load_checkpoint(three.newest())
     assert loaded["step"] == 30
     assert torch.equal(loaded["model"]["weight"], state(30)["model"]["weight"])
     assert loaded["queue"] == [1, "two", None]
@@ -67,11 +67,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(three, kind):
     damage, told = DAMAGE[kind]
     newest = three.newest()
     damage(newest)
-    assert faults(newest)
+    assert find_faults(newest)
     with pytest.raises(CheckpointError, match=rf"{newest.name}(.|\n)*{told}(.|\n)*the one before it"):
-        load(newest)
+        load_checkpoint(newest)
     assert three.newest().name == "step-000000020"
-    assert load(three.newest())["step"] == 20
+    assert load_checkpoint(three.newest())["step"] == 20
 
 
 def test_only_the_newest_and_the_best_stay(tmp_path):
@@ -93,7 +93,7 @@ def test_the_newest_of_equal_scores_is_best(tmp_path):
 
 def test_a_step_can_be_saved_again(three):
     three.save(30, state(99))
-    assert load(three.newest())["step"] == 99
+    assert load_checkpoint(three.newest())["step"] == 99
     assert names(three) == [10, 20, 30]
 
 
@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_what_was_there(three, monkeypatch, written):
         three.save(40, state(40))
     assert names(three) == [10, 20, 30]
     assert not list(three.folder.glob(".step-*"))
-    assert load(three.newest())["step"] == 30
+    assert load_checkpoint(three.newest())["step"] == 30
 
 
 def test_a_write_that_died_leaves_nothing_that_counts(three, monkeypatch):
@@ -153,5 +153,5 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     kept = Checkpoints(tmp_path / "checkpoints")
     kept.save(1, {"model": Evil()})
     with pytest.raises(pickle.UnpicklingError):
-        load(kept.newest())
+        load_checkpoint(kept.newest())
     assert not (tmp_path / "touched").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from mmcon.training.metrics_log import Journal
+from mmcon.training.logging import MetricsLog
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "docs" / "launch"
@@ -102,7 +102,7 @@ def test_the_launch_command_alone_makes_two_processes_of_one(tmp_path, recipe, w
         done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(sorted(json.loads((folder / "results.json").read_text())))
-        losses.append([line["loss"] for line in Journal(folder / "metrics.jsonl").lines()])
+        losses.append([line["loss"] for line in MetricsLog(folder / "metrics.jsonl").lines()])
     assert "2 process(es)" in done.stdout
     assert results[1] == results[0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)

@@ -27,7 +27,7 @@ from mmcon.models.batch_norm import GlobalBatchNorm
 from mmcon.training import run_folder
 from mmcon.training.checkpoint import Checkpoints
 from mmcon.training.environment import threads_of_rank
-from mmcon.training.logging import failures_of_all
+from mmcon.training.logging import gather_failures
 from mmcon.training.optim import OPTIMIZERS, create_optimizer
 from mmcon.training.run_folder import check_shared
 
@@ -45,7 +45,7 @@ def together(rank, port, folder):
     found = {
         "all": gather_objects(("process", rank)),
         "any": [any_rank(rank == 1, "cpu"), any_rank(False, "cpu")],
-        "failures": failures_of_all(Loader({rank: f"unreadable {rank}"})),
+        "failures": gather_failures(Loader({rank: f"unreadable {rank}"})),
     }
     image = torch.arange(24.0).view(1, 4, 2, 3).to(memory_format=torch.channels_last) * (rank + 1)
     broadcast([image, number := torch.tensor(rank + 5)])
@@ -118,7 +118,7 @@ def see(folder):
     os.makedirs(folder, exist_ok=True)
     run_folder.PATIENCE_SECONDS = 0.1
     places = Checkpoints(Path(folder) / "checkpoints")
-    run_folder.open_folder(places, {}, main=dist.get_rank() == 0, resume=False, force=False, tell=lambda text: None)
+    run_folder.open_folder(places, {}, is_main=dist.get_rank() == 0, resume=False, force=False, log=lambda text: None)
 
 
 @pytest.mark.slow
@@ -174,4 +174,4 @@ def test_one_process_talks_to_itself():
     assert any_rank(True, "cpu")
     assert group_without_timeout() is None
     barrier(None)
-    assert failures_of_all(None) == {}
+    assert gather_failures(None) == {}

@@ -16,7 +16,7 @@ from PIL import Image
 from mmcon import cli
 from mmcon.errors import ConfigError
 from mmcon.training.replay import program_of
-from mmcon.training.seeds import run_over_seeds, summarise
+from mmcon.training.seeds import run_over_seeds, summarize
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "imagenet_supcon.py"
 
@@ -101,4 +101,4 @@ def test_every_seed_is_told(tmp_path, capsys):
 
 
 def test_one_seed_has_no_interval():
-    assert "low" not in summarise({3: {"x": 1.0}})["x"]
+    assert "low" not in summarize({3: {"x": 1.0}})["x"]

@@ -17,10 +17,11 @@ import mmcon
 from mmcon.errors import CheckpointError, ConfigError, NonFiniteError
 from mmcon.evaluation.online_knn import OnlineKnn
 from mmcon.loading.loader import ViewLoader
-from mmcon.training.checkpoint import Checkpoints, load
-from mmcon.training.metrics_log import Journal
-from mmcon.training.run import RunSettings, seed_model
-from mmcon.training.signals import STOPPED, Signals
+from mmcon.training.checkpoint import Checkpoints, load_checkpoint
+from mmcon.training.config import RunSettings
+from mmcon.training.logging import MetricsLog
+from mmcon.training.seeds import seed_model
+from mmcon.training.signals import STOPPED, StopSignals
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
 PROGRAM = Path(__file__).parents[1] / "small_run.py"
@@ -40,7 +41,7 @@ def uninterrupted(tmp_path_factory):
 def test_a_run_learns_and_leaves_its_folder(uninterrupted):
     trace, folder = uninterrupted
     assert [line["step"] for line in trace] == list(range(1, STEPS + 1))
-    lines = Journal(folder / "metrics.jsonl").lines()
+    lines = MetricsLog(folder / "metrics.jsonl").lines()
     assert [line["step"] for line in lines] == [line["step"] for line in trace]
     assert [line["loss"] for line in lines] == [line["loss"] for line in trace]
     assert {"epoch", "gradient_norm", "learning_rate", "waiting_for_data", "views_per_second"} <= set(lines[0])
@@ -71,7 +72,7 @@ def test_a_crash_at_any_step_changes_nothing(uninterrupted, tmp_path, at):
     again = train(tmp_path, memory=True, resume=True)
     saved = (at - 1) // 4 * 4
     assert again == trace[saved:]
-    lines = Journal(tmp_path / "metrics.jsonl").lines()
+    lines = MetricsLog(tmp_path / "metrics.jsonl").lines()
     assert [line["loss"] for line in lines] == [line["loss"] for line in trace]
 
 
@@ -128,7 +129,7 @@ def test_a_full_disk_fails_the_checkpoint_and_says_so(tmp_path, monkeypatch):
         CheckpointError, match=r"No space left on device(.|\n)*the checkpoints before this one are whole"
     ):
         train(tmp_path, resume=True)
-    assert load(tmp_path / "checkpoints" / "step-000000004")["step"] == 4
+    assert load_checkpoint(tmp_path / "checkpoints" / "step-000000004")["step"] == 4
 
 
 # --- the finite guard ---
@@ -154,7 +155,7 @@ def test_waiting_for_slow_data_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ViewLoader, "__iter__", slowly)
     train(tmp_path / "run", steps=3, max_steps=3)
     assert "of the time went by waiting for data, " in capsys.readouterr().out
-    assert all(line["waiting_for_data"] > 0.5 for line in Journal(tmp_path / "run" / "metrics.jsonl").lines()[1:])
+    assert all(line["waiting_for_data"] > 0.5 for line in MetricsLog(tmp_path / "run" / "metrics.jsonl").lines()[1:])
 
 
 def test_skipping_leaves_weights_and_schedule_as_they_were(tmp_path):
@@ -261,7 +262,7 @@ def test_randomness_inside_models_follows_seed_step_and_process():
 
 def test_signals_are_noted_and_handlers_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with Signals() as signals:
+    with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) is before
@@ -269,7 +270,7 @@ def test_signals_are_noted_and_handlers_put_back():
 
 def test_a_second_signal_ends_the_process_at_once(python):
     twice = "os.kill(os.getpid(), 15); os.kill(os.getpid(), 15); print('still here')"
-    code = f"import os\nfrom mmcon.training.signals import Signals\nwith Signals():\n    {twice}"
+    code = f"import os\nfrom mmcon.training.signals import StopSignals\nwith Signals():\n    {twice}"
     run = python(code)
     assert (run.returncode, run.stdout) == (128 + 15, ""), run.stderr
 
@@ -296,7 +297,7 @@ def test_killed_three_times_and_resumed_with_workers(uninterrupted, tmp_path):
     done = program(out, "--trace", traced, "--resume", "--memory", "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert json.loads(traced.read_text()) == trace[8:]
-    assert [line["loss"] for line in Journal(out / "metrics.jsonl").lines()] == [line["loss"] for line in trace]
+    assert [line["loss"] for line in MetricsLog(out / "metrics.jsonl").lines()] == [line["loss"] for line in trace]
 
 
 @pytest.mark.slow
@@ -319,7 +320,7 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_before_the_optimize
     assert stopped.returncode != 0
     told = [line for line in (stopped.stdout + stopped.stderr).splitlines() if "NonFiniteError: step 4" in line]
     assert {line.split(":")[0] for line in told} == {"[default0]", "[default1]"}
-    assert len(Journal(tmp_path / "run" / "metrics.jsonl").lines()) == 3
+    assert len(MetricsLog(tmp_path / "run" / "metrics.jsonl").lines()) == 3
 
 
 @pytest.mark.slow
@@ -336,6 +337,7 @@ def test_two_processes_train_as_one(tmp_path, norm):
     losses = [[line["loss"] for line in json.loads(path.read_text())] for path in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-10)
     # What is saved has the names that one process uses, so that either can go on with it.
-    weights = [load(tmp_path / name / "checkpoints" / f"step-{STEPS:09d}")["model"] for name in ("one", "two")]
+    folders = [tmp_path / name / "checkpoints" / f"step-{STEPS:09d}" for name in ("one", "two")]
+    weights = [load_checkpoint(folder)["model"] for folder in folders]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-9, atol=1e-12)

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from mmcon.training.state import Trained
+from mmcon.training.state import TrainingState
 
 
 class Memory:
@@ -29,16 +29,16 @@ def test_everything_comes_back_and_onto_the_device():
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     scaler, memory = torch.amp.GradScaler("cpu", init_scale=8.0), Memory()
-    trained = Trained(layer, optimizer, schedule, scaler, {"memory": memory})
+    trained = TrainingState(layer, optimizer, schedule, scaler, {"memory": memory})
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     schedule.step()
-    saved = copy.deepcopy(trained.state(keep=True))
+    saved = copy.deepcopy(trained.state_dict(keep=True))
     before = copy.deepcopy(layer.state_dict())
     optimizer.step()
     schedule.step()
     scaler.load_state_dict(torch.amp.GradScaler("cpu", init_scale=2.0).state_dict())
-    trained.restore(saved, torch.device("cpu"))
+    trained.load_state_dict(saved, torch.device("cpu"))
     torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
     assert schedule.last_epoch == 1
     assert scaler.state_dict()["scale"] == 8.0

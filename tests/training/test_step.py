@@ -11,7 +11,7 @@ from torch import nn
 
 from mmcon.errors import ConfigError, NonFiniteError
 from mmcon.training.config import RunSettings
-from mmcon.training.step import Groups, Place, Stepper
+from mmcon.training.step import AccumulationSchedule, StepLocation, Stepper
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
 
@@ -19,12 +19,12 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
 def test_groups_end_where_they_are_full_and_at_the_end_of_the_run():
-    groups = Groups.of(RunSettings(accumulate=3), 8)
-    assert [step for step in range(1, 9) if groups.end(step)] == [3, 6, 8]
-    assert [groups.batches(step) for step in (3, 6, 8)] == [3, 3, 2]
-    assert Groups.of(RunSettings(accumulate=3, max_steps=6), 8).last == 6
-    assert Groups.of(RunSettings(accumulate=3, max_steps=8), 8).last == 8  # where the run ends anyway
-    assert Groups.of(RunSettings(max_steps=5), 8).last == 5
+    groups = AccumulationSchedule.of(RunSettings(accumulate=3), 8)
+    assert [step for step in range(1, 9) if groups.ends_group(step)] == [3, 6, 8]
+    assert [groups.accumulated(step) for step in (3, 6, 8)] == [3, 3, 2]
+    assert AccumulationSchedule.of(RunSettings(accumulate=3, max_steps=6), 8).last == 6
+    assert AccumulationSchedule.of(RunSettings(accumulate=3, max_steps=8), 8).last == 8  # where the run ends anyway
+    assert AccumulationSchedule.of(RunSettings(max_steps=5), 8).last == 5
 
 
 @pytest.mark.parametrize(("steps", "fix"), [(4, "--max-steps 3 or 6"), (2, "--max-steps 3")])
@@ -68,7 +68,7 @@ def scaled(tmp_path):
         def step(x, loss=None):
             out = layer(torch.tensor([[x]])).sum()
             stepper.backward(out if loss is None else out * loss)
-            stepper.move(1, Place(tmp_path, 0, 0, 0, None))
+            stepper.optimizer_step(1, StepLocation(tmp_path, 0, 0, 0, None))
             return float(layer.weight.detach())
 
         return stepper, schedule, step, told
@@ -80,11 +80,11 @@ def scaled(tmp_path):
 def test_norms_are_told_and_clipped_without_the_scale(scaled):
     stepper, schedule, step, _ = scaled(clip_norm=0.5)
     assert step(2.0) == pytest.approx(-0.5, abs=1e-5)
-    assert float(stepper.norm) == pytest.approx(2.0)
+    assert float(stepper.gradient_norm) == pytest.approx(2.0)
     assert schedule.last_epoch == 1
     stepper, _, step, _ = scaled()
     assert step(2.0) == -2.0
-    assert float(stepper.norm) == 2.0
+    assert float(stepper.gradient_norm) == 2.0
 
 
 def test_gradients_that_overflow_when_scaled_are_left_to_the_scaler(scaled):
