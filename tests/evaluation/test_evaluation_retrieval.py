@@ -1,50 +1,14 @@
 import math
 
-import numpy as np
 import pytest
 import torch
+from evaluation_cases import labeled_features as features
 from sklearn.metrics import average_precision_score, ndcg_score
-from sklearn.neighbors import KNeighborsClassifier
 
 from mmcon.batch import Index
 from mmcon.errors import InputError
-from mmcon.evaluation import similarity_blocks
-from mmcon.evaluation.embedding_geometry import alignment, modality_gap, uniformity
 from mmcon.evaluation.features import Features
-from mmcon.evaluation.knn import knn
 from mmcon.evaluation.retrieval import retrieve, retrieve_both_directions
-
-
-def features(n: int, seed: int, d: int = 8, classes: int = 5) -> Features:
-    g = torch.Generator().manual_seed(seed)
-    label = torch.randint(classes, (n,), generator=g)
-    centres = torch.randn(classes, d, generator=torch.Generator().manual_seed(99))
-    values = centres[label] + torch.randn(n, d, generator=g)
-    return Features(values, Index({"sample": torch.arange(n), "label": label}))
-
-
-@pytest.fixture(params=[similarity_blocks.BLOCK_SIZE, 300], ids=["whole", "chunked"])
-def block(request, monkeypatch):
-    monkeypatch.setattr(similarity_blocks, "BLOCK_SIZE", request.param)
-
-
-@pytest.mark.usefixtures("block")
-@pytest.mark.parametrize("k", [1, 7, 500])
-def test_knn_is_scikit_learns_with_the_same_weights(k):
-    train, test = features(200, 0), features(90, 1)
-
-    def weights(distance):  # of unit rows: cosine = 1 − distance² / 2
-        return np.exp(-(distance**2) / 2 / 0.07)
-
-    theirs = KNeighborsClassifier(min(k, 200), weights=weights).fit(train.normalized(), train.labels)
-    ours = knn(train, test, k=k)
-    assert ours.predicted.tolist() == theirs.predict(test.normalized()).tolist()
-
-
-def test_knn_can_leave_a_sample_out_of_its_own_vote():
-    train = features(100, 0)
-    assert knn(train, train, k=1).top1 == 1.0
-    assert knn(train, train, k=1, exclude_same="sample").top1 < 1.0
 
 
 def naive(query, rows, weights, k):
@@ -151,17 +115,6 @@ def test_collapsed_features_are_at_chance():
     assert retrieve(collapsed, collapsed).recall[10] == pytest.approx(0.10)
 
 
-@pytest.mark.usefixtures("block")
-def test_alignment_and_uniformity_against_double_loops():
-    x, y = features(30, 0).values, features(30, 1).values
-    u, w = torch.nn.functional.normalize(x, dim=1).double(), torch.nn.functional.normalize(y, dim=1).double()
-    assert alignment(x, y) == pytest.approx(sum(float((a - b).square().sum()) for a, b in zip(u, w, strict=True)) / 30)
-    pairs = [math.exp(-2 * float((u[i] - u[j]).square().sum())) for i in range(30) for j in range(30) if i != j]
-    assert uniformity(x) == pytest.approx(math.log(sum(pairs) / len(pairs)), abs=1e-6)
-    assert modality_gap(x, x) == 0
-    assert modality_gap(x, y) == pytest.approx(float((u.mean(0) - w.mean(0)).norm()), abs=1e-6)
-
-
 def test_bad_input_is_named():
     a, b = features(10, 0), features(12, 1)
     with pytest.raises(InputError, match="10 × 8, 12 × 3"):
@@ -172,7 +125,66 @@ def test_bad_input_is_named():
         retrieve(a, b, relevance=-torch.ones(10, 12))
     with pytest.raises(InputError, match="none of 10"):
         retrieve(a, b, relevance=torch.zeros(10, 12))
-    with pytest.raises(InputError, match="k >= 1"):
-        knn(a, b, k=0)
-    with pytest.raises(InputError, match="two rows"):
-        uniformity(torch.ones(1, 3))
+
+
+# --- what a wrong operator or constant would change -------------------------------------------------------------------
+
+
+def test_figures_by_hand():
+    """Cosines order candidates 0, 1, 2, 3; weights 0, 2, 0, 1.
+
+    First rank 2. Average precision (1/2 + 2/4) / 2. Gain 2 / log2 3 + 1 / log2 5 of at most 2 / log2 2 + 1 / log2 3.
+    Chance at 1: 2 of 4; at 2: 1 − C(2, 2) / C(4, 2) = 5/6; at 3 two misses cannot fill three ranks.
+    """
+    angle = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    candidates = Features(torch.stack([angle.cos(), angle.sin()], 1), Index({"sample": torch.arange(4)}))
+    query = Features(torch.tensor([[1.0, 0.0]]), Index({"sample": torch.tensor([0])}))
+    found = retrieve(query, candidates, relevance=torch.tensor([[0.0, 2, 0, 1]]), ks=(1, 2, 3))
+    assert found.first_rank.tolist() == [2]
+    assert found.recall == {1: 0.0, 2: 1.0, 3: 1.0}
+    assert found.average_precision.tolist() == pytest.approx([0.5])
+    assert found.ndcg == pytest.approx((2 / math.log2(3) + 1 / math.log2(5)) / (2 + 1 / math.log2(3)))
+    assert found.chance == {1: pytest.approx(0.5), 2: pytest.approx(5 / 6), 3: 1.0}
+    assert found.median_rank == 2
+    assert found.queries_without_relevant == 0
+
+
+def test_recall_is_read_at_1_5_and_10_by_default():
+    a, b = features(20, 0), features(20, 1)
+    assert list(retrieve(a, b).recall) == list(retrieve(a, b).chance) == [1, 5, 10]
+    assert [list(found.recall) for found in retrieve_both_directions(a, b)] == [[1, 5, 10]] * 2
+
+
+def test_equal_candidates_keep_their_order():
+    index = Index({"sample": torch.arange(5)})
+    collapsed = Features(torch.ones(5, 2), index)
+    assert retrieve(collapsed, collapsed).first_rank.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_weights_of_zero_are_allowed_and_median_rank_is_of_the_found():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    table = Features(rows, Index({"sample": torch.arange(3)}))
+    weights = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1, 0, 0]])
+    found = retrieve(table, table, relevance=weights)
+    assert found.first_rank.tolist() == [1, 0, 3]
+    assert (found.median_rank, found.queries_without_relevant) == (2, 1)
+
+
+def test_excluded_candidates_count_neither_as_relevant_nor_by_chance():
+    """Each of three rows is relevant to itself only, or to one other, which is left as one of two candidates."""
+    rows = Features(torch.eye(3), Index({"sample": torch.arange(3), "label": torch.tensor([0, 0, 1])}))
+    found = retrieve(rows, rows, relevance="label", exclude_same="sample", ks=(1, 2))
+    assert found.queries_without_relevant == 1
+    assert found.chance == {1: pytest.approx(0.5), 2: 1.0}
+
+
+def test_either_wrong_shape_or_a_negative_weight_is_refused():
+    a, b = features(10, 0), features(12, 1)
+    with pytest.raises(InputError, match=r"shape \(10, 11\)"):
+        retrieve(a, b, relevance=lambda rows, columns: torch.ones(rows.n, 11))
+    with pytest.raises(InputError, match=r"shape \(9, 12\)"):
+        retrieve(a, b, relevance=lambda rows, columns: torch.ones(rows.n - 1, 12))
+    weights = torch.ones(10, 12)
+    weights[3, 4] = -1
+    with pytest.raises(InputError, match="least -1"):
+        retrieve(a, b, relevance=weights)

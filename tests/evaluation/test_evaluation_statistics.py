@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from mmcon.errors import InputError
+from mmcon.evaluation import statistics
 from mmcon.evaluation.statistics import (
     bootstrap,
     classify,
@@ -146,3 +147,119 @@ def test_classify_by_hand():
 def test_classify_refuses_a_class_that_was_never_trained():
     with pytest.raises(InputError, match=r"others: \[7\]"):
         classify(torch.zeros(2, 2), torch.tensor([0, 7]), torch.tensor([0, 1]))
+
+
+# --- what a wrong operator or constant would change -------------------------------------------------------------------
+
+
+def test_defaults_are_as_documented():
+    values = torch.randn(30, generator=torch.Generator().manual_seed(1))
+    assert bootstrap(values) == bootstrap(values, level=0.95, draws=2000, seed=0)
+    assert bootstrap(values) not in (bootstrap(values, draws=1999), bootstrap(values, draws=2001))
+    first, second = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    assert paired_permutation(first, second) == paired_permutation(first, second, draws=10_000, seed=0)
+    assert paired_permutation(first, second) != paired_permutation(first, second, seed=1)
+    others = [paired_permutation(first, second, draws=draws).p_value for draws in (9_999, 10_001)]
+    assert paired_permutation(first, second).p_value not in others
+    assert t_interval([1.0, 2.0, 4.0]) == t_interval([1.0, 2.0, 4.0], level=0.95)
+    assert wilson(3, 9) == wilson(3, 9, level=0.95)
+    assert wilson(3, 9).level == 0.95
+    right = classify(torch.eye(3), torch.arange(3), torch.arange(3))
+    assert right.interval() == wilson(3, 3)
+    assert right.interval(level=0.5) == wilson(3, 3, level=0.5)
+
+
+def test_wilson_takes_none_and_all():
+    assert wilson(0, 4).value == 0
+    assert wilson(4, 4).value == 1
+    assert wilson(1, 4).value == 0.25
+
+
+def test_bootstrap_ends_are_the_quantiles_of_the_level():
+    """Of two items 0 and 1, a resample's mean is 0, ½ or 1 with probability ¼, ½, ¼."""
+    values = torch.tensor([0.0, 1.0])
+    narrow, wide = bootstrap(values, level=0.4), bootstrap(values, level=0.9)
+    assert (narrow.low, narrow.value, narrow.high) == (0.5, 0.5, 0.5)
+    assert (wide.low, wide.high, wide.level, wide.n) == (0, 1, 0.9, 2)
+
+
+def test_bootstrap_of_groups_weighs_items_not_groups():
+    """Group 0 has three items, group 1 one: the mean over items is ¾, that over groups would be ½."""
+    interval = bootstrap(torch.tensor([1.0, 1.0, 1.0, 0.0]), groups=torch.tensor([7, 7, 7, 9]), level=0.4)
+    assert (interval.value, interval.low, interval.high) == (0.75, 0.75, 0.75)
+
+
+def test_intervals_do_not_depend_on_the_size_of_blocks(monkeypatch):
+    values = torch.arange(10.0)
+    first, second = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    whole = bootstrap(values, draws=100), paired_permutation(first, second, draws=100)
+    for size in (1, 70):
+        monkeypatch.setattr(statistics, "_BLOCK_SIZE", size)
+        assert (bootstrap(values, draws=100), paired_permutation(first, second, draws=100)) == whole
+
+
+def test_t_interval_by_hand():
+    """Of 1, 2 and 3: mean 2, deviation 1; the 97.5 % quantile of t with two degrees of freedom is 4.3027."""
+    interval = t_interval([1.0, 2.0, 3.0])
+    assert interval.value == 2
+    assert interval.low == pytest.approx(2 - 4.302653 / 3**0.5)
+    assert interval.high == pytest.approx(2 + 4.302653 / 3**0.5)
+    assert t_interval([1.0, 2.0]).n == 2  # two runs are enough
+
+
+def test_mcnemar_counts_items_and_discordant_pairs():
+    one = torch.tensor([True, False])
+    test = mcnemar(one, torch.tensor([False, False]))
+    assert (test.difference, test.p_value, test.n) == (0.5, 1.0, 2)
+    assert mcnemar(torch.tensor([False, False]), one).difference == -0.5
+
+
+def test_permutation_is_exact_up_to_the_number_of_draws():
+    """Four equal differences: 2 of 2⁴ exchanges are as extreme. With fewer draws, random exchanges and the observed."""
+    first, second = torch.ones(4), torch.zeros(4)
+    assert paired_permutation(first, second, draws=16).p_value == 2 / 16
+    random = paired_permutation(first, second, draws=15).p_value * 16
+    assert random == pytest.approx(round(random))
+    assert 1 <= random <= 7
+
+
+def test_a_random_permutation_test_counts_the_observed_exchange():
+    """Of 2¹⁰⁰ exchanges of equal differences only two are as extreme: none is drawn, and p is 1 / (draws + 1)."""
+    test = paired_permutation(torch.ones(100), torch.zeros(100), draws=99)
+    assert (test.p_value, test.difference, test.n) == (0.01, 1.0, 100)
+
+
+def test_permutation_of_equal_systems():
+    same = paired_permutation(torch.ones(5), torch.ones(5))
+    assert (same.p_value, same.difference, same.n) == (1.0, 0.0, 5)
+
+
+def test_permutation_ties_by_rounding_count_as_extreme():
+    """.1 + .2 and .3 differ by rounding: exchanging both gives the same sum, whichever way it is added up."""
+    first = torch.tensor([0.1, 0.2, -0.3], dtype=torch.float64)
+    test = paired_permutation(first, torch.zeros(3, dtype=torch.float64))
+    assert test.p_value == 1.0  # the sum is 0 but for rounding: every exchange is as extreme
+
+
+def test_permutation_by_groups_averages_over_items():
+    groups = torch.tensor([0, 0, 0, 1])
+    test = paired_permutation(torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.zeros(4), groups=groups)
+    assert (test.difference, test.n) == (0.75, 2)
+
+
+def test_top5_counts_the_fifth_and_not_the_sixth():
+    scores = torch.arange(7.0).flip(0).repeat(7, 1)
+    result = classify(scores, torch.arange(7), torch.arange(7))
+    assert result.top5 == pytest.approx(5 / 7)
+    assert result.top1 == pytest.approx(1 / 7)
+
+
+def test_a_label_above_all_classes_and_no_items_are_refused():
+    with pytest.raises(InputError, match=r"among the 2 of the training set; got others: \[5\]"):
+        classify(torch.zeros(1, 2), torch.tensor([5]), torch.tensor([0, 1]))
+    with pytest.raises(InputError, match=r"others: \[2, 3, 4, 5, 6\]\."):
+        classify(torch.zeros(6, 2), torch.arange(2, 8), torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="at least one item"):
+        classify(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="at least one value"):
+        bootstrap(torch.zeros(0))
