@@ -94,10 +94,10 @@ def test_noise_has_the_ratio_that_was_drawn_and_silence_stays_silent():
 
 @pytest.mark.parametrize("slope_db", [-6.0, -3.0, 0.0, 3.0])
 def test_colored_noise_falls_by_the_slope(slope_db):
-    from mmcon_views.audio.waveform_ops import tilt_spectrum, white_noise
+    from mmcon_views.audio.waveform_ops import color_noise, white_noise
 
     white = white_noise(torch.arange(64), 1, 16_000, torch.device("cpu"))
-    power = torch.fft.rfft(tilt_spectrum(white, torch.full((64,), slope_db))).abs().square().mean((0, 1))
+    power = torch.fft.rfft(color_noise(white, torch.full((64,), slope_db))).abs().square().mean((0, 1))
     octave = 10 * torch.log10(power[2_000:2_200].mean() / power[1_000:1_100].mean())
     assert float(octave) == pytest.approx(slope_db, abs=0.3)
 

@@ -255,7 +255,7 @@ def test_settings_that_make_no_sense_are_refused():
     for options in ({"frames": 0}, {"rate_hz": 0}, {"speed": (2.0, 1.0)}, {"stride": -1}):
         with pytest.raises(InputError, match="above 0"):
             create_view("video/random-clip", **options)
-    with pytest.raises(InputError, match="wraps the parts"):
+    with pytest.raises(InputError, match="wraps the children"):
         PerClip(as_chain(Flip()))
     with pytest.raises(InputError, match="clips `b t c h w`"):
         PerClip(Flip()).apply(torch.zeros(2, 3, 4, 4), {"flip": torch.tensor([True, False])})

@@ -1,4 +1,4 @@
-"""Which of a sample's instances a view shows: one of several recordings, captions or photographs."""
+"""One instance of a sample for each view: samples with several recordings, captions or photographs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmcon.views import Meta, Params, ViewGenerator
 @final
 @register_view("any/instance", modality="any")
 class ChooseInstance(ViewGenerator):
-    """One of the sample's instances, drawn evenly for each view; a sample that has but one is that one.
+    """A uniformly drawn instance of the sample for each view; a sample without instances is returned itself.
 
     >>> view = Chain(create_view("any/instance"), create_view("audio/speech"))
 
@@ -31,22 +31,22 @@ class ChooseInstance(ViewGenerator):
         self.random = random
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the number of the instance, `b` int64."""
+        """Draw `instance`, `b` int64, its index."""
         count = meta["instances"] if self.random and "instances" in meta else 1
         return {"instance": keys.integers("instance", 0, count)}
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """What the header of the drawn instance says."""
+        """The meta of the drawn instance."""
         if "instances" not in meta:
             return meta
-        told: Meta = {name: column for name, column in meta.items() if "/" not in name and name != "instances"}
+        chosen: Meta = {name: column for name, column in meta.items() if "/" not in name and name != "instances"}
         for name in {name.partition("/")[2] for name in meta if "/" in name}:
-            several = torch.stack([meta[f"{i}/{name}"] for i in range(_widest(meta, name))], 1)
-            told[name] = several.gather(1, params["instance"][:, None])[:, 0]
-        return told
+            every = torch.stack([meta[f"{i}/{name}"] for i in range(_count(meta, name))], 1)
+            chosen[name] = every.gather(1, params["instance"][:, None])[:, 0]
+        return chosen
 
     def apply(self, batch: Sequence[Any] | Tensor, params: Params) -> Any:
-        """The handle of the drawn instance; other handles, and stacked tensors, pass through."""
+        """The handles of the drawn instances; other handles, and stacked tensors, do not change."""
         if isinstance(batch, Tensor):
             return batch
         return [
@@ -55,5 +55,5 @@ class ChooseInstance(ViewGenerator):
         ]
 
 
-def _widest(meta: Meta, name: str) -> int:
+def _count(meta: Meta, name: str) -> int:
     return sum(known.partition("/")[2] == name for known in meta)

@@ -1,4 +1,4 @@
-"""BYOL-A."""
+"""BYOL-A: log-mel views with mixup from a memory, random resize crop and, in version 2, a random linear fader."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.errors import ConfigError
@@ -20,10 +21,11 @@ from mmcon_views.audio.waveform import Range, on_device_of
 
 @register_view("audio/byol-a", modality="audio")
 def byol_a(*, mean: float = -5.0, std: float = 4.5, version: Literal[1, 2] = 1) -> Chain:
-    """BYOL-A (Niizumi et al. 2021): .95 s as log-mel 64 × 96, mixing with a memory, a random resize crop.
+    """BYOL-A (Niizumi et al. 2021): .95 s as log-mel 64 × 96, mixup with a memory, a random resize crop.
 
-    Statistics are normalized before, by the data's mean and std (measure yours), and after; the released code does the
-    latter with the batch's statistics, ours with each sample's own, so that a view does not depend on its batch.
+    Log-mels are standardized before these operations with the mean and std of the data (measure yours), and after them.
+    Deviation: the latter uses the statistics of each sample, not those of the batch, so that a view does not depend on
+    its batch.
     """
     fader = [("fader", Fader())] if version == 2 else []
     return Chain(
@@ -40,22 +42,23 @@ def byol_a(*, mean: float = -5.0, std: float = 4.5, version: Literal[1, 2] = 1) 
 
 @register_view("audio/byol-a-v2", modality="audio")
 def byol_a_v2(*, mean: float = -5.0, std: float = 4.5) -> Chain:
-    """BYOL-A v2 (Niizumi et al. 2022): as audio/byol-a, and a random linear fader."""
+    """BYOL-A v2 (Niizumi et al. 2022): audio/byol-a with a random linear fader."""
     return byol_a(mean=mean, std=std, version=2)
 
 
 @final
 @register_view("audio/resize-crop", modality="audio")
 class ResizeCrop(ViewGenerator):
-    """BYOL-A's random resize crop: a box of a canvas that is wider than the spectrogram, brought back to its size.
+    """BYOL-A's random resize crop: a box of a canvas that is longer than the spectrogram, resized to the spectrogram.
 
-    Niizumi et al. 2021. The canvas holds the real frames in its middle and zeros (the mean) around. Interpolation is
-    bicubic with corners aligned; ours looks beyond the box at its rim, where the released code repeats the rim.
+    Niizumi et al. 2021. The canvas holds the real frames at its center and zeros (the mean) around them. Interpolation
+    is bicubic with aligned corners. Deviation: at the edge of the box it reads beyond the box, where the released code
+    replicates the edge.
 
     Args:
-        canvas: how many times as long the canvas is as the real frames.
-        band_scale: range of the box's height, as a share of the bands.
-        frame_scale: range of the box's length, as a share of the real frames.
+        canvas: length of the canvas over that of the real frames.
+        band_scale: bounds of the box's height, as a fraction of the bands.
+        frame_scale: bounds of the box's length, as a fraction of the real frames.
     """
 
     modality: ClassVar[str] = "audio"
@@ -64,7 +67,7 @@ class ResizeCrop(ViewGenerator):
         self.canvas, self.band_scale, self.frame_scale = canvas, band_scale, frame_scale
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the box: sizes as shares, places as shares of the room."""
+        """Draw the box: sizes as fractions, and positions as fractions of the free space."""
         return {
             "height": keys.uniform("height", *self.band_scale).clamp(max=1.0),
             "width": keys.uniform("width", *self.frame_scale).clamp(max=self.canvas),
@@ -73,7 +76,7 @@ class ResizeCrop(ViewGenerator):
         }
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Interpolate within the real frames of each row."""
+        """Crop and interpolate within the real frames of each row."""
         x, length = log_mel_and_length(batch)
         f, t = x.shape[-2:]
         height, width, top, left = (
@@ -95,7 +98,7 @@ class ResizeCrop(ViewGenerator):
             -1,
         )
         real = ops.valid(length, t)[:, None, None]
-        # Padding is made zero first, so that a box that leaves the real frames meets the canvas.
+        # Padding is zeroed first: outside of the real frames the canvas is zero.
         sampled = torch.nn.functional.grid_sample(torch.where(real, x, 0.0), grid, "bicubic", "zeros", True)
         return {**batch, "log_mel": torch.where(real, sampled, x)}
 
@@ -103,10 +106,10 @@ class ResizeCrop(ViewGenerator):
 @final
 @register_view("audio/fader", modality="audio")
 class Fader(ViewGenerator):
-    """BYOL-A v2's random linear fader: a slope of loudness over the real frames, on a log-mel spectrogram.
+    """BYOL-A v2's random linear fader: a linear change of loudness over the real frames of a log-mel spectrogram.
 
     Args:
-        gain: range of the values added at the first and at the last frame (natural logarithm of power).
+        gain: bounds of the values added at the first and at the last frame (natural logarithm of power).
     """
 
     modality: ClassVar[str] = "audio"
@@ -115,11 +118,11 @@ class Fader(ViewGenerator):
         self.gain = gain
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the gain at both ends."""
+        """Draw `head` and `tail`, the gains at both ends."""
         return {"head": keys.uniform("head", *self.gain), "tail": keys.uniform("tail", *self.gain)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Add the slope."""
+        """Add the linear gain."""
         x, length = log_mel_and_length(batch)
         head, tail = on_device_of(params["head"], x)[:, None], on_device_of(params["tail"], x)[:, None]
         share = torch.arange(x.shape[-1], device=x.device) / (length - 1).clamp(min=1)[:, None]
@@ -132,13 +135,13 @@ class Fader(ViewGenerator):
 class MixupMemory(ViewGenerator):
     """BYOL-A's log-mixup-exp with a memory of past samples: log((1 − λ) eˣ + λ eᶻ), λ = α·U(0, 1).
 
-    Its scope is stateful: the memory lives in the training process (each process has its own, of its own rows) and is
-    part of a checkpoint through `state_dict`. The first batch meets an empty memory and stays as it is. A whole batch
-    is mixed with what was there before it, where the released code goes sample by sample.
+    Its scope is stateful: the memory is kept in the training process (each rank has its own, of its own samples), and
+    checkpoints hold it through `state_dict`. The first batch is not mixed. Deviation: a batch is mixed with the memory
+    before that batch, where the released code goes sample by sample.
 
     Args:
-        alpha: the largest share of the other sample.
-        size: how many past samples are kept, first in, first out.
+        alpha: the largest weight of the past sample.
+        size: the number of past samples that are kept, first in, first out.
     """
 
     modality: ClassVar[str] = "audio"
@@ -149,11 +152,11 @@ class MixupMemory(ViewGenerator):
         self._memory: Tensor | None = None
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the share, and which of the memory as a share of what it holds."""
+        """Draw `share` (λ) and `which`, a fraction of the memory."""
         return {"share": keys.uniform("share", 0.0, self.alpha), "which": keys.uniform("which")}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Mix, then remember the unmixed batch."""
+        """Mix, then add the unmixed batch to the memory."""
         x, length = log_mel_and_length(batch)
         out, held = x, self._memory
         real = ops.valid(length, x.shape[-1])[:, None, None]
@@ -166,16 +169,16 @@ class MixupMemory(ViewGenerator):
             share = on_device_of(params["share"], x)[:, None, None, None].clamp(min=1e-12)
             mixed = torch.logaddexp(x + torch.log1p(-share), held[which].to(x) + share.log())
             out = torch.where(real, mixed, x)
-        # Beyond a row's real frames the memory holds silence, the logarithm of nothing.
+        # Outside of the real frames the memory holds silence: the logarithm of 0.
         unmixed = torch.where(real, x.detach(), -torch.inf)
         past = unmixed if held is None else torch.cat([held.to(x), unmixed])
         self._memory = past[-self.size :].clone()
         return {**batch, "log_mel": out}
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Float[Tensor, "k c f t"]]:
         """The memory."""
         return {} if self._memory is None else {"memory": self._memory}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put a memory back."""
+    def load_state_dict(self, state: Mapping[str, Float[Tensor, "k c f t"]]) -> None:
+        """Restore the memory."""
         self._memory = state.get("memory")

@@ -1,4 +1,4 @@
-"""Lossy codecs."""
+"""Lossy audio codecs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -19,13 +20,13 @@ from mmcon_views.audio.waveform import Range, silence_padded, with_signal
 @final
 @register_view("audio/codec", modality="audio")
 class Codec(ViewGenerator):
-    """Through a lossy codec and back, on the host: MP3 or Vorbis at a drawn compression, or telephone µ-law.
+    """Encode and decode with a lossy codec, on the host: MP3 or Vorbis at a drawn compression, or telephone µ-law.
 
     Args:
-        codecs: which ones may be drawn: "mp3", "ogg", "mu-law".
-        compression: range, from 0 (best quality) to 1 (smallest).
-        rate_hz: the rate of the samples.
-        p: the probability of any coding.
+        codecs: the codecs that may be drawn: "mp3", "ogg", "mu-law".
+        compression: bounds, from 0 (best quality) to 1 (smallest).
+        rate_hz: the sample rate.
+        p: the probability of any codec.
     """
 
     modality: ClassVar[str] = "audio"
@@ -43,12 +44,12 @@ class Codec(ViewGenerator):
         self.codecs, self.compression, self.rate_hz, self.p = tuple(codecs), compression, rate_hz, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the codec (−1 for none) and the compression."""
+        """Draw `codec`, an index (−1 for none), and `compression`."""
         which = torch.where(keys.bernoulli("on", self.p), keys.choice("codec", len(self.codecs)), -1)
         return {"codec": which, "compression": keys.uniform("compression", *self.compression)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Code and decode row by row."""
+        """Encode and decode row by row."""
         signal, length = silence_padded(batch)
         out = signal.clone()
         for row, which in enumerate(params["codec"].tolist()):
@@ -59,7 +60,7 @@ class Codec(ViewGenerator):
                 out[row, :, : coded.shape[-1]] = coded
         return with_signal(batch, out)
 
-    def _code(self, codec: str, samples: Tensor, compression: float) -> Tensor:
+    def _code(self, codec: str, samples: Float[Tensor, "c t"], compression: float) -> Float[Tensor, "c t"]:
         if codec == "mu-law":
             from torchaudio.functional import mu_law_decoding, mu_law_encoding
 

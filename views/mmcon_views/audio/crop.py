@@ -1,4 +1,4 @@
-"""The window of a recording."""
+"""The crop of a recording: a window of fixed length, of which only that span is decoded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
@@ -19,16 +20,16 @@ from mmcon_views.audio.waveform import signal_and_length
 @final
 @register_view("audio/crop", modality="audio")
 class WaveformCrop(ViewGenerator):
-    """A window at a random place of a recording, of which only that span is decoded.
+    """A window of fixed length at a random position of a recording; only that span is decoded.
 
-    Shorter recordings are padded at the end, with zeros (then `length` says what is real) or by repeating themselves.
+    Shorter recordings are padded at the end with zeros, which `length` marks, or repeated.
 
     Args:
-        window_seconds: the width of the view.
-        rate_hz: the rate of the samples; handles must give it.
+        window_seconds: the length of the view.
+        rate_hz: the sample rate; handles must have it.
         position: "random", "start" or "center".
         pad: "zero" or "loop".
-        normalize: "clip" divides by the L2 norm of the whole recording, which is then decoded whole; or "none".
+        normalize: "clip" divides by the L2 norm of the whole recording, which is then decoded whole; "none" does not.
 
     >>> view = WaveformCrop(window_seconds=0.5, rate_hz=16_000)
     >>> view.apply(torch.randn(2, 1, 16_000), {"start": torch.tensor([0, 8_000])})["signal"].shape
@@ -53,20 +54,20 @@ class WaveformCrop(ViewGenerator):
             raise InputError("audio/crop", expected="a window of a sample or more", got=f"{window_seconds} s")
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw where the window begins, in samples."""
+        """Draw `start`, `b` int64, in samples."""
         if "rate_hz" in meta and bool((meta["rate_hz"] != self.rate_hz).any()):
             raise InputError(
                 "audio/crop",
-                expected=f"sounds at {self.rate_hz} Hz",
+                expected=f"audio at {self.rate_hz} Hz",
                 got=f"{sorted(set(meta['rate_hz'].tolist()))} Hz",
-                fix="give source and views one rate_hz",
+                fix="pass the same rate_hz to the source and the views",
             )
         room = (meta["length"] - self.window).clamp(min=0)
         starts = {"random": keys.integers("start", 0, room + 1), "start": 0 * room, "center": room // 2}
         return {"start": starts[self.position]}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Decode the windows; each is `{"signal": c t, "length": number}`."""
+        """Decode the windows; each is `{"signal": c t, "length": scalar}`."""
         if isinstance(batch, Mapping):
             samples: Any = [s[:, : int(n)] for s, n in zip(*signal_and_length(batch), strict=True)]
         else:
@@ -85,7 +86,7 @@ class WaveformCrop(ViewGenerator):
             total = sample.facts["length"]
             span = whole = sample.decode(start, min(self.window, total - start))
         if total == 0:
-            raise DataError(f"sound {getattr(sample, 'id', '')!r}", expected="at least one sample", got="none")
+            raise DataError(f"audio {getattr(sample, 'id', '')!r}", expected="at least one sample", got="none")
         if self.normalize == "clip":
             span = span / whole.square().sum().sqrt().clamp(min=1e-12)
         missing = self.window - span.shape[-1]
@@ -97,11 +98,11 @@ class WaveformCrop(ViewGenerator):
         return {"signal": span.clone(), "length": torch.tensor(length)}
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """The lengths of the windows."""
+        """The lengths and the width of the windows."""
         full = torch.full_like(meta["length"], self.window)
         length = full if self.pad == "loop" else torch.minimum(meta["length"], full)
         return {**meta, "length": length, "width": full}
 
-    def columns(self, meta: Meta, params: Params) -> dict[str, Tensor]:
-        """`time`: where the window begins, in seconds."""
+    def columns(self, meta: Meta, params: Params) -> dict[str, Float[Tensor, " b"]]:
+        """`time`: the start of the window, in seconds."""
         return {"time": params["start"] / self.rate_hz}

@@ -1,4 +1,4 @@
-"""Low, high and band passes."""
+"""Low-pass, high-pass and band-pass filters of second order."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mmcon_views.audio.waveform import Range, silence_padded, with_signal
 
 @final
 class PassFilter(ViewGenerator):
-    """A second-order filter with its own cutoff for each sample, drawn evenly in octaves.
+    """A second-order filter with a cutoff of its own for each sample, drawn log-uniformly.
 
     Args:
         kind: "low", "high" or "band".
-        cutoff_hz: range of the cutoff, or of the center of a band.
-        q: quality; 0.707 is flat.
-        rate_hz: the rate of the samples.
-        p: the probability of any filtering.
+        cutoff_hz: bounds of the cutoff, or of the center of a band.
+        q: the quality factor; 0.707 is flat.
+        rate_hz: the sample rate.
+        p: the probability of any filter.
     """
 
     modality: ClassVar[str] = "audio"
@@ -35,7 +35,7 @@ class PassFilter(ViewGenerator):
         self.kind, self.cutoff_hz, self.q, self.rate_hz, self.p = kind, cutoff_hz, q, rate_hz, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the cutoff, Hz; 0 leaves the sample alone."""
+        """Draw `cutoff_hz`; 0 means no filter."""
         cutoff = keys.log_uniform("cutoff", *self.cutoff_hz)
         return {"cutoff_hz": torch.where(keys.bernoulli("on", self.p), cutoff, 0.0)}
 
@@ -53,17 +53,17 @@ class PassFilter(ViewGenerator):
 
 @register_view("audio/low-pass", modality="audio")
 def low_pass(*, cutoff_hz: Range = (1_000.0, 7_500.0), q: float = 0.707, rate_hz: int = 16_000, p: float = 1.0) -> Any:
-    """A low pass of second order, its cutoff drawn evenly in octaves."""
+    """A low pass of second order, with a log-uniformly drawn cutoff."""
     return PassFilter("low", cutoff_hz=cutoff_hz, q=q, rate_hz=rate_hz, p=p)
 
 
 @register_view("audio/high-pass", modality="audio")
 def high_pass(*, cutoff_hz: Range = (20.0, 1_000.0), q: float = 0.707, rate_hz: int = 16_000, p: float = 1.0) -> Any:
-    """A high pass of second order, its cutoff drawn evenly in octaves."""
+    """A high pass of second order, with a log-uniformly drawn cutoff."""
     return PassFilter("high", cutoff_hz=cutoff_hz, q=q, rate_hz=rate_hz, p=p)
 
 
 @register_view("audio/band-pass", modality="audio")
 def band_pass(*, center_hz: Range = (200.0, 4_000.0), q: float = 0.707, rate_hz: int = 16_000, p: float = 1.0) -> Any:
-    """A band pass of second order (peak gain 1), its center drawn evenly in octaves."""
+    """A band pass of second order (peak gain 1), with a log-uniformly drawn center."""
     return PassFilter("band", cutoff_hz=center_hz, q=q, rate_hz=rate_hz, p=p)

@@ -1,7 +1,7 @@
-"""The crossing from waveforms to log-mel spectrograms, and their scale.
+"""From waveforms to log-mel spectrograms, and their standardization.
 
-A batch of them is `{"log_mel": b c f t, "length": b}`: mel bands from low to high, frames, and how many frames of each
-row are real.
+A batch of spectrograms is `{"log_mel": b c f t, "length": b}`: mel bands from low to high, frames, and the number of
+real frames of each row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -25,14 +25,14 @@ from mmcon_views.audio.waveform import silence_padded
 
 @lru_cache(maxsize=32)
 def mel_bank(rate_hz: int, fft: int, bands: int, low_hz: float, high_hz: float) -> Float[Tensor, "bins bands"]:
-    """The triangular filters of torchaudio (HTK's mel scale, no normalization), made once."""
+    """The triangular filters of torchaudio (HTK's mel scale, no normalization), cached."""
     from torchaudio.functional import melscale_fbanks
 
     return melscale_fbanks(fft // 2 + 1, low_hz, high_hz, bands, rate_hz)
 
 
-def log_mel_and_length(batch: Any) -> tuple[Tensor, Tensor]:
-    """The log-mel `b c f t` and the frames `b` of a batch."""
+def log_mel_and_length(batch: Any) -> tuple[Float[Tensor, "b c f t"], Int[Tensor, " b"]]:
+    """The log-mels and the numbers of real frames of a batch."""
     if not isinstance(batch, Mapping) or "log_mel" not in batch:
         raise InputError(
             "spectrogram views",
@@ -46,20 +46,20 @@ def log_mel_and_length(batch: Any) -> tuple[Tensor, Tensor]:
 @final
 @register_view("audio/log-mel", modality="audio")
 class LogMel(ViewGenerator):
-    """Cross from waveform to log-mel spectrogram; nothing is drawn.
+    """The log-mel spectrogram of a waveform; nothing is drawn.
 
-    Frames are centered (frame i around sample i · hop), so that `length` samples give `length // hop + 1` frames; the
-    window is Hann's. Powers below `floor` are clipped to it before the natural logarithm.
+    Frames are centered (frame i at sample i · hop), so that `length` samples give `length // hop + 1` frames; the
+    window is Hann's. Powers are clamped to at least `floor` before the natural logarithm.
 
     Args:
-        rate_hz: the rate of the samples.
-        bands: mel bands.
-        window: samples in a window. By default 25 ms.
-        hop: samples from frame to frame. By default 10 ms.
-        fft: points of the transform; by default the power of two from the window up.
-        low_hz: lower edge of the bands.
-        high_hz: upper edge of the bands; by default half of the rate.
-        floor: powers below it are clipped to it.
+        rate_hz: the sample rate.
+        bands: the number of mel bands.
+        window: samples in a window; by default 25 ms.
+        hop: samples from frame to frame; by default 10 ms.
+        fft: points of the transform; by default the next power of two from the window.
+        low_hz: the lower edge of the bands.
+        high_hz: the upper edge of the bands; by default half of the rate.
+        floor: the smallest power.
     """
 
     modality: ClassVar[str] = "audio"
@@ -89,11 +89,11 @@ class LogMel(ViewGenerator):
         return {}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Transform; frames beyond a row's real part hold the value of silence."""
+        """Transform; padding frames get the value of silence."""
         signal, length = silence_padded(batch)
         power = self.power(signal)
         bank = mel_bank(self.rate_hz, self.fft, self.bands, self.low_hz, self.high_hz).to(power)
-        # Row by row: one product over all rows may round otherwise than over a row alone.
+        # Row by row: one matrix product over all rows may round differently.
         mel = torch.stack([row @ bank for row in power]).transpose(-1, -2)
         frames = self._frames(length)
         log_mel = mel.clamp(min=self.floor).log()
@@ -115,18 +115,18 @@ class LogMel(ViewGenerator):
         )
         return torch.view_as_real(spectrum).square().sum(-1).transpose(-1, -2).reshape(b, c, -1, self.fft // 2 + 1)
 
-    def _frames(self, length: Tensor) -> Tensor:
+    def _frames(self, length: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
         return (length // self.hop + 1) * (length > 0)
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Lengths and widths in frames."""
+        """Length and width in frames."""
         return {**meta, **{name: self._frames(meta[name]) for name in ("length", "width") if name in meta}}
 
 
 @final
 @register_view("audio/standardize", modality="audio")
 class Standardize(ViewGenerator):
-    """Subtract a mean and divide by a standard deviation: given ones, or each sample's own over its real frames."""
+    """Subtract a mean and divide by a standard deviation: given ones, or those of each sample's real frames."""
 
     modality: ClassVar[str] = "audio"
 
@@ -140,7 +140,7 @@ class Standardize(ViewGenerator):
         return {}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Standardize; padding becomes 0, the mean."""
+        """Standardize; padding becomes 0, which is the mean."""
         x, length = log_mel_and_length(batch)
         real = ops.valid(length, x.shape[-1])[:, None, None]
         if self.mean is not None and self.std is not None:
@@ -151,6 +151,6 @@ class Standardize(ViewGenerator):
         return {**batch, "log_mel": centered / (sum_per_sample(centered.square()) / count).sqrt().clamp(min=1e-5)}
 
 
-def sum_per_sample(x: Tensor) -> Tensor:
-    """Sums over a sample, row by row first: the same bits in any batch."""
+def sum_per_sample(x: Float[Tensor, "b c f t"]) -> Float[Tensor, "b 1 1 1"]:
+    """The sum over a sample, rows first: the same bits in any batch."""
     return x.sum(-1, keepdim=True).sum(-2, keepdim=True).sum(-3, keepdim=True)

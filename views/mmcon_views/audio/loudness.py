@@ -1,7 +1,4 @@
-"""How loud a sound is, and what else is heard with it: gain, polarity, clipping, fades, noise, background.
-
-noisy = mmcon.create_view("audio/noise", snr_db=(5.0, 20.0))
-"""
+"""Loudness: gain, polarity, clipping and fades of waveforms."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from mmcon_views.audio.waveform import Range, on_device_of, silence_padded, unif
 @final
 @register_view("audio/gain", modality="audio")
 class Gain(ViewGenerator):
-    """Loudness by so many dB."""
+    """A gain in dB."""
 
     modality: ClassVar[str] = "audio"
 
@@ -26,7 +23,7 @@ class Gain(ViewGenerator):
         self.gain_db, self.p = gain_db, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the gain, dB."""
+        """Draw `gain_db`."""
         return {"gain_db": uniform_or_neutral(keys, "gain", self.gain_db, self.p, 0.0)}
 
     def apply(self, batch: Any, params: Params) -> Any:
@@ -37,7 +34,7 @@ class Gain(ViewGenerator):
 @final
 @register_view("audio/polarity", modality="audio")
 class Polarity(ViewGenerator):
-    """The waveform upside down, with probability p."""
+    """The negated waveform, with probability p."""
 
     modality: ClassVar[str] = "audio"
 
@@ -45,7 +42,7 @@ class Polarity(ViewGenerator):
         self.p = p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the sign."""
+        """Draw `sign`."""
         return {"sign": 1 - 2 * keys.bernoulli("on", self.p).long()}
 
     def apply(self, batch: Any, params: Params) -> Any:
@@ -57,7 +54,7 @@ class Polarity(ViewGenerator):
 @final
 @register_view("audio/clipping", modality="audio")
 class Clipping(ViewGenerator):
-    """The loudest parts cut, at so many dB below the peak."""
+    """Clipping at a level relative to the peak, in dB."""
 
     modality: ClassVar[str] = "audio"
 
@@ -65,23 +62,23 @@ class Clipping(ViewGenerator):
         self.level_db, self.p = level_db, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the level, dB beside the peak."""
+        """Draw `level_db`, relative to the peak."""
         return {"level_db": uniform_or_neutral(keys, "level", self.level_db, self.p, 0.0)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Clamp."""
+        """Clip."""
         return with_signal(batch, ops.clip(silence_padded(batch)[0], params["level_db"]))
 
 
 @final
 @register_view("audio/fade", modality="audio")
 class Fade(ViewGenerator):
-    """Fading in and out, each over a random share of the length up to `max_share`.
+    """A fade in and a fade out, each over a random fraction of the length.
 
     Args:
-        max_share: of the real length, at each end.
-        shape: linear, exponential, logarithmic, quarter_sine or half_sine, as torchaudio defines them.
-        p: the probability of any fading.
+        max_share: the largest fraction of the real length, at each end.
+        shape: linear, exponential, logarithmic, quarter_sine or half_sine, as in torchaudio.
+        p: the probability of any fade.
     """
 
     modality: ClassVar[str] = "audio"
@@ -92,7 +89,7 @@ class Fade(ViewGenerator):
         self.max_share, self.shape, self.p = max_share, shape, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw both ramps, as shares of the real length."""
+        """Draw `fade_in` and `fade_out`, as fractions of the real length."""
         on = keys.bernoulli("on", self.p)
         return {name: keys.uniform(name, 0.0, self.max_share) * on for name in ("fade_in", "fade_out")}
 

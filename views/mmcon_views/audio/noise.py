@@ -23,9 +23,11 @@ from mmcon_views.audio.waveform import Range, silence_padded, uniform_or_neutral
 class Noise(ViewGenerator):
     """Noise at a signal-to-noise ratio in dB.
 
+    >>> noisy = mmcon.create_view("audio/noise", snr_db=(5.0, 20.0))
+
     Args:
-        snr_db: range of the ratio, over the real part of a row. Silence stays silent.
-        slope_db: range of the spectrum's tilt in dB an octave: 0 white, −3 pink, −6 brown, +3 blue.
+        snr_db: bounds of the ratio, over the real samples of a row. Silence stays silent.
+        slope_db: bounds of the spectrum's slope in dB an octave: 0 white, −3 pink, −6 brown, +3 blue.
         p: the probability of any noise.
     """
 
@@ -35,7 +37,7 @@ class Noise(ViewGenerator):
         self.snr_db, self.slope_db, self.p = snr_db, slope_db, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the ratio, the tilt and the seed from which the noise is expanded where it is applied."""
+        """Draw `snr_db`, `slope_db` and `seed`, from which `apply` makes the noise."""
         snr = uniform_or_neutral(keys, "snr", self.snr_db, self.p, math.inf)
         return {"snr_db": snr, "slope_db": keys.uniform("slope", *self.slope_db), "seed": keys.bits("seed")}
 
@@ -44,22 +46,22 @@ class Noise(ViewGenerator):
         signal, length = silence_padded(batch)
         field = ops.white_noise(params["seed"], signal.shape[1], signal.shape[2], signal.device)
         if self.slope_db != (0.0, 0.0):
-            field = ops.tilt_spectrum(field, params["slope_db"])
+            field = ops.color_noise(field, params["slope_db"])
         return with_signal(batch, ops.add_noise(signal, field, params["snr_db"], length))
 
 
 @final
 @register_view("audio/background", modality="audio")
 class Background(ViewGenerator):
-    """A span of a background recording, mixed in at a signal-to-noise ratio in dB.
+    """A span of a background recording, added at a signal-to-noise ratio in dB.
 
-    The recordings are a bank that the generator owns, so that its scope stays `sample`: which one, and which span, is
-    named by the key and by nothing else in the batch. Shorter recordings repeat.
+    The generator holds the recordings, so that its scope is `sample`: the recording and the span depend on the key
+    alone. Short recordings are repeated.
 
     Args:
         recordings: a folder of audio files, or paths.
-        snr_db: range of the ratio.
-        rate_hz: the rate that they are brought to.
+        snr_db: bounds of the ratio.
+        rate_hz: the sample rate to which they are resampled.
         p: the probability of any background.
     """
 
@@ -77,7 +79,7 @@ class Background(ViewGenerator):
         self._sounds = open_audio(recordings, audio_format=AudioFormat(rate_hz=rate_hz))
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the recording, where in it the span begins, and the ratio."""
+        """Draw `recording`, the `start` of the span in samples, and `snr_db`."""
         which = keys.choice("recording", len(self._sounds))
         lengths = torch.tensor([self._sounds[i].facts["length"] for i in which.tolist()])
         start = keys.integers("start", 0, lengths.clamp(min=1))
@@ -88,7 +90,7 @@ class Background(ViewGenerator):
         }
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Decode the spans and mix them in."""
+        """Decode the spans and add them."""
         signal, length = silence_padded(batch)
         pairs = zip(params["recording"].tolist(), params["start"].tolist(), strict=True)
         spans = torch.stack([self._span(i, start, signal.shape[-1]) for i, start in pairs]).to(signal)

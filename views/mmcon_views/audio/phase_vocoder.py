@@ -1,10 +1,10 @@
-"""Tempo and pitch by a phase vocoder that draws its frames where each row needs them.
+"""Tempo and pitch of waveforms by a phase vocoder, and speed by resampling; each row has its own factors.
 
-Quality: frames of 64 ms (at 16 kHz), a Hann window, four frames overlapping, no phase locking: the textbook vocoder
-(Flanagan and Golden 1966; Dolson 1986), as torchaudio's. Steady tones keep their pitch to a cent; attacks smear over a
-frame. At tempo 1 and pitch 0 the signal comes back as it was. Pitch is exact to
-3 cents down to an octave below and to 7 cents up to an octave above (the frame that is synthesized is a multiple of
-four samples long); steady tones lose up to 1.1 dB.
+Quality: frames of 64 ms (at 16 kHz), a Hann window, fourfold overlap, no phase locking: the textbook vocoder (Flanagan
+and Golden 1966; Dolson 1986), as in torchaudio. A change of tempo keeps the pitch of steady tones to a cent; attacks
+smear over a frame. At tempo 1 and pitch 0 the signal does not change. Pitch shifts are exact to 3 cents down to an
+octave below and to 7 cents up to an octave above (the length of a synthesized frame is a multiple of four samples);
+steady tones lose up to 1.1 dB.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from mmcon_views.audio.waveform_ops import silence_padding
 
 
 def advance_phases(spectrum: Complex[Tensor, "b t f"], positions: Float[Tensor, "b k"]) -> Complex[Tensor, "b k f"]:
-    """Frames at fractional positions whose phases go on as if frames stood one hop apart.
+    """Frames at fractional positions, with the phases of frames one hop apart.
 
-    Magnitudes are interpolated. A phase is the sum of the differences between neighbouring frames before it, kept as a
-    product of unit numbers, so that neither angles nor sines are computed.
+    Magnitudes are interpolated. A phase is the sum of the phase differences of all frames before it, computed as a
+    product of unit complex numbers, without angles and sines.
 
     Args:
         spectrum: frames of a short-time Fourier transform.
-        positions: where frames are read, in frames.
+        positions: where frames are read, in units of frames.
     """
     padded = torch.nn.functional.pad(torch.view_as_real(spectrum), (0, 0, 0, 0, 0, 2))
     padded = torch.view_as_complex(padded)
     left = positions.floor().long().clamp(max=spectrum.shape[1])
     rows = torch.arange(len(spectrum), device=spectrum.device)[:, None]
     magnitude, unit = padded.abs(), padded.sgn()
-    # An empty bin has phase 0, as an angle would say.
+    # An empty bin has phase 0, as torch.angle has it.
     unit = torch.where(magnitude == 0, torch.ones_like(unit), unit)
     share = (positions - left)[..., None].to(magnitude.dtype)
     mixed = torch.lerp(magnitude[rows, left], magnitude[rows, left + 1], share)
@@ -51,10 +51,10 @@ def change_tempo_and_pitch(
     semitones: Float[Tensor, " b"],
     frame: int = 1024,
 ) -> Float[Tensor, "b c t"]:
-    """Play each row at its own tempo (2 is twice as fast) and pitch; rows stay `t` wide, `new_length` is real.
+    """Change tempo (2 is twice as fast) and pitch of each row; the width stays, and `new_length` samples are real.
 
-    Pitch moves by synthesizing frames of another length than were analyzed, over which the same bins are other
-    frequencies; bins above the new Nyquist frequency drop out.
+    The pitch changes since synthesized frames differ in length from the analyzed ones, so that the same bins are other
+    frequencies; bins above the new Nyquist frequency are lost.
     """
     hop, t = frame // 4, signal.shape[-1]
     window = torch.hann_window(frame, device=signal.device)
@@ -62,7 +62,7 @@ def change_tempo_and_pitch(
     sizes = synthesis_frame(semitones, frame)
     tempo = tempo.to("cpu", torch.float64)
     out = signal.clone()
-    # Rows one by one: transforms and complex products of many rows may round otherwise than of one.
+    # Row by row: transforms and complex products of many rows may round differently.
     for row, (size, own_tempo) in enumerate(zip(sizes.tolist(), tempo.tolist(), strict=True)):
         if size == frame and own_tempo == 1:
             continue
@@ -75,12 +75,12 @@ def change_tempo_and_pitch(
 
 
 def new_length(length: Int[Tensor, " b"], tempo: Float[Tensor, " b"], t: int) -> Int[Tensor, " b"]:
-    """Samples of each row that are real after a change of tempo, at most the width."""
+    """The number of real samples of each row after a change of tempo, at most the width."""
     return torch.ceil(length / tempo.to(torch.float64)).long().clamp(max=t)
 
 
 def synthesis_frame(semitones: Float[Tensor, " b"], frame: int) -> Int[Tensor, " b"]:
-    """The length of synthesized frames: higher is shorter; a multiple of four."""
+    """The length of synthesized frames, a multiple of four; a higher pitch is a shorter frame."""
     exact = frame * exp(-semitones.to("cpu", torch.float64) * (math.log(2) / 12))
     return torch.round(exact / 4).long().clamp(min=4) * 4
 
@@ -102,11 +102,11 @@ def _overlap_add(spectrum: Complex[Tensor, "b k f"], size: int, t: int, scale: f
 def change_speed(
     signal: Float[Tensor, "b c t"], length: Int[Tensor, " b"], percent: Int[Tensor, " b"]
 ) -> Float[Tensor, "b c t"]:
-    """Play each row at so many percent of its speed, pitch and all (torchaudio's resampling)."""
+    """Change the speed of each row to a percentage, and the pitch with it (torchaudio's resampling)."""
     from mmcon.media.audio import resampler
 
     t, out = signal.shape[-1], signal.clone()
-    # Rows one by one: a convolution over many rows may round otherwise than over one.
+    # Row by row: a convolution over many rows may round differently.
     for row, p in enumerate(percent.tolist()):
         if p != 100:
             played = resampler(p, 100).to(signal.device)(signal[row, :, : int(length[row])])[:, :t]
@@ -115,5 +115,5 @@ def change_speed(
 
 
 def vocoder_frame(rate_hz: int) -> int:
-    """The power of two that is 64 ms or the next shorter: 1024 at 16 kHz, 512 at 8 kHz."""
+    """The largest power of two of at most 64 ms: 1024 at 16 kHz, 512 at 8 kHz."""
     return 1 << round(rate_hz * 0.064).bit_length() - 1

@@ -1,4 +1,4 @@
-"""Reverberation."""
+"""Reverberation: convolution with a synthetic or recorded impulse response."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.media import AudioFormat, open_audio
@@ -20,16 +21,18 @@ from mmcon_views.audio.waveform import Range, silence_padded, with_signal
 @final
 @register_view("audio/reverb", modality="audio")
 class Reverb(ViewGenerator):
-    """A room: convolution with an impulse response.
+    """Reverberation: convolution with an impulse response.
 
-    Without recordings the response is the direct sound and a tail of noise that decays by 60 dB in the drawn time.
+    Without recordings the response is a direct impulse and a tail of noise that decays by 60 dB in the drawn time.
+
+    >>> far_away = mmcon.create_view("audio/reverb", decay_seconds=(0.4, 0.8))
 
     Args:
-        decay_seconds: range of the time in which the tail falls by 60 dB.
-        wet_db: range of the tail's energy beside that of the direct sound.
-        impulses: recorded responses, as paths or a folder; used in place of the synthetic ones.
-        rate_hz: the rate of the samples.
-        p: the probability of any room.
+        decay_seconds: bounds of the time in which the tail decays by 60 dB.
+        wet_db: bounds of the tail's energy relative to the direct impulse.
+        impulses: recorded responses, as paths or a folder, in place of synthetic ones.
+        rate_hz: the sample rate.
+        p: the probability of any reverberation.
     """
 
     modality: ClassVar[str] = "audio"
@@ -49,7 +52,7 @@ class Reverb(ViewGenerator):
         self._impulses = [sound.decode() for sound in recorded]
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the decay, the tail's share and seed, or which recorded response; whether at all."""
+        """Draw `on`, the decay, the energy and the seed of the tail, and the index of a recorded response."""
         return {
             "on": keys.bernoulli("on", self.p),
             "decay_seconds": keys.uniform("decay", *self.decay_seconds),
@@ -66,7 +69,7 @@ class Reverb(ViewGenerator):
         echoing = ops.convolve(signal, kernel.to(signal), length)
         return with_signal(batch, torch.where(ops.column(params["on"], signal) > 0, echoing, signal))
 
-    def _synthetic(self, params: Params) -> Tensor:
+    def _synthetic(self, params: Params) -> Float[Tensor, "1 1 k"]:
         k = round(self.decay_seconds[1] * self.rate_hz)
         noise = ops.white_noise(params["seed"], 1, k, torch.device("cpu"))
         seconds = torch.arange(k) / self.rate_hz
@@ -77,7 +80,7 @@ class Reverb(ViewGenerator):
         kernel[..., 0] = 1.0
         return kernel
 
-    def _recorded(self, params: Params) -> Tensor:
+    def _recorded(self, params: Params) -> Float[Tensor, "b 1 k"]:
         chosen = [self._impulses[i] for i in params["impulse"].tolist()]
         k = max(c.shape[-1] for c in self._impulses)
         return torch.stack([torch.nn.functional.pad(c, (0, k - c.shape[-1])) for c in chosen])

@@ -1,10 +1,11 @@
-"""SpecAugment."""
+"""SpecAugment: time warping, and masks over bands and frames of log-mel spectrograms."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, final
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmcon.random import Keys
@@ -18,19 +19,18 @@ from mmcon_views.audio.waveform import on_device_of
 @final
 @register_view("audio/spec-augment", modality="audio")
 class SpecAugment(ViewGenerator):
-    """SpecAugment: time warping, and masks over bands and over frames.
+    """SpecAugment: time warping, and masks over bands and over frames (Park et al. 2019, arXiv 1904.08779).
 
-    Park et al. 2019 (arXiv 1904.08779), with their names of the settings in brackets. The warp is piecewise linear
-    along time (the paper's image warp moves one point of the middle line, which is the same but at the rim).
+    Deviation: the warp is piecewise linear along time; the paper's image warp differs from it at the borders only.
 
     Args:
-        warp: most frames that the anchor moves (W); 0 for none.
-        bands: widest mask over bands (F).
-        band_masks: how many (m_F).
-        frames: widest mask over frames (T).
-        frame_masks: how many (m_T).
-        max_share: a mask over frames covers at most so much of the real frames (p).
-        fill: what masks hold; 0 is the mean of standardized spectrograms, "mean" the sample's own mean.
+        warp: the largest displacement of the anchor, in frames (the paper's W); 0 for none.
+        bands: the widest mask over bands (F).
+        band_masks: the number of masks over bands (m_F).
+        frames: the widest mask over frames (T).
+        frame_masks: the number of masks over frames (m_T).
+        max_share: the largest fraction of the real frames that a mask covers (p).
+        fill: the masked value; 0 is the mean of standardized spectrograms, "mean" the sample's own mean.
 
     >>> view = SpecAugment(bands=8, frames=10)
     >>> batch = {"log_mel": torch.randn(2, 1, 64, 100), "length": torch.tensor([100, 60])}
@@ -55,7 +55,7 @@ class SpecAugment(ViewGenerator):
         self.frames, self.frame_masks, self.max_share, self.fill = frames, frame_masks, max_share, fill
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw widths in bands and frames, and places as shares of the room that a mask has."""
+        """Draw widths in bands and frames, and positions as fractions of the free space."""
         f, t = (self.band_masks,), (self.frame_masks,)
         return {
             "warp": keys.uniform("warp", -float(self.warp), float(self.warp)),
@@ -100,24 +100,31 @@ POLICIES = {
 
 @register_view("audio/spec-augment-policy", modality="audio")
 def spec_augment_policy(*, policy: Literal["LB", "LD", "SM", "SS"] = "LB", fill: float = 0.0) -> SpecAugment:
-    """SpecAugment with the settings of a published policy (for 80 bands): LB, LD, SM or SS."""
+    """SpecAugment with a published policy (for 80 bands): LB, LD, SM or SS."""
     return SpecAugment(**POLICIES[policy], fill=fill)  # pyright: ignore[reportArgumentType]
 
 
-def spans(width: Tensor, place: Tensor, room: Tensor, size: int) -> Tensor:
-    """Which positions lie in any of a row's spans, `b size`; as torchaudio rounds: whole start, whole width."""
-    start = (place * (room - width).clamp(min=0)).long()[..., None]
+Spectrogram = Float[Tensor, "b c f t"]
+
+
+def spans(
+    width: Float[Tensor, "b k"], position: Float[Tensor, "b k"], room: Int[Tensor, "b 1"], size: int
+) -> Bool[Tensor, "b size"]:
+    """The union of each row's spans; start and width are rounded down, as in torchaudio."""
+    start = (position * (room - width).clamp(min=0)).long()[..., None]
     at = torch.arange(size, device=width.device)
     return ((at >= start) & (at < start + width.long()[..., None])).any(1)
 
 
-def warp_time(x: Tensor, length: Tensor, anchor: Tensor, by: Tensor, most: int) -> Tensor:
-    """Move an anchor frame along time and stretch both sides to it, by linear interpolation; rows too short stay."""
+def warp_time(
+    x: Spectrogram, length: Int[Tensor, " b"], anchor: Float[Tensor, " b"], by: Float[Tensor, " b"], most: int
+) -> Spectrogram:
+    """Displace an anchor frame and stretch both sides to it, by linear interpolation; rows too short do not change."""
     room = length - 2 * most
-    from_ = most + anchor * room.clamp(min=0)
-    to_ = from_ + by * (room > 0)
+    source_anchor = most + anchor * room.clamp(min=0)
+    target_anchor = source_anchor + by * (room > 0)
     at, last = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype), (length - 1).clamp(min=0)[:, None]
-    f, g = from_[:, None], to_[:, None]
+    f, g = source_anchor[:, None], target_anchor[:, None]
     early = at * f / g.clamp(min=1e-3)
     late = f + (at - g) * (last - f) / (last - g).clamp(min=1e-3)
     source = torch.where((room > 0)[:, None], torch.where(at < g, early, late), at.expand(len(x), -1))
@@ -126,7 +133,7 @@ def warp_time(x: Tensor, length: Tensor, anchor: Tensor, by: Tensor, most: int) 
     left = source.floor().long()
     right = torch.minimum(left + 1, last)
 
-    def frames(i: Tensor) -> Tensor:
+    def frames(i: Int[Tensor, "b t"]) -> Spectrogram:
         return x.gather(-1, i[:, None, None].expand_as(x))
 
     warped = torch.lerp(frames(left), frames(right), (source - left)[:, None, None])

@@ -1,4 +1,4 @@
-"""Plain and speech views."""
+"""The evaluation view of audio, and views for speech."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmcon_views.audio.time_pitch import PitchShift, Shift, TimeStretch
 
 @register_view("audio/plain", modality="audio")
 def plain(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 64) -> Chain:
-    """The window in the middle as a log-mel spectrogram, standardized: nothing random, for evaluation."""
+    """For evaluation: the center window as a standardized log-mel spectrogram; nothing is drawn."""
     return Chain(
         ("crop", WaveformCrop(window_seconds=window_seconds, rate_hz=rate_hz, position="center")),
         ("log-mel", LogMel(rate_hz=rate_hz, bands=bands)),
@@ -27,13 +27,13 @@ def plain(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 64
 
 @register_view("audio/speech", modality="audio")
 def speech(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 64, strength: float = 1.0) -> Chain:
-    """Ours, for speech: shift, tempo, pitch, gain, noise, then small masks and a fader on the log-mel.
+    """For speech (ours): shift, tempo, pitch, gain and noise, then a fader and small masks on the log-mel.
 
     Args:
-        window_seconds: the width of a view.
-        rate_hz: the rate of the samples.
+        window_seconds: the length of a view.
+        rate_hz: the sample rate.
         bands: mel bands.
-        strength: scales the ranges of tempo, pitch, noise and masks.
+        strength: a factor on the ranges of tempo, pitch, noise and masks.
     """
     waveform = speech_waveform(window_seconds=window_seconds, rate_hz=rate_hz, strength=strength)
     return Chain(
@@ -48,7 +48,7 @@ def speech(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 6
 
 @register_view("audio/speech-waveform", modality="audio")
 def speech_waveform(*, window_seconds: float = 2.0, rate_hz: int = 16_000, strength: float = 1.0) -> Chain:
-    """The part of audio/speech before the log-mel, for encoders that take waveforms."""
+    """The waveform operations of audio/speech, for encoders that take waveforms."""
     s, frame = strength, vocoder_frame(rate_hz)
     return Chain(
         ("crop", WaveformCrop(window_seconds=window_seconds, rate_hz=rate_hz)),

@@ -1,13 +1,11 @@
-"""When a sound is heard, and how fast and how high: shifts, masks, speed, tempo, pitch.
-
-slower = mmcon.create_view("audio/time-stretch", tempo=(0.8, 1.0))
-"""
+"""Time and pitch: shifts, time masks, speed, tempo and pitch of waveforms."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mmcon.random import Keys
@@ -21,7 +19,7 @@ from mmcon_views.audio.waveform import Range, on_device_of, silence_padded, unif
 @final
 @register_view("audio/shift", modality="audio")
 class Shift(ViewGenerator):
-    """The sound moved in time, up to so many seconds either way; what leaves enters at the other end, or is lost."""
+    """A shift in time by at most `max_seconds` in either direction, circular (`wrap`) or padded with silence."""
 
     modality: ClassVar[str] = "audio"
 
@@ -29,12 +27,12 @@ class Shift(ViewGenerator):
         self.max_seconds, self.wrap, self.rate_hz, self.p = max_seconds, wrap, rate_hz, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the shift, in samples; positive is later."""
+        """Draw `by`, in samples; positive is later."""
         most = round(self.max_seconds * self.rate_hz)
         return {"by": keys.integers("by", -most, most + 1) * keys.bernoulli("on", self.p)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Move the real part of each row."""
+        """Shift the real samples of each row."""
         signal, length = silence_padded(batch)
         return with_signal(batch, ops.shift(signal, on_device_of(params["by"], signal), length, wrap=self.wrap))
 
@@ -42,7 +40,7 @@ class Shift(ViewGenerator):
 @final
 @register_view("audio/time-mask", modality="audio")
 class TimeMask(ViewGenerator):
-    """Silence over a random span of up to `max_share` of the real length."""
+    """Silence over a random span of at most `max_share` of the real length."""
 
     modality: ClassVar[str] = "audio"
 
@@ -50,7 +48,7 @@ class TimeMask(ViewGenerator):
         self.max_share, self.p = max_share, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the span's width and place as shares, since the length may be known only where it is applied."""
+        """Draw width and start as fractions of the length, which may be unknown before `apply`."""
         width = uniform_or_neutral(keys, "width", (0.0, self.max_share), self.p, 0.0)
         return {"width_share": width, "start_share": keys.uniform("start") * (1 - width)}
 
@@ -65,7 +63,7 @@ class TimeMask(ViewGenerator):
 @final
 @register_view("audio/speed", modality="audio")
 class Speed(ViewGenerator):
-    """Played faster or slower, pitch and all; the speed is a whole number of percent."""
+    """Resampling to another speed, in whole percent; the pitch changes with it."""
 
     modality: ClassVar[str] = "audio"
 
@@ -73,32 +71,32 @@ class Speed(ViewGenerator):
         self.percent, self.p = percent, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the speed, percent."""
+        """Draw `percent`."""
         drawn_percent = keys.integers("percent", self.percent[0], self.percent[1] + 1)
         return {"percent": torch.where(keys.bernoulli("on", self.p), drawn_percent, 100)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Resample each row; rows stay as wide, and what is longer is cut."""
+        """Resample each row; the width stays, and longer rows are cut."""
         signal, length = silence_padded(batch)
         new = self._length(length.cpu(), params, signal.shape[-1]).to(length)
         return with_signal(batch, phase_vocoder.change_speed(signal, length, params["percent"]), new)
 
     @staticmethod
-    def _length(length: Tensor, params: Params, most: int | Tensor) -> Tensor:
+    def _length(length: Int[Tensor, " b"], params: Params, most: int | Int[Tensor, " b"]) -> Int[Tensor, " b"]:
         return torch.minimum(torch.as_tensor(most), -(-length * 100 // params["percent"].cpu()))
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Shorter where faster; longer only as far as the row is wide, which only `width` tells before."""
+        """Lengths after resampling, at most the width of the rows."""
         return _stretched(meta, lambda n, width: self._length(n, params, width))
 
 
 @final
 @register_view("audio/time-stretch", modality="audio")
 class TimeStretch(ViewGenerator):
-    """Another tempo at the same pitch, by a phase vocoder (see mmcon_views.audio.tempo for its quality).
+    """Time stretch: another tempo at the same pitch, by a phase vocoder (quality: see `phase_vocoder`).
 
     Args:
-        tempo: range; 2 is twice as fast.
+        tempo: bounds; 2 is twice as fast.
         frame: samples in a frame; 1024 is 64 ms at 16 kHz. Halve it for 8 kHz.
         p: the probability of any change.
     """
@@ -109,11 +107,11 @@ class TimeStretch(ViewGenerator):
         self.tempo, self.frame, self.p = tempo, frame, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the tempo."""
+        """Draw `tempo`."""
         return {"tempo": uniform_or_neutral(keys, "tempo", self.tempo, self.p, 1.0)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Stretch; rows stay as wide, and what is longer is cut."""
+        """Stretch; the width stays, and longer rows are cut."""
         signal, length = silence_padded(batch)
         rate = params["tempo"].cpu()
         played = phase_vocoder.change_tempo_and_pitch(
@@ -122,7 +120,7 @@ class TimeStretch(ViewGenerator):
         return with_signal(batch, played, phase_vocoder.new_length(length.cpu(), rate, signal.shape[-1]).to(length))
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """Shorter where faster; longer only as far as the row is wide."""
+        """Lengths after stretching, at most the width of the rows."""
         return _stretched(
             meta, lambda n, width: torch.minimum(torch.ceil(n / params["tempo"].cpu()).long(), torch.as_tensor(width))
         )
@@ -131,10 +129,10 @@ class TimeStretch(ViewGenerator):
 @final
 @register_view("audio/pitch-shift", modality="audio")
 class PitchShift(ViewGenerator):
-    """Another pitch at the same tempo, by a phase vocoder (see mmcon_views.audio.tempo for its quality).
+    """Pitch shift: another pitch at the same tempo, by a phase vocoder (quality: see `phase_vocoder`).
 
     Args:
-        semitones: range of the shift.
+        semitones: bounds of the shift.
         frame: samples in a frame; 1024 is 64 ms at 16 kHz. Halve it for 8 kHz.
         p: the probability of any change.
     """
@@ -145,11 +143,11 @@ class PitchShift(ViewGenerator):
         self.semitones, self.frame, self.p = semitones, frame, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw the shift, semitones."""
+        """Draw `semitones`."""
         return {"semitones": uniform_or_neutral(keys, "semitones", self.semitones, self.p, 0.0)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Shift."""
+        """Shift the pitch."""
         signal, length = silence_padded(batch)
         by = params["semitones"].cpu()
         shifted = phase_vocoder.change_tempo_and_pitch(
@@ -159,7 +157,7 @@ class PitchShift(ViewGenerator):
 
 
 def _stretched(meta: Meta, length: Any) -> Meta:
-    """Lengths after a change of tempo, where the width of the rows is known; else the length is left unsaid."""
+    """Lengths after a change of tempo where the width of the rows is known; else the meta has no length."""
     if "width" in meta:
         return {**meta, "length": length(meta["length"], meta["width"])}
     return {name: fact for name, fact in meta.items() if name != "length"}

@@ -1,7 +1,7 @@
-"""Operations on waveforms as pure functions of batches: `signal` is `b c t`, `length` says what of each row is real.
+"""Waveform operations as pure functions of a batch: `signal` is `b c t`, `length` the number of real samples a row.
 
-No operation writes beyond a row's length: what is padding stays zero. Parameters have one value a row. Sums run in a
-fixed order, so that a row alone gets the same bits as in a batch.
+Padding stays zero. Parameters have one value a row. Sums have a fixed order, so that a row alone gets the same bits as
+in a batch; for the same reason some operations go row by row.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
 from mmcon.portable_math import exp
@@ -20,24 +20,24 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def valid(length: Int[Tensor, " b"], t: int) -> Bool[Tensor, "b t"]:
-    """Which positions are real."""
+    """The mask of real samples."""
     return torch.arange(t, device=length.device) < length[:, None]
 
 
 def silence_padding(signal: Float[Tensor, "b c t"], length: Int[Tensor, " b"]) -> Float[Tensor, "b c t"]:
-    """Zeros beyond each row's length, whatever stands there."""
+    """The signal with zeros beyond each row's length."""
     if length.device.type == "cpu" and bool((length >= signal.shape[-1]).all()):
         return signal
     return signal.masked_fill(~valid(length, signal.shape[-1])[:, None], 0.0)
 
 
-def column(values: Tensor, like: Tensor) -> Tensor:
-    """One value a row, in the type and on the device of a signal, `b 1 1`."""
+def column(values: Shaped[Tensor, " b"], like: Shaped[Tensor, "..."]) -> Shaped[Tensor, "b 1 1"]:
+    """One value a row, with the dtype and on the device of a signal."""
     return values.to(like.device, like.dtype)[:, None, None]
 
 
-def from_db(level_db: Tensor, per_decade: float = 20.0) -> Tensor:
-    """The factor that a level in dB stands for, float64, the same bits in any batch; powers have 10 dB a decade."""
+def from_db(level_db: Float[Tensor, " b"], per_decade: float = 20.0) -> Float64[Tensor, " b"]:
+    """The factor of a level in dB, the same bits in any batch; amplitudes have 20 dB a decade, powers 10."""
     return exp((level_db.to("cpu", torch.float64) * (math.log(10) / per_decade)).clamp(-700, 700))
 
 
@@ -52,11 +52,11 @@ def amplify(signal: Float[Tensor, "b c t"], gain_db: Float[Tensor, " b"]) -> Flo
 
 
 def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.device) -> Float[Tensor, "b c t"]:
-    """Normal noise that is a function of a seed a row: SplitMix64 over a counter, then Box–Muller in float32.
+    """Standard normal noise from one seed a row: SplitMix64 over a counter, then Box–Muller in float32.
 
-    A longer field begins with the shorter one. Devices agree to the rounding of log and cosine.
+    Longer noise begins with the shorter. Devices agree up to the rounding of log and cosine.
     """
-    pairs = -(-t // 32) * 16  # whole vectors, so that no row ends in one that another begins
+    pairs = -(-t // 32) * 16  # whole SIMD vectors, so that no vector spans two rows
     at = torch.arange(1, channels * pairs + 1, device=device) * _GOLDEN
     z = seed.to(device)[:, None] + at
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX_1
@@ -69,32 +69,35 @@ def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.de
     return both.view(len(seed), channels, 2 * pairs)[..., :t]
 
 
-def tilt_spectrum(noise: Float[Tensor, "b c t"], slope_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
-    """Tilt the spectrum of noise by so many dB an octave: 0 white, −3 pink, −6 brown, +3 blue."""
-    t, tilts = noise.shape[-1], slope_db.tolist()
+def color_noise(noise: Float[Tensor, "b c t"], slope_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
+    """Colored noise: the spectrum of white noise with a slope in dB an octave: 0 white, −3 pink, −6 brown, +3 blue."""
+    t, slopes = noise.shape[-1], slope_db.tolist()
     octaves = torch.arange(t // 2 + 1, device=noise.device, dtype=torch.float32).clamp(min=1).log2()
     octaves = octaves - octaves[-1]
-    # Row by row: how long transforms and powers round depends on how many rows there are.
-    tilted = []
-    for row, tilt in zip(noise, tilts, strict=True):
-        spectrum = torch.view_as_real(torch.fft.rfft(row)) * (10.0 ** (tilt / 20 * octaves))[:, None]
-        tilted.append(torch.fft.irfft(torch.view_as_complex(spectrum), n=t))
-    return torch.stack(tilted)
+    # Row by row: the rounding of transforms and powers depends on the number of rows.
+    colored = []
+    for row, slope in zip(noise, slopes, strict=True):
+        spectrum = torch.view_as_real(torch.fft.rfft(row)) * (10.0 ** (slope / 20 * octaves))[:, None]
+        colored.append(torch.fft.irfft(torch.view_as_complex(spectrum), n=t))
+    return torch.stack(colored)
 
 
 def add_noise(
-    signal: Float[Tensor, "b c t"], noise: Float[Tensor, "b c t"], snr_db: Float[Tensor, " b"], length: Tensor
+    signal: Float[Tensor, "b c t"],
+    noise: Float[Tensor, "b c t"],
+    snr_db: Float[Tensor, " b"],
+    length: Int[Tensor, " b"],
 ) -> Float[Tensor, "b c t"]:
-    """Add noise at a signal-to-noise ratio in dB, both measured over the real part; silence stays silent."""
+    """Add noise at a signal-to-noise ratio in dB, measured over the real samples; silence stays silent."""
     noise = silence_padding(noise, length)
     ratio = energy(silence_padding(signal, length)) / energy(noise).clamp(min=1e-20)
     return signal + noise * (ratio * column(from_db(-snr_db, 10.0), signal)).sqrt()
 
 
 def shift(
-    signal: Float[Tensor, "b c t"], by: Int[Tensor, " b"], length: Tensor, *, wrap: bool
+    signal: Float[Tensor, "b c t"], by: Int[Tensor, " b"], length: Int[Tensor, " b"], *, wrap: bool
 ) -> Float[Tensor, "b c t"]:
-    """Move the real part to the right by so many samples; what leaves it comes in again (wrap) or is lost."""
+    """Shift the real samples to the right, circularly (wrap) or with silence."""
     at = torch.arange(signal.shape[-1], device=signal.device) - by[:, None]
     source = at.remainder(length.clamp(min=1)[:, None]) if wrap else at
     inside = valid(length, signal.shape[-1]) & (source >= 0) & (source < length[:, None])
@@ -103,9 +106,13 @@ def shift(
 
 
 def fade(
-    signal: Float[Tensor, "b c t"], fade_in: Int[Tensor, " b"], fade_out: Int[Tensor, " b"], length: Tensor, shape: str
+    signal: Float[Tensor, "b c t"],
+    fade_in: Int[Tensor, " b"],
+    fade_out: Int[Tensor, " b"],
+    length: Int[Tensor, " b"],
+    shape: str,
 ) -> Float[Tensor, "b c t"]:
-    """Rise from zero over the first samples and fall to it over the last, in one of torchaudio's shapes."""
+    """Fade in over the first samples and out over the last, in one of torchaudio's shapes."""
     at = torch.arange(signal.shape[-1], device=signal.device)
 
     def ramp(position: Tensor, n: Tensor) -> Tensor:
@@ -135,18 +142,18 @@ def silence(
 
 
 def clip(signal: Float[Tensor, "b c t"], level_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
-    """Cut what is louder than so many dB above (below, where negative) each row's own peak."""
+    """Clip at a level in dB relative to the peak of each row."""
     limit = signal.abs().amax((1, 2), keepdim=True) * column(from_db(level_db), signal)
     return signal.clamp(-limit, limit)
 
 
 def biquad(
-    signal: Float[Tensor, "b c t"], b: Float[Tensor, "b 3"], a: Float[Tensor, "b 3"], length: Tensor
+    signal: Float[Tensor, "b c t"], b: Float[Tensor, "b 3"], a: Float[Tensor, "b 3"], length: Int[Tensor, " b"]
 ) -> Float[Tensor, "b c t"]:
-    """Filter each row by its own second-order section."""
+    """Filter each row with its own second-order section."""
     from torchaudio.functional import lfilter
 
-    # Row by row: its convolution rounds otherwise over many rows.
+    # Row by row: lfilter's convolution over many rows may round differently.
     rows = zip(signal, a.to(signal), b.to(signal), strict=True)
     return silence_padding(torch.stack([lfilter(x, a_, b_, clamp=False) for x, a_, b_ in rows]), length)
 
@@ -167,10 +174,12 @@ def pass_filter(
     return torch.stack(top, 1) / a0[:, None], torch.stack([a0, -2 * cos, 1 - alpha], 1) / a0[:, None]
 
 
-def convolve(signal: Float[Tensor, "b c t"], kernel: Float[Tensor, "b 1 k"], length: Tensor) -> Float[Tensor, "b c t"]:
-    """Convolve each row with its own impulse response; the tail beyond the row's length is cut."""
+def convolve(
+    signal: Float[Tensor, "b c t"], kernel: Float[Tensor, "b 1 k"], length: Int[Tensor, " b"]
+) -> Float[Tensor, "b c t"]:
+    """Convolve each row with its own impulse response; the tail beyond the length is cut."""
     n = _fast_size(signal.shape[-1] + kernel.shape[-1] - 1)
-    # Row by row: how a vectorized complex product rounds depends on where in memory a row begins.
+    # Row by row: the rounding of a vectorized complex product depends on the memory address of a row.
     product = [
         torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(k, n), n) for x, k in zip(signal, kernel, strict=True)
     ]
@@ -178,5 +187,5 @@ def convolve(signal: Float[Tensor, "b c t"], kernel: Float[Tensor, "b 1 k"], len
 
 
 def _fast_size(n: int) -> int:
-    """The next number that is 2^k, 3·2^k or 5·2^k, whose transforms are quick."""
+    """The next 2^k, 3·2^k or 5·2^k, whose Fourier transforms are fast."""
     return min(f << max(0, math.ceil(math.log2(n / f))) for f in (1, 3, 5))

@@ -87,7 +87,7 @@ class _Mixing(ViewGenerator):
         return partner_positions(params["partner"], positions, n)
 
     def apply(
-        self, batch: Shaped[Tensor, "b ..."], params: Params, partners: Shaped[Tensor, "b ..."] | None = None
+        self, batch: Shaped[Tensor, "b ..."], params: Params, partners: Shaped[Tensor, "n ..."] | None = None
     ) -> Float[Tensor, "b c h w"]:
         """Mix each sample with its partner.
 

@@ -1,4 +1,4 @@
-"""Columns of a source as views of a text."""
+"""Columns of a source as views of a text: translations, title and body, question and answer."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Column(ViewGenerator):
 @final
 @register_view("text/any-column", modality="text")
 class AnyColumn(ViewGenerator):
-    """A column drawn evenly for each view, so that every pair of columns is learned from.
+    """A uniformly drawn column for each view, so that training sees all pairs of columns.
 
     Args:
-        columns: from which; none: all that the text has.
+        columns: their names; by default all columns of the text.
     """
 
     modality: ClassVar[str] = "text"
@@ -50,16 +50,16 @@ class AnyColumn(ViewGenerator):
     undecoded_only: ClassVar[bool] = True
 
     def __init__(self, columns: Sequence[str] = ()) -> None:
-        self.among = tuple(columns)
+        self.names = tuple(columns)
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw a place in the list of columns, `b` float64 in [0, 1)."""
-        return {"place": keys.uniform("place")}
+        """Draw `position`, `b` float64 in [0, 1), as a fraction of the list of columns."""
+        return {"position": keys.uniform("place")}
 
     def apply(self, batch: Sequence[TextHandle], params: Params) -> list[TextHandle]:
         """The drawn column of every text."""
         out = []
-        for text, place in zip(batch, params["place"].tolist(), strict=True):
-            names = self.among or text.names
-            out.append(text.version(names[int(place * len(names))]))
+        for text, position in zip(batch, params["position"].tolist(), strict=True):
+            names = self.names or text.names
+            out.append(text.version(names[int(position * len(names))]))
         return out

@@ -1,4 +1,4 @@
-"""DeCLUTR."""
+"""DeCLUTR: spans of a document as anchor and positive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 from mmcon.errors import InputError
 from mmcon.media.text import TextHandle, as_text_handles
-from mmcon.random import Keys
+from mmcon.random import FIELDS, Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 
@@ -15,17 +15,18 @@ from mmcon.views import Meta, Params, ViewGenerator
 @final
 @register_view("text/declutr", modality="text")
 class Declutr(ViewGenerator):
-    """A span of a document as DeCLUTR draws it (Giorgi et al. 2021, section 3.1), counted in words.
+    """A span of a document, as in DeCLUTR (Giorgi et al. 2021, section 3.1), counted in words.
 
-    An anchor's length is min + (max - min)·Beta(4, 2), a positive's min + (max - min)·Beta(2, 4), so that anchors are
-    long and positives short; a positive begins anywhere from its own length before the anchor to the anchor's end, so
-    it is adjacent to, overlaps or lies within the anchor. A Beta of whole parameters is an order statistic of uniforms.
-    Deviations: words split at white space stand for tokens; a text of fewer than `shortest` words is taken whole.
+    The length of an anchor is min + (max - min)·Beta(4, 2), that of a positive min + (max - min)·Beta(2, 4), so that
+    anchors are long and positives short. A positive begins between its own length before the anchor and the anchor's
+    end, so that it is adjacent to the anchor, overlaps it or is inside it. A Beta with integer parameters is an order
+    statistic of uniforms. Deviations: lengths count words, not tokens; a text of fewer than `shortest` words is used
+    whole.
 
     Args:
-        role: "anchor" or "positive". Both take the sample's anchor from the same draw.
-        shortest: words in a span at least.
-        longest: words in a span at most.
+        role: "anchor" or "positive"; both draw the same anchor of a sample.
+        shortest: the fewest words in a span.
+        longest: the most words in a span.
     """
 
     modality: ClassVar[str] = "text"
@@ -42,21 +43,21 @@ class Declutr(ViewGenerator):
         self.role, self.shortest, self.longest = role, shortest, longest
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw lengths and places, each `b` float64 in [0, 1); the anchor's are those of view 0."""
+        """Draw lengths and positions, each `b` float64 in [0, 1); those of the anchor have the key of view 0."""
         fields = keys.fields.clone()
-        fields[:, 4] = 0
+        fields[:, FIELDS.index("view")] = 0
         shared = Keys(fields, step=keys.step).child("text/declutr")
         params = {
             "anchor_length": shared.uniform("anchor length", shape=(5,)).sort(1).values[:, 3],  # Beta(4, 2)
-            "anchor_place": shared.uniform("anchor place"),
+            "anchor_position": shared.uniform("anchor place"),
         }
         if self.role == "positive":
             params["length"] = keys.uniform("length", shape=(5,)).sort(1).values[:, 1]  # Beta(2, 4)
-            params["place"] = keys.uniform("place")
+            params["position"] = keys.uniform("place")
         return params
 
     def apply(self, batch: Sequence[TextHandle | str], params: Params) -> list[TextHandle]:
-        """Cut the spans out."""
+        """Extract the spans."""
         rows = [{name: float(values[i]) for name, values in params.items()} for i in range(len(batch))]
         return [text.only(self._cut(text.value, row)) for text, row in zip(as_text_handles(batch), rows, strict=True)]
 
@@ -66,9 +67,9 @@ class Declutr(ViewGenerator):
             return text
         most = min(self.longest, len(words))
         length = self.shortest + round((most - self.shortest) * row["anchor_length"])
-        start = int(row["anchor_place"] * (len(words) - length + 1))
+        start = int(row["anchor_position"] * (len(words) - length + 1))
         if self.role == "positive":
             end, own = start + length, self.shortest + round((most - self.shortest) * row["length"])
             low, high = max(0, start - own), min(end, len(words) - own)
-            start, length = low + int(row["place"] * (high - low + 1)), own
+            start, length = low + int(row["position"] * (high - low + 1)), own
         return " ".join(words[start : start + length])

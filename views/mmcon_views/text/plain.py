@@ -1,4 +1,4 @@
-"""Chains."""
+"""Chains of text views: for evaluation, and with word deletion for training."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from mmcon_views.text.tokens import TokenView
 
 @register_view("text/words", modality="text")
 def words(*, word_delete: float = 0.1, tokenizer: str = "words", max_tokens: int = 32) -> Chain:
-    """Any version of the text, some of its words left out, as tokens: a plain view for training.
+    """A drawn column of the text with word deletion, as tokens: a plain view for training.
 
     Args:
-        word_delete: the share of words left out.
+        word_delete: the probability that a word is deleted.
         tokenizer: as for text/tokens.
         max_tokens: as for text/tokens.
     """
     tokens = TokenView(tokenizer, max_tokens)
-    parts = ("version", AnyColumn()), ("word-delete", WordDelete(share=word_delete)), ("tokens", tokens)
-    return Chain(*parts, name="text/words")
+    children = ("version", AnyColumn()), ("word-delete", WordDelete(share=word_delete)), ("tokens", tokens)
+    return Chain(*children, name="text/words")
 
 
 @register_view("text/plain", modality="text")
 def plain(*, tokenizer: str = "words", max_tokens: int = 32) -> Chain:
-    """The first version of the text as tokens: nothing drawn, for evaluation.
+    """For evaluation: the first column of the text as tokens; nothing is drawn.
 
     Args:
         tokenizer: as for text/tokens.

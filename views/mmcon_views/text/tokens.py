@@ -1,9 +1,7 @@
-"""Views of texts as tokens: where strings become numbers, and what is done to the numbers.
+"""Tokenization of texts, and views of tokens: dropout of tokens and masked spans.
 
-    view = Chain(create_view("text/tokens", max_tokens=32), create_view("text/token-dropout"))
-
-After `text/tokens` a view takes and gives `{"input_ids": b t, "attention_mask": b t}`. A text's random choices are
-expanded from one drawn seed, number by number, so that they depend neither on the other texts nor on the padding.
+Views after `text/tokens` take and return `{"input_ids": b t, "attention_mask": b t}`. The uniforms of a text depend on
+its drawn seed alone, neither on the other texts nor on the padding.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
@@ -22,22 +21,24 @@ from mmcon.random import Keys, keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 
-Tokens = dict[str, Tensor]
+Tokens = dict[str, Int[Tensor, "..."]]
 
 
 @final
 @register_view("text/tokens", modality="text")
 class TokenView(ViewGenerator):
-    """Where strings become numbers: `{"input_ids": b t, "attention_mask": b t}` int64, padded to `max_tokens`.
+    """Tokenization: `{"input_ids": b t, "attention_mask": b t}` int64, truncated and padded to `max_tokens`.
 
-    A longer text is cut off there. Encoders drop the columns that are padding in a whole batch, so the fixed width
-    costs a few bytes of transfer and makes a sample's tokens the same in any batch.
+    With a fixed width a sample's tokens are the same in any batch. The cost is a few bytes of transfer, since encoders
+    drop columns that are padding in the whole batch.
+
+    >>> view = Chain(create_view("text/tokens", max_tokens=32), create_view("text/token-dropout"))
 
     Args:
-        tokenizer: a transformers name or local folder; or "words": hashed words and their letter triples, which needs
-            no vocabulary (for the embedding bag).
-        max_tokens: t.
-        vocabulary: of "words": how many numbers there are.
+        tokenizer: the name or the local folder of a transformers tokenizer; or "words": hashed words and their letter
+            trigrams, without a vocabulary file (for the embedding bag).
+        max_tokens: the width t.
+        vocabulary: the number of token ids of "words".
     """
 
     modality: ClassVar[str] = "text"
@@ -78,16 +79,16 @@ class TokenView(ViewGenerator):
 
 @register_view("text/simcse", modality="text")
 def simcse(tokenizer: str = "words", max_tokens: int = 64) -> TokenView:
-    """The same text as every view, told apart by the encoder's dropout alone (Gao et al. 2021: dropout .1, T .05).
+    """The same text as every view; the views differ by the encoder's dropout (Gao et al. 2021: dropout .1, T .05).
 
-    Rows of a batch get dropout masks of their own, so give this view twice and train with dropout in the encoder.
+    Pass this view twice and train an encoder with dropout: each row of a batch has its own dropout mask.
     """
     return TokenView(tokenizer, max_tokens)
 
 
 @lru_cache(maxsize=8)
 def load_tokenizer(name: str) -> Any:
-    """A transformers tokenizer by name or folder, loaded once a process."""
+    """A transformers tokenizer by name or folder, cached."""
     from transformers import AutoTokenizer
 
     try:
@@ -108,7 +109,7 @@ def _hash(piece: str, vocabulary: int) -> int:
 
 
 def _hashed(text: str, vocabulary: int) -> list[int]:
-    """Numbers of words, and of the letter triples of each between boundaries; 0 is padding."""
+    """Ids of the words and of the letter trigrams of each word with its boundaries; 0 is padding."""
     pieces: list[str] = []
     for word in text.lower().split():
         bounded = f"<{word}>"
@@ -119,12 +120,12 @@ def _hashed(text: str, vocabulary: int) -> list[int]:
 @final
 @register_view("text/token-dropout", modality="text")
 class TokenDropout(ViewGenerator):
-    """Each token is taken out of the attention mask with a probability; the ends, which are special, stay.
+    """Remove each token from the attention mask with a probability; the special tokens at the ends stay.
 
     Args:
         share: the probability.
-        keep_first: tokens at the beginning that always stay.
-        keep_last: tokens at the end that always stay.
+        keep_first: the number of tokens at the beginning that always stay.
+        keep_last: the number of tokens at the end that always stay.
     """
 
     modality: ClassVar[str] = "text"
@@ -134,13 +135,13 @@ class TokenDropout(ViewGenerator):
         self.keep_first, self.keep_last = keep_first, keep_last
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw a seed a text, `b` int64, which is expanded where it is applied."""
+        """Draw `seed`, `b` int64."""
         return {"seed": keys.bits("seed")}
 
     def apply(self, batch: Tokens, params: Params) -> Tokens:
-        """Take tokens out of the mask."""
+        """Remove tokens from the attention mask."""
         mask = batch["attention_mask"]
-        uniform = _field(params["seed"], "token", mask)
+        uniform = _uniforms(params["seed"], "token", mask)
         dropped = (uniform < self.share) & _inner(mask, self.keep_first, self.keep_last)
         return {**batch, "attention_mask": mask.masked_fill(dropped, 0)}
 
@@ -148,13 +149,13 @@ class TokenDropout(ViewGenerator):
 @final
 @register_view("text/span-mask", modality="text")
 class SpanMask(ViewGenerator):
-    """One span of tokens, a share of the text, is replaced by the mask token.
+    """Replace one span of tokens by the mask token.
 
     Args:
-        mask_id: the mask token's number (tokenizer.mask_token_id).
-        share: of the tokens between the special ones.
-        keep_first: tokens at the beginning that always stay.
-        keep_last: tokens at the end that always stay.
+        mask_id: the id of the mask token (tokenizer.mask_token_id).
+        share: the length of the span, as a fraction of the tokens between the special ones.
+        keep_first: the number of tokens at the beginning that always stay.
+        keep_last: the number of tokens at the end that always stay.
     """
 
     modality: ClassVar[str] = "text"
@@ -164,8 +165,8 @@ class SpanMask(ViewGenerator):
         self.keep_first, self.keep_last = keep_first, keep_last
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw where the span begins, `b` float64 in [0, 1), as a share of the places that it can take."""
-        return {"place": keys.uniform("place")}
+        """Draw `position`, `b` float64 in [0, 1), as a fraction of the possible starts."""
+        return {"position": keys.uniform("place")}
 
     def apply(self, batch: Tokens, params: Params) -> Tokens:
         """Mask the span."""
@@ -173,24 +174,25 @@ class SpanMask(ViewGenerator):
         inner = _inner(mask, self.keep_first, self.keep_last)
         count = inner.sum(1)
         length = (count * self.share + 0.5).long()
-        begin = (params["place"].to(ids.device) * (count - length + 1)).long()
+        begin = (params["position"].to(ids.device) * (count - length + 1)).long()
         number = inner.long().cumsum(1) - 1
         masked = inner & (number >= begin[:, None]) & (number < (begin + length)[:, None])
         return {**batch, "input_ids": ids.masked_fill(masked, self.mask_id)}
 
 
-def _field(seed: Tensor, name: str, like: Tensor) -> Tensor:
-    """Uniforms `b t` from a seed a row; a longer row begins with those of a shorter one."""
+def _uniforms(seed: Int[Tensor, " b"], name: str, like: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """Uniforms from one seed a row; a longer row begins with the uniforms of the shorter."""
     return keys(sample=seed.cpu()).child("tokens").uniform(name, shape=(like.shape[1],)).to(like.device)
 
 
-def _inner(mask: Tensor, first: int, last: int) -> Tensor:
-    """The tokens of a text but its first and last few, `b t` bool."""
+def _inner(mask: Int[Tensor, "b t"], first: int, last: int) -> Bool[Tensor, "b t"]:
+    """The mask of a text's tokens without the first and the last few."""
     number = mask.cumsum(1) - 1
     return (mask > 0) & (number >= first) & (number < mask.sum(1, keepdim=True) - last)
 
 
 def check_share(where: str, share: float) -> float:
+    """Refuse a share outside of [0, 1)."""
     if not 0 <= share < 1:
         raise InputError(where, expected="0 <= share < 1", got=str(share))
     return share
