@@ -216,7 +216,7 @@ def training_views(config: Config) -> dict[str, list[mmcon.ViewGenerator]]:
 
 def plain_views(config: Config, column: str) -> dict[str, list[mmcon.ViewGenerator]]:
     """Deterministic views: the whole image, and one column of the first text."""
-    choose = mmcon.create_view("any/instance", draws=False), mmcon.create_view("text/column", column=column)
+    choose = mmcon.create_view("any/instance", random=False), mmcon.create_view("text/column", column=column)
     plain = mmcon.create_view("image/plain", size=config.side)
     return {"image": [plain], "text": [Chain(*choose, tokens(config))]}
 
@@ -240,7 +240,7 @@ def side_features(config: Config, pairs: Pairs, device: torch.device) -> Feature
     """Features of the training texts by a frozen encoder: counts of words, or a pretrained model."""
     texts = pairs.train.members["text"]
     if config.side_encoder is None:
-        first = mmcon.create_view("any/instance", draws=False)
+        first = mmcon.create_view("any/instance", random=False)
         longest = next(iter(reversed(texts.open([0])[0].names)), pairs.text)
         words = mmcon.create_view("text/tokens", tokenizer="words", max_tokens=4 * config.max_tokens)
         view = Chain(first, mmcon.create_view("text/column", column=longest), words)

@@ -182,7 +182,7 @@ def make_view(config: Config, modality: str) -> mmcon.ViewGenerator:
 def plain_view(config: Config, modality: str) -> mmcon.ViewGenerator:
     """The first instance of a sample, without augmentation."""
     name = by_modality("--plain", config.plain).get(modality, f"{modality}/plain")
-    return Chain(mmcon.create_view("any/instance", draws=False), with_options(config, name))
+    return Chain(mmcon.create_view("any/instance", random=False), with_options(config, name))
 
 
 def make_encoders(config: Config, modalities: list[str]) -> dict[str, nn.Module]:

@@ -1,9 +1,9 @@
-"""Gradient caching: the loss of a batch that does not fit, exact, by a second forward pass in chunks (Gao et al. 2021).
+"""Gradient caching: the exact loss of a batch that does not fit in memory, with two forward passes in chunks.
 
-A contrastive loss couples all rows, so gradients of small batches do not add up to that of a large one. Here all rows
-are embedded first, a chunk at a time and without a graph; the objective is computed on all embeddings; and in the
-backward pass each chunk is embedded again, this time with a graph, and handed its part of the embeddings' gradient.
-Memory is that of one chunk; time is one more forward pass.
+A contrastive loss couples all rows, so the gradients of small batches do not add up to that of a large one. Gradient
+caching (Gao et al. 2021) first embeds all rows, one chunk at a time and without a graph, and computes the objective on
+all embeddings. The backward pass embeds each chunk again, with a graph, and backpropagates the gradient of its rows.
+The memory is that of one chunk, and the cost is one more forward pass.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch, count_rows, tree_map
@@ -24,103 +25,101 @@ from mmcon.distributed.fsdp import gradient_sync_enabled, is_sharded, set_gradie
 from mmcon.errors import InputError
 from mmcon.models.ema import unwrap
 
-Embeddings = dict[str, dict[str, Tensor]]
+Embeddings = dict[str, dict[str, Float[Tensor, "_ _"]]]
 
 
 def cached(
     model: nn.Module, objective: Callable[[Embeddings, ViewBatch], Tensor], batch: ViewBatch, *, chunk_size: int
-) -> Tensor:
-    """The loss of a batch, with the memory of a chunk: what `objective(model(batch), batch)` is, gradients included.
+) -> Float[Tensor, ""]:
+    """`objective(model(batch), batch)` and its gradients, with the memory of one chunk.
 
-    Gradients are those of the plain step to rounding, in any number of modalities and processes. What to know:
+    Gradients equal those of a plain step up to rounding, with any number of modalities and ranks. Details:
 
-    - *Dropout and other randomness* in the model: each chunk draws its own, and draws the same again in its second
-      pass, from the state of torch's generators before its first; that state is put back, so that training goes on from
-      where the first passes left it. Masks differ from those of an unchunked step, as they do between any two splits.
-    - *Batch norm* in training mode normalises by the statistics of a chunk, as any accumulation of gradients does, and
-      not by those of the whole batch: only in evaluation mode, or without it, are gradients those of the plain step.
-      Running statistics are updated in the first pass only.
-    - *Several processes*: pass the wrapped model. Its own hooks do not run, since it is called twice in pieces; the
-      gradients of its parameters are averaged here, in one message. Buffers stay each process's own.
-    - *Weights in parts* (FSDP2): pass the model in parts. Its hooks gather the weights for every chunk, and gradients
-      are summed over processes with the last. Pieces are as many in each process, and at most `chunk_size` rows.
+    - *Dropout and other randomness* in the model: the second pass of a chunk restores the generator states of its first
+      pass, so both have the same masks. Masks differ from those of a step without chunks.
+    - *Batch norm* in training mode uses the statistics of a chunk, as in any gradient accumulation. Gradients equal
+      those of the plain step only without it, or in evaluation mode. Running statistics are updated in the first pass.
+    - *Several ranks* (DDP): pass the wrapped model. Its hooks do not run, since it is called twice per chunk; the
+      gradients are averaged here, in one all-reduce. Buffers are not synchronized.
+    - *Sharded weights* (FSDP2): pass the sharded model. Its hooks gather the weights for every chunk, and gradients are
+      reduced with the last. All ranks have the same number of chunks, of at most `chunk_size` rows.
 
     Args:
-        model: takes a batch and returns embeddings by space and modality, each row from its own views only.
-        objective: takes embeddings and the batch.
-        batch: what does not fit at once.
-        chunk_size: rows that do fit, of each part of each modality.
+        model: maps a batch to embeddings by space and modality; each row depends on its own views only.
+        objective: takes the embeddings and the batch.
+        batch: the batch that does not fit in memory.
+        chunk_size: the number of rows that fit, of each view group of each modality.
 
     Returns:
-        The loss, a scalar; its `backward()` runs the second pass.
+        The loss; its `backward()` runs the second pass.
 
     Raises:
-        InputError: chunks of no rows; or, of a model in parts, a process that lacks rows which others have.
+        InputError: `chunk_size` is below 1; or, with sharded weights, a rank lacks rows that others have.
     """
     if chunk_size < 1:
         raise InputError("cached", expected="chunk_size of at least 1 row", got=str(chunk_size))
     if is_sharded(model):
-        pieces = _pieces_everywhere(batch, chunk_size)
-        replay: _Replay = _ReplayInParts(model, [Chunk(*piece) for piece in split(batch, chunk_size, pieces)])
+        pieces = _pieces_by_group(batch, chunk_size)
+        passes: _TwoPasses = _ShardedTwoPasses(model, [Chunk(*piece) for piece in split(batch, chunk_size, pieces)])
     else:
         chunks = [Chunk(*piece) for piece in split(batch, chunk_size)]
-        replay = _ReplayOfWhole(unwrap(model), chunks, average=unwrap(model) is not model)
-    return objective(replay.embed(batch), batch)
+        passes = _FullTwoPasses(unwrap(model), chunks, average=unwrap(model) is not model)
+    return objective(passes.embed(batch), batch)
 
 
 @dataclass
 class Chunk:
-    """A piece of the batch, where its rows go, and the state of generators and autocast that it was embedded under."""
+    """A piece of the batch, the row numbers of it, and the generator and autocast states of its first pass."""
 
     batch: ViewBatch
-    rows: dict[str, Tensor]
+    rows: dict[str, Int[Tensor, " r"]]
     states: list[Any] = field(default_factory=list)
     autocast: dict[str, torch.dtype] = field(default_factory=dict)
 
 
 def split(
     batch: ViewBatch, chunk_size: int, pieces: Mapping[tuple[str, int], int] | None = None
-) -> Iterator[tuple[ViewBatch, dict[str, Tensor]]]:
-    """Pieces of at most `chunk_size` rows, each of one part of one modality, and the positions of their rows.
+) -> Iterator[tuple[ViewBatch, dict[str, Int[Tensor, " r"]]]]:
+    """Split a batch into pieces of one view group each, and yield them with their row numbers by modality.
 
     Args:
-        batch: what is split.
-        chunk_size: the most rows of a piece.
-        pieces: by modality and number of a part, how many pieces of nearly equal size are made of it instead.
+        batch: the whole batch.
+        chunk_size: the largest number of rows of a piece.
+        pieces: by modality and view group, the number of pieces of nearly equal size, instead of `chunk_size`.
     """
-    for modality, parts in batch.views.items():
+    for modality, groups in batch.views.items():
         start = 0
-        for number, part in enumerate(parts):
-            n = count_rows(part)
+        for number, views in enumerate(groups):
+            n = count_rows(views)
             count = None if pieces is None else pieces[modality, number]
             borders = [*range(0, n, chunk_size), n] if count is None else [n * i // count for i in range(count + 1)]
             for low, high in itertools.pairwise(borders):
-                piece = tree_map(lambda x, low=low, high=high: x[low:high], part)
+                piece = tree_map(lambda x, low=low, high=high: x[low:high], views)
                 rows = torch.arange(start + low, start + high)
                 table = batch.index[modality].take(slice(start + low, start + high))
                 yield ViewBatch({modality: (piece,)}, {modality: table}, step=batch.step), {modality: rows}
             start += n
 
 
-def _pieces_everywhere(batch: ViewBatch, chunk_size: int) -> dict[tuple[str, int], int]:
-    """How many pieces each part makes, the same number in every process, since all gather weights for each."""
-    own = {(m, i): count_rows(part) for m, parts in batch.views.items() for i, part in enumerate(parts)}
-    rows = gather_objects(own)
-    pieces = {name: max(-(-of.get(name, 0) // chunk_size) for of in rows) for of in rows for name in of}
-    scarce = sorted(name for name, count in pieces.items() if any(of.get(name, 0) < count for of in rows))
+def _pieces_by_group(batch: ViewBatch, chunk_size: int) -> dict[tuple[str, int], int]:
+    """The number of pieces of each view group, the same on all ranks, since all gather the weights for each piece."""
+    own = {(m, i): count_rows(views) for m, groups in batch.views.items() for i, views in enumerate(groups)}
+    by_rank = gather_objects(own)
+    pieces = {name: max(-(-rows.get(name, 0) // chunk_size) for rows in by_rank) for rows in by_rank for name in rows}
+    scarce = sorted(name for name, count in pieces.items() if any(rows.get(name, 0) < count for rows in by_rank))
     if scarce:
         name = scarce[0]
         raise InputError(
             "cached",
-            expected=f"a row a piece in every process, {pieces[name]} of {name[0]!r}, for weights in parts",
-            got=f"{[of.get(name, 0) for of in rows]} rows by process",
+            expected=f"at least {pieces[name]} rows of {name[0]!r} in every process, one per piece (sharded weights)",
+            got=f"{[rows.get(name, 0) for rows in by_rank]} rows by process",
             fix="raise --chunk-size, or choose --engine ddp",
         )
     return pieces
 
 
-class _Replay(ABC):
-    """Embeds chunks twice: without a graph, then in the backward pass with one."""
+class _TwoPasses(ABC):
+    """Embeds chunks twice: first without a graph, then in the backward pass with one."""
 
     def __init__(self, model: nn.Module, chunks: list[Chunk]) -> None:
         self.model, self.chunks = model, chunks
@@ -128,14 +127,14 @@ class _Replay(ABC):
 
     @abstractmethod
     def leaves(self) -> list[Tensor]:
-        """What the second pass returns gradients of."""
+        """The tensors whose gradients the second pass returns."""
 
     @abstractmethod
     def second_pass(self, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """The gradients of the leaves, from those of all embeddings."""
 
     def embed(self, batch: ViewBatch) -> Embeddings:
-        """Embeddings of all rows, by space and modality; the graph behind them is one node, the second pass."""
+        """Embeddings of all rows, by space and modality; their graph is one node, the second pass."""
         rows = _SecondPass.apply(self, {m: table.n for m, table in batch.index.items()}, *self.leaves())
         embeddings: Embeddings = {}
         for (space, modality), z in zip(self.names, rows, strict=True):
@@ -153,8 +152,8 @@ class _Replay(ABC):
         self.names = sorted(whole)
         return [whole[name] for name in self.names]
 
-    def again(self, chunk: Chunk, gradients: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """A chunk's embeddings with a graph, and the gradients that fall to them; without those that have none."""
+    def embed_again(self, chunk: Chunk, gradients: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The embeddings of a chunk with a graph, and their gradients; without those that need no gradient."""
         by_name = dict(zip(self.names, gradients, strict=True))
         with torch.enable_grad(), _autocast(chunk.autocast):
             pairs = [(z, by_name[name][chunk.rows[name[1]].to(z.device)]) for name, z in _flat(self.model(chunk.batch))]
@@ -163,8 +162,8 @@ class _Replay(ABC):
 
 
 @final
-class _ReplayOfWhole(_Replay):
-    """With all weights in each process: gradients are summed here, and averaged over processes once."""
+class _FullTwoPasses(_TwoPasses):
+    """For full weights on each rank: gradients are summed over chunks, and averaged over ranks once."""
 
     def __init__(self, model: nn.Module, chunks: list[Chunk], *, average: bool) -> None:
         super().__init__(model, chunks)
@@ -184,21 +183,18 @@ class _ReplayOfWhole(_Replay):
         return all_reduce_mean(summed) if self.average else summed
 
     def _chunk_gradients(self, chunk: Chunk, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        outputs, at_outputs = self.again(chunk, gradients)
+        outputs, at_outputs = self.embed_again(chunk, gradients)
         if not outputs:
             return [None] * len(self.parameters)
         return torch.autograd.grad(outputs, self.parameters, at_outputs, allow_unused=True)
 
 
 @final
-class _ReplayInParts(_Replay):
-    """With a part of the weights in each process: FSDP2's hooks gather weights for every pass.
-
-    They leave gradients where the optimizer looks for them, averaged over processes with the last chunk.
-    """
+class _ShardedTwoPasses(_TwoPasses):
+    """For sharded weights: FSDP2's hooks gather weights for every pass, and reduce gradients with the last chunk."""
 
     def leaves(self) -> list[Tensor]:
-        return [torch.zeros((), requires_grad=True)]  # only so that there is a backward pass
+        return [torch.zeros((), requires_grad=True)]  # a leaf, so that autograd runs the backward pass
 
     def second_pass(self, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
         now = gradient_sync_enabled(self.model)
@@ -206,7 +202,7 @@ class _ReplayInParts(_Replay):
             for number, chunk in enumerate(self.chunks, start=1):
                 set_gradient_sync(self.model, now and number == len(self.chunks))
                 with _replayed(chunk, self.model):
-                    outputs, at_outputs = self.again(chunk, gradients)
+                    outputs, at_outputs = self.embed_again(chunk, gradients)
                     torch.autograd.backward(outputs, at_outputs)
         finally:
             set_gradient_sync(self.model, now)
@@ -215,14 +211,14 @@ class _ReplayInParts(_Replay):
 
 class _SecondPass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, replay: _Replay, counts: dict[str, int], *leaves: Tensor) -> tuple[Tensor, ...]:
-        ctx.replay = replay
-        return tuple(replay.first_pass(counts))
+    def forward(ctx: Any, passes: _TwoPasses, counts: dict[str, int], *leaves: Tensor) -> tuple[Tensor, ...]:
+        ctx.passes = passes
+        return tuple(passes.first_pass(counts))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.replay.second_pass(gradients)
+        return None, None, *ctx.passes.second_pass(gradients)
 
 
 def _flat(embeddings: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[tuple[str, str], Tensor]]:
@@ -240,7 +236,7 @@ def _generator_states(devices: list[torch.device]) -> list[Any]:
 
 
 def _autocast_state() -> dict[str, torch.dtype]:
-    """The kinds of device for which autocast is on, with its dtype."""
+    """The device types with autocast enabled, and its dtype."""
     return {kind: torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)}
 
 
@@ -254,7 +250,7 @@ def _autocast(state: Mapping[str, torch.dtype]) -> Iterator[None]:
 
 @contextmanager
 def _replayed(chunk: Chunk, model: nn.Module) -> Iterator[None]:
-    """Torch's generators as they were in the first pass; they and the model's buffers are put back after."""
+    """Set torch's generators to their states of the first pass; afterwards restore them and the buffers."""
     buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng([device for device, _ in chunk.states[1:]]):
         torch.set_rng_state(chunk.states[0])

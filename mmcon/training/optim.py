@@ -1,4 +1,4 @@
-"""Optimizers, schedules and averages of weights: thin choices over what torch and timm implement."""
+"""Optimizers, schedules and weight averages by name, as implemented in torch and timm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEDULES = ("cosine", "step", "polynomial", "exponential", "constant")
 
 
 def scaled_learning_rate(base: float, batch_size: int) -> float:
-    """The rate for a batch, from one published for a batch of 256: base · batch / 256 (Goyal et al. 2017)."""
+    """The learning rate scaled linearly from a batch of 256: base · batch / 256 (Goyal et al. 2017)."""
     return base * batch_size / 256
 
 
@@ -63,27 +63,28 @@ def create_optimizer(
     groups: Mapping[str, Mapping[str, float]] | None = None,
     **options: Any,
 ) -> Optimizer:
-    """Make an optimizer over the parameters, of one module or several, that take gradients.
+    """Create an optimizer over the parameters of one or several modules that require gradients.
 
     >>> optimizer = create_optimizer(nn.Linear(2, 2), "sgd", learning_rate=0.1, weight_decay=1e-4)
     >>> [group["weight_decay"] for group in optimizer.param_groups]
     [0.0001, 0.0]
 
     Args:
-        modules: such as the model and the objective (which may learn a temperature).
+        modules: such as the model and the objective (which may have a learnable temperature).
         name: "adamw"; "sgd" (momentum .9, Nesterov); "lars" (timm's, momentum .9); "rmsprop" (TensorFlow's form, from
             timm, momentum .9).
         learning_rate: the peak; see `scaled_learning_rate`.
-        weight_decay: for every parameter that is decayed.
-        decay_norm_and_bias: whether norms and biases are decayed. timm's LARS adapts the rate of parameters whose
-            weight decay is not 0 and no others, so for LARS this also says whether they are adapted; and with a
-            weight decay of 0 it adapts none, unless `always_adapt=True` is passed on.
-        groups: by prefix of parameter names, what is different there, such as
-            {"encoders.image": {"learning_rate": 1e-4, "weight_decay": 0.0}}; the longest prefix that fits counts.
-        options: for the optimizer itself, as they are.
+        weight_decay: of all decayed parameters.
+        decay_norm_and_bias: whether norms and biases are decayed. timm's LARS adapts the learning rate only of
+            parameters with a weight decay other than 0, so for LARS this also determines whether they are adapted. With
+            a weight decay of 0 it adapts none, unless `always_adapt=True` is among the options.
+        groups: exceptions by prefix of parameter names, such as
+            {"encoders.image": {"learning_rate": 1e-4, "weight_decay": 0.0}}; the longest matching prefix applies.
+        options: passed to the optimizer.
 
     Raises:
-        ConfigError: the name is unknown, a number is out of range, nothing takes gradients, or a prefix fits nothing.
+        ConfigError: the name is unknown, a number is out of range, no parameter requires gradients, or a prefix
+            matches none.
     """
     if name not in OPTIMIZERS:
         fix = nearest(name, list(OPTIMIZERS))
@@ -91,9 +92,8 @@ def create_optimizer(
     if learning_rate <= 0 or weight_decay < 0:
         got = f"learning_rate={learning_rate}, weight_decay={weight_decay}"
         raise ConfigError("create_optimizer", expected="learning_rate > 0 and weight_decay >= 0", got=got)
-    several = [modules] if isinstance(modules, nn.Module) else list(modules)
     tables = parameter_groups(
-        several,
+        [modules] if isinstance(modules, nn.Module) else list(modules),
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         decay_norm_and_bias=decay_norm_and_bias,
@@ -118,7 +118,7 @@ def parameter_groups(
     decay_norm_and_bias: bool = False,
     groups: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameters that take gradients, by learning rate and weight decay; each group keeps their names too."""
+    """The parameters that require gradients and their names, grouped by learning rate and weight decay."""
     groups = groups or {}
     tables: dict[tuple[float, float], dict[str, Any]] = {}
     used: set[str] = set()
@@ -131,7 +131,7 @@ def parameter_groups(
         seen.add(id(parameter))
         own = groups[max(prefixes, key=len)] if prefixes else {}
         rate = own.get("learning_rate", learning_rate)
-        # Norms and biases are known by being vectors, whatever a library calls them; a temperature is a number.
+        # Norms and biases are recognized as vectors, since libraries name them differently; a temperature is a scalar.
         decayed = decay_norm_and_bias or parameter.dim() > 1
         decay = own.get("weight_decay", weight_decay) if decayed else 0.0
         table = tables.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
@@ -141,8 +141,8 @@ def parameter_groups(
     if unused or not tables:
         raise ConfigError(
             "parameter_groups",
-            expected="parameters that take gradients, and prefixes that fit some",
-            got=f"prefixes that fit none: {unused}" if unused else "no parameter that takes gradients",
+            expected="parameters that require gradients, and prefixes that match some",
+            got=f"prefixes that match none: {unused}" if unused else "no parameter that requires gradients",
             fix="see [name for name, _ in model.named_parameters()]",
         )
     return list(tables.values())
@@ -159,16 +159,16 @@ def create_schedule(
     warmup_steps: int = 0,
     **options: Any,
 ) -> LambdaLR:
-    """Make a schedule that advances with every optimizer step; all groups move in proportion.
+    """Create a schedule that advances with every optimizer step and scales the learning rates of all groups.
 
     Args:
-        optimizer: whose learning rates are the peaks.
+        optimizer: its learning rates are the peaks.
         name: "cosine" to `final_share` (0); "polynomial" of degree `power` (2) to `final_share`; "step", by `factor`
             (.1) at each of the `milestones` (.7, .8, .9 of the run); "exponential", by `factor` (.97) every
             `decay_steps`; "constant".
-        steps: of the whole run, warm-up included.
-        warmup_steps: of a linear rise, whose first step is not 0.
-        options: of the shape, as named above.
+        steps: of the whole run, including the warmup.
+        warmup_steps: steps of a linear rise; the first learning rate is not 0.
+        options: of the schedule, as named above.
     """
     shapes = {
         "cosine": _cosine,
@@ -192,7 +192,7 @@ def create_schedule(
 
 
 def _share(step: int, shape: Any, warmup: int) -> float:
-    """The learning rate of a step, counted from 0, as a share of the peak."""
+    """The learning rate of a step, counted from 0, as a fraction of the peak."""
     return (step + 1) / (warmup + 1) if step < warmup else shape(step - warmup)
 
 
@@ -220,9 +220,9 @@ def _constant(steps: int) -> Any:
 
 
 def weight_average(model: nn.Module, *, decay: float) -> AveragedModel:
-    """A copy of a model whose weights are an exponential moving average: call `update_parameters(model)` each step.
+    """A copy of a model whose weights are an exponential moving average; call `update_parameters(model)` each step.
 
-    Its running statistics are averaged too. It is a module with a state of its own, to be checkpointed with the model.
+    Running statistics are averaged too. The copy is a module with a state, which belongs into checkpoints.
     """
     if not 0 < decay < 1:
         raise InputError("weight_average", expected="0 < decay < 1", got=str(decay), fix="0.999, say")
