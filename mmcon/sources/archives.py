@@ -10,13 +10,13 @@ import glob
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmcon.errors import DataError
 from mmcon.sources.labels import encode_labels, whole_numbers
-from mmcon.sources.listing import Listing, SplitRule, read_member, split_listing
+from mmcon.sources.listing import LabelOptions, Listing, read_member, split_listing
 from mmcon.sources.splits import is_held_out, is_train, match_split
 from mmcon.sources.tables import MEDIA, NONE
 
@@ -29,10 +29,7 @@ def list_shards(
     *,
     split: str = "train",
     modality: str = "image",
-    label_column: str | None = None,
-    classes: Sequence[str] | None = None,
-    test_share: float | None = None,
-    fold: tuple[int, int] | None = None,
+    options: LabelOptions,
 ) -> Listing:
     """Tar shards: members of one name and different suffixes are one sample.
 
@@ -41,10 +38,7 @@ def list_shards(
         split: in a folder, the shards whose names begin with a spelling of it; where no shard names a split, samples
             are split by identity.
         modality: what the media are; their member is known by its suffix.
-        label_column: the suffix of the label (cls by default), or json:NAME for a field of a json member; "none".
-        classes: the names of the classes in order.
-        test_share: what is held out where shards do not name their split; by default 0.1, and 0.25 of videos.
-        fold: (k, folds): hold out the k-th fold instead.
+        options: the label, the classes, and what is held out where shards do not name their split.
     """
     where = f"shards {str(path)!r}"
     files, by_identity = _shards(where, str(path), split)
@@ -55,11 +49,11 @@ def list_shards(
         expected, fix = f"members with a suffix of {modality} media", "check the modality and the shards"
         raise DataError(where, expected=expected, got=f"suffixes {suffixes}", fix=fix)
     complete = [(name, members) for name, members in samples if media in members]
-    label = label_column or ("cls" if "cls" in suffixes else NONE)
-    labels, names = None, tuple(classes or ())
+    label = options.label_column or ("cls" if "cls" in suffixes else NONE)
+    labels, names = None, tuple(options.classes or ())
     if label != NONE:
         values = whole_numbers([_label(where, members, label) for _, members in complete])
-        labels, names = encode_labels(where, values, classes)
+        labels, names = encode_labels(where, values, options.classes)
     notes = [f"{len(files)} shards; media: .{media}; label: {label}"]
     if len(complete) < len(samples):
         notes.append(f"{len(samples) - len(complete):,} samples without a member .{media} left out")
@@ -73,7 +67,7 @@ def list_shards(
         names,
         notes=tuple(notes),
     )
-    return split_listing(listing, split, SplitRule(test_share, fold)) if by_identity else listing
+    return split_listing(listing, split, options) if by_identity else listing
 
 
 def expand_pattern(pattern: str) -> list[str]:

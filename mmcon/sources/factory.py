@@ -27,16 +27,19 @@ from mmcon.media.video_files import VIDEO_SUFFIXES
 from mmcon.registry import create, entries, lookup, register_source, supported_options
 from mmcon.sources import tables
 from mmcon.sources.archives import list_shards
-from mmcon.sources.audio import audio_source
 from mmcon.sources.base import Source
 from mmcon.sources.files import IMAGE_SUFFIXES, list_folder
 from mmcon.sources.hub import list_dataset
-from mmcon.sources.image import image_source
-from mmcon.sources.text import text_source
-from mmcon.sources.video import video_source
+from mmcon.sources.listing import LabelOptions, Listing, SplitOptions, TableOptions
+from mmcon.sources.pairs import MODALITIES, joined_table
 
-LAYOUTS = {"folder": list_folder, "table": tables.list_table, "shards": list_shards, "hub": list_dataset}
-MODALITIES = {"image": image_source, "audio": audio_source, "video": video_source, "text": text_source}
+# By layout, what lists its samples and the options that it takes.
+LAYOUTS: dict[str, tuple[Callable[..., Listing], type[SplitOptions]]] = {
+    "folder": (list_folder, SplitOptions),
+    "table": (tables.list_table, TableOptions),
+    "shards": (list_shards, LabelOptions),
+    "hub": (list_dataset, TableOptions),
+}
 # By what most of the first files of a folder are; audio in containers of video is asked for by modality="audio".
 _TYPICAL = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "audio": AUDIO_SUFFIXES}
 
@@ -134,27 +137,53 @@ def _usual_modality(folder: Path) -> str:
     return counts.most_common(1)[0][0] if counts else "image"
 
 
-def _register(layout: str, modality: str) -> None:
-    """Register what opens a modality in a layout; its signature has the options of both, so that others are refused."""
-    list_samples, make = LAYOUTS[layout], MODALITIES[modality]
-    own = [p for p in inspect.signature(list_samples).parameters.values() if p.name != "modality"]
-    more = list(inspect.signature(make).parameters.values())[1:]
+def _register(name: str, modality: str, open_listed: Callable[..., Source], *parts: Callable[..., Any]) -> None:
+    """Register a source whose options are those of several functions, so that all others are refused by name.
+
+    Args:
+        name: the registered name.
+        modality: of the source, or "any".
+        open_listed: from options to the source.
+        parts: the functions and the dataclasses whose parameters are the options.
+    """
+    taken = {p.name: p for part in parts for p in inspect.signature(part).parameters.values()}
+    hidden = ("options", "listing") if modality == "any" else ("options", "listing", "modality")
+    parameters = sorted((p for p in taken.values() if p.name not in hidden), key=lambda p: p.kind)
 
     def open_source(**options: Any) -> Source:
-        of_modality = {p.name: options.pop(p.name) for p in more if p.name in options}
-        return make(list_samples(modality=modality, **options), **of_modality)
+        return open_listed(**options)
 
-    parameters = sorted([*own, *more], key=lambda parameter: parameter.kind)
     open_source.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    open_source.__doc__ = "\n\n".join(map(_documentation, (list_samples, make)))
-    register_source(f"{layout}/{modality}", modality=modality)(open_source)
+    open_source.__doc__ = "\n\n".join(inspect.getdoc(part) or "" for part in parts)
+    register_source(name, modality=modality)(open_source)
 
 
-def _documentation(function: Callable[..., Any]) -> str:
-    return inspect.getdoc(function) or ""
+def _opener(layout: str, modality: str) -> Callable[..., Source]:
+    """What lists the samples of a layout and opens them."""
+    list_samples, options_class = LAYOUTS[layout]
+    make = MODALITIES[modality]
+
+    def open_listed(**given: Any) -> Source:
+        options = options_class(**_pop(given, options_class))
+        of_modality = _pop(given, make)
+        return make(list_samples(modality=modality, options=options, **given), **of_modality)
+
+    return open_listed
 
 
-for _layout_name in LAYOUTS:
-    for _modality in MODALITIES:
+def _open_joined(**given: Any) -> Source:
+    options = TableOptions(**_pop(given, TableOptions))
+    return joined_table(options=options, **given)
+
+
+def _pop(given: dict[str, Any], taker: Callable[..., Any]) -> dict[str, Any]:
+    """Take the options of a function or a dataclass out of those given."""
+    return {name: given.pop(name) for name in inspect.signature(taker).parameters if name in given}
+
+
+for _layout_name, (_list_samples, _options_class) in LAYOUTS.items():
+    for _modality, _make in MODALITIES.items():
         if (_layout_name, _modality) != ("folder", "text"):
-            _register(_layout_name, _modality)
+            _parts = (_list_samples, _options_class, _make)
+            _register(f"{_layout_name}/{_modality}", _modality, _opener(_layout_name, _modality), *_parts)
+_register("table/joined", "any", _open_joined, joined_table, TableOptions)

@@ -11,7 +11,7 @@ from mmcon.media.audio_files import AUDIO_CONTAINER_SUFFIXES, AUDIO_SUFFIXES
 from mmcon.media.frame_sequence import frame_files, natural_key
 from mmcon.media.video_files import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from mmcon.sources.labels import number_texts
-from mmcon.sources.listing import Listing, SplitRule, split_listing
+from mmcon.sources.listing import Listing, SplitOptions, split_listing
 from mmcon.sources.splits import ALL, is_held_out, is_train, match_split
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -27,8 +27,7 @@ def list_folder(
     *,
     split: str = "train",
     modality: str = "image",
-    test_share: float | None = None,
-    fold: tuple[int, int] | None = None,
+    options: SplitOptions,
 ) -> Listing:
     """The files of a folder: its sub-folders are the classes, or are train/ and test/ with such in them.
 
@@ -39,8 +38,7 @@ def list_folder(
         path: the folder.
         split: "train"; "test" (also found as val, validation, ...); any other split folder's name; or "all".
         modality: what the files are. Images must be in folders by class; audio and videos may have no classes.
-        test_share: what is held out where there are no split folders; by default 0.1, and 0.25 of videos.
-        fold: (k, folds): hold out the k-th fold instead.
+        options: what is held out where there are no split folders.
     """
     where, root = f"folder/{modality}", Path(path).expanduser()
     if not root.is_dir():
@@ -58,7 +56,7 @@ def list_folder(
     listing = Listing(
         where, f"{root.name} ({split})", modality, names, files, labels, classes, folder=True, split=split
     )
-    return split_listing(listing, split, SplitRule(test_share, fold)) if by_identity else listing
+    return split_listing(listing, split, options) if by_identity else listing
 
 
 def split_folders(root: Path) -> list[str]:

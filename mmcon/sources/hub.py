@@ -9,9 +9,9 @@ from typing import Any, final
 
 from mmcon.errors import DataError, nearest
 from mmcon.sources.labels import encode_labels
-from mmcon.sources.listing import GROUP, Listing, SplitRule, split_listing
+from mmcon.sources.listing import GROUP, Listing, TableOptions, split_listing
 from mmcon.sources.splits import ALL, is_held_out, is_train, match_split
-from mmcon.sources.tables import Columns, choose_columns
+from mmcon.sources.tables import choose_columns
 
 
 def list_dataset(
@@ -21,19 +21,12 @@ def list_dataset(
     modality: str = "image",
     config: str | None = None,
     revision: str | None = None,
-    media_column: str | None = None,
-    text_columns: Sequence[str] | None = None,
-    label_column: str | None = None,
-    id_column: str | None = None,
-    group_column: str | None = None,
-    classes: Sequence[str] | None = None,
-    test_share: float | None = None,
-    fold: tuple[int, int] | None = None,
-    **options: Any,
+    options: TableOptions,
+    **more: Any,
 ) -> Listing:
     """Anything that `datasets.load_dataset` opens; the table stays memory-mapped, the media undecoded.
 
-    Data with a training split alone are split by identity. Columns that are not named are guessed by their names.
+    Data with a training split alone are split by identity. Without an id column samples are named by split and number.
 
     Args:
         path: a hub name, a local folder, or the name of a builder such as "parquet" (with data_files=...).
@@ -41,32 +34,22 @@ def list_dataset(
         modality: what the media are.
         config: the configuration, of data sets that have several.
         revision: a commit or tag of the hub, so that the data stay what they were.
-        media_column: which column holds the media.
-        text_columns: for texts: one column, or several that say the same (translations, title and body).
-        label_column: whole numbers or texts; "none": no labels.
-        id_column: unique names of samples; by default split and number, which stay as long as the data do.
-        group_column: samples of equal values stay in one split; for audio by default `prompt`.
-        classes: the names of the classes in order; by default those that the data declare, or all texts of the training
-            split, sorted.
-        test_share: what is held out of data with a training split alone; by default 0.1, and 0.25 of videos.
-        fold: (k, folds): hold out the k-th fold instead.
-        options: of load_dataset, such as data_files, data_dir and cache_dir.
+        options: what the columns mean, and what is held out.
+        more: of load_dataset, such as data_files, data_dir and cache_dir.
     """
     where = f"data set {str(path)!r}"
     with readable(where):
         from datasets import load_dataset
 
-        tables = load_dataset(str(path), config, revision=revision, **options)
+        tables = load_dataset(str(path), config, revision=revision, **more)
     name, by_identity = pick_split(where, list(tables), split)
-    table = tables[name]
-    columns = choose_columns(
-        where, table.column_names, modality, media=media_column, text=text_columns, label=label_column, id=id_column
-    )
-    table = undecoded(table, columns.media)
-    labels, known = None, tuple(classes or ())
+    columns = choose_columns(where, tables[name].column_names, modality, options)
+    table = undecoded(tables[name], columns.media)
+    labels, classes = None, tuple(options.classes or ())
     if columns.label:
-        known = known or _classes(where, tables, columns)
-        labels, known = encode_labels(where, table[columns.label][:], known)
+        labels, classes = encode_labels(
+            where, table[columns.label][:], classes or _classes(where, tables, columns.label)
+        )
     listing = Listing(
         where,
         f"{path} ({split})",
@@ -74,7 +57,7 @@ def list_dataset(
         [f"{name}/{i}" for i in range(len(table))] if columns.id is None else [str(i) for i in table[columns.id]],
         TableCells(table, columns.texts or (columns.media,)),
         labels,
-        known,
+        classes,
         columns={
             other: TableCells(table, [other]) for other in set(table.column_names) - {columns.media, columns.label}
         },
@@ -83,9 +66,9 @@ def list_dataset(
     )
     if not by_identity:
         return listing
-    group = group_column or GROUP.get(modality, "")
+    group = options.group_column or GROUP.get(modality)
     by = table[group][:] if group in table.column_names else None
-    return split_listing(listing, split, SplitRule(test_share, fold, by, repr(group) if by is not None else "identity"))
+    return split_listing(listing, split, options, by=by, said=repr(group) if by is not None else "identity")
 
 
 @final
@@ -144,13 +127,12 @@ def pick_split(where: str, available: Sequence[str], split: str) -> tuple[str, b
     raise DataError(where, expected=f"a split among {list(available)}", got=repr(split), fix=fix)
 
 
-def _classes(where: str, tables: Any, columns: Columns) -> tuple[str, ...]:
+def _classes(where: str, tables: Any, label: str) -> tuple[str, ...]:
     """Class names that the data declare, else the texts of the training split, so that every split counts alike."""
-    assert columns.label is not None
     train = match_split(list(tables), "train")
     first = tables[train] if train else next(iter(tables.values()))
-    declared = getattr(first.features[columns.label], "names", None)
-    return tuple(declared) if declared else encode_labels(where, first[columns.label][:])[1]
+    declared = getattr(first.features[label], "names", None)
+    return tuple(declared) if declared else encode_labels(where, first[label][:])[1]
 
 
 @contextmanager

@@ -88,32 +88,78 @@ class Listing:
         return str(self.root / cell) if isinstance(cell, str | Path) else self.names[position]
 
 
-@dataclass(frozen=True)
-class SplitRule:
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
     """How data without splits of their own are split.
 
     Attributes:
         test_share: what is held out; by default 0.1, and 0.25 of videos.
-        fold: (k, folds): hold out the k-th fold instead.
-        by: for each sample what decides, if not its name.
-        said: what decides, for the note.
+        fold: (k, folds): hold out the k-th fold instead, for cross-validation of few samples.
     """
 
     test_share: float | None = None
     fold: tuple[int, int] | None = None
-    by: Sequence[Any] | None = None
-    said: str = "identity"
 
 
-def split_listing(listing: Listing, split: str, rule: SplitRule, *, own: Sequence[Any] | None = None) -> Listing:
-    """The samples of a split: by the split that each has of its own, where there is one, else by the rule."""
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(SplitOptions):
+    """What the labels of archives and tables are.
+
+    Attributes:
+        label_column: a column of whole numbers or texts; of archives the suffix of a member (cls by default), or
+            json:NAME for a field of a json member; "none": no labels.
+        classes: the names of the classes in order; by default those that the data declare, or all texts, sorted.
+    """
+
+    label_column: str | None = None
+    classes: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(LabelOptions):
+    """What the columns of a table mean. Columns that are not named are guessed by their usual names.
+
+    Attributes:
+        media_column: paths relative to `root`, bytes, or mappings with `bytes` or `path`.
+        text_columns: for texts: one column, or several that say the same (translations, title and body).
+        id_column: unique names of samples; by default the path, for texts the text, else the number of the row.
+        split_column: the split of each sample.
+        group_column: samples of equal values stay in one split; for audio by default `prompt`.
+        root: the folder that paths are relative to; by default that of the table.
+    """
+
+    media_column: str | None = None
+    text_columns: Sequence[str] | None = None
+    id_column: str | None = None
+    split_column: str = "split"
+    group_column: str | None = None
+    root: str | Path | None = None
+
+
+def split_listing(
+    listing: Listing,
+    split: str,
+    options: SplitOptions,
+    *,
+    own: Sequence[Any] | None = None,
+    by: Sequence[Any] | None = None,
+    said: str = "identity",
+) -> Listing:
+    """The samples of a split: by the split that each has of its own, where there is one, else by identity.
+
+    Args:
+        listing: the samples of all splits.
+        split: the split that is asked for.
+        options: the share or the fold that is held out.
+        own: the split of each sample.
+        by: what decides for each sample, by default its name; equal values stay in one split.
+        said: what decides, for the note.
+    """
     if own is not None:
         return listing.select(*split_by_name(listing.where, [str(name) for name in own], split))
-    names = listing.names if rule.by is None else [str(value) for value in rule.by]
-    share = TEST_SHARE.get(listing.modality, 0.1) if rule.test_share is None else rule.test_share
-    return listing.select(
-        *split_by_identity(listing.where, names, split, test_share=share, fold=rule.fold, by=rule.said)
-    )
+    names = listing.names if by is None else [str(value) for value in by]
+    share = TEST_SHARE.get(listing.modality, 0.1) if options.test_share is None else options.test_share
+    return listing.select(*split_by_identity(listing.where, names, split, test_share=share, fold=options.fold, by=said))
 
 
 def handle_opener(

@@ -8,28 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from mmcon.random import stable_ids
-from mmcon.registry import register_source
+from mmcon.sources.audio import audio_source
 from mmcon.sources.base import Source
-from mmcon.sources.factory import MODALITIES
+from mmcon.sources.image import image_source
 from mmcon.sources.joined import GroupedSource, JoinedSource
-from mmcon.sources.listing import Listing
+from mmcon.sources.listing import Listing, TableOptions
 from mmcon.sources.tables import NONE, choose_columns, list_table
+from mmcon.sources.text import text_source
+from mmcon.sources.video import video_source
+
+MODALITIES = {"image": image_source, "audio": audio_source, "video": video_source, "text": text_source}
 
 
-@register_source("table/joined", modality="any")
 def joined_table(
     path: str | Path,
     *,
     split: str = "train",
     modality: Sequence[str] = ("image", "text"),
-    media_column: str | None = None,
-    text_columns: Sequence[str] | None = None,
-    label_column: str | None = None,
-    id_column: str | None = None,
-    split_column: str = "split",
-    classes: Sequence[str] | None = None,
-    test_share: float | None = None,
-    root: str | Path | None = None,
+    options: TableOptions,
 ) -> JoinedSource:
     """A table whose rows are pairs; rows that name one file of the first modality are instances of one sample.
 
@@ -40,42 +36,24 @@ def joined_table(
         path: the table: .csv, .tsv, .jsonl, .json or .parquet.
         split: "train", "test" (also found as val, validation, ...), or another value of the split column.
         modality: the modalities. The first one names the samples.
-        media_column: paths or bytes of the first modality that is not text; others are guessed by their usual names.
-        text_columns: one column of texts, or several that say the same.
-        label_column: classes of the samples; "none": no labels.
-        id_column: names of the samples; by default the files of the first modality.
-        split_column: the split of each pair.
-        classes: the names of the classes in order.
-        test_share: what is held out where there is no split column.
-        root: the folder that paths are relative to; by default that of the table.
+        options: what the columns mean; `media_column` is that of the first modality that is not text.
     """
     first, *others = modality
-    pairs = list_table(
-        path,
-        split=split,
-        modality=first,
-        media_column=None if first == "text" else media_column,
-        text_columns=text_columns if first == "text" else None,
-        label_column=label_column,
-        id_column=id_column,
-        split_column=split_column,
-        classes=classes,
-        test_share=test_share,
-        root=root,
-    )
+    own = {"media_column": None} if first == "text" else {"text_columns": None}
+    pairs = list_table(path, split=split, modality=first, options=replace(options, **own))
     first_row = {name: i for i, name in reversed(list(enumerate(pairs.names)))}
     sources: list[Source] = [MODALITIES[first](pairs.select([*reversed(first_row.values())]))]
     for other in others:
-        named = {"text": text_columns} if other == "text" else {"media": media_column if first == "text" else None}
-        sources.append(_instances(pairs, other, **named))
+        named: dict[str, Any] = {"text_columns": options.text_columns} if other == "text" else {}
+        if first == "text":
+            named = {"media_column": options.media_column}
+        sources.append(_instances(pairs, other, TableOptions(label_column=NONE, id_column=NONE, **named)))
     return JoinedSource(*sources)
 
 
-def _instances(
-    pairs: Listing, modality: str, *, media: str | None = None, text: Sequence[str] | None = None
-) -> GroupedSource:
+def _instances(pairs: Listing, modality: str, options: TableOptions) -> GroupedSource:
     """Another modality of the pairs, with all instances of each sample; a pair without a file is left out."""
-    columns = choose_columns(pairs.where, list(pairs.columns), modality, media=media, text=text, label=NONE, id=NONE)
+    columns = choose_columns(pairs.where, list(pairs.columns), modality, options)
     cells: list[Any] = list(pairs.columns[columns.media])
     if columns.texts:
         cells = list(zip(*(pairs.columns[name] for name in columns.texts), strict=True))

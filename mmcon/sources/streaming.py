@@ -22,7 +22,7 @@ from mmcon.errors import DataError
 from mmcon.random import keys, stable_id
 from mmcon.sources.base import Positions, Source
 from mmcon.sources.hub import pick_split, readable, undecoded
-from mmcon.sources.listing import handle_opener
+from mmcon.sources.listing import TableOptions, handle_opener
 from mmcon.sources.tables import choose_columns
 
 
@@ -123,9 +123,8 @@ class Stream:
             name, _ = pick_split(where, list(tables), split)
             table = tables[name]
             table = table if table.features else table._resolve_features()
-        columns = choose_columns(
-            where, list(table.features), modality, media=media_column, label=label_column, id=id_column
-        )
+        named = TableOptions(media_column=media_column, label_column=label_column, id_column=id_column)
+        columns = choose_columns(where, list(table.features), modality, named)
         table = undecoded(table, columns.media)
         names = tuple(classes or getattr(table.features.get(columns.label), "names", None) or ())
 

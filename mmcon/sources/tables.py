@@ -16,7 +16,7 @@ from typing import Any
 
 from mmcon.errors import DataError, InputError, nearest
 from mmcon.sources.labels import encode_labels, whole_numbers
-from mmcon.sources.listing import GROUP, Listing, SplitRule, split_listing
+from mmcon.sources.listing import GROUP, Listing, TableOptions, split_listing
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -33,49 +33,23 @@ ID = ("id", "__key__", "uid", "key", "image_id", "sample_id")
 NONE = "none"
 
 
-def list_table(
-    path: str | Path,
-    *,
-    split: str = "train",
-    modality: str = "image",
-    media_column: str | None = None,
-    text_columns: Sequence[str] | None = None,
-    label_column: str | None = None,
-    id_column: str | None = None,
-    split_column: str = "split",
-    group_column: str | None = None,
-    classes: Sequence[str] | None = None,
-    test_share: float | None = None,
-    fold: tuple[int, int] | None = None,
-    root: str | Path | None = None,
-) -> Listing:
+def list_table(path: str | Path, *, split: str = "train", modality: str = "image", options: TableOptions) -> Listing:
     """A table whose rows point to files, hold the bytes of files, or hold texts.
 
-    Samples are split by the split column if there is one, else by identity. Columns that are not named are guessed by
-    their usual names; "none" means no such column.
+    Samples are split by the split column if there is one, else by identity.
 
     Args:
         path: the table: .csv, .tsv, .jsonl, .json or .parquet.
         split: "train", "test" (also found as val, validation, ...), another value of the split column, or "all".
         modality: what the media are.
-        media_column: paths relative to `root`, bytes, or mappings with `bytes` or `path`.
-        text_columns: for texts: one column, or several that say the same (translations, title and body).
-        label_column: whole numbers or texts.
-        id_column: unique names of samples; by default the path, for texts the text, else the number of the row.
-        split_column: the split of each sample.
-        group_column: samples of equal values stay in one split; for audio by default `prompt`.
-        classes: the names of the classes in order; by default all texts of the label column, sorted.
-        test_share: what is held out where there is no split column; by default 0.1, and 0.25 of videos.
-        fold: (k, folds): hold out the k-th fold instead.
-        root: the folder that paths are relative to; by default that of the table.
+        options: what the columns mean, and what is held out where there is no split column.
     """
     file, where = Path(path).expanduser(), f"table {str(path)!r}"
     table = read_table(file)
-    columns = choose_columns(
-        where, list(table), modality, media=media_column, text=text_columns, label=label_column, id=id_column
-    )
+    columns = choose_columns(where, list(table), modality, options)
     cells, ids = table[columns.media], table[columns.id] if columns.id else None
-    labels, names = encode_labels(where, table[columns.label], classes) if columns.label else (None, ())
+    labels, classes = encode_labels(where, table[columns.label], options.classes) if columns.label else (None, ())
+    used = (columns.media, columns.label, options.split_column)
     listing = Listing(
         where,
         f"{file.name} ({split})",
@@ -83,17 +57,17 @@ def list_table(
         sample_names(cells, ids, numbered=modality == "text"),
         _media_cells(where, table, columns),
         labels,
-        names,
-        columns={name: table[name] for name in table if name not in (columns.media, columns.label, split_column)},
-        root=Path(root).expanduser() if root is not None else file.parent,
+        classes,
+        columns={name: cells for name, cells in table.items() if name not in used},
+        root=Path(options.root).expanduser() if options.root is not None else file.parent,
         versions=columns.texts,
         notes=columns.notes,
     )
     # Equal texts stay in one split, as equal values of the group column do.
-    group = group_column or GROUP.get(modality)
+    group = options.group_column or GROUP.get(modality)
     by = table.get(group) if group else cells if modality == "text" and ids is None else None
-    how = SplitRule(test_share, fold, by, repr(group) if group and by is not None else "identity")
-    listing = split_listing(listing, split, how, own=table.get(split_column))
+    said = repr(group) if group and by is not None else "identity"
+    listing = split_listing(listing, split, options, own=table.get(options.split_column), by=by, said=said)
     _check_files(listing)
     return listing
 
@@ -135,43 +109,26 @@ class Columns:
     notes: tuple[str, ...] = ()
 
 
-def choose_columns(
-    where: str,
-    available: Sequence[str],
-    modality: str,
-    *,
-    media: str | None,
-    label: str | None,
-    id: str | None,
-    text: Sequence[str] | None = None,
-) -> Columns:
-    """Take the columns that were named, and guess the others by their usual names.
-
-    Args:
-        where: the source, for messages.
-        available: the columns of the table.
-        modality: what the media column holds.
-        media: the column that was named for the media, if any.
-        label: the same for the labels; "none" where they are not wanted.
-        id: the same for the names of samples.
-        text: the columns that were named for texts.
+def choose_columns(where: str, available: Sequence[str], modality: str, options: TableOptions) -> Columns:
+    """Take the columns that were named, and guess the others by their usual names; "none" means no such column.
 
     Raises:
         DataError: a named column is missing, or no column fits the media.
     """
+    text = options.text_columns or ()
     if text and modality != "text":
         fix = "modality='text', or ('image', 'text')"
         raise InputError(where, expected="text_columns with texts", got=f"modality {modality!r}", fix=fix)
-    given = {"media": text[0] if text else media, "label": label, "id": id}
+    named = {"media": text[0] if text else options.media_column, "label": options.label_column, "id": options.id_column}
     # Spans of one video are several samples, so that a video's id is no name for them.
     usual = {"media": MEDIA.get(modality, (modality,)), "label": LABEL, "id": () if modality == "video" else ID}
     lowered = {column.lower(): column for column in reversed(available)}
     chosen: dict[str, str | None] = {}
     notes = []
-    for meaning, name in [*given.items(), *(("text", name) for name in (text or ())[1:])]:
+    for meaning, name in [*named.items(), *(("text", name) for name in text[1:])]:
         if name is not None and name != NONE and name not in available:
-            fix = nearest(name, list(available))
-            raise DataError(where, expected=f"a {meaning} column {name!r}", got=f"columns {list(available)}", fix=fix)
+            got, fix = f"columns {list(available)}", nearest(name, list(available))
+            raise DataError(where, expected=f"a {meaning} column {name!r}", got=got, fix=fix)
         guess = next((lowered[usually] for usually in usual.get(meaning, ()) if usually in lowered), None)
         chosen[meaning] = None if name == NONE else name if name is not None else guess
         if name is None:
