@@ -1,6 +1,6 @@
-"""What `mmcon doctor` looks at: whether this machine and these data will do, before a long run finds out.
+"""The checks of `mmcon doctor`: whether this machine and these data can carry a run.
 
-Every check tries the thing itself: a decoder is judged by decoding, a process group by forming one.
+Every check performs the operation itself: it decodes a file to check a decoder, and forms a process group to check one.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ _MARKS = {"good": "ok  ", "note": "note", "bad": "BAD "}
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        level: good, note (works, but know this) or bad (will not work).
-        what: the thing that was checked.
-        told: what was found, and what to do about it.
+        level: good, note (works with a limitation) or bad (fails).
+        subject: the checked component.
+        message: the result, and a fix if there is one.
     """
 
     level: Literal["good", "note", "bad"]
-    what: str
-    told: str
+    subject: str
+    message: str
 
     def __str__(self) -> str:
-        return f"{_MARKS[self.level]}  {self.what}: {self.told}"
+        return f"{_MARKS[self.level]}  {self.subject}: {self.message}"
 
 
 def environment() -> Iterator[Finding]:
     """Check versions, decoders, plug-ins, disk, shared memory and process groups."""
     yield from _versions()
     for name, decode in (("images", _decode_image), ("sounds", _decode_sound), ("video", _decode_video)):
-        yield _tried(f"decoding {name}", decode)
+        yield _run_check(f"decoding {name}", decode)
     yield _torchcodec()
     yield from _plugins()
     yield _space("disk", Path.cwd(), wanted_gib=5.0)
@@ -57,16 +57,16 @@ def environment() -> Iterator[Finding]:
 
 
 def chaos() -> Iterator[Finding]:
-    """Make each fault of the suite on this machine, in a folder for the moment, and tell what became of the run."""
+    """Inject each fault of the suite on this machine, in a temporary folder, and report how the run recovered."""
     from mmcon.operations.fault_injection import FAULTS
 
     for name, fault in FAULTS.items():
 
-        def tried(fault: Callable[[Path], str] = fault) -> str:
+        def inject(fault: Callable[[Path], str] = fault) -> str:
             with tempfile.TemporaryDirectory() as folder:
                 return fault(Path(folder))
 
-        yield _tried(f"fault: {name}", tried)
+        yield _run_check(f"fault: {name}", inject)
 
 
 def data(name: str, *, everything: bool = False, most: int = 2000) -> Iterator[Finding]:
@@ -74,8 +74,8 @@ def data(name: str, *, everything: bool = False, most: int = 2000) -> Iterator[F
 
     Args:
         name: a folder or the name of a source.
-        everything: decode all rows rather than at most `most`, evenly chosen.
-        most: see above.
+        everything: decode all samples rather than at most `most`, evenly spaced.
+        most: the largest number of samples to decode otherwise.
     """
     try:
         source = create_source(name, split="train")
@@ -85,57 +85,60 @@ def data(name: str, *, everything: bool = False, most: int = 2000) -> Iterator[F
     yield Finding("good", "data", source.describe())
     yield from _classes(source)
     yield from _held_out(name, source)
-    rows = range(0, len(source), 1 if everything else max(1, len(source) // most))
+    indices = range(0, len(source), 1 if everything else max(1, len(source) // most))
     for modality, member in source.members.items():
-        faults = [fault for row in rows if (fault := _fault(member, row))]
+        faults = [fault for index in indices if (fault := _fault(member, index))]
         shown = "".join(f"\n      {fault}" for fault in faults[:10])
-        level = "bad" if len(faults) == len(rows) else "note" if faults else "good"
-        yield Finding(level, f"{modality} files", f"{len(faults)} of {len(rows)} looked at cannot be read{shown}")
+        level = "bad" if len(faults) == len(indices) else "note" if faults else "good"
+        yield Finding(
+            level, f"{modality} files", f"{len(faults)} of {len(indices)} decoded samples cannot be read{shown}"
+        )
 
 
-# The published sizes of ImageNet-1k's parts, by which an incomplete copy is known.
+# The published sizes of ImageNet-1k's splits: an incomplete copy has fewer samples.
 _IMAGENET = {"classes": 1000, "train": 1_281_167, "val": 50_000}
 
 
 def _classes(source: Source) -> Iterator[Finding]:
-    """How the labels fall, and whether a copy of ImageNet is whole."""
+    """Check the number of samples of each class, and whether a copy of ImageNet is complete."""
     if source.labels is None:
         return
     counts = torch.bincount(source.labels, minlength=len(source.classes))
     fewest = int(counts.argmin())
-    told = f"{len(counts)} classes of {int(counts.min())} ({source.classes[fewest]}) to {int(counts.max())} rows"
+    message = f"{len(counts)} classes of {int(counts.min())} ({source.classes[fewest]}) to {int(counts.max())} samples"
     enough = len(counts) >= 2 and int(counts.min()) >= 2
-    yield Finding("good" if enough else "note", "classes", told)
+    yield Finding("good" if enough else "note", "classes", message)
     if len(counts) == _IMAGENET["classes"]:
         whole = len(source) == _IMAGENET["train"]
-        told = f"{len(source):,} rows of 1,000 classes; ImageNet-1k has {_IMAGENET['train']:,}"
-        yield Finding("good" if whole else "note", "ImageNet", told)
+        message = f"{len(source):,} samples of 1,000 classes; ImageNet-1k has {_IMAGENET['train']:,}"
+        yield Finding("good" if whole else "note", "ImageNet", message)
 
 
 def _held_out(name: str, train: Source) -> Iterator[Finding]:
-    """Whether there is a part to test on, that shares no row with the training part."""
+    """Check that there is a test split, and that it shares no sample with the training split."""
     try:
         test = create_source(name, split="test")
     except MmconError as error:
-        yield Finding("note", "held-out part", str(error).partition("\n")[0])
+        yield Finding("note", "held-out split", str(error).partition("\n")[0])
         return
     shared = int(torch.isin(test.ids, train.ids).sum())
     level = "bad" if shared else "good"
-    told = f"{len(test):,} rows" + (f", {shared:,} of which are training rows too" if shared else "")
+    message = f"{len(test):,} samples" + (f", {shared:,} of which are training samples too" if shared else "")
     lacking = len(set(range(len(train.classes))) - set(test.labels.tolist())) if test.labels is not None else 0
     if lacking and not shared:
-        level, told = "note", f"{told}, without any of {lacking} of {len(train.classes)} classes"
+        level, message = "note", f"{message}, without any of {lacking} of {len(train.classes)} classes"
     if len(train.classes) == _IMAGENET["classes"] and len(test) != _IMAGENET["val"]:
-        level, told = "bad" if shared else "note", f"{told}; ImageNet-1k's has {_IMAGENET['val']:,}"
-    yield Finding(level, "held-out part", told)
+        level, message = "bad" if shared else "note", f"{message}; ImageNet-1k's has {_IMAGENET['val']:,}"
+    yield Finding(level, "held-out split", message)
 
 
-def _fault(source: Source, row: int) -> str:
-    present = source.present(torch.tensor([row]))
+def _fault(source: Source, index: int) -> str:
+    """The first line of the error that a sample raises, or nothing."""
+    present = source.present(torch.tensor([index]))
     if present is not None and not bool(present[0]):
         return ""
     try:
-        sample = source.open([row])[0]
+        sample = source.open([index])[0]
         if hasattr(sample, "decode"):
             sample.decode()
     except (DataError, OSError) as error:
@@ -147,11 +150,11 @@ def _versions() -> Iterator[Finding]:
     import torchaudio
     import torchvision
 
-    parts = {"torch": torch, "torchvision": torchvision, "torchaudio": torchaudio}
-    told = ", ".join(f"{name} {part.__version__}" for name, part in parts.items())
-    yield Finding("good", "versions", f"Python {sys.version.split()[0]}, {told}")
-    # The part after the plus sign, such as cu128 or cpu; builds of one index have the same.
-    builds = {part.__version__.partition("+")[2] or "unmarked" for part in parts.values()}
+    packages = {"torch": torch, "torchvision": torchvision, "torchaudio": torchaudio}
+    message = ", ".join(f"{name} {package.__version__}" for name, package in packages.items())
+    yield Finding("good", "versions", f"Python {sys.version.split()[0]}, {message}")
+    # The suffix after the plus sign, such as cu128 or cpu, is the same for all builds of one index.
+    builds = {package.__version__.partition("+")[2] or "unmarked" for package in packages.values()}
     if len(builds) == 1:
         yield Finding("good", "builds", f"all {builds.pop()}")
     else:
@@ -159,11 +162,11 @@ def _versions() -> Iterator[Finding]:
         yield Finding("bad", "builds", f"mixed ({', '.join(sorted(builds))}); {fix}")
 
 
-def _tried(what: str, check: Callable[[], str]) -> Finding:
+def _run_check(subject: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding("good", what, check())
-    except Exception as error:  # whatever a library raises is the finding
-        return Finding("bad", what, f"{type(error).__name__}: {error}")
+        return Finding("good", subject, check())
+    except Exception as error:  # libraries raise errors of any type; each is a finding
+        return Finding("bad", subject, f"{type(error).__name__}: {error}")
 
 
 def _decode_image() -> str:
@@ -204,7 +207,7 @@ def _decode_video() -> str:
 
 
 def _torchcodec() -> Finding:
-    """TorchCodec may import and yet fail without a system's FFmpeg: only a decoder that was built counts."""
+    """Check TorchCodec by a decoder: without the FFmpeg libraries it imports, and fails at the first decoder."""
     try:
         import numpy as np
         import soundfile
@@ -213,7 +216,7 @@ def _torchcodec() -> Finding:
         file = io.BytesIO()
         soundfile.write(file, np.zeros(800, dtype=np.float32), 8000, format="WAV")
         AudioDecoder(file.getvalue())
-    except Exception as error:  # RuntimeError, ImportError, OSError: all mean that it is not there
+    except Exception as error:  # RuntimeError, ImportError or OSError, by the cause
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return Finding("good", "TorchCodec (optional)", f"not usable here, and not needed: {first[:80]}")
     return Finding("good", "TorchCodec (optional)", "usable")
@@ -232,10 +235,12 @@ def _plugins() -> Iterator[Finding]:
         yield Finding("bad", f"plug-in {point}", repr(error))
 
 
-def _space(what: str, path: Path, *, wanted_gib: float) -> Finding:
+def _space(subject: str, path: Path, *, wanted_gib: float) -> Finding:
     free = shutil.disk_usage(path).free / 2**30
     enough = free >= wanted_gib
-    return Finding("good" if enough else "note", what, f"{free:.1f} GiB free" + ("" if enough else ", which is little"))
+    return Finding(
+        "good" if enough else "note", subject, f"{free:.1f} GiB free" + ("" if enough else ", which is little")
+    )
 
 
 def _gpu() -> Finding:
@@ -246,7 +251,7 @@ def _gpu() -> Finding:
     return Finding("good", "GPU", f"{', '.join(names)}, {bf16} bfloat16")
 
 
-# In a process of its own, which the check can end if a firewall lets it hang.
+# In a process of its own, which the check can end if a firewall blocks it.
 _GROUP = """
 import sys, torch, torch.distributed as d
 d.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)

@@ -1,8 +1,8 @@
 """Faults injected into a small real training: it is killed at any point, and must continue with identical steps.
 
-`mmcon doctor --chaos` runs all of `FAULTS` on the user's machine, and the tests run the same functions. Every fault runs
-in a program of its own (`python -m mmcon.operations.fault_injection`), which forks before it computes anything, so that a
-training costs its steps and not its imports.
+`mmcon doctor --chaos` runs all of `FAULTS` on the user's machine, and the tests run the same functions. Every fault
+runs in a program of its own (`python -m mmcon.operations.fault_injection`), which forks before it computes anything:
+a training then costs its steps and not its imports.
 """
 
 from __future__ import annotations

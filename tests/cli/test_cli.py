@@ -49,7 +49,7 @@ def test_a_view_is_described(mmcon):
 
 
 def test_invalid_input_gives_one_line_and_a_fix(mmcon, tmp_path, photo):
-    for arguments, told in (
+    for arguments, message in (
         (("views", "image/simcrl"), "did you mean 'image/simclr'"),
         (("views", "--modality", "smell"), "expected a modality"),
         (("show", "image/simclr", "--input", tmp_path / "gone.jpg"), "gone.jpg"),
@@ -62,7 +62,7 @@ def test_invalid_input_gives_one_line_and_a_fix(mmcon, tmp_path, photo):
         status, out, err = mmcon(*arguments)
         assert (status, out) == (2, ""), arguments
         assert err.startswith("mmcon: ")
-        assert told in err
+        assert message in err
         assert "Traceback" not in err
 
 
@@ -139,7 +139,7 @@ def test_the_doctor_names_a_folder_that_is_not_there(tmp_path):
 
 @pytest.mark.slow
 def test_the_doctor_examines_the_environment():
-    findings = {finding.what: finding for finding in doctor.environment()}
-    for what in ("versions", "decoding images", "decoding sounds", "decoding video", "process groups"):
-        assert findings[what].level == "good", str(findings[what])
-    assert "gloo" in findings["process groups"].told
+    findings = {finding.subject: finding for finding in doctor.environment()}
+    for subject in ("versions", "decoding images", "decoding sounds", "decoding video", "process groups"):
+        assert findings[subject].level == "good", str(findings[subject])
+    assert "gloo" in findings["process groups"].message
