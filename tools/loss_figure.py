@@ -1,4 +1,4 @@
-"""Draw docs/images/loss_gradient.svg: which positives the gradient of the out and of the in form works on.
+"""Draw docs/images/loss_gradient.svg: how the gradients of the out and the in form weight positives.
 
 uv run python tools/loss_figure.py
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from mmcon.losses import diagnose, weighted_supcon
 OUTPUT = Path(__file__).parent.parent / "docs" / "images" / "loss_gradient.svg"
 
 
-def rows(classes: int = 8, each: int = 32, d: int = 32) -> tuple[Tensor, Tensor]:
-    """Classes around centres, some members near theirs and some far."""
+def rows(classes: int = 8, each: int = 32, d: int = 32) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+    """Rows of classes around random centers, at distances from near to far."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(classes).repeat(each)
     spread = torch.linspace(0.3, 2.0, classes * each, dtype=torch.float64)[:, None]
@@ -29,8 +30,10 @@ def rows(classes: int = 8, each: int = 32, d: int = 32) -> tuple[Tensor, Tensor]
     return torch.nn.functional.normalize(unit(classes)[labels] + spread * unit(classes * each), dim=1), labels
 
 
-def pull_on_positives(z: Tensor, labels: Tensor, form: str, temperature: float) -> tuple[Tensor, Tensor]:
-    """An anchor's positives: their similarity, and minus the gradient at it, times the temperature."""
+def attraction_of_positives(
+    z: Float[Tensor, "n d"], labels: Int[Tensor, " n"], form: str, temperature: float
+) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
+    """The similarity of one anchor to its positives, and the negative gradient at it times the temperature."""
     s = (z @ z.T)[:1].clone().requires_grad_()
     affinity = SameLabel(labels[:1], labels)
     loss = weighted_supcon(
@@ -56,10 +59,10 @@ def main() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "mmcon"
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for form, colour in (("out", "#1b6ca8"), ("in", "#c8553d")):
-        left.plot(temperatures, [getattr(d, f"effective_positives_{form}") for d in found], color=colour, label=form)
-        similarity, pull = pull_on_positives(z, labels, form, 0.1)
-        right.scatter(similarity, pull, s=14, color=colour, label=form)
+    for form, color in (("out", "#1b6ca8"), ("in", "#c8553d")):
+        left.plot(temperatures, [getattr(d, f"effective_positives_{form}") for d in found], color=color, label=form)
+        similarity, attraction = attraction_of_positives(z, labels, form, 0.1)
+        right.scatter(similarity, attraction, s=14, color=color, label=form)
     left.axhline(31, color="grey", lw=0.8, ls=":")
     left.set(xscale="log", xlabel="temperature", ylabel="effective positives (of 31)", ylim=(0, None))
     right.set(xlabel="similarity of a positive to the anchor", ylabel="pull on it (temperature .1)")
