@@ -1,4 +1,4 @@
-"""Draw the contact sheets of docs/views-image.md: eight views of one photo by every image view generator.
+"""Make the contact sheets of docs/views-image.md: eight views of one photo by every image view generator.
 
     uv run python tools/image_sheets.py
 
@@ -77,7 +77,7 @@ def photos() -> list[ImageHandle]:
 
 
 def sheet(views: Tensor) -> Image.Image:
-    """Views side by side; numbers outside [0, 1] are stretched, and two channels stand as red and blue beside gray."""
+    """Views side by side; values outside [0, 1] are rescaled, and two channels are shown as red and blue."""
     low, high = views.amin(), views.amax()
     if views.shape[1] < 3 or low < 0 or high > 1:
         views = (views - low) / (high - low)
@@ -89,12 +89,12 @@ def sheet(views: Tensor) -> Image.Image:
 
 
 def whole(view: ViewGenerator) -> ViewGenerator:
-    """A generator that keeps sizes, behind one that brings photos to the sheet's."""
+    """The generator after a resize to the size of the sheet, where it does not resize itself."""
     return view if view.ragged else Chain(("resize", Resize(size=SIDE)), ("view", view))
 
 
 def views_of(view: ViewGenerator, table: Keys) -> Tensor:
-    """Views of the photos; one that mixes two samples mixes each with the photo that it is not."""
+    """Views of the photos; a generator that mixes gets the other photo as partner."""
     samples = photos()
     if mixing_child(view) is None:
         return collate(view(samples, table))
