@@ -1,1 +1,1 @@
-"""Pictures and pages of what was done."""
+"""Contact sheets: views of a file as an image, with their parameters."""

@@ -1,10 +1,10 @@
-"""The laws that anything registered obeys, built-in or third-party.
+"""The laws of registered components, built-in or third-party.
 
     from mmcon.testing import check_view
     check_view(mmcon.create_view("my/view"), samples)      # raises LawBroken, naming the law
 
-A law is a property that users rely on: that a view does not depend on the batch that it sits in, that parameters can be
-logged and replayed, that nothing touches the global random state. Which laws hold follows a generator's scope.
+A law is a property that users rely on: a view does not depend on its batch, parameters can be logged and replayed, the
+global random state does not change. The scope of a generator determines its laws.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from mmcon.views import (
 
 
 class LawBroken(AssertionError):
-    """A component does not keep a law; the message names both, and how it was seen."""
+    """A component breaks a law; the message has both, and the observation."""
 
-    def __init__(self, component: Any, law: str, seen: str) -> None:
-        super().__init__(f"{component!r} breaks the law {law!r}: {seen}")
+    def __init__(self, component: Any, law: str, observed: str) -> None:
+        super().__init__(f"{component!r} breaks the law {law!r}: {observed}")
 
 
 def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 1)) -> None:
-    """Put a view generator through every law of its scope.
+    """Check a view generator against every law of its scope.
 
     Args:
         view: the generator or chain.
-        samples: at least three samples that it takes: a stacked tensor, a mapping of tensors, or a list of samples.
-        seeds: seeds to draw with.
+        samples: at least three valid inputs: a stacked tensor, a mapping of tensors, or a list of samples.
+        seeds: the seeds of the draws.
 
     Raises:
         LawBroken: a law does not hold.
@@ -63,7 +63,7 @@ def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 
         params = _draws_are_functions_of_keys(view, samples, table)
         _params_are_data(view, params, n)
         if any(part.scope == "stateful" for _, part in view.children()):
-            continue  # what it makes depends on a memory, as its scope declares
+            continue  # its views depend on earlier batches, as the scope declares
         if mixing_child(view) is not None:
             _partners_alone_matter(view, samples, params, n)
             continue
@@ -75,11 +75,11 @@ def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 
 
 
 def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None:
-    """Put a sampler through its laws.
+    """Check a batch sampler against its laws.
 
     Args:
-        make: makes the sampler for a seed, `make(seed=0)`.
-        epochs: how many to look at.
+        make: builds the sampler for a seed, `make(seed=0)`.
+        epochs: the number of epochs to check.
 
     Raises:
         LawBroken: a law does not hold.
@@ -89,7 +89,7 @@ def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None
     batches = [sampler.batch(step) for step in steps]
     for step in reversed(steps):
         if not _equal(same.batch(step).indices, batches[step].indices):
-            raise LawBroken(sampler, "state is the step", f"batch {step} differs when batches are asked for backwards")
+            raise LawBroken(sampler, "state is the step", f"batch {step} differs when the steps are requested in reverse order")
     for batch in batches:
         if len(batch) != sampler.batch_size:
             raise LawBroken(
@@ -103,7 +103,7 @@ def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None
         of_epoch = batches[epoch * sampler.steps_per_epoch : (epoch + 1) * sampler.steps_per_epoch]
         rows = torch.stack([torch.cat([b.indices for b in of_epoch]), torch.cat([b.occurrence for b in of_epoch])], 1)
         if len(rows.unique(dim=0)) < len(rows):
-            raise LawBroken(sampler, "repeats are told apart", f"epoch {epoch} has a row twice with one occurrence")
+            raise LawBroken(sampler, "occurrences are unique", f"epoch {epoch} has a sample twice with one occurrence")
     if all(_equal(other.batch(step).indices, batches[step].indices) for step in steps):
         raise LawBroken(sampler, "seeds matter", "another seed gives the same batches")
 
@@ -117,19 +117,19 @@ def _draws_are_functions_of_keys(view: ViewGenerator, samples: Any, table: Keys)
     with unchanged_global_randomness(view, "draw"):
         params = chain.draw(table, meta)
     if not _equal(chain.draw(table, meta), params):
-        raise LawBroken(view, "draw is a function", "the same keys drew other parameters the second time")
+        raise LawBroken(view, "draw is a function", "the same keys gave other parameters the second time")
     for part in (slice(0, 1), slice(1, None), torch.tensor([2, 0])):
         split = chain.draw(table[part], select_samples(meta, part))
         if not _equal(split, select_samples(params, part)):
-            raise LawBroken(view, "draws do not depend on the batch", f"rows {part} alone drew other parameters")
+            raise LawBroken(view, "draws do not depend on the batch", f"samples {part} alone have other parameters")
     return params
 
 
 def _params_are_data(view: ViewGenerator, params: Params, n: int) -> None:
-    """Parameters are CPU tensors with one row a sample, and survive JSON bit by bit."""
+    """Parameters are CPU tensors with one row per sample, and equal bit by bit after a round trip through JSON."""
     check_params(repr(view), params, n)
     if not _equal(params_from_json(params_to_json(params)), params):
-        raise LawBroken(view, "parameters are data", "they differ after a trip through JSON")
+        raise LawBroken(view, "parameters are data", "they differ after a round trip through JSON")
 
 
 def _apply_is_a_function(view: ViewGenerator, samples: Any, params: Params) -> None:
@@ -138,14 +138,14 @@ def _apply_is_a_function(view: ViewGenerator, samples: Any, params: Params) -> N
     with unchanged_global_randomness(view, "apply"):
         views = collate(as_chain(view).apply(samples, params))
     if not _equal(collate(as_chain(view).apply(samples, params)), views):
-        raise LawBroken(view, "apply is a function", "the same parameters made other views the second time")
+        raise LawBroken(view, "apply is a function", "the same parameters gave other views the second time")
     tensors = isinstance(samples, Tensor | Mapping) or all(isinstance(s, Tensor) for s in samples)
     if (tensors and not _equal(samples, before[0])) or not _equal(params, before[1]):
-        raise LawBroken(view, "apply changes nothing", "the samples or the parameters were written to")
+        raise LawBroken(view, "apply changes nothing", "the samples or the parameters were modified")
 
 
 def _alone_equals_in_a_batch(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
-    """A sample gets the same bits alone as in the batch."""
+    """The view of a sample has the same bits alone as in the batch."""
     chain = as_chain(view)
     together = collate(chain.apply(samples, params))
     for row in range(n):
@@ -166,7 +166,7 @@ def _partners_alone_matter(view: ViewGenerator, samples: Any, params: Params, n:
     drawn = collate(chain.apply_ragged(samples, params))
     together = apply_mixing(chain, drawn, params, partners)
     if not _equal(apply_mixing(chain, drawn, params, partners), together):
-        raise LawBroken(view, "apply is a function", "the same parameters made other views the second time")
+        raise LawBroken(view, "apply is a function", "the same parameters gave other views the second time")
     for row in range(n):
         two = torch.tensor([row, int(partners[row])])
         alone = apply_mixing(chain, _rows(drawn, two), select_samples(params, two), torch.tensor([1]))
@@ -188,7 +188,7 @@ def _over_equals_anew(view: ViewGenerator, samples: Any, params: Params) -> None
             part.apply_(over, params[name])
             part.copy_into(made, anew, name)
             if not _equal(over, anew):
-                raise LawBroken(view, "in place equals anew", f"{name} made other views over the batch")
+                raise LawBroken(view, "in place equals anew", f"{name} gave other views in place")
         batch = made
 
 
@@ -210,7 +210,7 @@ def _pickles(view: ViewGenerator) -> None:
 
 @contextmanager
 def unchanged_global_randomness(component: Any, doing: str) -> Iterator[None]:
-    """Raise LawBroken if the global random state of torch, NumPy or Python is another after the block."""
+    """Raise LawBroken if the block changes the global random state of torch, NumPy or Python."""
     before = _global_randomness()
     yield
     after = _global_randomness()
@@ -220,7 +220,7 @@ def unchanged_global_randomness(component: Any, doing: str) -> Iterator[None]:
 
 
 def _global_randomness() -> dict[str, Any]:
-    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 (the state that others use)
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 (the law is about this state)
     return {
         "torch": torch.get_rng_state().tolist(),
         "NumPy": str(numpy_state["state"]["key"].tolist()) + str(numpy_state["state"]["pos"]),  # type: ignore[index,call-overload]

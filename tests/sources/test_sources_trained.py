@@ -209,17 +209,17 @@ def test_folders_of_videos_and_sounds_find_their_sources(tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "shards", "tables"])
 def test_the_doctor_knows_the_usual_layouts(kind, tmp_path, pictures):
     path = write(kind, tmp_path / "data", pictures)
-    found = {finding.what: finding for finding in doctor.data(str(path))}
+    found = {finding.subject: finding for finding in doctor.data(str(path))}
     assert {f.level for f in found.values()} == {"good"}, [str(f) for f in found.values()]
-    assert "30 rows" in found["held-out part"].told
-    assert "3 classes" in found["classes"].told
-    assert found["image files"].told.startswith("0 of 60")
+    assert "30 samples" in found["held-out split"].message
+    assert "3 classes" in found["classes"].message
+    assert found["image files"].message.startswith("0 of 60")
 
 
 def test_the_doctor_names_rows_that_are_in_both_parts(tmp_path, pictures):
     rows = [{"id": p["id"], "image": p["image"], "label": p["label"], "split": p["split"]} for p in pictures]
     rows += [{**row, "split": "val"} for row in rows[:4]]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "all.parquet")
-    found = {finding.what: finding for finding in doctor.data(str(tmp_path / "all.parquet"))}
-    assert found["held-out part"].level == "bad"
-    assert "4 of which are training rows too" in found["held-out part"].told
+    found = {finding.subject: finding for finding in doctor.data(str(tmp_path / "all.parquet"))}
+    assert found["held-out split"].level == "bad"
+    assert "4 of which are training samples too" in found["held-out split"].message
