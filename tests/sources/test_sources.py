@@ -12,7 +12,7 @@ from mmcon.sources.base import Subset, TensorSource, class_counts, class_weights
 from mmcon.sources.bundled.fashion_images import fashion
 from mmcon.sources.factory import create_source
 from mmcon.sources.joined import JoinedSource
-from mmcon.sources.splits import held_out
+from mmcon.sources.splits import held_out, held_out_fold, match_split
 from mmcon.sources.unreadable import read_quarantine
 
 
@@ -198,3 +198,57 @@ def test_quarantine_is_plain_json(tmp_path):
     file.write_text(json.dumps({"file": "a", "reason": "r"}) + "\n\n")
     assert read_quarantine(file) == ["a"]
     assert read_quarantine(None) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "Test"), ("training", "validation"), ("training_set", "test_set"), ("TRAIN", "VAL")]
+)
+def test_split_folders_are_found_by_any_spelling(folder, train, test):
+    (folder / "train").rename(folder / "moved")
+    (folder / "val").rename(folder / test)
+    (folder / "moved").rename(folder / train)
+    assert create_source(folder).names[0].startswith(f"{train}/")
+    assert {name.partition("/")[0] for name in create_source(folder, split="test").names} == {test}
+    assert len(create_source(folder, split="all")) == 72
+
+
+def test_a_class_called_train_is_a_class(folder):
+    (folder / "train").rename(folder / "kept")
+    for new, old in (("Train", "pullover"), ("Bus", "trouser")):
+        (folder / "kept" / old).rename(folder / "kept" / new)
+    assert create_source(folder / "kept").classes == ("Bus", "T-shirt-top", "Train")
+
+
+@pytest.mark.parametrize(
+    ("available", "split", "found"),
+    [
+        (["train", "test"], "train", "train"),
+        (["Training", "VAL"], "test", "VAL"),
+        (["val", "test"], "valid", "val"),
+        (["validation", "val", "Test"], "dev", "val"),
+        (["train", "extra"], "Extra", "extra"),
+        (["train", "extra"], "test", None),
+    ],
+)
+def test_a_split_is_found_by_its_usual_names(available, split, found):
+    assert match_split(available, split) == found
+
+
+def test_a_fold_holds_out_every_sample_once():
+    ids = stable_ids(f"video {i}" for i in range(11))
+    out = torch.stack([held_out_fold(ids, fold, 4) for fold in range(4)])
+    # Eleven samples in folds of 3, 3, 3 and 2.
+    assert out.sum(1).tolist() == [3, 3, 3, 2]
+    assert out.sum(0).tolist() == [1] * 11
+
+
+def test_one_error_for_what_is_not_there(folder):
+    with pytest.raises(DataError, match="bundled are samples/emoji-spoken, samples/speech"):
+        create_source("samples/fashion", modality="audio")
+    with pytest.raises(UnknownNameError, match="did you mean 'image'"):
+        create_source(folder, modality="images")
+    with pytest.raises(InputError, match="did you mean 'max_failures'"):
+        create_source(folder, max_failure=0.1)
+    with pytest.raises(DataError, match="a table of pairs"):
+        create_source(folder, modality=("image", "text"))
+    assert len(create_source(folder, optional={"max_failures": 0.5, "rate_hz": 8_000})) == 36

@@ -155,6 +155,61 @@ def test_manifests_point_to_files(files, pictures, suffix):
     assert trains(train)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_pairs_of_every_format_are_joined_by_the_image(files, pictures, suffix):
+    names = [f"media/{p['id']}.png" for p in pictures[:30]]
+    rows = [
+        {"image": names[i % 30], "title": f"title {i}", "body": f"body {i}", "label": i % 30 % 3} for i in range(90)
+    ]
+    path = files / f"pairs.{suffix}"
+    if suffix == "json":
+        path.write_text(json.dumps(rows))
+    elif suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif suffix == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="") as out:
+            writer = csv.DictWriter(out, list(rows[0]), delimiter="\t" if suffix == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    train, test = (
+        create_source(path, modality=("image", "text"), split=split, text_columns=("title", "body"), test_share=0.3)
+        for split in ("train", "test")
+    )
+    assert len(train) + len(test) == 30
+    assert not set(train.ids.tolist()) & set(test.ids.tolist())
+    texts = train.members["text"].open([4])[0]
+    assert len(texts.instances) == 3
+    number = int(texts.instances[0].value.removeprefix("title "))
+    assert texts.instances[0].version("body").value == f"body {number}"
+    shown = train.members["image"].open([4])[0].decode()[:1]
+    assert torch.equal(shown, pictures[number % 30]["pixels"])
+    assert int(train.labels[4]) == number % 30 % 3
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("path,label\n0.png,007\n1.png,101\n", ("007", "101")),
+        ("path,label\n0.png,3\n1.png,other\n", ("3", "other")),
+        ("\ufeffpath, label\n0.png,3\n1.png,1\n", ("0", "1", "2", "3")),
+        ("path,label\n0.png,a\n1.png,\n", "1 samples without one"),
+        ("path,label\n0.png,a\n1.png,b,c\n", "3 cells in line 3"),
+        ("path,label\n0.png,0.5\n1.png,0.25\n", "all of one type"),
+    ],
+)
+def test_labels_of_csv_tables(tmp_path, text, classes):
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    if isinstance(classes, str):
+        with pytest.raises(DataError, match=classes):
+            create_source(tmp_path / "list.csv", split="all")
+    else:
+        assert create_source(tmp_path / "list.csv", split="all").classes == classes
+
+
 def test_parquet_that_holds_the_bytes(tmp_path, pictures):
     rows = [{"id": p["id"], "photo": p["image"], "label": p["label"]} for p in pictures]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "all.parquet")
