@@ -79,7 +79,7 @@ def train(experiment: str, options: argparse.Namespace) -> None:
 def epochs_of(video_graded: Any, settings: dict[str, Any], steps: int) -> int:
     """Epochs for this number of steps, so that folds of few and of many videos have one budget."""
     config = video_graded.Config(**settings)
-    return math.ceil(steps / (len(video_graded.open_videos(config, "train")) // config.batch_size))
+    return math.ceil(steps / (len(video_graded.open_split(config, "train")) // config.batch_size))
 
 
 def summary(output: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Shaped
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def save_model(model: nn.Module, config: Mapping[str, Any], folder: str | Path) 
     return folder
 
 
-def _without_shared_storage(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_shared_storage(state: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
     """Contiguous tensors; of names with one storage the first is kept, since safetensors refuses shared storage."""
     seen: set[int] = set()
     kept: dict[str, Tensor] = {}
@@ -107,7 +108,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(saved, strict=False)  # names that share storage are saved once
 
 
-def state_dict_differences(model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
+def state_dict_differences(model: nn.Module, saved: Mapping[str, Shaped[Tensor, "..."]]) -> list[str]:
     """Differences in names and shapes between a model and saved weights, a line each."""
     own = model.state_dict()
     stored = {tensor.data_ptr() for name, tensor in own.items() if name in saved and tensor.numel()}
