@@ -1,11 +1,11 @@
-"""Time and memory of the loss beside its peers, side by side in one run.
+"""Time and memory of the loss and of other implementations, in one run.
 
     uv run python benchmarks/loss.py            # about three minutes on two cores
     uv run python benchmarks/loss.py --size     # growth with n, up to 65,536 rows
 
-Times are forward + backward of one loss on `n d` float32 unit rows. Competitors take turns, and what is printed is
-the median over rounds, and the median of the ratios *within* rounds, so that a busy machine disturbs both sides alike.
-Extra memory is the peak of bytes allocated by torch beyond what was there before the call.
+Times are forward + backward of one loss on `n d` float32 unit rows. The implementations alternate in rounds. The table
+has the median over rounds, and the median of the ratios *within* rounds: other load on the machine affects all of them.
+Extra memory is the peak of bytes allocated by torch beyond those allocated before the call.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEMPERATURE = 0.1
 
 
 def naive(z: Tensor, weights: Tensor) -> Tensor:
-    """The weighted loss as one writes it down, matrices and all."""
+    """The weighted loss by full matrices."""
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
     s = (z @ z.T) / TEMPERATURE
     log_p = s - s.masked_fill(own, float("-inf")).logsumexp(1, keepdim=True)
@@ -46,7 +46,7 @@ def naive_times(z: Tensor, times: Tensor, groups: Tensor) -> Tensor:
 
 
 def as_published(z: Tensor, labels: Tensor) -> Tensor:
-    """The formula of SupContrast's SupConLoss: row maximum off, mask without self, mean over all anchors."""
+    """SupContrast's SupConLoss: row maximum subtracted, mask without self, mean over all anchors."""
     mask = (labels[:, None] == labels).float()
     logits = torch.div(z @ z.T, TEMPERATURE)
     logits = logits - logits.max(dim=1, keepdim=True).values.detach()
@@ -81,7 +81,7 @@ def extra_mib(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
 def side_by_side(
     title: str, losses: dict[str, Callable[[Tensor], Tensor]], z: Tensor, rounds: int, clock: Callable[[], float]
 ) -> None:
-    """Print a table; ratios are to the first, within rounds."""
+    """Print a table, with ratios to the first implementation within rounds."""
     times: dict[str, list[float]] = {name: [] for name in losses}
     for loss in losses.values():
         step(loss, z)
@@ -153,7 +153,7 @@ def graded(n: int, d: int, rounds: int, clock: Callable[[], float]) -> None:
 
 
 def growth(d: int) -> None:
-    """Memory and time for three sizes; linear memory shows as a ratio of about 4."""
+    """Memory and time for three sizes, each four times the previous."""
     print("\n| n | s | extra MiB | bytes a row |\n|---|---|---|---|")
     for n in (4096, 16384, 65536):
         z, labels = unit_rows(n, d), torch.arange(n) % 1000
@@ -168,9 +168,9 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--size", action="store_true", help="growth with n in place of the comparison")
+    parser.add_argument("--size", action="store_true", help="growth with n instead of the comparison")
     parser.add_argument(
-        "--cpu-time", action="store_true", help="count processor time: with one thread, on a busy machine"
+        "--cpu-time", action="store_true", help="processor time instead of wall time, for one thread on a busy machine"
     )
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter

@@ -1,4 +1,4 @@
-"""One row a preset: the same inputs for every law, and the plain double loop that they are held against."""
+"""Inputs for every preset, and the loss as a double loop over pairs."""
 
 import math
 
@@ -19,7 +19,7 @@ def unit(*shape, seed=0):
 
 
 def columns(n, seed=0):
-    """What rows are known by; the first row is a singleton in every respect."""
+    """The columns of the index; the first row has no positive by any of them."""
     g = torch.Generator().manual_seed(seed + 100)
     label = torch.randint(0, 4, (n,), generator=g)
     label[0] = 4
@@ -47,7 +47,7 @@ TABLE = Hierarchy.table(torch.tensor([[0, 0], [0, 1], [1, 2], [1, 3], [2, 4]]), 
 
 
 def square_presets(c):
-    """By name: settings of `weighted_supcon`, for anchors that are the candidates."""
+    """Settings of `weighted_supcon` by name, for anchors that are the candidates."""
     return {
         "supcon_out": presets.supcon_out(labels=c["label"]),
         "supcon_out as published": presets.supcon_out(labels=c["label"], as_published=True),
@@ -71,7 +71,7 @@ def square_presets(c):
 
 
 def rectangular_presets(a, c):
-    """By name: settings for anchors `a` against other candidates `c`."""
+    """Settings by name, for anchors `a` and other candidates `c`."""
     match = SameSample(a["sample"], c["sample"])
     graded = SideFeatures(a["side"], c["side"], kernel="half")
     names = ("clip", "clip_one_way", "multiple_negatives", "moco")
@@ -82,7 +82,7 @@ def rectangular_presets(a, c):
 
 
 def by_loops(anchors, candidates, self_index, preset):
-    """Each anchor's loss and whether it is valid, by the equations, one pair at a time."""
+    """The loss of each anchor and whether it is valid, from the equations, one pair at a time."""
     settings = {"form": "out", "denominator": "all", "row_normalize": True, "negative_weights": None, **preset}
     w = as_affinity(settings["affinity"]).dense().tolist()
     v = settings["negative_weights"]

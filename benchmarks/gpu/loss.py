@@ -1,4 +1,4 @@
-"""The loss on a GPU: time against the floor of its matrix products, and how far it grows.
+"""The loss on a GPU: time relative to the minimum for its matrix products, and memory by size.
 
 uv run python benchmarks/gpu/loss.py
 """
@@ -21,7 +21,7 @@ def unit_rows(n: int, d: int) -> torch.Tensor:
 
 
 def milliseconds(n: int, d: int, backend: str, rounds: int) -> tuple[float, float]:
-    """Median time of a step, and the peak of extra memory in MiB."""
+    """The median time of a step, and the peak of extra memory in MiB."""
     z, labels = unit_rows(n, d), torch.arange(n, device="cuda") % 1000
     spent = []
     for _ in range(rounds + 2):
@@ -40,7 +40,7 @@ def milliseconds(n: int, d: int, backend: str, rounds: int) -> tuple[float, floa
 
 
 def agreement(n: int = 4096, d: int = 128) -> float:
-    """Largest difference of the kernels' gradient from the tiles', relative to the largest gradient."""
+    """The largest difference between the gradients of kernels and tiles, relative to the largest gradient."""
     labels, gradients = torch.arange(n, device="cuda") % 100, []
     for backend in ("tiled", "triton"):
         z = unit_rows(n, d).requires_grad_()
@@ -51,7 +51,7 @@ def agreement(n: int = 4096, d: int = 128) -> float:
 
 
 def table(sizes: tuple[int, ...] = (4096, 16384, 65536, 262144, 1048576), d: int = 128) -> None:
-    """Print time, multiple of the matmul floor 4 n² d, and memory, for each size."""
+    """Print for each size the time, its multiple of the minimum for 4 n² d operations, and memory."""
     name = torch.cuda.get_device_name()
     rate = next((rate for part, rate in FLOPS_BF16.items() if part in name), None)
     print(f"{name}, d = {d}, float32 rows, bfloat16 products; gradient within {agreement():.1e} of the tiles'\n")

@@ -1,4 +1,4 @@
-"""Affinities: worked examples, tiles against the whole, factors against tiles."""
+"""Affinities: worked examples, tiles against the full matrix, factors against tiles."""
 
 import pytest
 import torch

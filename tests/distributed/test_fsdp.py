@@ -1,4 +1,4 @@
-"""How steps are made on the machine at hand: weights in parts, gradients of several batches, compiled, profiled."""
+"""Training engines: sharded weights, gradient accumulation, compilation, profiles, and their settings."""
 
 import json
 import subprocess
@@ -53,13 +53,13 @@ def weights(folder, step=STEPS):
     return load_checkpoint(folder / "checkpoints" / f"step-{step:09d}")["model"]
 
 
-# --- weights in parts ------------------------------------------------------------------------------------------------
+# --- sharded weights -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--chunk-size", 5]], ids=["a batch at once", "gradient caching"])
-def test_two_processes_with_parts_of_the_weights_train_as_one(tmp_path, words):
-    """The first layer's weights are gathered by themselves, those of the others with the whole."""
+def test_two_ranks_with_sharded_weights_train_as_one(tmp_path, words):
+    """The weights of the first layer are sharded on their own, the others with the root."""
     alone = small_run(tmp_path / "alone")
     parts = small_run(tmp_path / "parts", "--engine", "fsdp2", "--shard-weights", 1000, *words, launch=TOGETHER)
     assert parts == pytest.approx(alone, rel=1e-10)
@@ -69,7 +69,7 @@ def test_two_processes_with_parts_of_the_weights_train_as_one(tmp_path, words):
 
 @pytest.mark.slow
 def test_a_run_goes_on_under_the_other_engine(tmp_path):
-    """What is saved are whole tensors: from parts to whole copies, and back to one process."""
+    """Checkpoints hold full tensors: from shards to full copies, and back to one rank."""
     alone = small_run(tmp_path / "alone")
     first = small_run(tmp_path / "changed", "--engine", "fsdp2", "--steps", 4, launch=TOGETHER)
     second = small_run(tmp_path / "changed", "--resume", "--steps", 8, launch=TOGETHER)
@@ -78,7 +78,7 @@ def test_a_run_goes_on_under_the_other_engine(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_with_parts_of_the_weights(tmp_path):
+def test_the_recipe_with_sharded_weights(tmp_path):
     command = [sys.executable, *TOGETHER, "recipes/imagenet_supcon.py", "--tiny", "--cpu", "--engine", "fsdp2"]
     done = subprocess.run(
         [*command, "--output-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=240
@@ -88,7 +88,7 @@ def test_the_recipe_with_parts_of_the_weights(tmp_path):
     assert mmcon.ContrastiveModel.from_pretrained(tmp_path / "model").modalities_by_space() == {"shared": ["image"]}
 
 
-def test_large_parts_are_sharded_by_themselves():
+def test_large_modules_are_sharded_on_their_own():
     side = int(MIN_SHARDED_PARAMETERS**0.5)
     large, small = nn.Linear(side, side), nn.Linear(4, 4)
     inner = nn.Sequential(small, nn.ReLU())
@@ -96,7 +96,7 @@ def test_large_parts_are_sharded_by_themselves():
     assert list(_sharded_modules(model)) == [large]
 
 
-def test_what_needs_whole_weights_is_refused_before_the_first_step():
+def test_features_that_need_full_weights_are_refused():
     layer = nn.Linear(4, 4)
     classifier = CrossEntropy(TensorSource(torch.zeros(2, 1), labels=torch.arange(2)))
     check_sharding({})
@@ -109,7 +109,7 @@ def test_what_needs_whole_weights_is_refused_before_the_first_step():
             check_sharding(*arguments)
 
 
-def test_one_process_has_whole_weights_whatever_is_asked(tmp_path):
+def test_one_rank_has_full_weights_with_either_engine(tmp_path):
     trace = train(tmp_path / "parts", engine="fsdp2", max_steps=2)
     assert trace == train(tmp_path / "whole", max_steps=2)
 

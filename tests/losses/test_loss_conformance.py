@@ -1,4 +1,4 @@
-"""Every preset on every backend through the same laws."""
+"""The laws of the loss, for every preset on every backend."""
 
 import pytest
 import torch

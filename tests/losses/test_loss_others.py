@@ -1,4 +1,4 @@
-"""Losses apart from the family, baselines, diagnostics and the learnable temperature."""
+"""Losses outside the family, baselines, diagnostics and the learnable temperature."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The same numbers as published implementations, each under its own convention, and what bad input says."""
+"""Parity with published implementations, each under its own conventions, and errors of bad input."""
 
 import math
 

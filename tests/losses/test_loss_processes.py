@@ -1,4 +1,4 @@
-"""Two and four processes give the gradients and the loss of one, in float64."""
+"""The loss and the gradients with a world size of 2 and 4 equal those with 1, in float64."""
 
 import os
 import socket
@@ -19,8 +19,8 @@ from mmcon.objective.queue import Queue
 from mmcon.training.gradient_caching import cached
 
 N, WIDTH = 14, 5
-# Unequal parts; with four processes one has a single row.
-PARTS = {2: [5, 9], 4: [5, 1, 4, 4]}
+# Unequal shards; one of four has a single row.
+SHARDS = {2: [5, 9], 4: [5, 1, 4, 4]}
 
 
 class Towers(nn.Module):
@@ -46,7 +46,7 @@ def batch_of(rows, modalities):
 
 
 def objectives():
-    """Every preset, by column names, with a temperature that learns; and the objective's own features."""
+    """Every preset, by column names, with a learnable temperature, and features of the objective itself."""
     t = lambda: LearnableTemperature(initial=0.3).double()  # noqa: E731
     from loss_cases import TABLE
 
@@ -110,8 +110,8 @@ def with_queue(rows):
     return objective, queue
 
 
-def everything(rows, wrap):
-    """All that must agree, by name. A row's modalities are the same everywhere but in the last case."""
+def all_cases(rows, wrap):
+    """The loss and gradients of every case, by name."""
     both = ["image", "text"]
     found = {name: step(objective, rows, both, wrap) for name, objective in objectives().items()}
     found["cached"] = step(objectives()["clip"], rows, both, wrap, chunk_size=2)
@@ -124,8 +124,8 @@ def worker(rank, count, port, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=count)
-    start = sum(PARTS[count][:rank])
-    found = everything(slice(start, start + PARTS[count][rank]), wrap=True)
+    start = sum(SHARDS[count][:rank])
+    found = all_cases(slice(start, start + SHARDS[count][rank]), wrap=True)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -140,7 +140,7 @@ def free_port():
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_agree_with_one(count, tmp_path):
-    alone = everything(slice(0, N), wrap=False)
+    alone = all_cases(slice(0, N), wrap=False)
     torch.multiprocessing.spawn(worker, (count, free_port(), str(tmp_path)), nprocs=count)
     for rank in range(count):
         for name, found in torch.load(tmp_path / f"{rank}.pt").items():
@@ -185,8 +185,8 @@ def test_a_process_may_lack_a_modality(tmp_path):
 SIZES = ((2, 2), (1, 3), (4, 0))
 
 
-def own_sums(rank, port, folder):
-    """Each process's own rows of a sum, by scattering and by summing everything, for even, uneven and missing parts."""
+def reduced_rows(rank, port, folder):
+    """The local rows of a sum over ranks, by reduce-scatter and by all-reduce, for even, uneven and missing rows."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     dist.init_process_group("gloo", rank=rank, world_size=2)
     found = {}
@@ -203,7 +203,7 @@ def own_sums(rank, port, folder):
 
 @pytest.mark.slow
 def test_gradients_of_gathered_rows_are_scattered_or_summed_alike(tmp_path):
-    torch.multiprocessing.spawn(own_sums, (free_port(), str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(reduced_rows, (free_port(), str(tmp_path)), nprocs=2)
     expected = draw(4, WIDTH, seed=0) + draw(4, WIDTH, seed=1)
     for rank in range(2):
         for sizes, (scattered, summed) in torch.load(tmp_path / f"{rank}.pt").items():

@@ -1,4 +1,4 @@
-"""The kernels in Triton's interpreter, in a process of their own, since the interpreter is chosen at import."""
+"""The kernels in Triton's interpreter, in a subprocess: the interpreter is selected at import."""
 
 import os
 import subprocess

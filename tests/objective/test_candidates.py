@@ -1,4 +1,4 @@
-"""Queue, bank and momentum encoder: what they hold, what they give, and that a checkpoint brings them back."""
+"""Queue, bank and momentum encoder: contents, candidates, and checkpoints."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The objective in one process: blocks, weights, missing modalities, reports, and what it refuses."""
+"""The objective on one rank: blocks, weights, missing modalities, metrics, and errors."""
 
 import pytest
 import torch

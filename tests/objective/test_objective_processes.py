@@ -1,4 +1,4 @@
-"""Several modalities in several spaces: gathered, queued and cached batches are as exact as one modality in one."""
+"""Several modalities in several spaces: gathered, queued and cached batches equal one rank with the whole batch."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Tables of pairs: graded and masked blocks as published, what is refused early, and batches without any pair."""
+"""Blocks: graded and masked ones as published, early errors, and batches without any pair."""
 
 import pytest
 import torch
