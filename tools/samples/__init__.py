@@ -1,4 +1,4 @@
-"""One builder a bundled sample: a function of the work folder and the output folder."""
+"""One builder for each bundled set: a function of the work folder and the output folder."""
 
 from samples import clip, emoji, fashion, motion, speech, spoken
 

