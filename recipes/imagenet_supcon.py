@@ -190,7 +190,7 @@ def main(config: Config) -> None:
             run.note(**probe.update(batch.index["image"]["label"]))
 
     if config.dry_run:
-        run.print(dry_run.report(full_config, network, optimizer, batch, train, beside=state.values()))
+        run.print(dry_run.report(full_config, network, optimizer, batch, train, others=state.values()))
         return run.close()
     if probe:
         probe.close()

@@ -1,11 +1,11 @@
-"""What a run on many devices needs: memory by what holds it, and what goes over the network, before any is rented.
+"""Estimates of the memory, network traffic and time of a step on many devices.
 
-    plan = Plan.measure("resnet50", image_size=224, batch_size=65_536, processes=1024, precision="bf16")
+    plan = Plan.measure("resnet50", image_size=224, batch_size=65_536, world_size=1024, precision="bf16")
     print(plan.describe())
 
-The encoder is built and made to embed a few rows, on the device at hand; everything else is arithmetic, written out
-below. Memory is that of one process at the peak of a step. Traffic is what one process receives in a step, counted as
-ring algorithms move it. Times assume a share of the device's peak and of the network's rate and are estimates.
+The encoder is built and embeds a few rows on the CPU; the rest is arithmetic. Memory is that of one rank at the peak of
+a step. Traffic is received by one rank in a step, with ring algorithms. Times assume a share of the device's peak and
+the rate of the slowest link.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ STATES = {"sgd": 1, "lars": 1, "adamw": 2}
 #: Operations a second at the makers' stated dense peak in bfloat16, memory in GiB, and GB a second between the devices
 #: of a node, each way.
 DEVICES = {"A100": (312e12, 80, 300.0), "H100": (989e12, 80, 450.0), "H200": (989e12, 141, 450.0)}
-#: The share of a peak that is assumed to be achieved.
+#: The assumed share of the peak.
 ACHIEVED = 0.2
-#: Columns of the table that travel with each row (epoch, sample, occurrence, view, label), int64.
+#: Bytes of the index columns of each gathered row (epoch, sample, occurrence, view, label), int64.
 TABLE_BYTES = 5 * 8
 #: Numbers that the tiled loss keeps for each anchor and for each candidate, beside their gradients.
 ANCHOR_NUMBERS = 8
-#: Rows and columns of a tile, of which a few are at hand at once.
+#: Rows and columns of a tile, and the number of tiles in memory at once.
 TILE, TILES = 704, 4
 
 Engine = Literal["ddp", "fsdp2"]
@@ -51,13 +51,13 @@ Engine = Literal["ddp", "fsdp2"]
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Bytes that one process receives in a step.
+    """Bytes that one rank receives in a step.
 
     Attributes:
-        rows: embeddings and tables of all processes, forward.
-        row_gradients: gradients of embeddings, summed over processes, backward.
+        rows: gathered embeddings and index columns, forward.
+        row_gradients: gradients of embeddings, summed over ranks, backward.
         gradients: of the weights.
-        weights: gathered for use, where they are in parts (FSDP2).
+        weights: gathered for use if they are sharded (FSDP2).
     """
 
     rows: int | float
@@ -67,29 +67,29 @@ class Traffic:
 
     @property
     def total(self) -> int | float:
-        """In all."""
+        """All bytes."""
         return self.rows + self.row_gradients + self.gradients + self.weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run on so many devices.
+    """A run on many devices.
 
     Attributes:
         encoder: its name.
-        parameters: numbers in the trained network.
-        row_bytes: what a row's activations take until the backward pass, the view itself included.
+        parameters: the number of weights of the trained network.
+        row_bytes: bytes of the activations of a row for the backward pass, the view included.
         operations: of a forward pass of a row.
-        batch_size: samples in a step over all processes.
+        batch_size: the global batch in samples.
         views: of each sample.
-        world_size: devices, each with a process.
-        per_node: devices of a node.
+        world_size: the number of ranks, one per device.
+        per_node: devices per node.
         embedding_dim: width of the embeddings.
-        chunk_rows: rows embedded at once (gradient caching), or None for all of a process.
+        chunk_rows: rows embedded at once (gradient caching), or None for all rows of a rank.
         queue_rows: rows of a queue.
-        momentum_encoder: whether a second copy of the network is kept and embeds every view.
+        momentum_encoder: whether an EMA copy of the network embeds every view too.
         optimizer: sgd, lars or adamw.
-        engine: ddp, with whole copies in each process, or fsdp2, with parts.
+        engine: ddp, with full copies on each rank, or fsdp2, with shards.
         precision: no, bf16 or fp16.
         device: a name of `DEVICES`.
         network_gb_per_second: between nodes, for each device, each way.
@@ -118,7 +118,7 @@ class Plan:
             below = self.batch_size - self.batch_size % self.world_size
             raise ConfigError(
                 "mmcon plan",
-                expected="a batch that the processes divide",
+                expected="a batch size that is divisible by the world size",
                 got=f"--batch-size {self.batch_size} over --gpus {self.world_size}",
                 fix=f"--batch-size {below or self.world_size}",
             )
@@ -132,19 +132,19 @@ class Plan:
     def measure(
         encoder: str, *, image_size: int, precision: str = "bf16", embedding_dim: int = 128, **settings: Any
     ) -> Plan:
-        """Build the encoder under a head of two layers, and measure what a row needs on the device at hand.
+        """Build the encoder with a head of two layers, and measure the memory and operations of a row on the CPU.
 
         Args:
             encoder: an encoder of images by name.
             image_size: side of the views in pixels.
-            precision: bf16 and fp16 are measured under bf16, which every device has.
+            precision: bf16 and fp16 are both measured in bf16, which CPUs support.
             embedding_dim: width of the embeddings.
             settings: the other attributes.
         """
-        tower = create_encoder(encoder, image_size=image_size)
-        width: Any = tower.feature_dim
-        network = nn.Sequential(tower, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embedding_dim))
-        channels = int(getattr(tower, "in_channels", 3))
+        built = create_encoder(encoder, image_size=image_size)
+        width: Any = built.feature_dim
+        network = nn.Sequential(built, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embedding_dim))
+        channels = int(getattr(built, "in_channels", 3))
 
         def forward(rows: int) -> torch.Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision != "no"):
@@ -162,37 +162,37 @@ class Plan:
             **settings,
         )
 
-    # --- what is where ---
+    # --- memory and traffic ---
 
     @property
     def rows(self) -> int:
-        """Rows of one process."""
+        """Rows of one rank."""
         return self.batch_size * self.views // self.world_size
 
     @property
     def candidates(self) -> int:
-        """Candidates of every anchor: the rows of all processes, and those of the queue."""
+        """Candidates of every anchor: the rows of all ranks and of the queue."""
         return self.batch_size * self.views + self.queue_rows
 
     @property
     def embedded(self) -> int:
-        """Rows whose activations are held at once."""
+        """Rows whose activations are in memory at once."""
         return min(self.rows, self.chunk_rows or self.rows)
 
     @property
     def memory(self) -> Memory:
-        """Bytes of one process at the peak of a step."""
+        """Bytes of one rank at the peak of a step."""
         weights = self.parameters * FLOAT
-        parts = self.world_size if self.engine == "fsdp2" else 1
+        shards = self.world_size if self.engine == "fsdp2" else 1
         # DDP sums gradients in buckets of their own; autocast keeps a half-precision copy of the weights.
         buckets = weights if self.engine == "ddp" and self.world_size > 1 else 0
         halves = weights // 2 if self.precision != "no" else 0
         queue = self.queue_rows * (self.embedding_dim * FLOAT + TABLE_BYTES)
         momentum = weights if self.momentum_encoder else 0
         return Memory(
-            parameters=weights // parts,
-            gradients=weights // parts,
-            optimizer=STATES[self.optimizer] * weights // parts,
+            parameters=weights // shards,
+            gradients=weights // shards,
+            optimizer=STATES[self.optimizer] * weights // shards,
             copies=buckets + halves + queue + momentum + self.loss_bytes,
             activations_per_row=self.row_bytes,
             rows=self.embedded,
@@ -200,7 +200,7 @@ class Plan:
 
     @property
     def loss_bytes(self) -> int:
-        """What the tiled loss takes in one process: gathered rows and their gradient, tables, a few tiles."""
+        """Bytes of the tiled loss on one rank: gathered rows with gradients and index columns, and a few tiles."""
         gathered = 0 if self.world_size == 1 else self.candidates * (self.embedding_dim * FLOAT + TABLE_BYTES)
         gradients = (self.candidates + self.rows) * self.embedding_dim * FLOAT
         numbers = (self.candidates + self.rows) * ANCHOR_NUMBERS * FLOAT
@@ -209,29 +209,29 @@ class Plan:
 
     @property
     def dense_loss_bytes(self) -> int:
-        """What one float32 matrix of similarities would take, of which a loss written plainly holds several."""
+        """Bytes of one float32 matrix of similarities; a dense loss keeps several."""
         return self.rows * self.candidates * FLOAT
 
     @property
     def traffic(self) -> Traffic:
-        """What one process receives in a step."""
+        """Bytes that one rank receives in a step."""
         others = (self.world_size - 1) / self.world_size
         weights, rows = self.parameters * FLOAT * others, self.batch_size * self.views * others
         whole = self.engine == "ddp"
         return Traffic(
             rows=rows * (self.embedding_dim * FLOAT + TABLE_BYTES),
-            # Each process receives the sum of its own rows' gradients alone.
+            # A reduce-scatter: each rank receives the summed gradients of its own rows.
             row_gradients=rows * self.embedding_dim * FLOAT,
-            # A ring sums in two turns: parts are added up, then passed on.
+            # A ring all-reduce is a reduce-scatter and an all-gather.
             gradients=2 * weights if whole else weights,
             weights=0 if whole else 2 * weights,
         )
 
-    # --- how long ---
+    # --- time ---
 
     @property
     def cost(self) -> Cost:
-        """Operations of a step of all processes, as an epoch of one batch."""
+        """Operations of a step over all ranks, as an epoch of one batch."""
         passes = PASSES + bool(self.chunk_rows and self.chunk_rows < self.rows) + self.momentum_encoder
         return Cost(
             samples=self.batch_size, views=self.views, epochs=1, operations=self.operations, passes=passes,
@@ -240,19 +240,19 @@ class Plan:
 
     @property
     def computing_seconds(self) -> float:
-        """Of a step in one process: the towers at the assumed share, and the loss's four products."""
+        """Computing time of a step on one rank: the encoder at the assumed share, and the four products of the loss."""
         loss = 8 * self.rows * self.candidates * self.embedding_dim
         return self.cost.hours * 3600 / self.world_size + loss / (DEVICES[self.device][0] * ACHIEVED)
 
     @property
     def network_seconds(self) -> float:
-        """Of a step's traffic, by its slowest link, nothing hidden behind computing."""
+        """Network time of a step over the slowest link, without overlap with computing."""
         within = DEVICES[self.device][2]
         rate = within if self.world_size <= self.per_node else min(within, self.network_gb_per_second)
         return self.traffic.total / (rate * 1e9)
 
     def describe(self) -> str:
-        """The arithmetic, for a person to read."""
+        """The estimate as text."""
         memory, traffic, device_gib = self.memory, self.traffic, DEVICES[self.device][1]
         fit = memory.rows_that_fit(device_gib * GIB)
         lines = [

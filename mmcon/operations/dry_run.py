@@ -1,4 +1,4 @@
-"""What a recipe's dry run tells after its one step: the memory and the hours that the whole run would need."""
+"""The report of a recipe's dry run: after one step, estimates of the memory and the hours of the whole run."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from mmcon.operations.memory_budget import (
 )
 from mmcon.sources.base import Source
 
-#: Images in the training part of ImageNet-1k, for a dry run without them.
+#: Images in the training split of ImageNet-1k, for a dry run without them.
 IMAGENET = 1_281_167
-#: Rows of a dry run's own step.
+#: Samples of the step of a dry run.
 SMALL_BATCH = 4
 DEVICE_GIB = 80
 
 
 def head_of(batch: ViewBatch, rows: int, modality: str = "image") -> ViewBatch:
-    """The first rows of the first part of a batch, as a batch."""
+    """The first rows of the first view group of a batch, as a batch."""
     views = tree_map(lambda x: x[:rows].detach(), batch.views[modality][0])
     return ViewBatch({modality: (views,)}, {modality: batch.index[modality].take(slice(0, rows))}, step=batch.step)
 
 
 def report(
-    asked: Any, network: nn.Module, optimizer: Optimizer, batch: ViewBatch, train: Source, *, beside: Iterable[Any]
+    asked: Any, network: nn.Module, optimizer: Optimizer, batch: ViewBatch, train: Source, *, others: Iterable[Any]
 ) -> str:
-    """The arithmetic of memory and of hours, for a person to read.
+    """Estimate memory and GPU hours, as text.
 
     Args:
         asked: the configuration of the whole run, with `batch_size`, `views`, `epochs`, `chunk_size`, `linear_stage`
             and `linear.epochs`.
-        network: what is trained, from a batch to whatever has a graph.
-        optimizer: after a step.
-        batch: the batch of that step, of `SMALL_BATCH` rows in its first part.
-        train: the training part. Bundled images stand in for ImageNet, whose number of images is counted then.
-        beside: what else is held: a queue, a momentum encoder, an average of weights.
+        network: the trained network, from a batch to a result with a graph.
+        optimizer: the optimizer, after a step.
+        batch: the batch of that step, with `SMALL_BATCH` rows in its first view group.
+        train: the training split. With bundled images the estimate is for the number of images of ImageNet.
+        others: further objects in memory: a queue, a momentum encoder, averaged weights.
     """
 
     def forward(rows: int) -> Any:
         return network(head_of(batch, rows))
 
     stands_in = train.name.startswith("samples/")
-    samples, rows, held = IMAGENET if stands_in else len(train), asked.batch_size * asked.views, list(beside)
+    samples, rows, held = IMAGENET if stands_in else len(train), asked.batch_size * asked.views, list(others)
     (part, *_) = batch.views["image"]
     per_row = activation_bytes(forward, parameters=network.parameters()) + byte_count([part]) / len(part)
     embedded = min(rows, asked.chunk_size or rows)
@@ -79,7 +79,7 @@ def report(
 
 
 def _world_size(memory: Memory, rows: int) -> str:
-    """How many devices hold the batch, and what a chunk may be on one."""
+    """The number of devices that hold the batch, and the chunk size for one device."""
     fit = memory.rows_that_fit(DEVICE_GIB * GIB)
     if not fit:
         return f"  the model alone does not fit in {DEVICE_GIB} GiB"

@@ -1,12 +1,12 @@
-"""What a run will need: memory by what holds it, and the arithmetic of its views, before any of it is rented.
+"""Estimates of the memory and the GPU hours of a run, before it starts.
 
     per_row = activation_bytes(lambda rows: network(batch_of(rows)))      # measured at two small batches
     need = Memory.of(network, optimizer, activations_per_row=per_row, rows=768)
     print(need.describe())
 
-Everything is counted by the byte from the tensors themselves; only activations and operations are measured at a small
-batch and extrapolated, since both grow by the row. A device holds more than this: its libraries' own memory, and what
-its allocator cannot use. `RESERVED` stands for both.
+Weights, gradients and optimizer states are counted from their tensors. Activations and operations are measured at a
+small batch and extrapolated, since both are linear in the rows. `RESERVED` is the share of a device's memory that
+libraries and a fragmented allocator take.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmcon.errors import InputError
 
-#: Of a device's memory, the share that libraries and a fragmented allocator take: a rule of thumb, not a measurement.
+#: The share of a device's memory that libraries and a fragmented allocator take: a rule of thumb, not a measurement.
 RESERVED = 0.1
 #: Multiply-adds count as two operations; the backward pass costs about twice the forward pass.
 PASSES = 3
@@ -34,15 +34,15 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes that one process holds at the peak of a step, by what holds them.
+    """Bytes of one rank at the peak of a step, by their use.
 
     Attributes:
-        parameters: of what is trained.
-        gradients: one for each trained parameter.
-        optimizer: its state, as it is after a step.
-        copies: of the model, such as a momentum encoder or an average of weights, and a queue's rows.
-        activations_per_row: kept for the backward pass, by row (one view of one sample), the view itself included.
-        rows: rows that are embedded at once: views × samples of one process, or a chunk of them.
+        parameters: of the trained network.
+        gradients: of the trained parameters.
+        optimizer: its state after a step.
+        copies: copies of the model, such as a momentum encoder or averaged weights, and a queue.
+        activations_per_row: kept for the backward pass, per row (one view of one sample), the view included.
+        rows: rows that are embedded at once: views × samples of one rank, or a chunk of them.
     """
 
     parameters: int
@@ -61,7 +61,7 @@ class Memory:
         rows: int,
         copies: Iterable[Any] = (),
     ) -> Memory:
-        """Count a network, an optimizer that has made a step, and whatever else has a `state_dict`."""
+        """Count a network, an optimizer after its first step, and further objects with a `state_dict`."""
         trained = [p for p in network.parameters() if p.requires_grad]
         return Memory(
             parameters=byte_count([*network.parameters(), *network.buffers()]),
@@ -79,15 +79,15 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """All bytes."""
         return self.fixed + round(self.activations_per_row * self.rows)
 
     def rows_that_fit(self, device_bytes: int) -> int:
-        """How many rows a device of so many bytes can embed at once."""
+        """The number of rows that fit on a device at once."""
         return max(0, int((device_bytes * (1 - RESERVED) - self.fixed) / self.activations_per_row))
 
     def describe(self) -> str:
-        """The arithmetic, a line each."""
+        """The estimate as text, one use per line."""
         named = {name: getattr(self, name) for name in ("parameters", "gradients", "optimizer", "copies")}
         lines = [f"  {name:<12} {size / GIB:10.2f} GiB" for name, size in named.items()]
         each = f"{self.rows:,} rows × {self.activations_per_row / 2**20:.1f} MiB"
@@ -96,44 +96,44 @@ class Memory:
 
 
 def byte_count(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors, each storage once."""
+    """Bytes of the tensors; each storage counts once."""
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
     return sum(sizes.values())
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Every tensor in nested dicts and lists."""
+    """The tensors in nested dicts, lists and tuples."""
     if isinstance(tree, Tensor):
         return [tree]
-    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return [tensor for part in parts for tensor in tensors_in(part)]
+    branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [tensor for branch in branches for tensor in tensors_in(branch)]
 
 
 def saved_bytes(forward: Callable[[], Any], *, parameters: Iterable[Tensor] = ()) -> int:
-    """Bytes that a forward pass keeps for its backward pass, each storage once, parameters left out.
+    """Bytes that a forward pass keeps for its backward pass; each storage counts once, parameters do not.
 
     Args:
-        forward: makes a graph; what it returns is dropped.
-        parameters: what is held anyway.
+        forward: builds a graph; its result is dropped.
+        parameters: tensors that are in memory anyway.
     """
     known = {p.untyped_storage().data_ptr() for p in parameters}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        # Held until the end, so that no address is given out twice.
+        # Kept until the end: a freed address could be used again, and two tensors would count as one.
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
         graph = forward()
     del graph
-    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in known)
+    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in known)
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
-    """The most bytes that torch holds on the CPU at once during a step, beyond what it held before.
+    """The peak of torch's CPU memory in a step, less the memory before it.
 
-    Counted by its profiler, which sees allocations by torch and none of what libraries keep to themselves.
+    The profiler counts allocations by torch, not those of other libraries.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watch:
         step()
@@ -146,13 +146,13 @@ def peak_bytes(step: Callable[[], Any]) -> int:
 def activation_bytes(
     forward: Callable[[int], Any], *, parameters: Iterable[Tensor] = (), small: int = 2, large: int = 4
 ) -> float:
-    """Bytes that a forward pass keeps for each row: the slope between two small batches.
+    """Bytes that a forward pass keeps per row: the slope between two small batches.
 
     Args:
-        forward: embeds so many rows and returns the result with its graph.
-        parameters: what is held anyway.
-        small: rows of the one batch.
-        large: rows of the other.
+        forward: embeds a number of rows and returns the result with its graph.
+        parameters: tensors that are in memory anyway.
+        small: rows of the smaller batch.
+        large: rows of the larger batch.
     """
     if not 1 <= small < large:
         raise InputError("activation_bytes", expected="1 <= small < large rows", got=f"{small}, {large}")
@@ -162,7 +162,7 @@ def activation_bytes(
 
 
 def forward_operations(forward: Callable[[int], Any], *, rows: int = 2) -> float:
-    """Floating-point operations of a forward pass for each row; a multiply-add counts as two."""
+    """Floating-point operations of a forward pass per row; a multiply-add counts as two."""
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         forward(rows)
     return counted.get_total_flops() / rows
@@ -170,7 +170,7 @@ def forward_operations(forward: Callable[[int], Any], *, rows: int = 2) -> float
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """GPU hours by arithmetic: operations ÷ what a device is assumed to achieve. An estimate, never a measurement.
+    """GPU hours by arithmetic: operations ÷ the assumed speed of a device. An estimate, not a measurement.
 
     Attributes:
         samples: in an epoch.
@@ -178,9 +178,9 @@ class Cost:
         epochs: passes over the samples.
         operations: of a forward pass for one view.
         passes: 3 for training, 1 for a frozen encoder.
-        device: whose peak is meant.
-        peak: operations a second that the device's maker states.
-        share: of the peak that is assumed to be achieved; ordinary for a ResNet in bfloat16.
+        device: the name of the device.
+        peak: operations per second that its maker states.
+        share: the assumed share of the peak; 0.2 is ordinary for a ResNet in bfloat16.
     """
 
     samples: int

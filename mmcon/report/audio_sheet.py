@@ -1,4 +1,4 @@
-"""Drawn audio views for a person: spectrograms as one picture, and the sounds as wav files beside it.
+"""A contact sheet of a recording: spectrograms of its views as one image, and the views as wav files.
 
 mmcon show audio/speech --input recording.flac --output views.png
 """
@@ -20,18 +20,18 @@ from mmcon.random import keys
 from mmcon.sources.base import Source
 from mmcon.views import Chain, Params, ViewGenerator, as_chain, collate, meta_of
 
-# What the command decodes to: the rate that audio views have by default.
+# The rate to which the command decodes: the default of audio views.
 SHOWN_RATE_HZ = 16_000
 
 
 def open_sample(path: Path) -> AudioHandle:
-    """Open a recording, or the sound of a video, at 16,000 Hz in one channel.
+    """Open a recording, or the audio of a video, at 16,000 Hz in one channel.
 
     Raises:
         DataError: it cannot be read.
     """
     sound = AudioHandle(path, audio_format=AudioFormat(rate_hz=SHOWN_RATE_HZ), id=path.name)
-    sound.header  # noqa: B018 (an unreadable file is told before anything is drawn)
+    sound.header  # noqa: B018 (an unreadable file raises here, before parameters are drawn)
     return sound
 
 
@@ -45,18 +45,18 @@ def write_sheet(
     view: ViewGenerator,
     params: Params,
 ) -> None:
-    """Write the picture, and beside it a wav file of the recording and of each view.
+    """Write the sheet, and in its folder a wav file of the recording and of each view.
 
-    Of a chain that crosses to spectrograms, the wav files hold what stood before the crossing.
+    For a chain that ends in spectrograms, the wav files have its last waveforms.
 
     Args:
-        output: a file whose ending says the format: .png, .jpg, .pdf or .svg.
+        output: the file, in the format of its ending: .png, .jpg, .pdf or .svg.
         sample: the recording.
-        views: what came out: waveforms or log-mel spectrograms.
-        captions: what was drawn for each view, lines of text.
-        title: stands above.
-        view: what drew, to hear it before the crossing.
-        params: what was drawn.
+        views: waveforms or log-mel spectrograms.
+        captions: the parameters of each view, one per line.
+        title: the title of the sheet.
+        view: the generator, which computes the last waveforms again.
+        params: its parameters.
     """
     from matplotlib.figure import Figure
 
@@ -66,7 +66,7 @@ def write_sheet(
     long = whole.shape[-1] / SHOWN_RATE_HZ
     wide = waveform["signal"].shape[-1] / SHOWN_RATE_HZ
     pictures = [(recording, 0, long), *((drawn, number, wide) for number in range(len(captions)))]
-    texts = ["as it is", *captions]
+    texts = ["original", *captions]
     lines = max(text.count("\n") + 1 for text in texts)
     rows = -(-len(pictures) // 3)
     figure = Figure(figsize=(10, rows * (2.0 + 0.11 * lines) + 0.4), layout="constrained")
@@ -79,7 +79,7 @@ def write_sheet(
     try:
         figure.savefig(output, dpi=130)
     except (OSError, ValueError) as error:
-        raise InputError("sheet of sounds", expected="a .png, .jpg, .pdf or .svg to write", got=str(error)) from error
+        raise InputError("audio sheet", expected="a .png, .jpg, .pdf or .svg to write", got=str(error)) from error
     _wav(output.with_name(f"{output.stem}-recording.wav"), whole, SHOWN_RATE_HZ)
     for number, (signal, length) in enumerate(zip(waveform["signal"], waveform["length"], strict=True)):
         _wav(output.with_name(f"{output.stem}-view{number}.wav"), signal[:, : int(length)], SHOWN_RATE_HZ)
@@ -94,20 +94,20 @@ def write_sound_views(
     views: int = 3,
     seed: int = 0,
 ) -> list[Path]:
-    """Draw views of some rows and write `views.png`, and a wav file for each view that is still a waveform.
+    """Draw views of some samples and write `views.png`, and a wav file for each view.
 
-    Of a chain that crosses to spectrograms, the wav files hold what stood before the crossing.
+    For a chain that ends in spectrograms, the wav files have its last waveforms.
 
     Args:
-        view: what draws.
-        source: rows of sounds.
-        folder: where the files go.
-        rows: positions in the source, one a row of the picture.
-        views: how many of each, one a column.
-        seed: of the draws.
+        view: the generator.
+        source: recordings.
+        folder: the output folder.
+        rows: indices into the source, one per row of the figure.
+        views: the number of views of each, one per column.
+        seed: the seed of the keys.
 
     Returns:
-        The files that were written, the picture first.
+        The written files, the figure first.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def write_sound_views(
 
 
 def _stages(view: ViewGenerator, samples: Sequence[AudioHandle], params: Params) -> tuple[Mapping[str, Tensor], Any]:
-    """The last waveform of a generator, and what comes out of it."""
+    """The last waveform of a generator, and its output."""
     waveform: Any = None
     batch: Any = samples
     for name, part in view.children():
@@ -150,7 +150,7 @@ def _stages(view: ViewGenerator, samples: Sequence[AudioHandle], params: Params)
 
 @dataclass(frozen=True)
 class _Spectrograms:
-    """Of a batch: `b f t` in logarithms, not a number where padding is; the top of the axis, and its unit."""
+    """Spectrograms `b f t` in logarithms, NaN at padding; the top of the frequency axis, and its unit."""
 
     images: Tensor
     top: float
@@ -158,7 +158,7 @@ class _Spectrograms:
 
 
 def _spectrograms(part: Any, rate_hz: int) -> _Spectrograms:
-    """Of waveforms, or log-mels as they are."""
+    """Spectrograms of waveforms; log-mel spectrograms are returned unchanged."""
     part = part if isinstance(part, Mapping) else {"signal": part, "length": torch.full((len(part),), part.shape[-1])}
     if "log_mel" in part:
         images, real = part["log_mel"].mean(1), part["length"]
@@ -174,7 +174,7 @@ def _spectrograms(part: Any, rate_hz: int) -> _Spectrograms:
 
 
 def _draw(axes: Any, of: _Spectrograms, row: int, *, seconds: float) -> None:
-    """One spectrogram over its seconds; colours span the real frames, padding is grey."""
+    """Plot one spectrogram over seconds; the color range is that of the frames without padding, which is gray."""
     axes.set_facecolor("0.85")
     extent = (0.0, max(seconds, 1e-3), 0.0, of.top)
     axes.imshow(of.images[row].numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)

@@ -1,4 +1,4 @@
-"""A sheet of clips: the views of one video in the order of time, where they lie in it, and how alike they are."""
+"""A contact sheet of a video: its views in the order of time, their spans, and their pairwise affinities."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mmcon.errors import InputError
 from mmcon.evaluation.features import Features
 from mmcon.media.video import VideoHandle
 from mmcon.media.video_files import open_video
-from mmcon.report.image_sheet import as_picture
+from mmcon.report.image_sheet import as_plotted
 
-# Frames of a view that fit beside one another and can still be seen.
+# The number of frames of a view in one row that stay recognizable.
 SHOWN_FRAMES = 4
 
 
@@ -41,23 +41,23 @@ def write_sheet(
     params: Mapping[str, Any],
     affinity: Affinity | None = None,
 ) -> None:
-    """Write the picture: views as strips of frames, their spans on the video's time line, and their affinities.
+    """Write the sheet: views as strips of frames, their spans on the time line of the video, and their affinities.
 
     Args:
-        output: a file whose ending says the format: .png, .jpg, .pdf or .svg.
+        output: the file, in the format of its ending: .png, .jpg, .pdf or .svg.
         sample: the video.
         views: `b t c h w`, uint8 or floats in [0, 1].
-        captions: what was drawn for each view, lines of text.
-        title: stands above.
-        params: what was drawn, with the sampler's part that holds `start` and `end`.
-        affinity: by column names; by default a gaussian kernel of time an eighth of the video wide.
+        captions: the parameters of each view, one per line.
+        title: the title of the sheet.
+        params: the parameters, with `start` and `end` of the clip sampler at any depth.
+        affinity: by column names; by default a Gaussian kernel of time whose width is an eighth of the video.
     """
     from matplotlib.figure import Figure
 
     spans = _spans(params)
     if views.dim() != 5 or spans is None:
         raise InputError(
-            "sheet of clips",
+            "video sheet",
             expected="views `b t c h w` of a generator that draws spans of time, such as video/random-clip",
             got=f"shape {tuple(views.shape)}" + ("" if spans is not None else " without a span"),
         )
@@ -77,26 +77,26 @@ def write_sheet(
     line, heat = right.subplots(2, 1, height_ratios=(1, 2))
     for row, i in enumerate(order.tolist()):
         line.barh(row, max(float(end[i] - start[i]), duration / 200), left=float(start[i]), height=0.8)
-    line.set(xlim=(0, duration), xlabel="seconds", ylabel="view", title=f"where they lie in {duration:.2f} s")
+    line.set(xlim=(0, duration), xlabel="seconds", ylabel="view", title=f"spans in {duration:.2f} s")
     line.invert_yaxis()
     shown = heat.imshow(weights.numpy(), vmin=0, vmax=1, cmap="viridis")
-    heat.set(title="how alike they are meant to be", xlabel="view", ylabel="view")
+    heat.set(title="affinities (positive weights)", xlabel="view", ylabel="view")
     right.colorbar(shown, ax=heat)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(output, dpi=110)
     except (OSError, ValueError) as error:
-        raise InputError("sheet of clips", expected="a .png, .jpg, .pdf or .svg to write", got=str(error)) from error
+        raise InputError("video sheet", expected="a .png, .jpg, .pdf or .svg to write", got=str(error)) from error
 
 
 def write_similarity_by_lag(output: Path, features: Mapping[str, Features], *, bins: int = 12) -> None:
-    """Write how the cosine of two moments' features falls with the time between them, a line for each encoder.
+    """Plot the cosine similarity of two features of a video over their time lag, one line per encoder.
 
-    Moments are compared within a row (a clip, or a window of one); a clip's line is the mean over all such pairs of it,
-    and the band is one standard error over clips.
+    Pairs are within one sample (a video, or a window of it). The line is the mean over videos of the mean over
+    pairs; the band is one standard error over videos.
 
     Args:
-        output: a file whose ending says the format.
+        output: the file, in the format of its ending.
         features: by the line's name, with columns `time` and `group`.
         bins: of the lag in seconds, equally wide, up to the longest.
     """
@@ -109,7 +109,7 @@ def write_similarity_by_lag(output: Path, features: Mapping[str, Features], *, b
         mean, error = curves.nanmean(0), _standard_error(curves)
         axes.plot(centres, mean, label=name)
         axes.fill_between(centres, mean - error, mean + error, alpha=0.2)
-    axes.set(xlabel="seconds between two moments", ylabel="cosine of their features")
+    axes.set(xlabel="time lag in seconds", ylabel="cosine similarity of features")
     axes.legend()
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
@@ -141,21 +141,21 @@ def _standard_error(curves: Tensor) -> Tensor:
 
 
 def _strips(figure: Any, views: Tensor, captions: Sequence[str], start: Tensor, end: Tensor) -> None:
-    """A strip of frames a view, its span and what was drawn below it."""
+    """A strip of frames per view, with its span and parameters below it."""
     axes = figure.subplots(len(views), 1, squeeze=False)[:, 0]
     for i, (axis, view) in enumerate(zip(axes, views, strict=True)):
         chosen = torch.linspace(0, len(view) - 1, min(SHOWN_FRAMES, len(view))).round().long()
-        pictures = [as_picture(view[k]) for k in chosen]
-        axis.imshow(torch.cat(pictures, dim=1).numpy(), cmap="gray", vmin=0, vmax=1)
+        images = [as_plotted(view[k]) for k in chosen]
+        axis.imshow(torch.cat(images, dim=1).numpy(), cmap="gray", vmin=0, vmax=1)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_ylabel(f"{i}", rotation=0, labelpad=12)
-        said = " · ".join(line for line in captions[i].splitlines() if not line.startswith("clip."))
-        axis.set_xlabel(f"{float(start[i]):.2f} to {float(end[i]):.2f} s   {said[:110]}", fontsize=5, loc="left")
+        caption = " · ".join(line for line in captions[i].splitlines() if not line.startswith("clip."))
+        axis.set_xlabel(f"{float(start[i]):.2f} to {float(end[i]):.2f} s   {caption[:110]}", fontsize=5, loc="left")
 
 
 def _spans(params: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """Start and end of each view, wherever in nested parameters they are."""
+    """Start and end of each view, at any depth of nested parameters."""
     if isinstance(params.get("start"), Tensor) and isinstance(params.get("end"), Tensor) and "times" in params:
         return params["start"], params["end"]
     inner = (_spans(branch) for branch in params.values() if isinstance(branch, Mapping))

@@ -1,4 +1,4 @@
-"""What a view generator makes of one sample: a sheet to look at, and a record that makes the same views again."""
+"""Views of one sample: a contact sheet, and a record that replays them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mmcon.random import stable_id
 from mmcon.registry import lookup
 from mmcon.views import collate, describe_sample, in_scope, meta_of, params_from_json, params_to_json
 
-# Who opens a sample of a modality and draws its views on a sheet: modules with `open_sample` and `write_sheet`.
+# The sheets by modality: modules with `open_sample` and `write_sheet`.
 SHEETS = {"image": "mmcon.report.image_sheet", "audio": "mmcon.report.audio_sheet", "video": "mmcon.report.video_sheet"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """All that makes views of a file again.
+    """Everything that determines views of a file.
 
     Attributes:
         view: the generator's name.
-        options: what it was built with.
+        options: its options.
         input: the file.
         seed: of the keys.
-        views: how many.
-        partner: the file that a view which mixes two samples mixes in.
-        params: what was drawn, or nothing yet; of the partner's views behind those of the file's.
+        views: the number of views.
+        partner: the second file, for generators that mix two samples.
+        params: the parameters, empty before the draw; those of the partner's views follow those of the file.
     """
 
     view: str
@@ -46,10 +46,10 @@ class Record:
 
     @staticmethod
     def read(path: Path) -> Record:
-        """A record that was written.
+        """Read a record from a file.
 
         Raises:
-            InputError: it is none.
+            InputError: the file is no record.
         """
         try:
             known = {"partner": None} | json.loads(path.read_text())
@@ -62,7 +62,7 @@ class Record:
             ) from error
 
     def write(self, path: Path) -> None:
-        """Write it down."""
+        """Write the record as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
@@ -71,11 +71,11 @@ def show(record: Record, output: Path, *, file: Path | None = None) -> Record:
 
     Args:
         record: what to show.
-        output: the picture; sounds are written beside it.
+        output: the sheet; audio files are written into the same folder.
         file: another file to show the same draws on.
 
     Returns:
-        The record with what was drawn.
+        The record with its parameters.
 
     Raises:
         InputError: the modality has no sheet, or a view that mixes has no partner.
@@ -102,14 +102,14 @@ def show(record: Record, output: Path, *, file: Path | None = None) -> Record:
     partners = torch.arange(record.views) + record.views
     views = apply_mixing(view, drawn, params, partners) if mixes else view.apply_batched(drawn, params)
     captions = [_caption(describe_sample(params, row)) for row in range(record.views)]
-    # Where a clip's views lie in time is drawn; a sound's are heard as they were before the spectrogram.
+    # The sheet of a video plots the spans; that of a recording writes the waveforms before a spectrogram.
     more = {"video": {"params": params}, "audio": {"params": params, "view": view}}.get(modality, {})
     sheet.write_sheet(output, samples[0], views, captions, f"{record.view} of {Path(record.input).name}", **more)
     return record
 
 
 def sheet_for(modality: str) -> Any:
-    """The module that shows views of a modality."""
+    """The module that writes sheets of a modality."""
     known = {name: importlib.import_module(home) for name, home in SHEETS.items() if importlib.util.find_spec(home)}
     able = {name: module for name, module in known.items() if hasattr(module, "write_sheet")}
     if modality not in able:
@@ -126,7 +126,7 @@ def _draw(view: mmcon.ViewGenerator, modality: str, handles: list[Any], names: l
 
 
 def _caption(drawn: dict[str, Any], path: str = "") -> str:
-    """One sample's parameters, a line each."""
+    """The parameters of one sample, one per line."""
     lines: list[str] = []
     for name, value in drawn.items():
         where = f"{path}.{name}" if path else name

@@ -89,7 +89,7 @@ def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None
     batches = [sampler.batch(step) for step in steps]
     for step in reversed(steps):
         if not _equal(same.batch(step).indices, batches[step].indices):
-            raise LawBroken(sampler, "state is the step", f"batch {step} differs when the steps are requested in reverse order")
+            raise LawBroken(sampler, "state is the step", f"batch {step} differs in reverse order of the steps")
     for batch in batches:
         if len(batch) != sampler.batch_size:
             raise LawBroken(

@@ -110,4 +110,4 @@ def test_the_command(capsys):
     assert "against 131,072 candidates" in out
     assert "gradients of weights" in out
     assert cli.main([*words[:-1], "1000"]) == 2
-    assert "a batch that the processes divide" in capsys.readouterr().err
+    assert "a batch size that is divisible by the world size" in capsys.readouterr().err
