@@ -15,13 +15,13 @@ CHANNELS, LENGTH, CLASSES = 3, 192, 6
 
 @mmcon.register_source("series/oscillators", modality="series")
 def oscillators(split: str = "train", per_class: int = 100) -> mmcon.TensorSource:
-    """Three coupled, damped oscillators at random phases, in noise: made by a formula, not measured.
+    """Three coupled, damped oscillators at random phases, in noise: synthetic data.
 
-    A class is a pair of frequencies; classes share their slower one in threes.
+    A class is a pair of frequencies; three classes share a lower frequency.
 
     Args:
         split: "train" or "test".
-        per_class: samples of each class.
+        per_class: the number of samples of each class.
     """
     labels = torch.arange(CLASSES).repeat_interleave(per_class)
     ids = torch.arange(len(labels)) + (0 if split == "train" else 1 << 32)
@@ -43,11 +43,11 @@ def oscillators(split: str = "train", per_class: int = 100) -> mmcon.TensorSourc
 
 @mmcon.register_view("series/crop", modality="series")
 class Crop(mmcon.ViewGenerator):
-    """A window at a random place: a class, for what draws and applies a batch at once.
+    """A window at a random position: a class that draws and applies for a whole batch.
 
     Args:
-        length: of the window, in samples.
-        center: the middle, nothing drawn.
+        length: the length of the window, in samples.
+        center: take the center; nothing is drawn.
     """
 
     modality = "series"
@@ -56,12 +56,12 @@ class Crop(mmcon.ViewGenerator):
         self.length, self.center = length, center
 
     def draw(self, keys, meta):
-        """Draw where the window begins, as a share of the room that there is."""
+        """Draw the start of the window, as a fraction of the possible starts."""
         place = keys.uniform("place")
         return {"place": torch.full_like(place, 0.5) if self.center else place}
 
     def apply(self, batch: Tensor, params) -> Tensor:
-        """Cut it out, `b c t`."""
+        """Cut the windows, `b c t`."""
         start = (params["place"] * (batch.shape[-1] - self.length + 1)).long().to(batch.device)
         columns = start[:, None] + torch.arange(self.length, device=batch.device)
         return batch.gather(2, columns[:, None].expand(-1, batch.shape[1], -1))
@@ -69,27 +69,27 @@ class Crop(mmcon.ViewGenerator):
 
 @mmcon.register_view("series/gain", modality="series")
 def gain(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each channel louder or softer by up to 6 dB: a plain function of one sample and a generator."""
+    """A gain of up to 6 dB in each channel: a plain function of one sample and a torch.Generator."""
     decibels = 12 * torch.rand(x.shape[0], 1, generator=generator) - 6
     return x * 10 ** (decibels / 20)
 
 
 @mmcon.register_view("series/window", modality="series")
 def window(*, length: int = 128) -> mmcon.Chain:
-    """Gain, then a window: a factory, for chains.
+    """Gain, then a window: a factory that returns a chain.
 
     Args:
-        length: of the window, in samples.
+        length: the length of the window, in samples.
     """
     return mmcon.Chain(mmcon.create_view("series/gain"), mmcon.create_view("series/crop", length=length))
 
 
 @mmcon.register_view("series/plain", modality="series")
 def plain(*, length: int = 128) -> Crop:
-    """The middle, nothing drawn: the view of evaluation.
+    """The center window: the view of evaluation; nothing is drawn.
 
     Args:
-        length: of the window, in samples.
+        length: the length of the window, in samples.
     """
     return Crop(length=length, center=True)
 
@@ -99,8 +99,8 @@ class Conv(nn.Module):
     """Three convolutions over time, then the mean and the maximum.
 
     Args:
-        channels: of the series.
-        width: of the first layer.
+        channels: the number of channels of the series.
+        width: the width of the first layer.
     """
 
     def __init__(self, channels: int = CHANNELS, width: int = 32) -> None:
