@@ -121,7 +121,7 @@ def main(config: Config) -> None:
     if config.precompute:
         plain = plain_views(config, pairs.text)
         source = precompute_features(model.to(run.device), pairs.train, plain, device=run.device)
-        views, network = {"image": [Identity()], "text": [Identity()]}, model.on_features()
+        views, network = {"image": [Identity()], "text": [Identity()]}, model.with_precomputed_features()
     sampler = UniformSampler(source.ids, batch_size=min(config.batch_size, len(source)), seed=config.seed)
     loader = run.loader(source, views, sampler)
 
