@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -39,6 +39,8 @@ from mmcon.portable_math import exp, log, normal_quantile
 
 FIELDS = ("seed", "epoch", "sample", "occurrence", "view")
 """The fields of a key, in the order in which they are mixed."""
+
+FieldValues = int | Shaped[Tensor, "..."] | Sequence[int]
 
 # SplitMix64's increment as a signed 64-bit integer (torch multiplies int64 modulo 2^64).
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -48,11 +50,11 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 def keys(
     *,
-    seed: int | Tensor | Sequence[int] = 0,
-    epoch: int | Tensor | Sequence[int] = 0,
-    sample: int | Tensor | Sequence[int] = 0,
-    view: int | Tensor | Sequence[int] = 0,
-    occurrence: int | Tensor | Sequence[int] = 0,
+    seed: FieldValues = 0,
+    epoch: FieldValues = 0,
+    sample: FieldValues = 0,
+    view: FieldValues = 0,
+    occurrence: FieldValues = 0,
     step: int | None = None,
 ) -> Keys:
     """A table of keys, one per view of a sample; single numbers are repeated to the length of the other fields.
@@ -276,7 +278,7 @@ def stable_ids(names: Iterable[str | bytes | int]) -> Int[Tensor, " n"]:
     return torch.tensor([stable_id(name) for name in names], dtype=torch.int64)
 
 
-def _integers(name: str, value: int | Tensor | Sequence[int]) -> Int[Tensor, "..."]:
+def _integers(name: str, value: FieldValues) -> Int[Tensor, "..."]:
     """A field as an int64 tensor with no axis or one."""
     column = torch.as_tensor(value)
     if column.is_floating_point() or column.is_complex() or column.dtype == torch.bool or column.dim() > 1:

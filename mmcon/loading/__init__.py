@@ -1,1 +1,1 @@
-"""The loader: draws, decodes, collates and finishes batches of views."""
+"""Loading: draw, decode, collate and finish batches of views."""

@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from mmcon.batch import ViewBatch
@@ -163,7 +164,7 @@ class ViewLoader:
         for collated in made:
             self.failures |= collated.failures
 
-        def move(x: Tensor) -> Tensor:
+        def move(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
             return x.to(self.device, non_blocking=True)
 
         batch = finish_batch([collated.map(move) for collated in made], step)

@@ -1,6 +1,6 @@
 """The loader of streams: data too large for a disk, in keyed order, at a position that is one number.
 
-    stream = Stream.of("owner/name", split="train")         # streaming of `datasets`; or Stream(open_rows, …)
+    stream = Stream.of("owner/name", split="train")         # streaming of `datasets`; or Stream(read_from)
     loader = StreamLoader(stream, {"image": [view, view]}, batch_size=512, steps_per_epoch=2000, seed=0)
 
 A stream is read in blocks of `buffer` samples. Each block is shuffled by a key (seed, epoch, block), and global batches
@@ -104,18 +104,18 @@ class StreamLoader(ViewLoader):
         while self.step < end:
             if self._batches is None:
                 self._batches = self._global_batches(self.step)
-            key_epoch, rows = next(self._batches)
+            key_epoch, samples = next(self._batches)
             fetched = time.perf_counter()
-            batch = self._make_shard(rows, key_epoch)
+            batch = self._make_shard(samples, key_epoch)
             self.seconds_in_views += time.perf_counter() - fetched
             self.step += 1
             if self.step == end:
                 self._batches = None
             yield batch
 
-    def _make_shard(self, rows: list[StreamSample], key_epoch: int) -> ViewBatch:
-        window = Window(rows, self.stream)
-        plan = BatchPlan(*without_repeats(torch.arange(len(rows))), key_epoch, self.step)
+    def _make_shard(self, samples: list[StreamSample], key_epoch: int) -> ViewBatch:
+        window = Window(samples, self.stream)
+        plan = BatchPlan(*without_repeats(torch.arange(len(samples))), key_epoch, self.step)
         return self._finish(self.step, self._collate(window, plan, plan.shard_slice(self.rank, self.world_size)))
 
     def _global_batches(self, step: int) -> Iterator[tuple[int, list[StreamSample]]]:
@@ -125,16 +125,16 @@ class StreamLoader(ViewLoader):
         while True:
             # Further passes over the stream within an epoch have key epochs far above those of any epoch.
             key_epoch = epoch + passes * (1 << 32)
-            rows = self.stream.shuffled(seed=self.seed, epoch=key_epoch, buffer=self.buffer, start=start)
+            samples = self.stream.shuffled(seed=self.seed, epoch=key_epoch, buffer=self.buffer, start=start)
             count = 0
-            while len(batch := list(islice(rows, self.batch_size))) == self.batch_size:
+            while len(batch := list(islice(samples, self.batch_size))) == self.batch_size:
                 count += 1
                 yield key_epoch, batch
             passes += 1
             start = self._start_of_next_pass(start, count)
 
     def _start_of_next_pass(self, start: int, batches: int) -> int:
-        """The first row of the next pass: 0, or further on where a resumed run skips whole passes."""
+        """The first sample of the next pass: 0, or further on where a resumed run skips whole passes."""
         if batches:
             return 0
         length = sum(1 for _ in self.stream.read_from(0))

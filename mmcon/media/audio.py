@@ -30,7 +30,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mmcon.errors import DataError, InputError
@@ -76,7 +76,7 @@ class AudioHandle:
 
     def __init__(
         self,
-        source: str | Path | bytes | np.ndarray | Tensor,
+        source: str | Path | bytes | Shaped[np.ndarray, "..."] | Shaped[Tensor, "..."],
         *,
         audio_format: AudioFormat | None = None,
         id: str = "",

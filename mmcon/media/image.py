@@ -24,7 +24,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class ImageHandle:
 
     def __init__(
         self,
-        source: str | Path | bytes | np.ndarray | Tensor,
+        source: str | Path | bytes | Shaped[np.ndarray, "..."] | Shaped[Tensor, "..."],
         *,
         id: str = "",
         channels: int = 3,
@@ -134,7 +134,7 @@ class ImageHandle:
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise self._unreadable(error) from error
 
-    def _array(self, source: np.ndarray | Tensor) -> np.ndarray:
+    def _array(self, source: Shaped[np.ndarray, "..."] | Shaped[Tensor, "..."]) -> UInt8[np.ndarray, "h w *c"]:
         array = source.permute(1, 2, 0).cpu().numpy() if isinstance(source, Tensor) and source.dim() == 3 else source
         array = np.asarray(array)
         channels = array.shape[2] if array.ndim == 3 else 1

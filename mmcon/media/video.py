@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
@@ -91,7 +91,7 @@ class VideoHandle(ABC):
 
     @final
     def decode(
-        self, times: Sequence[float] | Tensor | None = None, *, shorter_side: int | None = None
+        self, times: Sequence[float] | Shaped[Tensor, "..."] | None = None, *, shorter_side: int | None = None
     ) -> UInt8[Tensor, "t c h w"]:
         """Decode the frames shown at some times, and otherwise only what the codec requires.
 

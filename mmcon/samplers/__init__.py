@@ -1,1 +1,1 @@
-"""Batch samplers: the global batch of each step, decided from the seed, the epoch and the step."""
+"""Batch samplers: the global batch of each step, as a function of the seed, the epoch and the step."""

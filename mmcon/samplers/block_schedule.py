@@ -83,7 +83,7 @@ class BlockSchedule:
         slot_width, stride = (self.block_size, 1) if self.contiguous else (1, self.blocks_per_batch)
         # In place: with one block per sample these are as long as the epoch.
         starts = batches.mul_(self.blocks_per_batch * self.block_size).add_(slots.mul_(slot_width))
-        return self.streams.place(self.quotas.before(epoch), quotas, starts, stride=stride)
+        return self.streams.fill_slots(self.quotas.before(epoch), quotas, starts, stride=stride)
 
 
 # --- how many --------------------------------------------------------------------------------------------------------

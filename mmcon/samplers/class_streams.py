@@ -48,10 +48,10 @@ class ClassStreams:
         k = block_size
         self.reshuffled = (self.sizes >= 3 * (k - 1)) & (self.sizes >= k) | (self.sizes % k == 0)
 
-    def place(
+    def fill_slots(
         self, first: Int[Tensor, " c"], counts: Int[Tensor, " c"], slots: Int[Tensor, " m"], *, stride: int
     ) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"]]:
-        """Write blocks of the streams to their slots in an epoch.
+        """The next blocks of the streams, each at its slot in an epoch.
 
         Args:
             first: the first block of each class.

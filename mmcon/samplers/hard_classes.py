@@ -105,7 +105,7 @@ class HardClassSampler(BatchSampler):
         start = torch.full_like(counts, epoch * max(1, visits // per_round))
         order = torch.argsort(visited, stable=True)
         slots = order // p * self.batch_size + order % p
-        return self.streams.place(start, counts, slots, stride=p)
+        return self.streams.fill_slots(start, counts, slots, stride=p)
 
     def _round(self, epoch: int, number: int) -> Int[Tensor, " m"]:
         """All classes, each followed by the most similar class that is left; then the same again, for fillings."""
