@@ -122,7 +122,7 @@ def test_scaled_learning_rate():
     [
         (lambda: create_optimizer(network(), "adam", learning_rate=1.0), "'adamw'"),
         (lambda: create_optimizer(network(), learning_rate=0.0), "learning_rate > 0"),
-        (lambda: create_optimizer(network(), learning_rate=1.0, groups={"con2": {}}), r"fit none: \['con2'\]"),
+        (lambda: create_optimizer(network(), learning_rate=1.0, groups={"con2": {}}), r"match none: \['con2'\]"),
         (lambda: create_optimizer(nn.ReLU(), learning_rate=1.0), "no parameter"),
         (lambda: rates("cosin", steps=3), "'cosine'"),
         (lambda: rates("cosine", steps=3, warmup_steps=4), "warmup_steps=4"),
