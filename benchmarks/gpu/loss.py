@@ -53,7 +53,7 @@ def agreement(n: int = 4096, d: int = 128) -> float:
 def table(sizes: tuple[int, ...] = (4096, 16384, 65536, 262144, 1048576), d: int = 128) -> None:
     """Print for each size the time, its multiple of the minimum for 4 n² d operations, and memory."""
     name = torch.cuda.get_device_name()
-    rate = next((rate for part, rate in FLOPS_BF16.items() if part in name), None)
+    rate = next((rate for model, rate in FLOPS_BF16.items() if model in name), None)
     print(f"{name}, d = {d}, float32 rows, bfloat16 products; gradient within {agreement():.1e} of the tiles'\n")
     print("| n | ms | times the matmul floor | extra MiB |\n|---|---|---|---|")
     for n in sizes:
