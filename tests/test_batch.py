@@ -1,4 +1,4 @@
-"""The table of rows and the batch that it belongs to."""
+"""The index table and the batch of views."""
 
 import pickle
 
@@ -45,12 +45,12 @@ def test_tables_join_on_the_columns_that_all_have():
         (lambda: ViewBatch({"image": (torch.zeros(5, 3),)}, {}), "got no table"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message):
+def test_invalid_tables_raise(call, message):
     with pytest.raises(InputError, match=message):
         call()
 
 
-def test_parts_of_different_shapes_stand_in_one_table():
+def test_view_groups_of_different_shapes_share_a_table():
     parts = (torch.zeros(4, 3, 8, 8), torch.zeros(2, 3, 4, 4))
     batch = ViewBatch({"image": parts, "text": ({"ids": torch.zeros(3, 7)},)}, {"image": table(6), "text": table(3)})
     assert batch.modalities == ("image", "text")

@@ -1,4 +1,4 @@
-"""The loader: the same batches whoever makes them, from any step, and with faulty or missing samples."""
+"""The loader: the same batches for any workers and ranks, from any step, with unreadable or missing samples."""
 
 import pytest
 import torch
@@ -104,7 +104,7 @@ def test_a_batch_has_its_views_and_its_table():
     assert not torch.equal(batch.views["image"][0][:6], batch.views["image"][0][6:])
 
 
-def test_the_same_generator_twice_makes_one_part():
+def test_consecutive_uses_of_a_generator_make_one_view_group():
     a, b = Identity(), Identity()
     assert [group.views for group in group_views({"image": [a, a, b, a]})] == [(0, 1), (2,), (3,)]
 
@@ -160,7 +160,7 @@ def test_processes_share_a_global_batch():
         assert torch.equal(values[order], torch.cat(whole.views["image"])[expected])
 
 
-def test_seeds_and_epochs_draw_anew():
+def test_seeds_and_epochs_change_the_draws():
     first, second = two_epochs(loader())[0], two_epochs(loader())[3]
     assert not torch.equal(first.index["image"]["sample"], second.index["image"]["sample"])
     other = next(iter(loader(seed=2)))
@@ -199,7 +199,7 @@ def test_a_modality_may_be_missing_for_some_samples():
         assert torch.equal(batch.views["audio"][0], sounds.values[heard - 100])
 
 
-def test_one_pass_gives_every_row_once_in_order():
+def test_one_pass_returns_every_sample_once_in_order():
     batches = list(one_pass(Pictures(), {"image": [Window()]}, batch_size=5))
     assert torch.cat([batch.index["image"]["sample"] for batch in batches]).tolist() == list(range(100, 100 + N))
     assert [batch.index["image"].n for batch in batches] == [5, 5, 5, 5, 2]
@@ -208,7 +208,7 @@ def test_one_pass_gives_every_row_once_in_order():
     assert sorted(torch.cat(seen).tolist()) == list(range(100, 100 + N))
 
 
-def test_what_cannot_work_is_refused():
+def test_invalid_arguments_raise():
     with pytest.raises(ConfigError, match=r"views for \['image'\]; got views for \['audio'\]"):
         loader(views={"audio": [Identity()]})
     with pytest.raises(ConfigError, match=r"at least 7 samples, one per rank; got batch_size=6"):

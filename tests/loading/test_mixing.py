@@ -103,7 +103,7 @@ def test_a_worker_and_a_device_that_mixes_late_make_the_same():
         assert all(same(a, b) for a, b in zip(here, other, strict=True))
 
 
-def test_what_is_mixed_is_the_partners_view_by_its_own_key():
+def test_a_partner_view_is_made_by_its_own_key():
     crop = mmcon.create_view("image/random-resized-crop", size=SIZE, area=(0.5, 1.0))
     data, named = source(), ("crop", crop)
     (plain,) = batches(data, {"image": [Chain(named)] * 2}, steps=1)
@@ -180,7 +180,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_who_has_an_unreadable_partner_stays_as_it_is(photos):
+def test_a_view_with_an_unreadable_partner_is_unchanged(photos):
     data = create_source(photos, split="train", check="none")
     views = {"image": [mixed()] * 2}
     (one,) = batches(data, views, steps=1, batch_size=12)
@@ -195,7 +195,7 @@ def test_who_has_an_unreadable_partner_stays_as_it_is(photos):
     assert 0 < int(own.sum()) < 22  # those whose partner it would have been
 
 
-def test_missing_modalities_count_in_no_place():
+def test_samples_without_the_modality_have_no_position():
     there = TensorSource(source().values, labels=source().labels, ids=torch.arange(N))
     words = TensorSource(torch.rand(30, 3), modality="vector", ids=torch.arange(5, 35))
     data = JoinedSource(there, words)
@@ -229,7 +229,7 @@ def test_a_stream_mixes_within_its_global_batches():
     assert same(joined([loaded(0, 1)]), joined([loaded(p, 3) for p in range(3)]))
 
 
-def test_what_cannot_be_mixed_is_refused_before_the_first_step():
+def test_invalid_mixing_raises_before_the_first_step():
     sampler = UniformSampler(source().ids, batch_size=1, seed=0)
     with pytest.raises(ConfigError, match="global batch of at least 2"):
         ViewLoader(source(), {"image": [mixed()]}, sampler, seed=0)
@@ -242,7 +242,7 @@ def test_what_cannot_be_mixed_is_refused_before_the_first_step():
         ViewLoader(source(), {"image": [remembers]}, sampler, seed=0)
 
 
-def test_what_has_nobody_to_mix_with_is_told():
+def test_mixing_a_batch_of_one_raises():
     mixup, photo = mmcon.create_view("image/mixup"), torch.rand(1, 3, 8, 8)
     with pytest.raises(InputError, match=r"image/mixup(.|\n)*batch of one(.|\n)*ViewLoader"):
         mixup(photo, mmcon.keys(seed=0, epoch=0, sample=[1], view=0))
@@ -251,7 +251,7 @@ def test_what_has_nobody_to_mix_with_is_told():
         Chain(mixup)(sizes, mmcon.keys(seed=0, epoch=0, sample=[1, 2, 3], view=0))
 
 
-def test_rows_to_make_are_the_own_and_the_partners_that_are_missing():
+def test_a_rank_makes_its_own_views_and_missing_partners():
     every, partners = add_partners(torch.tensor([4, 5, 6]), torch.tensor([6, 9, 1]))
     assert every[:3].tolist() == [4, 5, 6]
     assert sorted(every[3:].tolist()) == [1, 9]
@@ -303,7 +303,7 @@ def test_the_affinity_is_that_of_soft_labels():
         ((torch.arange(3), torch.arange(3), torch.tensor([0.0, 1.5, 1])), "from 0 to 1.5"),
     ],
 )
-def test_what_is_no_mixed_label_is_refused(columns, expected):
+def test_invalid_mixed_labels_raise(columns, expected):
     with pytest.raises(InputError, match=expected):
         MixedLabel(*columns)
 

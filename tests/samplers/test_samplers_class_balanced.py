@@ -1,4 +1,4 @@
-"""The class-aware sampler's promises, over random labels, shapes, epochs and numbers of processes."""
+"""Properties of the class-aware sampler, over random labels, sizes, epochs and world sizes."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_long_run_rates_are_the_due_ones():
     assert torch.allclose(places, sampler.schedule.share, atol=2e-3)
 
 
-def test_no_class_takes_more_than_one_place():
+def test_a_class_has_at_most_one_block_in_a_batch():
     assert block_shares(torch.tensor([90.0, 5.0, 5.0]), 2).tolist() == [1.0, 0.5, 0.5]
     assert block_shares(torch.tensor([1.0, 1.0]), 2).tolist() == [1.0, 1.0]
 
@@ -129,7 +129,7 @@ def test_pairs_of_classes_and_of_samples_are_mixed():
     assert (within[~torch.eye(20, dtype=torch.bool)] > 0).all()
 
 
-def test_whole_classes_stand_on_one_process_each():
+def test_whole_classes_are_on_one_rank():
     labels = torch.arange(10).repeat_interleave(9)
     sampler = ClassAwareSampler(labels, batch_size=24, classes_per_batch=8, seed=0, whole_classes=4)
     for step in range(9):
@@ -157,7 +157,7 @@ def test_without_a_shape_the_batch_size_decides():
         ({"batch_size": 40, "frequencies": "even"}, "natural, balanced or tempered"),
     ],
 )
-def test_refusals_say_what_would_do(options, message):
+def test_errors_suggest_a_valid_split(options, message):
     labels = torch.arange(10).repeat_interleave(12)
     with pytest.raises(InputError, match=message):
         ClassAwareSampler(labels, seed=0, **options)
@@ -172,7 +172,7 @@ def test_refusals_say_what_would_do(options, message):
         (torch.tensor([], dtype=torch.int64), "shape \\(0,\\)"),
     ],
 )
-def test_labels_that_cannot_serve(labels, message):
+def test_invalid_labels_raise(labels, message):
     with pytest.raises(InputError, match=message):
         ClassAwareSampler(labels, batch_size=4, seed=0)
 

@@ -1,4 +1,4 @@
-"""The other samplers: what each promises, over random data."""
+"""Properties of the other samplers, over random data."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_sampler_keeps_the_laws(make):
     check_sampler(make)
 
 
-def test_all_are_registered_and_stand_beside_text_views():
+def test_all_are_registered_and_listed_with_text_views():
     names = {entry.name for entry in entries("sampler")}
     expected = {"class-aware", "multi-label", "hard-classes", "fixed-order", "no-duplicates", "groups", "mixture"}
     assert {f"sampler/{name}" for name in expected | {"uniform"}} <= names
@@ -74,7 +74,7 @@ def test_the_fixed_order_is_the_same_in_every_epoch_and_goes_round():
     assert ring.tolist() == ring[:10].tolist() * 4
 
 
-def test_groups_stand_together():
+def test_samples_of_a_group_are_adjacent():
     sampler = GroupSampler(LABELS, batch_size=12, samples_per_group=4, seed=0)
     for rows in batches(sampler):
         groups = LABELS[rows].view(3, 4)
@@ -106,7 +106,7 @@ def test_multi_label_batches_hold_samples_that_share_a_label(seed, epoch):
         assert bool(((shared > 0).sum(1) >= 3).all())
 
 
-def test_confused_classes_stand_together_and_the_snapshot_is_state():
+def test_confused_classes_share_a_batch_and_the_snapshot_is_state():
     labels = torch.arange(12).repeat_interleave(6)
     sampler = HardClassSampler(labels, batch_size=6, classes_per_batch=3, seed=0)
     # Four clusters of three classes each: 0 4 8, 1 5 9, …
@@ -134,6 +134,6 @@ def test_confused_classes_stand_together_and_the_snapshot_is_state():
         (lambda: FixedOrderSampler(LABELS, batch_size=0, seed=0), "1 <= batch_size"),
     ],
 )
-def test_refusals_name_the_fix(make, message):
+def test_errors_name_the_fix(make, message):
     with pytest.raises(InputError, match=message):
         make()

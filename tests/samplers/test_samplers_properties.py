@@ -1,4 +1,4 @@
-"""What every sampler promises, over random labels, numbers of processes and points of resuming."""
+"""Properties of every sampler, over random labels, world sizes and resume points."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("name", SAMPLERS)
 @settings(max_examples=15, deadline=None)
 @given(SIZES, SEEDS, st.integers(0, 50), st.integers(1, 5))
-def test_the_state_is_a_step_and_processes_only_share_out(name, sizes, seed, step, world_size):
+def test_the_state_is_a_step_and_ranks_take_shards(name, sizes, seed, step, world_size):
     labels = shuffled(sizes, seed)
     resumed, walked = SAMPLERS[name](labels, seed), SAMPLERS[name](labels, seed)
     for before in range(max(0, step - 3), step):
@@ -86,7 +86,7 @@ def test_repeats_within_an_epoch_are_numbered(name, sizes, seed, epoch):
 
 @settings(max_examples=25, deadline=None)
 @given(SIZES, SEEDS, st.integers(1, 3), st.integers(2, 3), st.integers(2, 4), st.integers(0, 200))
-def test_whole_classes_stand_on_one_process(sizes, seed, world_size, each, piece, step):
+def test_whole_classes_are_on_one_rank(sizes, seed, world_size, each, piece, step):
     places = world_size * each
     sizes = sizes + [3] * max(0, places - len(sizes))
     labels = shuffled(sizes, seed)
@@ -159,7 +159,7 @@ def test_a_resumed_run_with_the_saved_snapshot_plans_alike(sizes, seed):
 
 @settings(max_examples=20, deadline=None)
 @given(SIZES, SEEDS, st.integers(0, 9), st.integers(1, 4), st.integers(1, 4))
-def test_rows_of_groups_stand_side_by_side(sizes, seed, epoch, groups, piece):
+def test_samples_of_groups_are_adjacent(sizes, seed, epoch, groups, piece):
     labels = shuffled(sizes, seed)
     sampler = GroupSampler(labels, batch_size=groups * piece, samples_per_group=piece, seed=seed)
     blocks = labels[sampler.epoch_order(epoch)[0]].view(-1, groups, piece)
