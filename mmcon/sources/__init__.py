@@ -1,1 +1,1 @@
-"""Sources: rows with stable ids whose media stay encoded until a view needs them."""
+"""Sources: samples with stable ids whose media stay encoded until a view needs them."""

@@ -40,7 +40,7 @@ LAYOUTS: dict[str, tuple[Callable[..., Listing], type[SplitOptions]]] = {
     "shards": (list_shards, LabelOptions),
     "hub": (list_dataset, TableOptions),
 }
-# By what most of the first files of a folder are; audio in containers of video is asked for by modality="audio".
+# Suffixes by which the modality of a folder is guessed. Audio in containers of video needs modality="audio".
 _TYPICAL = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "audio": AUDIO_SUFFIXES}
 
 
@@ -118,7 +118,10 @@ def _layout(data: str) -> str:
     reserved = {name.partition("/")[0] for name in known}
     if path.is_absolute() or data.startswith((".", "~")) or path.suffix in tables.SUFFIXES:
         raise DataError(
-            "create_source", expected="a file or a folder", got=repr(data), fix="check the path: check --data"
+            "create_source",
+            expected="a file or a folder",
+            got=repr(data),
+            fix="check the path (in a recipe, check --data)",
         )
     if "/" in data and data.partition("/")[0] not in reserved:
         return "hub"
@@ -131,22 +134,22 @@ def _layout(data: str) -> str:
 
 
 def _usual_modality(folder: Path) -> str:
-    """What most of the first files below a folder are; images where nothing is known."""
+    """The modality of most of the first files below a folder; images where no suffix is known."""
     files = islice((f.suffix.lower() for f in folder.rglob("*") if f.suffix and f.is_file()), 500)
     counts = Counter(name for suffix in files for name, known in _TYPICAL.items() if suffix in known)
     return counts.most_common(1)[0][0] if counts else "image"
 
 
-def _register(name: str, modality: str, open_listed: Callable[..., Source], *parts: Callable[..., Any]) -> None:
+def _register(name: str, modality: str, open_listed: Callable[..., Source], *functions: Callable[..., Any]) -> None:
     """Register a source whose options are those of several functions, so that all others are refused by name.
 
     Args:
         name: the registered name.
         modality: of the source, or "any".
         open_listed: from options to the source.
-        parts: the functions and the dataclasses whose parameters are the options.
+        functions: the functions and dataclasses whose parameters are the options.
     """
-    taken = {p.name: p for part in parts for p in inspect.signature(part).parameters.values()}
+    taken = {p.name: p for function in functions for p in inspect.signature(function).parameters.values()}
     hidden = ("options", "listing") if modality == "any" else ("options", "listing", "modality")
     parameters = sorted((p for p in taken.values() if p.name not in hidden), key=lambda p: p.kind)
 
@@ -154,12 +157,12 @@ def _register(name: str, modality: str, open_listed: Callable[..., Source], *par
         return open_listed(**options)
 
     open_source.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    open_source.__doc__ = "\n\n".join(inspect.getdoc(part) or "" for part in parts)
+    open_source.__doc__ = "\n\n".join(inspect.getdoc(function) or "" for function in functions)
     register_source(name, modality=modality)(open_source)
 
 
 def _opener(layout: str, modality: str) -> Callable[..., Source]:
-    """What lists the samples of a layout and opens them."""
+    """A function that lists the samples of a layout and opens them as a modality."""
     list_samples, options_class = LAYOUTS[layout]
     make = MODALITIES[modality]
 
@@ -184,6 +187,6 @@ def _pop(given: dict[str, Any], taker: Callable[..., Any]) -> dict[str, Any]:
 for _layout_name, (_list_samples, _options_class) in LAYOUTS.items():
     for _modality, _make in MODALITIES.items():
         if (_layout_name, _modality) != ("folder", "text"):
-            _parts = (_list_samples, _options_class, _make)
-            _register(f"{_layout_name}/{_modality}", _modality, _opener(_layout_name, _modality), *_parts)
+            _functions = (_list_samples, _options_class, _make)
+            _register(f"{_layout_name}/{_modality}", _modality, _opener(_layout_name, _modality), *_functions)
 _register("table/joined", "any", _open_joined, joined_table, TableOptions)

@@ -68,7 +68,7 @@ def list_dataset(
         return listing
     group = options.group_column or GROUP.get(modality)
     by = table[group][:] if group in table.column_names else None
-    return split_listing(listing, split, options, by=by, said=repr(group) if by is not None else "identity")
+    return split_listing(listing, split, options, by=by, rule=repr(group) if by is not None else "identity")
 
 
 @final

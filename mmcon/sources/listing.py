@@ -143,7 +143,7 @@ def split_listing(
     *,
     own: Sequence[Any] | None = None,
     by: Sequence[Any] | None = None,
-    said: str = "identity",
+    rule: str = "identity",
 ) -> Listing:
     """The samples of a split: by the split that each has of its own, where there is one, else by identity.
 
@@ -153,13 +153,13 @@ def split_listing(
         options: the share or the fold that is held out.
         own: the split of each sample.
         by: what decides for each sample, by default its name; equal values stay in one split.
-        said: what decides, for the note.
+        rule: what decides, for the note.
     """
     if own is not None:
         return listing.select(*split_by_name(listing.where, [str(name) for name in own], split))
     names = listing.names if by is None else [str(value) for value in by]
     share = TEST_SHARE.get(listing.modality, 0.1) if options.test_share is None else options.test_share
-    return listing.select(*split_by_identity(listing.where, names, split, test_share=share, fold=options.fold, by=said))
+    return listing.select(*split_by_identity(listing.where, names, split, test_share=share, fold=options.fold, by=rule))
 
 
 def handle_opener(

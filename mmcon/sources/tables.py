@@ -66,8 +66,8 @@ def list_table(path: str | Path, *, split: str = "train", modality: str = "image
     # Equal texts stay in one split, as equal values of the group column do.
     group = options.group_column or GROUP.get(modality)
     by = table.get(group) if group else cells if modality == "text" and ids is None else None
-    said = repr(group) if group and by is not None else "identity"
-    listing = split_listing(listing, split, options, own=table.get(options.split_column), by=by, said=said)
+    rule = repr(group) if group and by is not None else "identity"
+    listing = split_listing(listing, split, options, own=table.get(options.split_column), by=by, rule=rule)
     _check_files(listing)
     return listing
 

@@ -30,7 +30,7 @@ from mmcon.training.optim import create_optimizer
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     """Ninety of the bundled test images of three classes: PNG bytes, label, class name, id."""
     source = fashion("test")
     rows = torch.cat([(source.labels == label).nonzero()[:30, 0] for label in range(3)])
@@ -48,10 +48,10 @@ def pictures():
 
 
 @pytest.fixture
-def tables(tmp_path, pictures):
+def tables(tmp_path, images):
     """A folder of parquet files as a hub has them: data/train-… and data/test-…."""
     (tmp_path / "table" / "data").mkdir(parents=True)
-    for split, part in (("train", pictures[:60]), ("test", pictures[60:])):
+    for split, part in (("train", images[:60]), ("test", images[60:])):
         columns = {name: [p[name] for p in part] for name in ("id", "image", "label", "class_name")}
         columns["image"] = [{"bytes": b, "path": None} for b in columns["image"]]
         features = {
@@ -65,10 +65,10 @@ def tables(tmp_path, pictures):
 
 
 @pytest.fixture
-def shards(tmp_path, pictures):
+def shards(tmp_path, images):
     """Three webdataset shards for training and one for testing."""
     (tmp_path / "shards").mkdir()
-    parts = {f"train-{i:03d}": pictures[20 * i : 20 * i + 20] for i in range(3)} | {"test-000": pictures[60:]}
+    parts = {f"train-{i:03d}": images[20 * i : 20 * i + 20] for i in range(3)} | {"test-000": images[60:]}
     for name, part in parts.items():
         with tarfile.open(tmp_path / "shards" / f"{name}.tar", "w") as archive:
             for p in part:
@@ -115,22 +115,22 @@ def trains(source):
 
 
 @pytest.fixture
-def files(tmp_path, pictures):
+def files(tmp_path, images):
     (tmp_path / "media").mkdir()
-    for p in pictures:
+    for p in images:
         (tmp_path / "media" / f"{p['id']}.png").write_bytes(p["image"])
     return tmp_path
 
 
-def rows_of_manifest(pictures):
+def rows_of_manifest(images):
     return [
         {"file": f"media/{p['id']}.png", "class": p["class_name"], "split": "train" if i < 60 else "val"}
-        for i, p in enumerate(pictures)
+        for i, p in enumerate(images)
     ]
 
 
-def write_manifest(files, pictures, suffix):
-    rows, path = rows_of_manifest(pictures), files / f"list.{suffix}"
+def write_manifest(files, images, suffix):
+    rows, path = rows_of_manifest(images), files / f"list.{suffix}"
     if suffix == "jsonl":
         path.write_text("\n".join(map(json.dumps, rows)))
     elif suffix == "parquet":
@@ -144,20 +144,20 @@ def write_manifest(files, pictures, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
-def test_manifests_point_to_files(files, pictures, suffix):
-    path = write_manifest(files, pictures, suffix)
+def test_manifests_point_to_files(files, images, suffix):
+    path = write_manifest(files, images, suffix)
     train, test = create_source(path, split="train"), create_source(path, split="test")
     assert (len(train), len(test)) == (60, 30)
     assert train.classes == test.classes == ("T-shirt/top", "pullover", "trouser")
     assert "media column: 'file', by its name" in train.describe()
-    assert torch.equal(train.open([7])[0].decode()[:1], pictures[7]["pixels"])
-    assert train.classes[int(train.labels[7])] == pictures[7]["class_name"]
+    assert torch.equal(train.open([7])[0].decode()[:1], images[7]["pixels"])
+    assert train.classes[int(train.labels[7])] == images[7]["class_name"]
     assert trains(train)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
-def test_pairs_of_every_format_are_joined_by_the_image(files, pictures, suffix):
-    names = [f"media/{p['id']}.png" for p in pictures[:30]]
+def test_pairs_of_every_format_are_joined_by_the_image(files, images, suffix):
+    names = [f"media/{p['id']}.png" for p in images[:30]]
     rows = [
         {"image": names[i % 30], "title": f"title {i}", "body": f"body {i}", "label": i % 30 % 3} for i in range(90)
     ]
@@ -184,7 +184,7 @@ def test_pairs_of_every_format_are_joined_by_the_image(files, pictures, suffix):
     number = int(texts.instances[0].value.removeprefix("title "))
     assert texts.instances[0].version("body").value == f"body {number}"
     shown = train.members["image"].open([4])[0].decode()[:1]
-    assert torch.equal(shown, pictures[number % 30]["pixels"])
+    assert torch.equal(shown, images[number % 30]["pixels"])
     assert int(train.labels[4]) == number % 30 % 3
 
 
@@ -210,12 +210,12 @@ def test_labels_of_csv_tables(tmp_path, text, classes):
         assert create_source(tmp_path / "list.csv", split="all").classes == classes
 
 
-def test_parquet_that_holds_the_bytes(tmp_path, pictures):
-    rows = [{"id": p["id"], "photo": p["image"], "label": p["label"]} for p in pictures]
+def test_parquet_that_holds_the_bytes(tmp_path, images):
+    rows = [{"id": p["id"], "photo": p["image"], "label": p["label"]} for p in images]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "all.parquet")
     train, test = (create_source(tmp_path / "all.parquet", split=s, test_share=0.3) for s in ("train", "test"))
     assert len(train) + len(test) == 90
-    assert set(train.names) | set(test.names) == {p["id"] for p in pictures}
+    assert set(train.names) | set(test.names) == {p["id"] for p in images}
     assert trains(train)
 
 
@@ -230,16 +230,16 @@ def test_parquet_that_holds_the_bytes(tmp_path, pictures):
         ({}, {"label_column": "file"}, "different texts"),
     ],
 )
-def test_manifests_that_cannot_be_used(files, pictures, change, options, message):
-    rows = [{change.get(k, k): v for k, v in row.items()} for row in rows_of_manifest(pictures)]
+def test_manifests_that_cannot_be_used(files, images, change, options, message):
+    rows = [{change.get(k, k): v for k, v in row.items()} for row in rows_of_manifest(images)]
     (files / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=message):
         create_source(files / "list.jsonl", **options)
 
 
 @pytest.mark.parametrize(("label", "message"), [(0.5, "whole numbers or as text"), (None, "1 samples without one")])
-def test_labels_that_are_none(files, pictures, label, message):
-    rows = rows_of_manifest(pictures)
+def test_labels_that_are_none(files, images, label, message):
+    rows = rows_of_manifest(images)
     rows[3]["class"] = label
     (files / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=message):
@@ -250,12 +250,12 @@ def test_labels_that_are_none(files, pictures, label, message):
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
-def test_shards_are_read_by_position(shards, pictures):
+def test_shards_are_read_by_position(shards, images):
     train, test = create_source(shards, split="train"), create_source(shards, split="val")
     assert (len(train), len(test)) == (60, 30)
-    assert train.names[25] == pictures[25]["id"]
-    assert torch.equal(train.open([25])[0].decode()[:1], pictures[25]["pixels"])
-    assert train.labels.tolist() == [p["label"] for p in pictures[:60]]
+    assert train.names[25] == images[25]["id"]
+    assert torch.equal(train.open([25])[0].decode()[:1], images[25]["pixels"])
+    assert train.labels.tolist() == [p["label"] for p in images[:60]]
     assert trains(train)
 
 
@@ -280,14 +280,14 @@ def test_shards_that_cannot_be_used(shards):
 # --- the datasets library --------------------------------------------------------------------------------------------
 
 
-def test_tables_of_the_datasets_library(tables, pictures, tmp_path):
+def test_tables_of_the_datasets_library(tables, images, tmp_path):
     cache = str(tmp_path / "cache")
     train, test = (create_source(tables, split=s, cache_dir=cache) for s in ("train", "test"))
     assert (len(train), len(test)) == (60, 30)
     assert train.classes == ("top", "trouser", "pullover")
-    assert train.names[4] == pictures[4]["id"]
+    assert train.names[4] == images[4]["id"]
     assert train.open([4])[0].facts["height"] == 28
-    assert torch.equal(train.open([9, 4])[1].decode()[:1], pictures[4]["pixels"])
+    assert torch.equal(train.open([9, 4])[1].decode()[:1], images[4]["pixels"])
     assert trains(train)
     by_name = create_source(tables, label_column="class_name", split="validation", cache_dir=cache)
     assert by_name.classes == ("T-shirt/top", "pullover", "trouser")
@@ -307,10 +307,10 @@ def test_hub_names_without_a_network(monkeypatch):
         create_source("nobody/nothing")
 
 
-def test_map_style_datasets(pictures):
-    rows = [(p["pixels"], p["label"]) for p in pictures]
-    source = DatasetSource(rows, labels=torch.tensor([p["label"] for p in pictures]))
-    assert torch.equal(source.open([5])[0], pictures[5]["pixels"])
+def test_map_style_datasets(images):
+    rows = [(p["pixels"], p["label"]) for p in images]
+    source = DatasetSource(rows, labels=torch.tensor([p["label"] for p in images]))
+    assert torch.equal(source.open([5])[0], images[5]["pixels"])
     assert trains(source)
 
 
@@ -372,16 +372,16 @@ def test_a_stream_that_ends_early_starts_anew():
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
-def test_streams_of_the_datasets_library(kind, tables, shards, pictures):
+def test_streams_of_the_datasets_library(kind, tables, shards, images):
     if kind == "parquet":
         stream = Stream.of(tables, split="train")
     else:
         data = {"train": sorted(str(f) for f in shards.glob("train*.tar"))}
         stream = Stream.of("webdataset", data_files=data, media_column="png", label_column="cls")
     rows = list(stream.read_from(0))
-    assert [r.name for r in rows] == [p["id"] for p in pictures[:60]]
-    assert [r.name for r in stream.read_from(40)] == [p["id"] for p in pictures[40:60]]
-    assert torch.equal(stream.handle(rows[3].media, "x").decode()[:1], pictures[3]["pixels"])
+    assert [r.name for r in rows] == [p["id"] for p in images[:60]]
+    assert [r.name for r in stream.read_from(40)] == [p["id"] for p in images[40:60]]
+    assert torch.equal(stream.handle(rows[3].media, "x").decode()[:1], images[3]["pixels"])
     loader = StreamLoader(stream, {"image": [view()] * 2}, batch_size=60, steps_per_epoch=1, seed=0)
     seen = losses_of(loader, steps=8)
     assert seen[-1] < seen[0] - 0.05

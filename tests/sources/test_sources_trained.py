@@ -32,7 +32,7 @@ STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     """Ninety of the bundled images of three classes: name, PNG bytes, label, class name, pixels."""
     source = fashion("test")
     rows = torch.cat([(source.labels == label).nonzero()[:30, 0] for label in range(3)])
@@ -51,19 +51,19 @@ def pictures():
     ]
 
 
-def write_folder(root, pictures):
-    for p in pictures:
+def write_folder(root, images):
+    for p in images:
         place = root / p["split"] / p["name"]
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{p['id']}.png").write_bytes(p["image"])
     return root
 
 
-def write_shards(root, pictures):
+def write_shards(root, images):
     root.mkdir()
     for split in ("train", "val"):
         with tarfile.open(root / f"{split}-000.tar", "w") as archive:
-            for p in (p for p in pictures if p["split"] == split):
+            for p in (p for p in images if p["split"] == split):
                 for suffix, data in (("png", p["image"]), ("cls", str(p["label"]).encode())):
                     member = tarfile.TarInfo(f"{p['id']}.{suffix}")
                     member.size = len(data)
@@ -71,14 +71,14 @@ def write_shards(root, pictures):
     return root
 
 
-def write_tables(root, pictures):
+def write_tables(root, images):
     (root / "data").mkdir(parents=True)
     features = {"id": {"_type": "Value", "dtype": "string"}, "image": {"_type": "Image"}}
     features["label"] = {"_type": "ClassLabel", "names": ["shirts", "trousers", "pullovers"]}
     for split, name in (("train", "train"), ("val", "validation")):
         rows = [
             {"id": p["id"], "image": {"bytes": p["image"], "path": None}, "label": p["label"]}
-            for p in pictures
+            for p in images
             if p["split"] == split
         ]
         about = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -87,10 +87,10 @@ def write_tables(root, pictures):
     return root
 
 
-def write_manifest(root, pictures, suffix):
-    write_folder(root, pictures)
+def write_manifest(root, images, suffix):
+    write_folder(root, images)
     rows = [
-        {"file": f"{p['split']}/{p['name']}/{p['id']}.png", "class": p["name"], "split": p["split"]} for p in pictures
+        {"file": f"{p['split']}/{p['name']}/{p['id']}.png", "class": p["name"], "split": p["split"]} for p in images
     ]
     path = root / f"list.{suffix}"
     if suffix == "csv":
@@ -102,10 +102,10 @@ def write_manifest(root, pictures, suffix):
     return path
 
 
-def write(kind, root, pictures):
+def write(kind, root, images):
     if kind in ("csv", "jsonl", "parquet"):
-        return write_manifest(root, pictures, kind)
-    return {"folder": write_folder, "shards": write_shards, "tables": write_tables}[kind](root, pictures)
+        return write_manifest(root, images, kind)
+    return {"folder": write_folder, "shards": write_shards, "tables": write_tables}[kind](root, images)
 
 
 @pytest.fixture(autouse=True)
@@ -145,13 +145,13 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_source_is_trained_from(kind, tmp_path, pictures):
-    path = write(kind, tmp_path / "data", pictures)
+def test_every_kind_of_source_is_trained_from(kind, tmp_path, images):
+    path = write(kind, tmp_path / "data", images)
     assert source_name(str(path)) == KINDS[kind]
     train, test = (create_source(path, split=split) for split in ("train", "test"))
     assert (len(train), len(test)) == (60, 30)
     assert sorted(class_counts(train).tolist()) == sorted(
-        sum(p["label"] == c and p["split"] == "train" for p in pictures) for c in range(3)
+        sum(p["label"] == c and p["split"] == "train" for p in images) for c in range(3)
     )
     seen = losses(
         tmp_path / "run", ViewLoader(train, views(), UniformSampler(train.ids, batch_size=60, seed=0), seed=0)
@@ -160,15 +160,15 @@ def test_every_kind_of_source_is_trained_from(kind, tmp_path, pictures):
     assert seen[-1] < seen[0] - 0.05
 
 
-def test_a_torch_dataset_is_trained_from(tmp_path, pictures):
+def test_a_torch_dataset_is_trained_from(tmp_path, images):
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
-            return len(pictures)
+            return len(images)
 
         def __getitem__(self, i):
-            return pictures[i]["pixels"], pictures[i]["label"]
+            return images[i]["pixels"], images[i]["label"]
 
-    source = DatasetSource(Rows(), labels=torch.tensor([p["label"] for p in pictures]))
+    source = DatasetSource(Rows(), labels=torch.tensor([p["label"] for p in images]))
     # The images are grey, which the encoder repeats to colour.
     loader = ViewLoader(source, views(), UniformSampler(source.ids, batch_size=90, seed=0), seed=0)
     seen = losses(tmp_path / "run", loader)
@@ -176,8 +176,8 @@ def test_a_torch_dataset_is_trained_from(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("kind", ["tables", "shards"])
-def test_a_stream_is_trained_from_and_resumed(kind, tmp_path, pictures):
-    path = write(kind, tmp_path / "data", pictures)
+def test_a_stream_is_trained_from_and_resumed(kind, tmp_path, images):
+    path = write(kind, tmp_path / "data", images)
 
     def loader():
         if kind == "tables":
@@ -207,8 +207,8 @@ def test_folders_of_videos_and_sounds_find_their_sources(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "shards", "tables"])
-def test_the_doctor_knows_the_usual_layouts(kind, tmp_path, pictures):
-    path = write(kind, tmp_path / "data", pictures)
+def test_the_doctor_knows_the_usual_layouts(kind, tmp_path, images):
+    path = write(kind, tmp_path / "data", images)
     found = {finding.subject: finding for finding in doctor.data(str(path))}
     assert {f.level for f in found.values()} == {"good"}, [str(f) for f in found.values()]
     assert "30 samples" in found["held-out split"].message
@@ -216,8 +216,8 @@ def test_the_doctor_knows_the_usual_layouts(kind, tmp_path, pictures):
     assert found["image files"].message.startswith("0 of 60")
 
 
-def test_the_doctor_names_rows_that_are_in_both_parts(tmp_path, pictures):
-    rows = [{"id": p["id"], "image": p["image"], "label": p["label"], "split": p["split"]} for p in pictures]
+def test_the_doctor_names_rows_that_are_in_both_parts(tmp_path, images):
+    rows = [{"id": p["id"], "image": p["image"], "label": p["label"], "split": p["split"]} for p in images]
     rows += [{**row, "split": "val"} for row in rows[:4]]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "all.parquet")
     found = {finding.subject: finding for finding in doctor.data(str(tmp_path / "all.parquet"))}
