@@ -55,6 +55,13 @@ def test_two_far_votes_against_a_near_one_by_temperature():
     assert knn(train, query).predicted.tolist() == [0]
 
 
+def test_votes_of_a_small_temperature_neither_overflow_nor_vanish():
+    """At T = .009, e^{1/T} is above float32 and e^{−1/T} below; the votes are 1 and e^{−.01/T}."""
+    train = Features(torch.tensor([[1.0, 0.0], [0.99, (1 - 0.99**2) ** 0.5]]), Index({"label": torch.tensor([1, 0])}))
+    query = Features(torch.tensor([[1.0, 0.0]]), Index({"label": torch.tensor([1])}))
+    assert knn(train, query, temperature=0.009).predicted.tolist() == [1]
+
+
 def test_bad_input_is_named():
     a, b = labeled_features(10, 0), labeled_features(12, 1)
     for options in ({"k": 0}, {"temperature": 0.0}, {"k": 0, "temperature": 0.0}):
