@@ -58,7 +58,7 @@ def test_blur_equals_torchvision(sigma, kernel, height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 29), (83, 77)])
-def test_a_blurred_picture_is_the_same_alone_and_white_stays_white(height, width):
+def test_a_blurred_image_is_the_same_alone_and_white_stays_white(height, width):
     x = images(5, height=height, width=width)
     x[2] = 1.0
     sigma = torch.tensor([0.2, 2.0, 1.3, 0.9, 1.6], dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_a_blurred_picture_is_the_same_alone_and_white_stays_white(height, width
         assert torch.equal(blur.gaussian_blur(x[row : row + 1], sigma[row : row + 1], 11)[0], together[row])
 
 
-def test_pictures_with_channels_together_are_resampled_to_the_same_bytes():
+def test_images_with_channels_together_are_resampled_to_the_same_bytes():
     x = images(3, height=90, width=77, dtype=torch.uint8)
     crop, table = image_crop.RandomResizedCrop(size=72, interpolation="bicubic"), keys(seed=1, sample=[1, 2, 3])
     assert torch.equal(crop(x.contiguous(memory_format=torch.channels_last), table), crop(x, table))
@@ -189,7 +189,7 @@ def test_the_order_of_the_jitter_is_drawn_evenly():
         (torch.zeros(3, 8, 8), "b c h w"),
     ],
 )
-def test_bad_pictures_are_refused_with_the_fix(x, message):
+def test_bad_images_are_refused_with_the_fix(x, message):
     for name in ("image/simclr", "image/color-jitter"):
         view = create_view(name)
         sizes = {"height": torch.tensor([8, 8]), "width": torch.tensor([8, 8])}
@@ -199,6 +199,6 @@ def test_bad_pictures_are_refused_with_the_fix(x, message):
         assert message in str(error.value)
 
 
-def test_a_crop_larger_than_the_picture_is_refused_with_the_key():
+def test_a_crop_larger_than_the_image_is_refused_with_the_key():
     with pytest.raises(InputError, match=r"at least 64 × 64 pixels.*\n.*\n.*sample=7"):
         create_view("image/crop", size=64)(images(1), keys(seed=0, sample=7))

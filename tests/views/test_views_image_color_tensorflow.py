@@ -70,7 +70,7 @@ def test_an_operation_is_its_definition(ours, definition, factors):
     torch.testing.assert_close(ours(x, column), by_pixel(x, factors, definition), atol=3e-6, rtol=0)
 
 
-def test_gray_pictures_keep_saturation_and_hue():
+def test_gray_images_keep_saturation_and_hue():
     x, factor = images()[:, :1], torch.full((len(FACTORS), 1, 1, 1), 0.3)
     assert torch.equal(color_tensorflow.hsv_saturation(x, factor), x)
     assert torch.equal(color_tensorflow.linear_hue(x, factor), x)

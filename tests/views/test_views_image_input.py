@@ -122,7 +122,7 @@ def test_wrong_tensors_are_refused_with_the_fix(name, x, told):
     assert told in str(error.value)
 
 
-def test_bytes_and_floats_of_one_picture_give_one_view():
+def test_bytes_and_floats_of_one_image_give_one_view():
     x = torch.from_numpy(PIXELS).permute(2, 0, 1)[None]
     for name in ("image/color-jitter", "image/randaugment", "image/corruption"):
         view = create_view(name)
@@ -151,7 +151,7 @@ def test_an_empty_batch_is_told_or_stays_empty():
         assert create_view(name)(torch.zeros(0, 3, 8, 8), none).shape == (0, 3, 8, 8)
 
 
-def test_one_bad_picture_of_several_is_named():
+def test_one_bad_image_of_several_is_named():
     good = torch.zeros(3, 9, 9)
     with pytest.raises(DataError, match="sample 1"):
         create_view("image/simclr", size=8)([good, good * float("nan")], keys(seed=0, sample=[1, 2]))

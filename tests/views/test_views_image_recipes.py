@@ -49,7 +49,7 @@ def test_recipes_alone_equal_in_a_batch(name, options, size):
         assert torch.equal(view(x[rows], table[rows]), together[rows])
 
 
-def test_gray_pictures_go_through_the_recipes():
+def test_gray_images_go_through_the_recipes():
     x = photos(4, channels=1)
     for name in ("image/simclr-supcon", "image/stacked-randaugment-supcon", "image/stacked-randaugment-infomin"):
         assert create_view(name, size=28)(x, keys(seed=0, sample=range(4))).shape == (4, 1, 28, 28)
@@ -114,7 +114,7 @@ def test_partners_are_others_and_even():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 3.0])
-def test_beta_has_its_moments(alpha):
+def test_beta_has_its_frame_times(alpha):
     drawn = mixup.beta(keys(seed=1, sample=range(10000)), "share", alpha)
     # Beta(α, α) has mean ½ and variance 1 / (4 (2α + 1)).
     variance = 1 / (4 * (2 * alpha + 1))

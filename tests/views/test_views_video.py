@@ -76,7 +76,7 @@ def test_all_frames_of_a_view_change_alike(image):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_large_frames_are_cropped_as_pictures_are(dtype: torch.dtype):
+def test_large_frames_are_cropped_as_images_are(dtype: torch.dtype):
     """Frames above the size of gathering go through one resampling a clip: the same as image by image."""
     noise = torch.randint(0, 256, (2, 3, 3, 90, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     batch = noise if dtype == torch.uint8 else noise.float() / 255
@@ -204,7 +204,7 @@ def test_window_frames_are_one_window():
     assert torch.allclose(moments.diff(dim=1), torch.full((30, 4), 0.1, dtype=torch.float64))
 
 
-def test_sparse_clips_take_one_moment_of_each_segment():
+def test_sparse_clips_take_one_frame_time_of_each_segment():
     moments = starts(create_view("video/sparse-clip", frames=8), 200, 0)
     assert torch.equal((moments / (100 / 8)).floor(), torch.arange(8.0).double().expand(200, 8))
 
@@ -286,7 +286,7 @@ def test_reversal_and_shuffling_are_told_in_the_table():
     view=st.integers(0, 9),
     name=st.sampled_from(["random-clip", "cvrl-clip", "grid-clip"]),
 )
-def test_any_clip_gives_moments_inside_it(seconds: float, rate: float, frames: int, stride: int, view: int, name: str):
+def test_any_clip_gives_frame_times_inside_it(seconds: float, rate: float, frames: int, stride: int, view: int, name: str):
     moments = starts(create_view(f"video/{name}", frames=frames, stride=stride), 3, view, seconds=seconds, rate=rate)
     assert moments.shape == (3, frames)
     assert float(moments.min()) >= 0

@@ -37,7 +37,7 @@ def graded(
 ) -> Chain:
     """A clip from a uniformly drawn start, with weak crops and color jitter: for affinities that are graded by time.
 
-    Strong crops and flips hide the motion that tells times apart, so crops keep half of the image or more, and flips
+    Strong crops and flips hide the motion that shows the time, so crops keep half of the image or more, and flips
     are off. A `framing` varies the images without that cost: it is a first crop, and a flip, that all views of a sample
     share.
 
