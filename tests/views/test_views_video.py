@@ -286,7 +286,7 @@ def test_reversal_and_shuffling_are_told_in_the_table():
     view=st.integers(0, 9),
     name=st.sampled_from(["random-clip", "cvrl-clip", "grid-clip"]),
 )
-def test_any_clip_gives_frame_times_inside_it(seconds: float, rate: float, frames: int, stride: int, view: int, name: str):
+def test_any_clip_gives_times_inside_it(seconds: float, rate: float, frames: int, stride: int, view: int, name: str):
     moments = starts(create_view(f"video/{name}", frames=frames, stride=stride), 3, view, seconds=seconds, rate=rate)
     assert moments.shape == (3, frames)
     assert float(moments.min()) >= 0
