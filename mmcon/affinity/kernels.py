@@ -70,7 +70,7 @@ class LabelKernel(Pairwise):
             raise InputError(where, expected="a width above 0 and a floor in [0, 1)", got=got)
         self.kernel, self.width, self.floor = kernel, width, floor
 
-    def _kernel(self, distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def _kernel(self, distance: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
         weights = KERNELS[self.kernel](distance / self.width)
         return weights if self.floor == 0 else weights * (weights >= self.floor)
 

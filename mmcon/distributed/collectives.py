@@ -82,7 +82,7 @@ def global_loss(local_loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     return local_loss if get_world_size() == 1 else _GlobalLoss.apply(local_loss)
 
 
-def average_gradient(parameter: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+def average_gradient(parameter: Shaped[Tensor, " *shape"]) -> Shaped[Tensor, " *shape"]:
     """The identity; its backward pass averages the gradient over ranks.
 
     It serves parameters outside the data-parallel module, such as a learnable temperature. It is right whether or not
@@ -91,7 +91,7 @@ def average_gradient(parameter: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*sh
     return parameter if get_world_size() == 1 else _AverageGradient.apply(parameter)
 
 
-def all_reduce_sum(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+def all_reduce_sum(values: Shaped[Tensor, " *shape"]) -> Shaped[Tensor, " *shape"]:
     """The sum over ranks, without gradient."""
     if get_world_size() == 1:
         return values
@@ -100,7 +100,7 @@ def all_reduce_sum(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]
     return summed
 
 
-def all_reduce_sum_with_gradient(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def all_reduce_sum_with_gradient(values: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
     """The sum over ranks; the backward pass sums the gradients of all ranks."""
     return values if get_world_size() == 1 else _AllReduceSum.apply(values)
 
@@ -157,7 +157,7 @@ def barrier(group: Any) -> None:
         dist.barrier(group)
 
 
-def full_tensor(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+def full_tensor(tensor: Shaped[Tensor, " *shape"]) -> Shaped[Tensor, " *shape"]:
     """The full tensor of one that is sharded over ranks (FSDP2), which every rank must call; others are returned."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -216,7 +216,7 @@ def _gather_table(name: Any, tables: Mapping[Any, Index], headers: Headers, devi
     return Index(columns, n=sum(sizes))
 
 
-def _all_gather_rows(local: Shaped[Tensor, "local *shape"], sizes: list[int]) -> Shaped[Tensor, "n *shape"]:
+def _all_gather_rows(local: Shaped[Tensor, " local *shape"], sizes: list[int]) -> Shaped[Tensor, " n *shape"]:
     """The rows of all ranks in the order of ranks, padded to the longest in transit."""
     carried = local.to(torch.uint8) if local.dtype == torch.bool else local
     padded = carried.new_zeros((max(sizes), *local.shape[1:]))
