@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from mmcon.batch import ViewBatch
 from mmcon.distributed.collectives import any_rank, barrier, gather_objects, group_without_timeout
 from mmcon.distributed.fsdp import check_same_modalities, check_sharding, modalities_may_differ, set_gradient_sync
 from mmcon.loading.loader import ViewLoader, Views
+from mmcon.models.ema import unwrap
 from mmcon.samplers.base import BatchSampler
 from mmcon.sources.base import Source
 from mmcon.training.checkpoint import Checkpoints
@@ -55,8 +56,7 @@ class Run:
     """A training run in a folder of its own.
 
     Args:
-        output_dir: the run folder, for config.yaml, metrics.jsonl, checkpoints/, results.json. All ranks use that of
-            rank 0.
+        output_dir: the run folder (config.yaml, metrics.jsonl, checkpoints/, results.json); that of rank 0 counts.
         config: the settings of the recipe, a dataclass or a mapping; saved, and compared on resume.
         seed: the seed of the run.
         settings: see `RunSettings`.
@@ -118,6 +118,7 @@ class Run:
         self._score: Callable[[], float] | None = None
         self._failures: dict[int, str] = {}
         self._batch: ViewBatch | None = None
+        self._model: RankModel | None = None
         self._accumulation = AccumulationSchedule()
         self._closed = self._check_modalities = False
         saved_config = as_plain(config) if config is not None else {}
@@ -204,7 +205,7 @@ class Run:
 
     def full_model(self, model: M) -> M:
         """The model of `prepare` without its wrapper; if sharded, a copy with full weights. Collective."""
-        return self._model.full_model(model)
+        return cast(M, unwrap(model)) if self._model is None else self._model.full_model(model)
 
     # --- the loop ---
 
@@ -252,7 +253,8 @@ class Run:
 
     def _start(self, loader: ViewLoader, score: Callable[[], float] | None) -> None:
         """Check the loader against the model and the ranks, and move it to the current step."""
-        self._model.check_blocks(loader)
+        if self._model is not None:
+            self._model.check_blocks(loader)
         check_batch_size(loader.sampler.batch_size, self.world_size)
         self._accumulation = AccumulationSchedule.of(self.settings, self.settings.epochs * len(loader))
         if self.sharded:

@@ -251,9 +251,13 @@ def test_the_precision_of_a_launch_file_counts_where_no_flag_says_another(tmp_pa
         Run(tmp_path, cpu=True)
 
 
+def test_an_unknown_engine_is_refused(python):
+    # In a process of its own, since the type checks of the tests would refuse the value first.
+    run = python("from mmcon.training.config import RunSettings; RunSettings(engine='fsdp')")
+    assert "ConfigError: --engine: expected ddp or fsdp2; got 'fsdp'" in run.stderr
+
+
 def test_mistakes_are_told_before_the_first_step(tmp_path):
-    with pytest.raises(ConfigError, match="ddp or fsdp2"):
-        RunSettings(engine="fsdp")
     with pytest.raises(ConfigError, match="1 batch or more"):
         RunSettings(accumulate=0)
     check_batch_size(16, 2)

@@ -113,7 +113,7 @@ def test_bad_input_is_one_clear_error_with_the_fix(recipe, tmp_path, settings, m
 def test_all_translations_of_a_prompt_meet_in_a_batch(recipe):
     config = recipe.Config(objective="cross-lingual", batch_size=96)
     train = create_source(config.data, modality="audio", rate_hz=config.sample_rate_hz)
-    rows = recipe.make_sampler(config, train).batch(0).positions
+    rows = recipe.make_sampler(config, train).batch(0).indices
     languages = {}
     for row in rows.tolist():
         languages.setdefault(int(train.columns["prompt"][row]), []).append(int(train.columns["language"][row]))

@@ -319,7 +319,7 @@ def test_the_examples_of_the_document_run_and_an_own_grading_is_learned_from(fol
     loader = ViewLoader(source, {"video": [view]}, UniformSampler(torch.arange(3), batch_size=3, seed=0), seed=0)
     index = next(iter(loader)).index["video"]
     scores = index["excitement"]
-    assert torch.allclose(known["alike"](index, index), (-(scores[:, None] - scores).abs() / 2).exp())
+    assert torch.allclose(known["by_score"](index, index), (-(scores[:, None] - scores).abs() / 2).exp())
     rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     known["objective"]({"shared": {"video": rows}}, next(iter(loader))).backward()
     assert rows.grad is not None

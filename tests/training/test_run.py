@@ -270,7 +270,7 @@ def test_signals_are_noted_and_handlers_put_back():
 
 def test_a_second_signal_ends_the_process_at_once(python):
     twice = "os.kill(os.getpid(), 15); os.kill(os.getpid(), 15); print('still here')"
-    code = f"import os\nfrom mmcon.training.signals import StopSignals\nwith Signals():\n    {twice}"
+    code = f"import os\nfrom mmcon.training.signals import StopSignals\nwith StopSignals():\n    {twice}"
     run = python(code)
     assert (run.returncode, run.stdout) == (128 + 15, ""), run.stderr
 
