@@ -39,7 +39,8 @@ _NAMES = {
     "mmcon.losses": ("SupConLoss", "weighted_supcon"),
     "mmcon.objective.objective": ("Objective",),
     "mmcon.objective.pair_blocks": ("Block",),
-    "mmcon.training.config": ("RunSettings",),
+    "mmcon.training.config": ("RunConfig", "RunSettings"),
+    "mmcon.training.recipe": ("run_recipe",),
     "mmcon.training.run": ("Run",),
 }
 # Not all of them are in `__all__`: a star import must not replace the standard library's `random`.
@@ -93,7 +94,8 @@ if TYPE_CHECKING:
     from mmcon.sources.base import Source, TensorSource
     from mmcon.sources.factory import create_source
     from mmcon.sources.joined import JoinedSource
-    from mmcon.training.config import RunSettings
+    from mmcon.training.config import RunConfig, RunSettings
+    from mmcon.training.recipe import run_recipe
     from mmcon.training.run import Run
     from mmcon.views import Chain, ViewGenerator
 
@@ -104,6 +106,7 @@ __all__ = [
     "JoinedSource",
     "Objective",
     "Run",
+    "RunConfig",
     "RunSettings",
     "SharedSpace",
     "Source",
@@ -132,6 +135,7 @@ __all__ = [
     "register_sampler",
     "register_source",
     "register_view",
+    "run_recipe",
     "testing",
     "views",
     "weighted_supcon",

@@ -91,6 +91,8 @@ class RunConfig(RunSettings):
     """a run of seconds that goes through everything"""
     batch_size: int = 128
     """samples per step, over all ranks"""
+    projection_dim: int = 128
+    """width of the embeddings, after the projection head"""
     optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
     learning_rate: float | None = None
     """the peak, for this batch size"""
