@@ -4,7 +4,7 @@ An affinity gives a weight `W[i, j] >= 0` to every pair of an anchor and a candi
 weight is above 0 and negative where it is 0. Weights are a function of columns of the index (sample id, label, time,
 features of another model), never of the embeddings under training.
 
-No affinity stores an n × n matrix but `Dense`. A loss reads the weights by `tile(rows, columns)` or, where they have
+Only `Dense` stores an n × n matrix. A loss reads the weights by `tile(rows, columns)` or, where they have
 structure, by `factors()`, which cost O(n). `.dense()` computes the full matrix.
 
 An affinity is built from tensors, or from column names that `bind` replaces by the columns of a batch:

@@ -46,17 +46,17 @@ class Affinity(ABC):
 
     @abstractmethod
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
-        """The weights of a block of pairs."""
+        """The weights of a tile of pairs."""
 
     def factors(self) -> tuple[Factor, ...] | None:
         """Terms whose sum is W, each of which multiplies a matrix in O(n); None where W has no such structure."""
         return None
 
-    def parameters(self) -> Iterator[Tensor]:
+    def parameters(self) -> Iterator[Float[Tensor, "..."]]:
         """The tensors that receive a gradient, such as a learnable kernel width."""
         return iter(())
 
-    def map_parameters(self, f: Callable[[Tensor], Tensor]) -> Affinity:
+    def map_parameters(self, f: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> Affinity:
         """The affinity with `f` applied to each of `parameters()`, in their order."""
         return self
 
@@ -125,10 +125,10 @@ class _Composed(Affinity):
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         return self._with([term.bind(rows, columns) for term in self.terms])
 
-    def parameters(self) -> Iterator[Tensor]:
+    def parameters(self) -> Iterator[Float[Tensor, "..."]]:
         return (parameter for term in self.terms for parameter in term.parameters())
 
-    def map_parameters(self, f: Callable[[Tensor], Tensor]) -> Affinity:
+    def map_parameters(self, f: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> Affinity:
         return self._with([term.map_parameters(f) for term in self.terms])
 
 
@@ -203,7 +203,7 @@ class Complement(_Composed):
 
 
 def check_weights(where: str, weights: Shaped[Tensor, "..."]) -> None:
-    """Refuse NaN, infinite and negative weights, in one pass."""
+    """Raise InputError for NaN, infinite or negative weights; reads the tensor once."""
     if weights.numel() == 0 or weights.dtype == torch.bool:
         return
     low, high = (float(bound) for bound in torch.aminmax(weights.detach()))
@@ -213,7 +213,7 @@ def check_weights(where: str, weights: Shaped[Tensor, "..."]) -> None:
 
 
 def check_choice(where: str, name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a value that a setting does not know."""
+    """Raise InputError for an unknown value of a setting, with the nearest known one."""
     if value not in known:
         raise InputError(
             where, expected=f"{name} one of {', '.join(known)}", got=repr(value), fix=nearest(value, list(known))

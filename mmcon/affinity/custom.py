@@ -59,10 +59,10 @@ class Dense(Affinity):
         block = block[:, columns if self.columns is None else self.columns[columns]]
         return block.to(torch.get_default_dtype()) if not block.is_floating_point() else block
 
-    def parameters(self) -> Iterator[Tensor]:
+    def parameters(self) -> Iterator[Float[Tensor, "..."]]:
         return iter([self.weights] if self.weights.requires_grad else [])
 
-    def map_parameters(self, f: Callable[[Tensor], Tensor]) -> Affinity:
+    def map_parameters(self, f: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> Affinity:
         mapped = copy.copy(self)
         mapped.weights = f(self.weights) if self.weights.requires_grad else self.weights
         return mapped
@@ -78,7 +78,10 @@ class Computed(Affinity):
     """
 
     def __init__(
-        self, function: Callable[[Index, Index], Tensor], rows: Index | None = None, columns: Index | None = None
+        self,
+        function: Callable[[Index, Index], Shaped[Tensor, "r c"]],
+        rows: Index | None = None,
+        columns: Index | None = None,
     ) -> None:
         self.function, self.rows, self.columns = function, rows, columns
 

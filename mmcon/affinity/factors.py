@@ -39,7 +39,7 @@ class ClassFactor:
         table = None if self.table is None else self.table.T
         return ClassFactor(self.columns, self.rows, self.classes, table, self.scale)
 
-    def at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def weights_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The weights of single pairs."""
         if self.table is None:
             return (self.rows[rows] == self.columns[columns]) * self.scale
@@ -47,7 +47,7 @@ class ClassFactor:
 
     def positive_count_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The contribution of single pairs to `positive_counts`."""
-        return (self.at(rows, columns) > 0).long()
+        return (self.weights_at(rows, columns) > 0).long()
 
     def positive_counts(self, anchors: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The number of candidates with a weight above 0 for each of `anchors`."""
@@ -94,7 +94,7 @@ class MixtureFactor:
         same = self.rows[rows][:, :, None] == self.columns[columns][:, None]
         return same * (self.row_weights[rows][:, :, None] * self.column_weights[columns][:, None])
 
-    def at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def weights_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The weights of single pairs."""
         return self._class_pairs(rows, columns).sum((1, 2)) * self.scale
 
@@ -118,7 +118,7 @@ class LowRankFactor:
     scale: float = 1.0
 
     def matmul(self, candidates: Float[Tensor, "c d"]) -> Float[Tensor, "a d"]:
-        """`W @ candidates`, through the `r d` product."""
+        """`W @ candidates`, through the product `rank d`."""
         rows, columns = self.rows.to(candidates.dtype), self.columns.to(candidates.dtype)
         return rows @ (columns.T @ candidates) * self.scale
 
@@ -126,7 +126,7 @@ class LowRankFactor:
         """The factor of Wᵀ."""
         return LowRankFactor(self.columns, self.rows, self.scale)
 
-    def at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def weights_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The weights of single pairs."""
         return (self.rows[rows] * self.columns[columns]).sum(1) * self.scale
 
@@ -142,35 +142,35 @@ class LowRankFactor:
 
 @dataclass(frozen=True)
 class BandFactor:
-    """Weights that are 0 across groups: with rows and columns sorted by group, W is a band of blocks.
+    """Weights that are 0 across groups: with rows and columns sorted by group, W is a band of tiles.
 
     Attributes:
         rows, columns: the orders that sort anchors and candidates by group.
         bands: pairs of slices of the two orders, which together contain every weight above 0.
-        weigh: weights of a block, from indices of anchors and of candidates.
-        pairs: weights of single pairs, from the same.
+        tile_weights: weights of a tile, from indices of anchors and of candidates.
+        weights_of_pairs: weights of single pairs, from the same.
         scale: multiplies the weights.
-        transposed: whether `weigh` and `pairs` take candidates first.
+        transposed: whether `tile_weights` and `weights_of_pairs` take candidates first.
     """
 
     rows: Int[Tensor, " a"]
     columns: Int[Tensor, " c"]
     bands: tuple[tuple[slice, slice], ...]
-    weigh: Callable[[Int[Tensor, " r"], Int[Tensor, " c"]], Float[Tensor, "r c"]]
-    pairs: Callable[[Int[Tensor, " m"], Int[Tensor, " m"]], Float[Tensor, " m"]]
+    tile_weights: Callable[[Int[Tensor, " r"], Int[Tensor, " c"]], Float[Tensor, "r c"]]
+    weights_of_pairs: Callable[[Int[Tensor, " m"], Int[Tensor, " m"]], Float[Tensor, " m"]]
     scale: float = 1.0
     transposed: bool = False
 
-    def _block(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+    def _tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         anchors, candidates = self.rows[rows], self.columns[columns]
-        return self.weigh(candidates, anchors).T if self.transposed else self.weigh(anchors, candidates)
+        return self.tile_weights(candidates, anchors).T if self.transposed else self.tile_weights(anchors, candidates)
 
     def matmul(self, candidates: Float[Tensor, "c d"]) -> Float[Tensor, "a d"]:
-        """`W @ candidates`, block by block."""
+        """`W @ candidates`, tile by tile."""
         product = candidates.new_zeros(len(self.rows), candidates.shape[1])
         for rows, columns in self.bands:
-            block = self._block(rows, columns).to(candidates.dtype)
-            product[self.rows[rows]] += block @ candidates[self.columns[columns]]
+            tile = self._tile(rows, columns).to(candidates.dtype)
+            product[self.rows[rows]] += tile @ candidates[self.columns[columns]]
         return product.mul_(self.scale)
 
     def transpose(self) -> BandFactor:
@@ -178,26 +178,28 @@ class BandFactor:
         bands = tuple((columns, rows) for rows, columns in self.bands)
         return replace(self, rows=self.columns, columns=self.rows, bands=bands, transposed=not self.transposed)
 
-    def at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def weights_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The weights of single pairs."""
-        return (self.pairs(columns, rows) if self.transposed else self.pairs(rows, columns)) * self.scale
+        return (
+            self.weights_of_pairs(columns, rows) if self.transposed else self.weights_of_pairs(rows, columns)
+        ) * self.scale
 
     def positive_count_at(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The contribution of single pairs to `positive_counts`."""
-        return (self.at(rows, columns) > 0).long()
+        return (self.weights_at(rows, columns) > 0).long()
 
     def positive_counts(self, anchors: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The number of candidates with a weight above 0 for each of `anchors`."""
         counts = torch.zeros_like(self.rows)
         for rows, columns in self.bands:
-            counts[self.rows[rows]] += (self._block(rows, columns) * self.scale > 0).sum(1)
+            counts[self.rows[rows]] += (self._tile(rows, columns) * self.scale > 0).sum(1)
         return counts[anchors]
 
 
 def group_bands(
     rows: Int[Tensor, " a"], columns: Int[Tensor, " c"], max_rows: int = 256, max_columns: int = 1024
 ) -> tuple[Int[Tensor, " a"], Int[Tensor, " c"], list[tuple[slice, slice]]]:
-    """The orders that sort anchors and candidates by group, and blocks that contain all pairs of one group."""
+    """The orders that sort anchors and candidates by group, and tiles that contain all pairs of one group."""
     ordered_rows, row_order = rows.sort(stable=True)
     ordered_columns, column_order = columns.sort(stable=True)
     starts = torch.arange(0, len(rows), max_rows, device=rows.device)
@@ -205,8 +207,8 @@ def group_bands(
     low = torch.searchsorted(ordered_columns, ordered_rows[starts])
     high = torch.searchsorted(ordered_columns, ordered_rows[ends - 1], right=True)
     edges = torch.stack([starts, ends, low, high], 1).tolist()
-    blocks = [(a, b, c, min(c + max_columns, d)) for a, b, low, d in edges for c in range(low, d, max_columns)]
-    return row_order, column_order, [(slice(a, b), slice(c, d)) for a, b, c, d in blocks]
+    tiles = [(a, b, c, min(c + max_columns, d)) for a, b, low, d in edges for c in range(low, d, max_columns)]
+    return row_order, column_order, [(slice(a, b), slice(c, d)) for a, b, c, d in tiles]
 
 
 Factor = ClassFactor | MixtureFactor | LowRankFactor | BandFactor
@@ -223,8 +225,9 @@ def factor_row_sums(
     has_self = torch.zeros_like(valid) if self_index is None else self_index >= 0
     self_column = torch.zeros_like(anchors) if self_index is None else self_index.clamp_min(0)
     for factor in factors:
+        # In float64: the anchor's own weight is subtracted from a sum, which loses digits in float32.
         ones = torch.ones(factor.columns.shape[0], 1, dtype=torch.float64, device=device)
-        sums += factor.matmul(ones)[:, 0] - factor.at(anchors, self_column) * has_self
+        sums += factor.matmul(ones)[:, 0] - factor.weights_at(anchors, self_column) * has_self
         self_count = factor.positive_count_at(anchors, self_column) * has_self
         valid |= (factor.positive_counts(anchors) - self_count > 0) & (factor.scale > 0)
     return torch.where(valid, sums, 0), valid

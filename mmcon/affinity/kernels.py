@@ -74,7 +74,7 @@ class LabelKernel(Pairwise):
         weights = KERNELS[self.kernel](distance / self.width)
         return weights if self.floor == 0 else weights * (weights >= self.floor)
 
-    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+    def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         rows, columns = (v if v.is_floating_point() else v.to(torch.get_default_dtype()) for v in values[0])
         if rows.ndim == 1:
             return self._kernel((rows[:, None] - columns).abs())
@@ -112,15 +112,15 @@ class TimeKernel(LabelKernel):
         self._set_kernel(kernel, width_seconds, floor)
         self.never_zero = group is None and kernel in INFINITE_SUPPORT and floor == 0
 
-    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
-        weights = super().weigh(values[0])
+    def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
+        weights = super().pair_weights(values[0])
         if len(values) == 1:
             return weights
         rows, columns = values[1]
         return weights * (rows[:, None] == columns)
 
     def factors(self) -> tuple[Factor, ...] | None:
-        """With small groups, W is a band of blocks. Otherwise, or with a learnable width, tiles are as fast."""
+        """With small groups, W is a band of tiles. Otherwise, or with a learnable width, tiles are as fast."""
         if len(self.column_pairs) == 1 or any(True for _ in self.parameters()):
             return None
         (times, other_times), (groups, other_groups) = self.values()
@@ -128,15 +128,15 @@ class TimeKernel(LabelKernel):
         if sum((r.stop - r.start) * (c.stop - c.start) for r, c in bands) > len(groups) * len(other_groups) / 4:
             return None
 
-        def weigh(i: Int[Tensor, " r"], j: Int[Tensor, " c"]) -> Float[Tensor, "r c"]:
-            return self.weigh((times[i], other_times[j]), (groups[i], other_groups[j]))
+        def tile_weights(i: Int[Tensor, " r"], j: Int[Tensor, " c"]) -> Float[Tensor, "r c"]:
+            return self.pair_weights((times[i], other_times[j]), (groups[i], other_groups[j]))
 
-        def pairs(i: Int[Tensor, " m"], j: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+        def weights_at(i: Int[Tensor, " m"], j: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
             return self._kernel((times[i] - other_times[j]).abs().to(self._dtype(times))) * (
                 groups[i] == other_groups[j]
             )
 
-        return (BandFactor(row_order, column_order, tuple(bands), weigh, pairs),)
+        return (BandFactor(row_order, column_order, tuple(bands), tile_weights, weights_at),)
 
     @staticmethod
     def _dtype(times: Shaped[Tensor, " n"]) -> torch.dtype:

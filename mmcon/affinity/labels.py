@@ -43,7 +43,7 @@ class SameLabel(Pairwise):
                     fix="use LabelKernel for numbers and MultiLabel for label vectors, or labels.long()",
                 )
 
-    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+    def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         ((rows, columns),) = values
         return (rows[:, None] == columns).to(torch.get_default_dtype())
 
@@ -107,7 +107,7 @@ class MixedLabel(Pairwise):
             return False
         return not is_share or bool(((values >= 0) & (values <= 1)).all())
 
-    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+    def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         (own, candidate_own), (partner, candidate_partner), shares = values
         share, candidate_share = (s.to(torch.get_default_dtype()) for s in shares)
 
@@ -166,11 +166,12 @@ class MultiLabel(Pairwise):
         order = 1 if self.measure == "distribution" else 2
         return torch.nn.functional.normalize(targets, p=order, dim=1)
 
-    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+    def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         rows, columns = map(self._scaled, values[0])
         both = rows @ columns.T
         if self.measure != "jaccard":
             return both
+        # Two empty sets have no union; their weight is 0.
         return both / (rows.sum(1)[:, None] + columns.sum(1) - both).clamp_min(1)
 
     def factors(self) -> tuple[Factor, ...] | None:
@@ -232,7 +233,7 @@ class Hierarchy(Pairwise):
                     got=f"{labels.dtype} of shape {tuple(labels.shape)}",
                 )
 
-    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+    def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         ((rows, columns),) = values
         return self.weights[rows[:, None], columns]
 
@@ -287,12 +288,14 @@ class SideFeatures(Pairwise):
                 got = f"{features.dtype} of shape {tuple(features.shape)}"
                 raise InputError("SideFeatures", expected="floats `n m`", got=got)
 
-    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+    def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         rows, columns = (torch.nn.functional.normalize(v, dim=1) for v in values[0])
         cosine = rows @ columns.T
         if self.kernel == "softmax":
+            # The shift by the largest cosine keeps weights in (0, 1]; normalization over a row cancels it.
             weights = torch.exp((cosine - 1) / self.temperature)
         elif self.kernel == "half":
+            # Rounding may give a cosine below -1.
             weights = (cosine / 2 + 0.5).clamp_min(0)
         else:
             weights = cosine.clamp_min(0)

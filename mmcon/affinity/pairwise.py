@@ -42,7 +42,7 @@ class ColumnPair:
 class Pairwise(Affinity):
     """Weights that are a function of values of an anchor and of a candidate.
 
-    A subclass passes its column pairs to `__init__`, names its learnable attributes, and implements `weigh`.
+    A subclass passes its column pairs to `__init__`, names its learnable attributes, and implements `pair_weights`.
     """
 
     learnable_attributes: tuple[str, ...] = ()
@@ -55,11 +55,11 @@ class Pairwise(Affinity):
             raise InputError(type(self).__name__, expected="columns of one length", got=f"lengths {sorted(lengths)}")
 
     @abstractmethod
-    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+    def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         """The weights of a tile, from the values of each column pair."""
 
     def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
-        """Refuse values of the wrong type or shape; called when the names are replaced by tensors."""
+        """Raise InputError for values of the wrong type or shape; called when names are replaced by tensors."""
 
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         bound = copy.copy(self)
@@ -96,13 +96,13 @@ class Pairwise(Affinity):
         return self.symmetric_weights and all(pair.columns is None for pair in self.column_pairs)
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
-        return self.weigh(*((r[rows], c[columns]) for r, c in self.values()))
+        return self.pair_weights(*((r[rows], c[columns]) for r, c in self.values()))
 
-    def parameters(self) -> Iterator[Tensor]:
+    def parameters(self) -> Iterator[Float[Tensor, "..."]]:
         values = (getattr(self, name) for name in self.learnable_attributes)
         return (value for value in values if isinstance(value, Tensor) and value.requires_grad)
 
-    def map_parameters(self, f: Callable[[Tensor], Tensor]) -> Affinity:
+    def map_parameters(self, f: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> Affinity:
         mapped = copy.copy(self)
         for name in self.learnable_attributes:
             value = getattr(self, name)

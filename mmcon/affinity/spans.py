@@ -29,7 +29,7 @@ class SpanOverlap(Pairwise):
     ) -> None:
         super().__init__(*(ColumnPair(column) for column in (start, end, group) if column is not None))
 
-    def weigh(self, *values: Pair) -> Float[Tensor, "r c"]:
+    def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         (start, others_start), (end, others_end) = values[:2]
         both = torch.minimum(end[:, None], others_end) - torch.maximum(start[:, None], others_start)
         either = torch.maximum(end[:, None], others_end) - torch.minimum(start[:, None], others_start)

@@ -1,4 +1,4 @@
-"""Contrastive losses: the weighted core, its presets, two losses outside the family, and baselines."""
+"""Contrastive losses: the weighted SupCon loss and its presets, Rank-N-Contrast, SigLIP, and baselines."""
 
 from mmcon.losses import presets
 from mmcon.losses.baselines import cross_entropy, max_margin, triplet

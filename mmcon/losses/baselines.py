@@ -18,7 +18,7 @@ def cross_entropy(
     Args:
         logits: of k classes.
         labels: class indices.
-        label_smoothing: the share of the target that is spread over all classes.
+        label_smoothing: the probability of the target that is spread over all classes.
 
     >>> round(cross_entropy(torch.eye(2), torch.tensor([0, 1])).item(), 4)
     0.3133
@@ -54,6 +54,7 @@ def max_margin(
     logits = features @ class_weights.T
     norms = features.norm(dim=1) * class_weights[labels].norm(dim=1)
     cosine = logits.gather(1, labels[:, None])[:, 0] / norms.clamp_min(torch.finfo(norms.dtype).eps)
+    # Rounding may exceed 1, where the arc cosine is NaN.
     cosine = cosine.clamp(-1, 1)
     # cos(mθ) by Chebyshev's recursion: it avoids the arc cosine, whose gradient is infinite at ±1.
     previous, multiple = torch.ones_like(cosine), cosine
@@ -88,7 +89,9 @@ def triplet(
     0.375
     """
     check_choice("triplet", "mining", mining, ("hard", "all"))
+    # From differences: the form by products loses the digits of small distances.
     squares = (embeddings[:, None] - embeddings).square().sum(2)
+    # The gradient of the root is infinite at 0.
     distance = torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
     same = labels[:, None] == labels
     positive, negative = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same

@@ -112,6 +112,7 @@ def _measure(
     by_hardness = gradient_negatives.sort(dim=1, descending=True).values
     count = (negative.sum(1) * HARDEST).ceil().clamp_min(1)[:, None]
     hardest = (by_hardness * (torch.arange(s.shape[1], device=s.device) < count)).sum(1)
+    # Anchors without any gradient have shares of 0, not NaN.
     mass = (gradient_out.sum(1) + gradient_negatives.sum(1)).clamp_min(torch.finfo(s.dtype).tiny)
     return {
         "valid": valid,

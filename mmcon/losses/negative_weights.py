@@ -40,7 +40,7 @@ class HardNegatives:
             raise InputError("HardNegatives", expected="concentration >= 0 and class_prior in [0, 1)", got=got)
 
     def check(self, form: str, denominator: str) -> None:
-        """Refuse combinations without an equation."""
+        """Raise InputError if the form and the denominator have no equation with these weights."""
         if self.class_prior > 0 and (form, denominator) != ("out", "one"):
             raise InputError(
                 "HardNegatives",
@@ -70,6 +70,8 @@ def log_debiased(
     log_count = count.clamp_min(1).to(s.dtype).log()
     log_sum = torch.where(some, log_sum, 0)
     # Relative to the sum: 1 - prior · m · e^{s - log_sum} loses its digits only where the lower bound takes over.
+    # The clamp keeps the exponential finite; so large a share is below the bound anyway.
     share = 1 - class_prior * (log_count + s - log_sum).clamp_max(80).exp()
+    # A share of 0 or below becomes the smallest number, which the maximum replaces by the bound, without NaN.
     corrected = log_sum + share.clamp_min(torch.finfo(s.dtype).tiny).log() - math.log1p(-class_prior)
     return torch.where(some, torch.maximum(corrected, log_count - 1 / temperature), float("-inf"))

@@ -28,7 +28,7 @@ from mmcon.affinity import (
     TimeKernel,
 )
 from mmcon.losses.negative_weights import HardNegatives
-from mmcon.losses.settings import refuse_unknown_options
+from mmcon.losses.settings import reject_unknown_options
 
 Preset = dict[str, Any]
 Temperature = float | Tensor | nn.Module
@@ -39,7 +39,7 @@ PRESETS: dict[str, Callable[..., Preset]] = {}
 
 def _preset(function: Callable[Options, Preset]) -> Callable[Options, Preset]:
     """Add a preset to `PRESETS`."""
-    return PRESETS.setdefault(function.__name__, refuse_unknown_options(function))
+    return PRESETS.setdefault(function.__name__, reject_unknown_options(function))
 
 
 @_preset

@@ -1,4 +1,4 @@
-"""The checked inputs of one call of the weighted loss, which every backend receives, and the outputs it returns."""
+"""Validated inputs (`Problem`) and outputs (`AnchorLosses`) of a backend of the weighted loss."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def default_self_index(anchors: Float[Tensor, "a d"], *, square: bool) -> Int[Te
     return diagonal if square else torch.full_like(diagonal, -1)
 
 
-def refuse_double_backward(backend: str) -> None:
-    """Called in a backward pass: if that pass is recorded, a second one through it would be silently wrong."""
+def check_single_backward(backend: str) -> None:
+    """Raise InputError if a backward pass is recorded: a second derivative through it would be silently wrong."""
     if torch.is_grad_enabled():
         raise InputError(
             WHERE,
-            expected="one backward pass",
+            expected="a backward pass without create_graph",
             got=f"create_graph=True with backend {backend!r}",
-            fix="a gradient of a gradient is offered by backend='dense'",
+            fix="use backend='dense' for second derivatives",
         )
 
 
@@ -184,7 +184,7 @@ def _checked_self_index(
 
 
 def _check_negatives(problem: Problem) -> None:
-    """An affinity that is above 0 for every pair defines no negatives."""
+    """Raise InputError if the settings need negatives, and the affinity is above 0 for every pair."""
     if not problem.affinity.never_zero:
         return
     if problem.hard_negatives is not None:

@@ -76,15 +76,18 @@ def _chunk_losses(
     self_index: Int[Tensor, " r"],
     temperature: Float[Tensor, ""],
 ) -> Float[Tensor, " r"]:
+    # Rounding may make the square of a small distance negative.
     squares = (z.square().sum(1)[:, None] + pool.square().sum(1) - 2 * z @ pool.T).clamp_min(0)
     # At a distance of 0 the gradient of the root is undefined; 0 is used, as for any vector norm.
     distinct = squares > 1e-12
     s = -torch.where(distinct, torch.where(distinct, squares, 1).sqrt(), 0) / temperature
     y, pool_y = (x.to(torch.float64).reshape(len(x), -1) for x in (labels, pool_labels))
-    # The quicker way by products rounds, and equal label distances must stay equal.
+    # The faster computation by matrix products rounds, and equal label distances must stay equal.
     distance = torch.cdist(y, pool_y, compute_mode="donot_use_mm_for_euclid_dist")
     not_self = self_index[:, None] != torch.arange(len(pool), device=z.device)
+    # The anchor itself gets the smallest label distance, and so comes last in the order, after all denominators.
     distance = distance.masked_fill(~not_self, -1)
+    # From the farthest label to the nearest, each denominator is a running sum: O(c log c) for an anchor, not O(c²).
     ordered, order = distance.sort(dim=1, descending=True)
     ranked = s.gather(1, order)
     kept = ordered >= 0

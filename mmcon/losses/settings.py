@@ -1,4 +1,4 @@
-"""The settings of the weighted loss: defaults, known values, and checks, each in one place."""
+"""Options of `weighted_supcon`: defaults, allowed values, validation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Target = TypeVar("Target", bound=Callable[..., Any])
 
 
 def check_options(where: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse an unknown keyword argument with the nearest known name.
+    """Check the names of keyword arguments; an error gives the nearest known name.
 
     Raises:
         ConfigError: `options` has a name that is not in `known`.
@@ -40,7 +40,7 @@ def check_options(where: str, options: Mapping[str, Any], known: Iterable[str]) 
             raise ConfigError(where, expected=f"options among {names}", got=repr(name), fix=nearest(name, names))
 
 
-def refuse_unknown_options(target: Target) -> Target:
+def reject_unknown_options(target: Target) -> Target:
     """Decorate a function or a class: an unknown keyword raises `ConfigError` in place of Python's `TypeError`."""
     function = target.__init__ if isinstance(target, type) else target
     known = [name for name in inspect.signature(function).parameters if name != "self"]
@@ -56,10 +56,10 @@ def refuse_unknown_options(target: Target) -> Target:
     return target  # type: ignore[return-value]
 
 
-@refuse_unknown_options
+@reject_unknown_options
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """The settings of `weighted_supcon`, which documents them, that stay the same from step to step.
+    """The options of `weighted_supcon` that are the same in every step; they are documented there.
 
     Raises:
         InputError: a value is unknown, or a combination has no equation.
@@ -93,7 +93,7 @@ class LossSettings:
 
 
 def check_temperature(where: str, temperature: float | Float[Tensor, ""]) -> None:
-    """Refuse a temperature that is not a finite number above 0."""
+    """Raise InputError unless a temperature is a finite number above 0."""
     value = as_number(temperature)
     if not 0 < value < float("inf"):
         raise InputError(where, expected="one temperature above 0", got=str(value), fix="usual values are .04 to .2")

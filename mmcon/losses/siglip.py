@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -19,7 +19,7 @@ CHUNK = 256
 def siglip(
     anchors: Float[Tensor, "a d"],
     candidates: Float[Tensor, "c d"],
-    affinity: Affinity | Tensor,
+    affinity: Affinity | Shaped[Tensor, "..."],
     *,
     temperature: float | Float[Tensor, ""],
     bias: float | Float[Tensor, ""],
@@ -56,6 +56,7 @@ def siglip(
         rows = slice(start, min(start + CHUNK, len(anchors)))
         sign = (weights.tile(rows, slice(0, len(candidates))) > 0).to(anchors.dtype) * 2 - 1
         logits = anchors[rows] @ candidates.T / temperature + bias
+        # softplus, not the logarithm of a sigmoid: the latter underflows to 0 for large negative arguments.
         return torch.nn.functional.softplus(-sign * logits).sum(1)
 
     losses = [checkpoint(chunk_losses, start, use_reentrant=False) for start in range(0, len(anchors), CHUNK)]

@@ -1,4 +1,8 @@
-"""The weighted contrastive loss, of which the methods of the family are settings, and SupContrast's call of it."""
+"""The supervised contrastive loss with pair weights: `weighted_supcon` (function) and `SupConLoss` (module).
+
+`SupConLoss` has the interface of SupContrast. SimCLR, CLIP and others are settings of the loss (`presets`). The backend
+`backends.dense` computes the forms `out` and `in` line by line; the other backends return the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from torch import Tensor
 
 from mmcon.affinity import Affinity, Dense, SameLabel, SameSample
 from mmcon.errors import InputError
-from mmcon.losses.backends.selection import Choice, choose, compute
+from mmcon.losses.backends.selection import BackendChoice, choose_backend, compute
 from mmcon.losses.negative_weights import HardNegatives
 from mmcon.losses.problem import AnchorLosses, prepare
 from mmcon.losses.settings import WHERE, LossSettings, Similarity
@@ -55,7 +59,7 @@ def weighted_supcon(
         self_index: int64 `a`, the candidate that is the anchor itself, or -1.
         negative_weights: V, like `affinity`, or `HardNegatives`; None: 1.
         row_normalize: False: Ŵ = W.
-        similarity: a kernel `(a d, c d) -> a c` for the dot product; a Module's parameters receive gradients.
+        similarity: a kernel `(a d, c d) -> a c` in place of the dot product; a Module's parameters receive gradients.
         scale: `temperature` multiplies the loss by it, as the published settings do.
         no_positives: `exclude` such anchors, which have loss 0, from the mean, or raise an `error`.
         reduction: `valid` (mean over anchors with positives), `all` (mean over all), `sum`, or `none`.
@@ -107,7 +111,7 @@ def reduce(found: AnchorLosses, settings: LossSettings) -> Float[Tensor, ""] | F
             WHERE,
             expected="a positive for every anchor",
             got=f"{len(missing)} of {len(valid)} anchors without one, first at rows {missing[:5].tolist()}",
-            fix="sample at least two rows a class or two views a sample, or use no_positives='exclude'",
+            fix="sample two rows per class or two views per sample, or use no_positives='exclude'",
         )
     if settings.reduction == "none":
         return losses
@@ -125,9 +129,9 @@ def explain_backend(
     temperature: float | Float[Tensor, ""],
     self_index: Shaped[Tensor, " a"] | None = None,
     **settings: Any,
-) -> Choice:
+) -> BackendChoice:
     """The backend that `auto` selects for a call of `weighted_supcon`, and the reason."""
-    return choose(
+    return choose_backend(
         prepare(
             anchors, candidates, affinity,
             temperature=temperature, self_index=self_index, settings=LossSettings(**settings),
@@ -188,6 +192,7 @@ class SupConLoss(torch.nn.Module):
         """
         rows = view_major(features)
         if self.normalize:
+            # Unit rows in bfloat16 are off by up to .2 %, which a division by T = .1 turns into hundredths of a logit.
             wide = rows if rows.dtype == torch.float64 else rows.float()
             rows = torch.nn.functional.normalize(wide, dim=1)
         affinity = _affinity_of_views(features.shape[0], features.shape[1], labels, mask, features.device)

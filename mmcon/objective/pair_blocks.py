@@ -11,14 +11,14 @@ from itertools import product
 from typing import Any
 
 from mmcon.errors import ConfigError
-from mmcon.losses.settings import refuse_unknown_options
+from mmcon.losses.settings import reject_unknown_options
 
 Modalities = str | tuple[str, ...]
 #: The name of rows: (space, modality) or (space, "modality:view").
 Name = tuple[str, str]
 
 
-@refuse_unknown_options
+@reject_unknown_options
 @dataclass(frozen=True)
 class Block:
     """Anchors of one modality against candidates of another, in a space.

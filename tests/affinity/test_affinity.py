@@ -108,7 +108,7 @@ def test_factors_multiply_as_the_whole_does(name, square):
     torch.testing.assert_close(sum(f.matmul(x) for f in factors), whole @ x, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(sum(f.transpose().matmul(y) for f in factors), whole.T @ y, rtol=1e-6, atol=1e-6)
     i, j = torch.arange(N), torch.arange(N) % whole.shape[1]
-    torch.testing.assert_close(sum(f.at(i, j).to(D) for f in factors), whole[i, j], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sum(f.weights_at(i, j).to(D) for f in factors), whole[i, j], rtol=1e-6, atol=1e-6)
 
 
 def test_classes_labels_groups_and_trees_have_factors():
@@ -129,7 +129,7 @@ def test_small_groups_are_a_band(square):
     torch.testing.assert_close(band.matmul(x), whole @ x)
     torch.testing.assert_close(band.transpose().matmul(torch.ones(n, 1, dtype=D))[:, 0], whole.sum(0))
     own = torch.arange(n) % whole.shape[1]
-    torch.testing.assert_close(band.at(torch.arange(n), own), whole[torch.arange(n), own])
+    torch.testing.assert_close(band.weights_at(torch.arange(n), own), whole[torch.arange(n), own])
     whole[torch.arange(n), own] = 0
     sums, valid = affinity.row_sums(own)
     torch.testing.assert_close(sums, whole.sum(1))

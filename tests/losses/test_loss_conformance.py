@@ -5,7 +5,7 @@ import torch
 from loss_cases import D, by_loops, columns, rectangular_presets, square_presets, unit
 
 from mmcon.losses.backends.dense import dense_losses
-from mmcon.losses.backends.selection import offered
+from mmcon.losses.backends.selection import supported_backends
 from mmcon.losses.backends.tiled import general_losses, tiled_losses
 from mmcon.losses.problem import prepare
 from mmcon.losses.settings import LossSettings
@@ -146,6 +146,6 @@ def test_autocast_leaves_the_loss_in_float32(backend):
 
 def test_a_preset_that_a_backend_does_not_offer_is_refused_by_name():
     anchors, candidates, _, preset = case("x_clr")
-    assert "triton" not in offered("x_clr")
+    assert "triton" not in supported_backends("x_clr")
     with pytest.raises(Exception, match="triton"):
         weighted_supcon(anchors, candidates, **preset, backend="triton")

@@ -44,6 +44,7 @@ def dense_losses(problem: Problem) -> AnchorLosses:
         if hard is not None and hard.class_prior > 0:
             count = negative.sum(1, keepdim=True)
             log_each = log_debiased(s, log_each, count, problem.temperature, hard.class_prior)
+        # log(D_ij / e^{s_ij}) by logaddexp, in which no exponential overflows.
         losses = (weights * torch.where(positive, torch.logaddexp(s, log_each) - s, 0)).sum(1)
     else:
         log_denominator = _log_denominator(problem, s, positive, log_negatives)
@@ -61,6 +62,7 @@ def _over_all_candidates(
     valid = (weights > 0).any(1)
     weight_sum = weights.sum(1)
     weighted = (weights * s).sum(1)
+    # The lowest finite number, not -inf: the gradient of a row without candidates would be NaN.
     log_denominator = torch.where(not_self, s, torch.finfo(s.dtype).min).logsumexp(1)
     # Rows without a positive have no weight either, so that their loss and gradient are 0.
     if row_normalize:
@@ -86,6 +88,7 @@ def _log_negative_sum(problem: Problem, s: Float[Tensor, "a c"], negative: Bool[
         log_count = negative.sum(1).to(s.dtype).log()
         log_sum = _logsumexp(s + beta * weighting, negative)
         spread = torch.where(negative.any(1), _logsumexp(beta * weighting, negative), 0)
+        # In logarithms: e^{(1 + β) s} overflows float32 from s = 44 on at β = 1.
         return log_count + log_sum - spread
     if problem.negative_affinity is None:
         return _logsumexp(s, negative)
@@ -101,5 +104,6 @@ def _log(weights: Float[Tensor, "a c"]) -> Float[Tensor, "a c"]:
 def _logsumexp(s: Float[Tensor, "a c"], mask: Bool[Tensor, "a c"]) -> Float[Tensor, " a"]:
     """The log-sum-exp of each row over a mask; -inf for an empty row, with a gradient of 0."""
     some = mask.any(1)
+    # Empty rows are computed on finite numbers and then replaced: a gradient through -inf would be NaN.
     safe = torch.where(mask, s, torch.finfo(s.dtype).min)
     return torch.where(some, torch.where(some[:, None], safe, 0).logsumexp(1), float("-inf"))

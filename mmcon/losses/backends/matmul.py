@@ -39,7 +39,7 @@ def _one_dnn(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> Float[Tensor, 
     return _LINEAR(a, b, None, "none", [], "")
 
 
-def _linear_operator() -> Callable[..., Tensor] | None:
+def _linear_operator() -> Callable[..., Float[Tensor, "n m"]] | None:
     """The oneDNN operator, or None where this build of PyTorch lacks it."""
     if not torch.backends.mkldnn.is_available():
         return None

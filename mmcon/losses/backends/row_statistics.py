@@ -1,4 +1,4 @@
-"""The numbers that the tiled backend keeps for each anchor between its passes."""
+"""Row statistics: the numbers that the tiled backend keeps for each anchor between its passes."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class PairLosses(NamedTuple):
     """With denominator `one`, the loss of each positive, log(D_ij / e^{s_ij}), and its derivatives.
 
     Attributes:
-        losses: 0 elsewhere than at positives.
+        losses: 0 except at positives.
         by_s: the derivative by s_ij.
         by_log_negatives: the derivative by log N_i.
         by_temperature: the derivative by the temperature of the debiasing floor, weighted and summed over positives.
@@ -160,8 +160,10 @@ def pair_losses(
     hard = problem.hard_negatives
     if hard is None or hard.class_prior == 0:
         gap = torch.where(tile.positive, log_negatives[:, None] - tile.s, EMPTY)
+        # log(1 + N / e^s) = softplus(log N - s): finite where N / e^s overflows.
         share = torch.sigmoid(gap)
         return PairLosses(nn.functional.softplus(gap), -share, share, torch.zeros_like(log_negatives))
+    # By autograd: the correction has a clamp and a maximum, so that its derivatives are piecewise.
     with torch.enable_grad():
         s = tile.s.detach().requires_grad_()
         each_sum = log_negatives[:, None].expand_as(s).clone().requires_grad_()
@@ -186,5 +188,6 @@ def _concentration(problem: Problem) -> float:
 def _add_logsumexp(
     log_sums: Float[Tensor, " a"], rows: slice, mask: Bool[Tensor, "r c"], exponents: Float[Tensor, "r c"]
 ) -> None:
-    """Add the terms of a block to a running log-sum-exp, in place."""
+    """Add the terms of a tile to a running log-sum-exp, in place."""
+    # Sums stay in logarithms between tiles, so that no tile needs the maximum of the whole row.
     log_sums[rows] = torch.logaddexp(log_sums[rows], torch.where(mask, exponents, EMPTY).logsumexp(1))

@@ -17,37 +17,37 @@ MAX_DENSE_PAIRS = 512 * 512
 TRITON_PRESETS = ("supcon_out", "simclr", "clip", "clip_one_way", "multiple_negatives", "moco")
 
 
-class Choice(NamedTuple):
+class BackendChoice(NamedTuple):
     """A backend and the reason for its selection."""
 
     backend: str
     reason: str
 
 
-def offered(preset: str) -> tuple[str, ...]:
+def supported_backends(preset: str) -> tuple[str, ...]:
     """The backends that support a preset."""
     return ("dense", "tiled", "triton") if preset in TRITON_PRESETS else ("dense", "tiled")
 
 
-def choose(problem: Problem) -> Choice:
+def choose_backend(problem: Problem) -> BackendChoice:
     """The backend that `auto` selects."""
     pairs = problem.affinity.shape[0] * problem.affinity.shape[1]
     if problem.anchors.is_cuda and pairs > MAX_DENSE_PAIRS:
         from mmcon.losses.backends import triton
 
         if (reason := triton.unsupported_reason(problem)) is None:
-            return Choice("triton", f"{pairs} pairs of rows on a GPU, with class weights over all candidates")
-        return Choice("tiled", f"{pairs} pairs are computed tile by tile; not triton: {reason}")
+            return BackendChoice("triton", f"{pairs} pairs of rows on a GPU, with class weights over all candidates")
+        return BackendChoice("tiled", f"{pairs} pairs are computed tile by tile; not triton: {reason}")
     if pairs <= MAX_DENSE_PAIRS:
-        return Choice("dense", f"{pairs} pairs are few enough for a full matrix")
+        return BackendChoice("dense", f"{pairs} pairs are few enough for a full matrix")
     how = "each pair once, with shared exponentials" if symmetric.supports(problem) else "in the general form"
-    return Choice("tiled", f"{pairs} pairs are computed tile by tile, {how}")
+    return BackendChoice("tiled", f"{pairs} pairs are computed tile by tile, {how}")
 
 
 def compute(problem: Problem) -> AnchorLosses:
     """The loss of each anchor, by the backend of the settings."""
     asked = problem.settings.backend
-    backend = choose(problem).backend if asked == "auto" else asked
+    backend = choose_backend(problem).backend if asked == "auto" else asked
     if backend != "triton":
         return {"dense": dense_losses, "tiled": tiled_losses}[backend](problem)
     from mmcon.losses.backends import triton

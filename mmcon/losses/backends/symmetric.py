@@ -1,6 +1,6 @@
-"""The fastest tiles: the anchors are the candidates, and each unordered pair is computed once.
+"""Tiled backend for anchors that are the candidates: each pair is computed once (upper triangle).
 
-They serve the out form over all candidates, which is most of the family. The loss of row i is
+It supports the out form over all candidates, which most presets have. The loss of row i is
 
     ℓ_i = R_i lse_i - Σ_j Ŵ_ij s_ij          lse_i = log Σ_{k≠i} e^{s_ik},  R_i = Σ_j Ŵ_ij  (1 when rows are normalized)
 
@@ -9,9 +9,9 @@ directions of a pair share one exponential:
 
     G_ij + G_ji = e^{s_ij} (u_i + u_j) - (v_i W_ij + v_j W_ji)         u = g R e^{-lse},  v = g / Σ_j W_ij
 
-Only embeddings, lse and row sums are kept between the passes. e^{s} itself must be finite, so this serves |s| below
-about 80 in float32 (unit rows: temperatures above .0125); `tiled` serves the rest. Weights with factors (class labels,
-multi-labels, time within groups) are never computed as tiles: their terms cost O(n).
+Only embeddings, lse and row sums are kept between the passes. e^{s} itself must be finite, so the backend requires |s|
+below about 80 in float32 (unit rows: temperatures above .0125); `tiled` handles the rest. Weights with factors (class
+labels, multi-labels, time within groups) are never computed as tiles: their terms cost O(n).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mmcon.affinity import Affinity, Factor, factor_row_sums
 from mmcon.losses.backends.matmul import matmul_nn, matmul_nt, matmul_tn
-from mmcon.losses.problem import AnchorLosses, Problem, refuse_double_backward
+from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
 
 #: The fastest of 384 to 1024 on an AMD EPYC with 1 MiB of cache a core, by a tenth; a multiple of a vector's width.
 TILE_SIZE = 704
@@ -43,6 +43,7 @@ def supports(problem: Problem) -> bool:
     n = len(problem.anchors)
     if not torch.equal(problem.self_index, torch.arange(n, device=problem.self_index.device)):
         return False
+    # |s| is at most the largest squared norm over T (Cauchy-Schwarz); log(n + 1) bounds the growth of a row's sum.
     norm = float(problem.anchors.detach().square().sum(1).max()) if n else 0.0
     log_largest = 0.95 * math.log(torch.finfo(problem.anchors.dtype).max)
     return norm / float(problem.temperature.detach()) + math.log(n + 1) < log_largest
@@ -77,6 +78,7 @@ class _SymmetricLoss(torch.autograd.Function):
             products = [_times_without_diagonal(factors, z)]
             sums = _Sums(exponentials, (products[0] * z).sum(1) * inverse, weight_sum.to(z.dtype), valid)
         valid, weights = sums.valid, sums.weights
+        # No shift by a row's maximum: `supports` bounds every exponential and every sum.
         log_sum = torch.where(valid, sums.exponentials, 1).log()
         divisor = torch.where(valid, weights, 1) if row_normalize else torch.ones_like(weights)
         losses = torch.where(valid, (weights * log_sum - sums.weighted) / divisor, 0)
@@ -87,7 +89,7 @@ class _SymmetricLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Shaped[Tensor, " n"]) -> tuple[Float[Tensor, "..."] | None, ...]:
-        refuse_double_backward("tiled")
+        check_single_backward("tiled")
         z, inverse, log_sum, weights, divisor, valid, *products = ctx.saved_tensors
         v = torch.where(valid, gradients[0], 0) / divisor
         u = v * weights * torch.exp(-log_sum)
@@ -95,6 +97,7 @@ class _SymmetricLoss(torch.autograd.Function):
         of_z = _gradient_by_tiles(tiles, u, v, None if ctx.factors else ctx.affinity)
         if ctx.factors:
             transposed = tuple(factor.transpose() for factor in ctx.factors)
+            # In place: copies of the embeddings were half of the extra memory.
             of_z.addcmul_(v[:, None], products[0], value=-1).sub_(_times_without_diagonal(transposed, v[:, None] * z))
         # Σ_ij G_ij ⟨z_i, z_j⟩, each pair counted from both ends.
         of_inverse = (z * of_z).sum() / 2
@@ -110,10 +113,10 @@ class _TriangleTiles:
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Float[Tensor, "r c"]]]:
         n = len(self.z)
-        blocks = [slice(start, min(start + self.tile_size, n)) for start in range(0, n, self.tile_size)]
-        for i, rows in enumerate(blocks):
+        tiles = [slice(start, min(start + self.tile_size, n)) for start in range(0, n, self.tile_size)]
+        for i, rows in enumerate(tiles):
             scaled = self.z[rows] * self.inverse
-            for columns in blocks[i:]:
+            for columns in tiles[i:]:
                 yield rows, columns, matmul_nt(scaled, self.z[columns])
 
     def buffer(self, tile: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
@@ -131,7 +134,7 @@ class _Sums(NamedTuple):
 
 
 def _exponential_sums(tiles: _TriangleTiles) -> Float[Tensor, " n"]:
-    """Σ_{k≠i} e^{s_ik}; each exponential serves both of its rows."""
+    """Σ_{k≠i} e^{s_ik}; each exponential is added to both of its rows."""
     sums = tiles.z.new_zeros(len(tiles.z))
     for rows, columns, s in tiles:
         _add_exponentials(sums, rows, columns, s)
@@ -202,6 +205,7 @@ def _times_without_diagonal(factors: tuple[Factor, ...], z: Float[Tensor, "n d"]
     """`W z`, W without its diagonal."""
     diagonal = torch.arange(len(z), device=z.device)
     first, *rest = (
-        factor.matmul(z).addcmul_(factor.at(diagonal, diagonal).to(z.dtype)[:, None], z, value=-1) for factor in factors
+        factor.matmul(z).addcmul_(factor.weights_at(diagonal, diagonal).to(z.dtype)[:, None], z, value=-1)
+        for factor in factors
     )
     return sum(rest, first)

@@ -1,7 +1,7 @@
 """The weighted loss in O(n) memory on any device, with every setting.
 
 Tiles of similarities are computed in the forward pass, reduced to a few numbers for each anchor (`RowStatistics`), and
-computed again in the backward pass. `symmetric` takes over where it is faster.
+computed again in the backward pass. Where `symmetric` supports the problem, it is used instead, since it is faster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmcon.losses.backends import symmetric
 from mmcon.losses.backends.row_statistics import RowStatistics, row_results
 from mmcon.losses.backends.tiled_gradients import TiledGradients
 from mmcon.losses.backends.tiles import iterate_tiles
-from mmcon.losses.problem import AnchorLosses, Problem, refuse_double_backward
+from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
 from mmcon.losses.settings import WHERE
 
 TILE_SIZE = 512
@@ -52,18 +52,19 @@ class _TiledLoss(torch.autograd.Function):
         ctx.problem, ctx.tile_size, ctx.statistics, ctx.results = problem, tile_size, statistics, results
         ctx.parameters = inputs[3:]
         ctx.mark_non_differentiable(results.valid)
+        # A copy: an output of the node that is stored in ctx would be a reference cycle, which keeps its memory.
         return results.losses.clone(), results.valid
 
     @staticmethod
     def backward(ctx: Any, *gradients: Shaped[Tensor, " a"]) -> tuple[Float[Tensor, "..."] | None, ...]:
-        refuse_double_backward("tiled")
+        check_single_backward("tiled")
         accumulated = TiledGradients(ctx.problem, ctx.statistics, ctx.results, gradients[0], ctx.parameters)
         for tiles in iterate_tiles(ctx.problem, ctx.tile_size):
             accumulated.add(tiles)
         return None, None, *accumulated.of_inputs()
 
 
-def _extra_parameters(problem: Problem) -> list[Tensor]:
+def _extra_parameters(problem: Problem) -> list[Float[Tensor, "..."]]:
     """The other tensors that receive a gradient: kernel widths, given weights, parameters of a similarity."""
     found = list(problem.affinity.parameters())
     if problem.negative_affinity is not None:
@@ -72,12 +73,12 @@ def _extra_parameters(problem: Problem) -> list[Tensor]:
     if isinstance(similarity, nn.Module):
         found += [parameter for parameter in similarity.parameters() if parameter.requires_grad]
     elif similarity is not None:
-        _refuse_hidden_parameters(problem)
+        _check_visible_parameters(problem)
     return found
 
 
-def _refuse_hidden_parameters(problem: Problem) -> None:
-    """A function may close over parameters, which the backward pass of tiles cannot reach."""
+def _check_visible_parameters(problem: Problem) -> None:
+    """Raise InputError if a function closes over parameters: the backward pass of tiles cannot reach them."""
     with torch.enable_grad():
         probe = problem.settings.similarity(problem.anchors[:1].detach(), problem.candidates[:1].detach())  # pyright: ignore
     if probe.requires_grad:

@@ -72,7 +72,7 @@ class TiledGradients:
     # ------------------------------------------------------------------------------------------ similarities
 
     def _of_similarities(self, tile: Tile) -> Float[Tensor, "r c"]:
-        """The gradient of s; on the way, the parameters of the weights receive theirs."""
+        """The gradient of s; the gradients of the parameters of the weights are added too."""
         settings, rows, results = self.problem.settings, tile.rows, self.results
         scaled_gradient = self.scaled_gradient[rows, None]
         of_log_negatives = self.of_log_denominator[rows, None]
@@ -152,6 +152,7 @@ class TiledGradients:
         """The gradient of W, of which the row sum is a function too."""
         rows, settings, results = tile.rows, self.problem.settings, self.results
         if settings.form == "in":
+            # ∂ log Σ W e^s / ∂W = e^s / Σ W e^s, the softmax over W; 1 replaces weights of 0 behind the mask.
             of_weights = -self._positive_softmax(tile) / torch.where(tile.positive, tile.weights, 1)
             of_sum = -1 / results.divisor[rows, None] if settings.row_normalize else 0.0
             return self.gradient[rows, None] * torch.where(tile.not_self, of_weights - of_sum, 0)
@@ -165,14 +166,16 @@ class TiledGradients:
         return self.scaled_gradient[rows, None] * torch.where(tile.not_self, losses - of_sum, 0)
 
     def _add_through_tile(
-        self, parameters: list[Tensor], affinity: Affinity, tile: Tile, of_weights: Float[Tensor, "r c"]
+        self, parameters: list[Float[Tensor, "..."]], affinity: Affinity, tile: Tile, of_weights: Float[Tensor, "r c"]
     ) -> None:
         with torch.enable_grad():
             weights = affinity.tile(tile.rows, tile.columns)
         found = torch.autograd.grad(weights, parameters, of_weights.to(weights.dtype), allow_unused=True)
         self._add_to_parameters(parameters, found)
 
-    def _add_to_parameters(self, parameters: list[Tensor], found: tuple[Tensor | None, ...]) -> None:
+    def _add_to_parameters(
+        self, parameters: list[Float[Tensor, "..."]], found: tuple[Float[Tensor, "..."] | None, ...]
+    ) -> None:
         for parameter, gradient in zip(parameters, found, strict=True):
             i = next(i for i, known in enumerate(self.parameters) if known is parameter)
             if gradient is not None:

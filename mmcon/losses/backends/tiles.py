@@ -1,6 +1,6 @@
-"""The pairs of a problem, tile by tile, each tile from the side of its anchors.
+"""Iterate over the pairs of a problem in tiles of anchors × candidates.
 
-Where the anchors are the candidates, the similarity of a pair is computed once and serves both directions.
+Where the anchors are the candidates, the similarity of a pair is computed once for both directions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmcon.losses.problem import Problem
 
 
 class Tile(NamedTuple):
-    """A block of pairs, each attribute `r c`.
+    """A tile of pairs; tensors are `r c`.
 
     Attributes:
         rows, columns: the anchors and the candidates.
@@ -39,12 +39,12 @@ class Tile(NamedTuple):
 
 
 def iterate_tiles(problem: Problem, tile_size: int) -> Iterator[list[Tile]]:
-    """All pairs, block by block; for a dot product of rows with themselves, the upper triangle with its transposes."""
+    """All pairs, tile by tile; for a dot product of rows with themselves, the upper triangle with its transposes."""
     similarity = problem.settings.similarity or matmul_nt
     triangle_only = problem.square and problem.settings.similarity is None
     inverse = 1 / problem.temperature
-    for rows in _blocks(len(problem.anchors), tile_size):
-        for columns in _blocks(len(problem.candidates), tile_size):
+    for rows in _slices(len(problem.anchors), tile_size):
+        for columns in _slices(len(problem.candidates), tile_size):
             if triangle_only and columns.start < rows.start:
                 continue
             s = similarity(problem.anchors[rows], problem.candidates[columns]) * inverse
@@ -63,9 +63,10 @@ def _tile(problem: Problem, rows: slice, columns: slice, s: Float[Tensor, "r c"]
     log_negative_weights = None
     if problem.negative_affinity is not None:
         v = problem.negative_affinity.tile(rows, columns).detach().to(s.dtype)
+        # Where V = 0 the logarithm is -inf; the mask of negatives leaves these pairs out.
         negative, log_negative_weights = negative & (v > 0), v.log()
     return Tile(rows, columns, s, weights, positive, negative, log_negative_weights, not_self)
 
 
-def _blocks(n: int, size: int) -> list[slice]:
+def _slices(n: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]

@@ -3,9 +3,9 @@
 The first kernel keeps a running maximum and sum of exponentials for each row. The second recomputes the similarities
 and multiplies their gradient with the rows of the other side. Operands of products are bfloat16 (float16 and float32 on
 request), sums are float32. Numerators come from class sums outside the kernels (`ClassFactor`). Where the anchors are
-the candidates, the second kernel computes both directions of a pair from one exponential each.
+the candidates, the second kernel computes both directions of a pair, with one exponential for each.
 
-Without a GPU the tests run the kernels in Triton's interpreter (`TRITON_INTERPRET=1`), which says nothing about time.
+Without a GPU the tests run the kernels in Triton's interpreter (`TRITON_INTERPRET=1`), which checks values, not speed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity import ClassFactor, factor_row_sums
-from mmcon.losses.problem import AnchorLosses, Problem, refuse_double_backward
+from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
 
 MAX_WIDTH = 512
 
@@ -69,11 +69,13 @@ class _TritonLoss(torch.autograd.Function):
         weight_sum, valid = factor_row_sums((factor,), problem.self_index)
         weight_sum = weight_sum.to(a.dtype)
         log_sum = log_sum_exp(a * inverse, c, problem.self_index, operands)
+        # +inf makes every e^{s - log_sum} of an invalid anchor 0 in the backward kernel.
         log_sum = torch.where(valid, log_sum, float("inf"))
         product = _times_without_self(factor, c, problem.self_index)
         weighted = (product * a).sum(1) * inverse
         normalize = problem.settings.row_normalize
         divisor = torch.where(valid, weight_sum, 1) if normalize else torch.ones_like(weight_sum)
+        # 0 replaces the +inf of invalid anchors, since 0 · inf is NaN.
         losses = torch.where(valid, (weight_sum * torch.where(valid, log_sum, 0) - weighted) / divisor, 0)
         ctx.save_for_backward(a, c, inverse, log_sum, weight_sum, divisor, valid, product)
         ctx.problem, ctx.factor, ctx.operands = problem, factor, operands
@@ -84,7 +86,7 @@ class _TritonLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Shaped[Tensor, " a"]) -> tuple[Float[Tensor, "..."] | None, ...]:
         from mmcon.losses.backends.triton_kernels import weighted_rows
 
-        refuse_double_backward("triton")
+        check_single_backward("triton")
         a, c, inverse, log_sum, weight_sum, divisor, valid, product = ctx.saved_tensors
         self_index = ctx.problem.self_index
         v = torch.where(valid, gradients[0], 0) / divisor
@@ -96,7 +98,7 @@ class _TritonLoss(torch.autograd.Function):
             of_both = softmax + of_a - transposed
             of_inverse = (a * of_both).sum() / 2
             return None, None, None, of_both * inverse, None, -of_inverse * inverse * inverse
-        # Weights of 0 with a log-sum of +inf: candidates are no anchors here, so that only one side has a softmax.
+        # Weights of 0 with a log-sum of +inf switch the other direction off: candidates are not anchors here.
         zero = torch.zeros_like(c[:, 0])
         infinite = torch.full_like(zero, float("inf"))
         of_a = of_a + weighted_rows(a * inverse, c, self_index, u, log_sum, zero, infinite, ctx.operands)
@@ -113,7 +115,7 @@ def _self_weights(
 ) -> Float[Tensor, " a"]:
     """The weight of each anchor's own column, 0 where it has none."""
     rows = torch.arange(len(self_index), device=self_index.device)
-    return factor.at(rows, self_index.clamp_min(0)).to(like.dtype) * (self_index >= 0)
+    return factor.weights_at(rows, self_index.clamp_min(0)).to(like.dtype) * (self_index >= 0)
 
 
 def _times_without_self(

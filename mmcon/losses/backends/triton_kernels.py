@@ -32,10 +32,11 @@ def _log_sum_exp(
         columns = block * BLOCK + tl.arange(0, BLOCK)
         column_mask = (columns[:, None] < m) & (axis[None, :] < width)
         y = tl.load(c + columns[:, None] * width + axis[None, :], mask=column_mask, other=0.0)
+        # Triton multiplies float32 operands in TF32 by default, with 10 bits of mantissa.
         s = tl.dot(z, tl.trans(y), input_precision="ieee") if EXACT else tl.dot(z, tl.trans(y))
         s = tl.where((columns[None, :] < m) & (columns[None, :] != self_column[:, None]), s, -float("inf"))
         top = tl.maximum(highest, tl.max(s, 1))
-        # An empty row has the maximum -inf; 0 in its place avoids inf - inf, which is NaN.
+        # An empty row has the maximum -inf; 0 is used instead, since inf - inf is NaN.
         base = tl.where(top == -float("inf"), 0.0, top)
         total = total * tl.exp(highest - base) + tl.sum(tl.exp(s - base[:, None]), 1)
         highest = top
@@ -95,7 +96,7 @@ def weighted_rows(
 ) -> Float[Tensor, "a d"]:
     """Σ_j (u_i e^{s_ij - log_sum_i} + v_j e^{s_ij - log_sum_j}) c_j with s = ⟨a_i, c_j⟩.
 
-    The weights u and v are divided by the largest of them on the way: half precision would lose a mean's 1/n.
+    The weights u and v are scaled by their maximum in the kernel: half precision would lose the 1/n of a mean.
     """
     out = torch.empty(len(a), c.shape[1], dtype=torch.float32, device=a.device)
     size = torch.maximum(u.abs().max(), v.abs().max()).clamp_min(1e-30) if len(a) and len(c) else u.new_ones(())
