@@ -24,6 +24,7 @@ def log(x: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
     low = m < math.sqrt(0.5)
     m, e = torch.where(low, m * 2, m), torch.where(low, e - 1, e)
     s = (m - 1) / (m + 1)
+    # s² <= .0295, so that the first omitted term is below 2e-20.
     series = _polynomial(s * s, [1 / (2 * i + 1) for i in range(12)])
     return e.to(torch.float64) * 0.6931471805599453 + 2 * s * series
 
@@ -36,6 +37,7 @@ def exp(x: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
     whole = torch.floor(x * 1.4426950408889634 + 0.5)
     # log 2 in two parts: the first has trailing zero bits, so that its product with a whole number is exact.
     rest = (x - whole * 0.693147180369123816490) - whole * 1.90821492927058770002e-10
+    # |r| <= .347, so that the first omitted term is below 5e-18.
     series = _polynomial(rest, [1 / math.factorial(i) for i in range(14)])
     power_of_two = (whole.to(torch.int64) + 1023 << 52).view(torch.float64)
     return series * power_of_two
@@ -44,6 +46,7 @@ def exp(x: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
 def normal_quantile(p: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """Inverse of the standard normal distribution function for p in (0, 1): algorithm AS 241 of Wichura 1988."""
     q = p - 0.5
+    # By the smaller tail, since the logarithm of a number near 1 keeps few digits; 1 - p is exact for p >= 1/2.
     r = torch.sqrt(-log(torch.minimum(p, 1 - p)))
     near_center = 0.180625 - q * q
     # Not q · (P / Q): the order of operations decides the last bit, which keyed draws keep.
@@ -83,5 +86,6 @@ def _polynomial(x: Float64[Tensor, "..."], coefficients: Sequence[float]) -> Flo
     """A polynomial by Horner's rule; the coefficients begin with the constant term."""
     total = torch.full_like(x, coefficients[-1])
     for c in reversed(coefficients[:-1]):
+        # Two operations, never a fused one, which would round once where the processor has it.
         total = total * x + c
     return total

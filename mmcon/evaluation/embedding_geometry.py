@@ -35,6 +35,7 @@ def uniformity(rows: Float[Tensor, "n d"], *, t: float = 2.0) -> float:
     x, n = normalize(rows, dim=1).double(), len(rows)
     if n < 2:
         raise InputError("uniformity", expected="at least two rows", got=f"{n}")
+    # Block by block in float64: the sum has n² terms that may differ by e^{4t}.
     total = 0.0
     for block in torch.arange(n).split(max(1, similarity_blocks.BLOCK_SIZE // n)):
         # ‖x − y‖² = 2 − 2 x·y for normalized rows.

@@ -110,6 +110,7 @@ def _metrics_by_query(
     similarity: Float[Tensor, "q c"], weights: Float[Tensor, "q c"], ks: Sequence[int]
 ) -> tuple[Int[Tensor, " q"], Float[Tensor, " q"], Float[Tensor, " q"], Float[Tensor, "q k"]]:
     """First rank, average precision, nDCG and chance recall of each query; -inf marks excluded candidates."""
+    # Stable, so that equal similarities keep the order of the candidates on every device.
     ordered = weights.gather(1, similarity.argsort(dim=1, descending=True, stable=True))
     relevant = ordered > 0
     first_rank = torch.where(relevant.any(1), relevant.int().argmax(1) + 1, 0)

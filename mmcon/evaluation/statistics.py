@@ -162,6 +162,7 @@ def bootstrap(
     for chunk in torch.arange(draws).split(max(1, _BLOCK_SIZE // n)):
         rows = keys(seed=seed, sample=chunk).integers("bootstrap", 0, n, shape=(n,))
         means.append(totals[rows].sum(1) / counts[rows].sum(1))
+    # Percentiles of the resampled means, not ± a deviation: proportions near 0 or 1 have skewed distributions.
     ends = torch.quantile(torch.cat(means), torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
     return Interval(float(totals.sum() / counts.sum()), float(ends[0]), float(ends[1]), level, n)
 
@@ -221,6 +222,7 @@ def paired_permutation(
     extreme = 0
     for chunk in torch.arange(count).split(max(1, _BLOCK_SIZE // max(m, 1))):
         if exact:
+            # The bits of a number from 0 to 2^m - 1 are one exchange each, so that all are counted once.
             flipped = (chunk[:, None] >> torch.arange(m)) & 1
         else:
             flipped = keys(seed=seed, sample=chunk).integers("exchange", 0, 2, shape=(m,))

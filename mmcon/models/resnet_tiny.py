@@ -67,6 +67,7 @@ class _ResidualBlock(nn.Module):
         nn.init.zeros_(self.norm2.weight)
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
+            # As in ResNet-D (He et al. 2019): a strided 1×1 convolution would read one position in four.
             pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
             conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
             self.shortcut = nn.Sequential(pool, conv, nn.BatchNorm2d(out_channels))

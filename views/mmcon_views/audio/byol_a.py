@@ -167,6 +167,7 @@ class MixupMemory(ViewGenerator):
                 )
             which = (params["which"].to(held.device) * len(held)).long()
             share = on_device_of(params["share"], x)[:, None, None, None].clamp(min=1e-12)
+            # log((1 - λ) eˣ + λ eᶻ) without the exponentials, which float32 could not hold for large log-mels.
             mixed = torch.logaddexp(x + torch.log1p(-share), held[which].to(x) + share.log())
             out = torch.where(real, mixed, x)
         # Outside of the real frames the memory holds silence: the logarithm of 0.

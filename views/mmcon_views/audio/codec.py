@@ -71,5 +71,6 @@ class Codec(ViewGenerator):
         options: dict[str, Any] = {"format": codec.upper(), "compression_level": compression}
         soundfile.write(file, samples.T.cpu().numpy(), self.rate_hz, **options)
         coded = torch.from_numpy(soundfile.read(io.BytesIO(file.getvalue()), dtype="float32", always_2d=True)[0].T)
+        # MP3 and Vorbis code whole frames, so that the decoded length may differ.
         n = samples.shape[-1]
         return torch.nn.functional.pad(coded, (0, max(0, n - coded.shape[-1])))[:, :n].to(samples)

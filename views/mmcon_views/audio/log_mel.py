@@ -78,6 +78,7 @@ class LogMel(ViewGenerator):
     ) -> None:
         self.rate_hz, self.bands, self.floor = rate_hz, bands, floor
         self.window, self.hop = window or rate_hz // 40, hop or rate_hz // 100
+        # Longer transforms, in which no low band has a single bin, helped a random encoder but no trained one.
         self.fft = fft or 1 << (self.window - 1).bit_length()
         self.low_hz, self.high_hz = low_hz, high_hz or rate_hz / 2
         if not (0 <= self.low_hz < self.high_hz <= rate_hz / 2 and self.window <= self.fft):
@@ -103,6 +104,7 @@ class LogMel(ViewGenerator):
     def power(self, signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c frames bins"]:
         """The power spectrogram."""
         b, c, t = signal.shape
+        # Zeros at the ends: a reflection would mirror the signal only in rows that fill the width of the batch.
         spectrum = torch.stft(
             signal.reshape(b * c, t),
             self.fft,
@@ -147,6 +149,7 @@ class Standardize(ViewGenerator):
             return {**batch, "log_mel": torch.where(real, (x - self.mean) / self.std, 0.0)}
         count = (length * x.shape[1] * x.shape[2]).clamp(min=1)[:, None, None, None]
         mean = sum_per_sample(torch.where(real, x, 0.0)) / count
+        # Centered first: the difference of mean squares would lose digits, as log-mels are far from 0.
         centered = torch.where(real, x - mean, 0.0)
         return {**batch, "log_mel": centered / (sum_per_sample(centered.square()) / count).sqrt().clamp(min=1e-5)}
 

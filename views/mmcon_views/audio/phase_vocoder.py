@@ -64,6 +64,7 @@ def change_tempo_and_pitch(
     out = signal.clone()
     # Row by row: transforms and complex products of many rows may round differently.
     for row, (size, own_tempo) in enumerate(zip(sizes.tolist(), tempo.tolist(), strict=True)):
+        # Neutral rows keep their bits: even an identical synthesis would round.
         if size == frame and own_tempo == 1:
             continue
         spectrum = torch.fft.rfft(padded[row].unfold(-1, frame, hop) * window)
@@ -95,6 +96,7 @@ def _overlap_add(spectrum: Complex[Tensor, "b k f"], size: int, t: int, scale: f
     for i in range(4):
         total[:, i : i + k] += quarters[:, :, i]
         covered[i : i + k] += weights[i]
+    # At both ends only the window's tails cover a sample, where a division would amplify rounding errors.
     out = (total / covered.clamp(min=1e-4)).flatten(1)
     return out[:, size // 2 : size // 2 + t]
 

@@ -156,6 +156,7 @@ class AutoAugment(ViewGenerator):
         sign = 1 - 2 * keys.bernoulli("sign", 0.5, shape=(2,)).to(torch.float64)
         kept = keys.bernoulli("apply", probability, shape=(2,))
         tf = self.policy == "tf-v0"
+        # TensorFlow's levels reach to 10; torchvision has ten bins, 0 to 9.
         bins = level / (10 if tf else 9)
         shift = torch.full_like(height, 250), torch.full_like(width, 250)
         sizes = [s.to(torch.float64)[:, None].expand(-1, 2) for s in (shift if tf else (height, width))]

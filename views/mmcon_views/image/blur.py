@@ -32,6 +32,7 @@ def gaussian_weights(sigma: Float[Tensor, " b"], radius: int) -> Float[Tensor, "
     """
     at = torch.arange(radius + 1, dtype=torch.float64)
     half = torch.exp(-0.5 * (at / sigma[:, None].to(torch.float64)) ** 2)
+    # Tap by tap: a vectorized sum may round differently with the number of rows.
     total = half[:, 0].clone()
     for tap in range(1, radius + 1):
         total += 2 * half[:, tap]
@@ -119,6 +120,7 @@ def _in_blocks(x: Float[Tensor, "1 c h w"], taps: list[float], outside: float | 
     width = wide.shape[-1]
     rows = torch.empty(c, down, BLOCK, width)
     for plane, out in zip(wide, rows, strict=True):
+        # Overlapping windows of the padded plane as a view: nothing is copied for the product.
         windows = plane.as_strided((down, span, width), (BLOCK * width, width, 1), plane.storage_offset())
         torch.bmm(band.expand(down, -1, -1), windows, out=out)
     windows = rows.as_strided((across, c * down * BLOCK, span), (BLOCK, width, 1))

@@ -50,6 +50,7 @@ def linear_channels(x: Float[Tensor, "b 3 h w"], matrix: tuple[tuple[float, ...]
 
 def lab(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """CIE Lab (D65) of sRGB in [0, 1]: L 0 to 100, a and b about −128 to 127."""
+    # The curve of sRGB (IEC 61966-2-1) is undone first: Lab is defined on linear light.
     linear = torch.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
     xyz = linear_channels(linear, _XYZ) / torch.tensor(_WHITE, device=x.device).view(1, 3, 1, 1)
     f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
@@ -129,6 +130,7 @@ class Edges(ViewGenerator):
             x = linear_channels(x, (_LUMINANCE,))
         elif x.shape[1] != 1:
             raise InputError("image/edges", expected="RGB or gray images", got=f"{x.shape[1]} channels")
+        # Sobel's weights over 8 give the slope of a linear ramp.
         across = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         kernels = torch.stack([across, across.T])[:, None]
         padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")

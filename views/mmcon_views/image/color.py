@@ -78,6 +78,7 @@ def brightness_(x: Images, factor: Factor) -> Images:
 
 def contrast_(x: Images, factor: Factor) -> Images:
     """`contrast`, in place."""
+    # The gray mean from three channel means: the mean of luma would need a gray image first.
     means = channel_means(x)
     if x.shape[1] == 3:
         means = (means[:, :1] * LUMA[0]).add_(means[:, 1:2] * LUMA[1]).add_(means[:, 2:] * LUMA[2])
@@ -109,11 +110,13 @@ def hue_(x: Images, factor: Factor) -> Images:
     chroma = high - low
     difference = green - blue
     angle = difference.abs()
+    # Gray pixels have a difference of 0 too, so that any finite quotient gives them hue 0.
     steep = chroma.clamp(min=1e-12)
     torch.div(angle, steep, out=steep).mul_(-2).add_(3)
     angle.addcmul_(high - red, steep)
     torch.copysign(angle, difference, out=angle)
     turn = 6 * factor - torch.tensor([0.0, 2.0, -2.0], device=x.device).view(1, 3, 1, 1)
+    # To [-3, 3], where the outer absolute value needs no modulo.
     turn = turn - 6 * torch.round(turn / 6)
     torch.addcmul(angle, chroma, turn, out=x)
     x.abs_().sub_(chroma, alpha=3).abs_().add_(torch.sub(low, chroma, out=chroma))

@@ -55,6 +55,7 @@ def hsv_saturation(x: Images, factor: Factor) -> Images:
     if x.shape[1] == 1:
         return x
     high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    # Gray pixels have no saturation to scale: any finite limit leaves them as they are.
     most = high / (high - low).clamp_(min=1e-12)
     return (high - (high - x).mul_(torch.minimum(factor.expand_as(most), most))).clamp_(0, 1)
 
@@ -69,6 +70,7 @@ def linear_hue(x: Images, factor: Factor) -> Images:
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
     turn[:, 2, 1], turn[:, 1, 2] = angle.sin(), -angle.sin()
+    # The inverse of the rounded digits, not the published inverse: an angle of 0 must change nothing.
     matrix = (forth.inverse() @ turn @ forth).to(x.device, x.dtype)
     red, green, blue = (matrix[:, :, i, None, None] * x[:, i : i + 1] for i in range(3))
     return red.add_(green).add_(blue).clamp_(0, 1)

@@ -88,6 +88,7 @@ def motion_kernel(radius: float, sigma: float, angle: float) -> Float[Tensor, "k
     taps = 2 * max(1, math.ceil(radius)) + 1
     kernel = torch.zeros(2 * taps - 1, 2 * taps - 1)
     for step in range(taps):
+        # ImageMagick's rounding of offsets: halves go down.
         row, column = (math.ceil(step * f(angle) - 0.5) for f in (math.sin, math.cos))
         kernel[taps - 1 + row, taps - 1 + column] += math.exp(-0.5 * (step / max(sigma, 1e-3)) ** 2)
     return kernel / kernel.sum()

@@ -118,6 +118,7 @@ def _motion_blur(x: Sample, s: int, rng: Generator) -> Sample:
 
 @_corruption
 def _zoom_blur(x: Sample, s: int, rng: Generator) -> Sample:
+    # The published ranges; `np.arange` with its rounding decides how many zooms there are.
     last, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[s]
     zooms = np.arange(1, last, step).tolist()
     return (x + sum(clipped_zoom(x, zoom) for zoom in zooms)) / (len(zooms) + 1)
@@ -267,6 +268,7 @@ class Corruption(ViewGenerator):
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Corrupt image by image, on the CPU."""
+        # torch's generators give other numbers on a GPU for the same seed.
         x = to_float(batch, self.name or "image/corruption").cpu()
         out = []
         for image, severity, seed in zip(x, params["severity"].tolist(), params["seed"].tolist(), strict=True):

@@ -62,6 +62,7 @@ def beta(keys: Keys, name: str, alpha: float) -> Float64[Tensor, " b"]:
     if not 0 < alpha < 1:
         raise InputError("beta", expected="alpha in (0, 1] or a whole number", got=str(alpha))
     # A pair is accepted with a probability above a half, so that 60 tries fail less than once in 10^18 draws.
+    # 2^-54 keeps the logarithm of a uniform of 0 finite.
     powers = exp(log(keys.uniform(name, shape=(60, 2)) + 2.0**-54) / alpha)
     total = powers[..., 0] + powers[..., 1]
     first = (total <= 1).to(torch.uint8).argmax(dim=1, keepdim=True)
@@ -157,6 +158,7 @@ class CutMix(_Mixing):
             center = keys.integers(low, 0, size)
             edges[low] = (center - half).clamp(min=0)
             edges[high] = torch.minimum(center + half, size)
+        # λ is replaced by the area of the clipped box, as in the authors' code.
         area = (edges["bottom"] - edges["top"]) * (edges["right"] - edges["left"])
         share = 1 - area.to(torch.float64) / (height * width)
         return {**edges, "share": share, "partner": keys.uniform("partner")}

@@ -104,6 +104,7 @@ class RandAugment(ViewGenerator):
             magnitude = torch.where(operation == NAMES.index("Cutout"), torch.floor(level * 40), magnitude)
             center = keys.uniform("centre", shape=(slots, 2))
             return {"operation": operation, "magnitude": magnitude, "center": center}
+        # timm clips after the draw, so that half of the levels of `m10` are exactly 10.
         level = keys.normal("level", float(self.level), 0.5, shape=(slots,)).clamp(0, 10) / 10
         magnitude = magnitudes(tf_magnitude, operation, level, sign, *(0.45 * s for s in sides))
         kept = keys.bernoulli("apply", 0.5, shape=(slots,))

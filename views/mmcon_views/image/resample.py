@@ -132,6 +132,7 @@ def _resample_stacked(
     for some in chunks(out):
         few = slice(int(some[0]), int(some[-1]) + 1)
         rows = _gather_rows(batch[few], [(i[few], w[few]) for i, w in down])
+        # Columns are gathered as rows of the transposed image, since rows are contiguous in memory.
         columns = _gather_rows(rows.transpose(2, 3), [(i[few], w[few]) for i, w in across])
         out[few] = columns.transpose(2, 3)
     # Weights sum to 1 up to rounding, so that white may get slightly above 1.
@@ -185,6 +186,7 @@ def taps(
         at = first + tap
         weights.append(torch.where(at < last, kernel((at - center + 0.5) / wide), 0.0))
         positions.append(start[:, None] + torch.minimum(at, length[:, None] - 1.0).to(torch.int64))
+    # In a fixed order, so that an image gets the same weights in any batch.
     total = weights[0].clone()
     for weight in weights[1:]:
         total += weight

@@ -45,6 +45,7 @@ class Declutr(ViewGenerator):
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw lengths and positions, each `b` float64 in [0, 1); those of the anchor have the key of view 0."""
         fields = keys.fields.clone()
+        # A positive must know the anchor's span, so both roles draw it from the key of view 0.
         fields[:, FIELDS.index("view")] = 0
         shared = Keys(fields, step=keys.step).child("text/declutr")
         params = {

@@ -105,6 +105,7 @@ def load_tokenizer(name: str) -> Any:
 @lru_cache(maxsize=1 << 18)
 def _hash(piece: str, vocabulary: int) -> int:
     digest = hashlib.blake2b(piece.encode(), digest_size=8).digest()
+    # From 1 on, since 0 is padding.
     return 1 + int.from_bytes(digest, "little") % (vocabulary - 1)
 
 

@@ -68,6 +68,7 @@ class ClipSampler(ViewGenerator):
         """Draw `times` (`b t`, seconds); the other parameters are the span, a frame's duration and the clip's id."""
         clips = self._clip_spans(keys, meta)
         times, step, overlap, speed = self.frame_times.draw(keys, clips)
+        # Half a frame before the end still shows the last frame, whatever the header's duration was rounded to.
         last = clips.end - 0.5 / clips.frames_per_second
         over = times[:, -1] > clips.end
         if self.short == "error" and bool(over.any()):

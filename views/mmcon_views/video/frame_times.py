@@ -195,6 +195,7 @@ class SparseAndDenseClips(FrameTimeSampler):
         number = clips.view % (1 + self.dense)
         long = FrameSpacing(self.frames, self.skip, self.rate_hz).step(keys, clips)
         start = clips.begin + shared.uniform("start") * latest_start(long, self.frames, clips)
+        # The dense clips have the stride 1, so that they together cover the span of the sparse one at skip = dense.
         step = torch.where(number == 0, long, long / self.skip)
         start = start + (number - 1).clamp(min=0) * (long * self.frames / self.dense)
         return SampledTimes(even_times(start, step, self.frames), step)
@@ -228,6 +229,7 @@ def even_times(start: Float64[Tensor, " b"], step: Float64[Tensor, " b"], frames
 def shared_keys(keys: Keys, together: int) -> Keys:
     """Keys that `together` consecutive views share: the view's number becomes that of the group."""
     fields = keys.fields.clone()
+    # The group's number stays in the key: two pairs of one sample draw independently.
     fields[:, FIELDS.index("view")] //= together
     shared = Keys(fields, dropped=keys.dropped, step=keys.step)
     for name in keys.path:
