@@ -29,7 +29,7 @@ def open_sample(path: Path) -> ImageHandle:
 def write_sheet(
     output: Path,
     sample: ImageHandle,
-    views: Tensor,
+    views: Shaped[Tensor, "b c h w"],
     captions: Sequence[str],
     title: str,
     *,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from mmcon.media.instances import Instances
@@ -45,7 +46,7 @@ class ChooseInstance(ViewGenerator):
             chosen[name] = every.gather(1, params["instance"][:, None])[:, 0]
         return chosen
 
-    def apply(self, batch: Sequence[Any] | Tensor, params: Params) -> Any:
+    def apply(self, batch: Sequence[Any] | Shaped[Tensor, "b ..."], params: Params) -> Any:
         """The handles of the drawn instances; other handles, and stacked tensors, do not change."""
         if isinstance(batch, Tensor):
             return batch

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
@@ -75,7 +75,7 @@ class WaveformCrop(ViewGenerator):
         views = [self._one(sample, int(start)) for sample, start in zip(samples, params["start"], strict=True)]
         return views if isinstance(batch, list | tuple) else collate(views)
 
-    def _one(self, sample: Any, start: int) -> dict[str, Tensor]:
+    def _one(self, sample: Any, start: int) -> dict[str, Shaped[Tensor, "..."]]:
         if isinstance(sample, Tensor):
             total, span = sample.shape[-1], sample[:, start : start + self.window]
             whole = sample

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.media import AudioFormat, open_audio
@@ -96,7 +97,7 @@ class Background(ViewGenerator):
         spans = torch.stack([self._span(i, start, signal.shape[-1]) for i, start in pairs]).to(signal)
         return with_signal(batch, ops.add_noise(signal, spans.expand_as(signal), params["snr_db"], length))
 
-    def _span(self, which: int, start: int, t: int) -> Tensor:
+    def _span(self, which: int, start: int, t: int) -> Float[Tensor, "c {t}"]:
         sound = self._sounds[which]
         if start + t <= sound.facts["length"]:
             return sound.decode(start, t)

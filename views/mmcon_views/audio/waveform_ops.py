@@ -59,9 +59,11 @@ def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.de
     pairs = -(-t // 32) * 16  # whole SIMD vectors, so that no vector spans two rows
     at = torch.arange(1, channels * pairs + 1, device=device) * _GOLDEN
     z = seed.to(device)[:, None] + at
+    # torch shifts signed integers with their sign; the masks make the shifts those of unsigned ones.
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX_1
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _MIX_2
     z = z ^ ((z >> 31) & ((1 << 33) - 1))
+    # 24 bits are the mantissa of a float32; the half keeps the logarithm's argument above 0.
     first = (((z >> 40) & 0xFFFFFF).to(torch.float32) + 0.5) * 2.0**-24
     angle = (((z >> 8) & 0xFFFFFF).to(torch.float32) + 0.5) * (2.0**-24 * 2 * math.pi)
     radius = (-2 * first.log()).sqrt()
@@ -90,6 +92,7 @@ def add_noise(
 ) -> Float[Tensor, "b c t"]:
     """Add noise at a signal-to-noise ratio in dB, measured over the real samples; silence stays silent."""
     noise = silence_padding(noise, length)
+    # Noise without energy, times a finite ratio, stays silent.
     ratio = energy(silence_padding(signal, length)) / energy(noise).clamp(min=1e-20)
     return signal + noise * (ratio * column(from_db(-snr_db, 10.0), signal)).sqrt()
 
@@ -115,7 +118,7 @@ def fade(
     """Fade in over the first samples and out over the last, in one of torchaudio's shapes."""
     at = torch.arange(signal.shape[-1], device=signal.device)
 
-    def ramp(position: Tensor, n: Tensor) -> Tensor:
+    def ramp(position: Int[Tensor, "_ t"], n: Int[Tensor, " b"]) -> Float[Tensor, "b t"]:
         x = position / (n - 1).clamp(min=1)[:, None]
         return torch.where(position < n[:, None], FADE_SHAPES[shape](x).clamp(0, 1), 1.0)
 
@@ -162,6 +165,7 @@ def pass_filter(
     kind: str, cutoff_hz: Float[Tensor, " b"], rate_hz: int, q: float
 ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 3"]]:
     """Coefficients (b, a) of low, high and band passes (Bristow-Johnson's audio EQ cookbook, as in torchaudio)."""
+    # In float64: for low cutoffs 1 - cos w cancels, and float32 would keep few digits.
     w = 2 * math.pi * cutoff_hz.to(torch.float64) / rate_hz
     cos, alpha = torch.cos(w), torch.sin(w) / (2 * q)
     ones, zeros = torch.ones_like(cos), torch.zeros_like(cos)

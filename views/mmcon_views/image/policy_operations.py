@@ -51,6 +51,7 @@ def solarize_add(x: Images, addition: Magnitude) -> Images:
 def posterize(x: Images, bits: Magnitude) -> Images:
     """X rounded down to so many bits (0 to 8)."""
     levels = torch.ldexp(torch.ones_like(bits), bits)
+    # White would have a level of its own; torchvision gives it the uppermost.
     return torch.minimum((x * levels).floor(), levels - 1).clamp(min=0) / levels
 
 
@@ -65,6 +66,7 @@ def autocontrast(x: Images, magnitude: Magnitude) -> Images:
 def equalize(x: Images, magnitude: Magnitude) -> Images:
     """Histogram equalization of each channel at 256 levels, with Pillow's lookup table."""
     b, c, h, w = x.shape
+    # torchvision's conversion to bytes: each level gets an equal share of [0, 1].
     level = (x * 255.999).to(torch.int64).view(b, c, h * w)
     counts = torch.zeros(b, c, 256, dtype=torch.int64, device=x.device)
     counts.scatter_add_(2, level, torch.ones_like(level))
@@ -98,6 +100,7 @@ def affine(x: Images, matrix: Float[Tensor, "b 2 3"], *, fill: float = 0.0, inte
         interpolation: "nearest", "bilinear" or "bicubic".
     """
     grid = affine_grid(matrix, x.shape[-2], x.shape[-1], x.device)
+    # `grid_sample` fills with zeros; the shift by the fill makes zero the fill.
     out = F.grid_sample(x - fill, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
     return (out + fill).clamp_(0, 1)
 
@@ -225,7 +228,9 @@ def apply_operations(
                 amounts = torch.cat([amounts, params["bicubic"][:, slot, None].to(amounts.dtype)], dim=1)
             function = functions[name]
 
-            def some(images: Images, amount: Tensor, name: str = name, function: Any = function) -> Images:
+            def some(
+                images: Images, amount: Float[Tensor, "b k"], name: str = name, function: Any = function
+            ) -> Images:
                 columns = amount.to(torch.float32)[:, :, None, None]
                 if name in GEOMETRIC:
                     return function(images, columns, fill=fill)

@@ -37,6 +37,7 @@ from mmcon_views.image.policy_operations import (
 
 def pixel_count_contrast(x: Images, factor: Magnitude) -> Images:
     """Factor · x + (1 − factor) · gray, clipped, with gray = min(⌊h·w/256⌋, 255)/255 for any image."""
+    # TensorFlow's code takes the mean of the histogram's 256 counts for the mean gray.
     gray = min(x.shape[-2] * x.shape[-1] // 256, 255) / 255
     return x.mul(factor).add_((1 - factor) * gray).clamp_(0, 1)
 
@@ -46,7 +47,7 @@ def posterize_at_least_one_bit(x: Images, bits: Magnitude) -> Images:
     return posterize(x, bits.clamp(min=1))
 
 
-def _tensorflow(cells: Callable[[Tensor, int, int], Cells]) -> Callable[..., Tensor]:
+def _tensorflow(cells: Callable[[Float[Tensor, " b"], int, int], Cells]) -> Callable[..., Images]:
     def operation(x: Images, magnitude: Magnitude, fill: float = 0.0) -> Images:
         m = magnitude.view(-1)
         return affine(x, affine_matrix(m, cells(m, x.shape[-2], x.shape[-1])), fill=fill)
@@ -54,7 +55,7 @@ def _tensorflow(cells: Callable[[Tensor, int, int], Cells]) -> Callable[..., Ten
     return operation
 
 
-def _pillow(cells: Callable[[Tensor, int, int], Cells]) -> Callable[..., Tensor]:
+def _pillow(cells: Callable[[Float[Tensor, " b"], int, int], Cells]) -> Callable[..., Images]:
     def operation(x: Images, drawn: Float[Tensor, "b 2 1 1"], fill: Fill = 0.0) -> Images:
         m, bicubic = drawn[:, 0].view(-1), drawn[:, 1].view(-1) > 0
         matrix = affine_matrix(m, cells(m, x.shape[-2], x.shape[-1]))
