@@ -35,6 +35,19 @@ def test_what_is_saved_comes_back(three):
     assert names(three) == [10, 20, 30]
 
 
+def test_the_newest_below_a_step_is_strictly_below(three):
+    assert three.newest(before=30).name == "step-000000020"
+    assert three.newest(before=31).name == "step-000000030"
+    assert three.newest(before=10) is None
+
+
+def test_two_checkpoints_are_kept_by_default(tmp_path):
+    kept = Checkpoints(tmp_path / "checkpoints")
+    for step in (1, 2, 3):
+        kept.save(step, state(step))
+    assert names(kept) == [2, 3]
+
+
 def test_where_there_is_none(tmp_path):
     kept = Checkpoints(tmp_path / "nowhere")
     assert (kept.newest(), kept.best(), kept.all()) == (None, None, [])
@@ -109,7 +122,7 @@ def test_a_full_disk_leaves_what_was_there(three, monkeypatch, written):
         write(path, content)
 
     monkeypatch.setattr(checkpoint, "_write", full)
-    with pytest.raises(CheckpointError, match=r"step-000000040(.|\n)*No space left on device(.|\n)*make room"):
+    with pytest.raises(CheckpointError, match=r"step-000000040(.|\n)*No space left on device(.|\n)*free space"):
         three.save(40, state(40))
     assert names(three) == [10, 20, 30]
     assert not list(three.folder.glob(".step-*"))
