@@ -110,6 +110,16 @@ def train_linear_stage(
     return accuracy(classifier, one_pass(test, test_views, device=run.device))
 
 
+def results_json(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of results.json: the metrics of the first encoder, and those of the others under their names.
+
+    >>> results_json({"trained": {"knn": 0.9}, "raw pixels": {"knn": 0.6}})
+    {'knn': 0.9, 'raw_pixels': {'knn': 0.6}}
+    """
+    trained, *_ = metrics.values()
+    return {**trained, **{_json_name(name): other for name, other in metrics.items() if other is not trained}}
+
+
 def metrics_table(metrics: Metrics, n: int) -> str:
     """The metrics of several encoders on n test images as text."""
     lines = [f"top-1 [95 % interval over images] / top-5 on {n} held-out images"]
@@ -124,7 +134,7 @@ def metrics_json(metrics: Metrics, classes: Sequence[str] = ()) -> dict[str, Any
     """The content of results.json: the metrics of the trained encoder, also by class, and the baselines' by name."""
     trained = metrics["trained encoder"]
     baselines = {
-        name.replace(" ", "_"): {"linear_probe_top1": other["linear_probe"].top1, "knn_top1": other["knn"].top1}
+        _json_name(name): {"linear_probe_top1": other["linear_probe"].top1, "knn_top1": other["knn"].top1}
         for name, other in metrics.items()
         if other is not trained
     }
@@ -137,3 +147,8 @@ def metrics_json(metrics: Metrics, classes: Sequence[str] = ()) -> dict[str, Any
         **baselines,
         "linear_probe_top1_by_class": {class_names[label]: share for label, share in probe.per_class.items()},
     }
+
+
+def _json_name(name: str) -> str:
+    """A title as a key: "trained, luminance alone" is "trained_luminance_alone"."""
+    return name.replace(",", "").replace(" ", "_")

@@ -1,4 +1,4 @@
-"""The temporal metrics of one encoder, by clip and with intervals over clips; and a table of several encoders."""
+"""The temporal metrics of a video model: by clip, with intervals over clips, and as a table of several encoders."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from mmcon.batch import ViewBatch
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import linear_probe
+from mmcon.evaluation.second_stage import extract_all
 from mmcon.evaluation.statistics import bootstrap
 from mmcon.evaluation.temporal import (
     clip_ids,
@@ -19,6 +23,10 @@ from mmcon.evaluation.temporal import (
     slowness,
     slowness_spectrum,
 )
+from mmcon.loading.loader import Views
+from mmcon.models.contrastive_model import ContrastiveModel
+from mmcon.sources.base import Source
+from mmcon.training.run import Run
 
 # With fewer training clips the held-out fifth, which selects the L2 strength of the class probe, may be empty; the
 # strength is then fixed.
@@ -32,6 +40,48 @@ ROW_TITLES = {
     "slowness_median": "slowness of a feature, median, 1/s²",
     "slowness_spectrum": "slowest three directions, 1/s²",
 }
+
+
+def evaluate_videos(
+    run: Run,
+    models: Mapping[str, ContrastiveModel],
+    train: Source,
+    test: Source,
+    *,
+    views: Mapping[str, Views],
+) -> dict[str, Any]:
+    """The temporal metrics of several models, under several kinds of views; their tables are printed. Collective.
+
+    Also those of the first model's embeddings in each of its spaces, and those of raw pixels.
+
+    Args:
+        run: gives the folder, the device, the ranks, and the seed of the intervals.
+        models: models of video by name, the trained one first.
+        train: training clips, for linear readouts.
+        test: held-out clips.
+        views: by kind, such as "plain", the views of a clip.
+
+    Returns:
+        Metrics by kind of views and by encoder, and the number of `clips`; empty on ranks other than the main one.
+    """
+    metrics: dict[str, Any] = {}
+    trained, *_ = models
+    for kind, of_kind in views.items():
+        encoders = {**models, "raw_pixels": small_frames}
+        subjects = {f"{name} {kind}": (encode, of_kind) for name, encode in encoders.items()}
+        extracted = extract_all(run, subjects, train, test, batch_size=16)
+        if not run.is_main:
+            continue
+        features = dict(zip(encoders, extracted.values(), strict=True))
+        for space in models[trained].spaces:
+            known, queried = (_embeddings(models[trained], space, split) for split in features[trained])
+            features[space] = known, queried
+        metrics[kind] = {name: evaluate_temporal(*splits, seed=run.seed) for name, splits in features.items()}
+        run.print(f"{kind}\n{temporal_metrics_table(metrics[kind])}")
+    if run.is_main:
+        metrics["clips"] = len(clip_ids(next(iter(features.values()))[1]))
+        run.print(f"held-out videos: {metrics['clips']}; 95 % intervals over videos")
+    return metrics
 
 
 def evaluate_temporal(train: Features, test: Features, *, seed: int) -> dict[str, Any]:
@@ -81,6 +131,21 @@ def temporal_metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         if any(cells):
             lines.append(f"{text:36}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
+
+
+def small_frames(batch: ViewBatch) -> Float[Tensor, "n d"]:
+    """The frames at 16 pixels a side as features: a baseline without training."""
+    clips = batch.views["video"][0].flatten(0, 1)
+    small = nn.functional.interpolate(clips, size=(16, 16), mode="bilinear", antialias=True)
+    return small.unflatten(0, (batch.index["video"].n, -1)).flatten(1)
+
+
+@torch.no_grad()
+def _embeddings(model: ContrastiveModel, space: str, features: Features) -> Features:
+    """The embeddings in a space, computed from features by its projection head."""
+    head: Any = model.heads[space]
+    device = next(head.parameters()).device
+    return Features(head["video"](features.values.to(device)).cpu(), features.index)
 
 
 def _has_known_classes(train: Features, test: Features) -> bool:

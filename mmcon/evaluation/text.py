@@ -1,4 +1,4 @@
-"""Metrics of text features besides probe and retrieval: clusters against classes, and graded pairs."""
+"""Metrics of text features: classes, clusters, retrieval between columns, and graded pairs; and their table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,63 @@ from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import InputError
-from mmcon.evaluation.features import Features
+from mmcon.evaluation.features import Features, extract_features
+from mmcon.evaluation.retrieval import retrieve
+from mmcon.evaluation.second_stage import Encode, evaluate_features, results_json
+from mmcon.loading.loader import one_pass
+from mmcon.random import keys
+from mmcon.registry import create_view
+from mmcon.sources.base import Source
+from mmcon.sources.text import TextSource
+from mmcon.views import Chain, ViewGenerator
+
+
+def evaluate_texts(
+    encode: Encode,
+    train: Source,
+    test: Source,
+    *,
+    tokens: ViewGenerator,
+    device: torch.device,
+    seed: int = 0,
+    subgroups: Int[Tensor, " n"] | None = None,
+) -> dict[str, Any]:
+    """Probe, k-NN and clusters of the classes; retrieval from the first column to each other; graded pairs.
+
+    Args:
+        encode: from a batch of tokens to features (see `extract_features`).
+        train: the training split; without labels there are no metrics of classes.
+        test: the held-out split, in one column of text or in several parallel ones.
+        tokens: the tokenizer of the encoder.
+        device: the device of the batches.
+        seed: the seed of the clusters.
+        subgroups: classes below the labels of the test split, for `taxonomy_correlation`.
+    """
+    if not isinstance(test, TextSource):
+        raise InputError("evaluate_texts", expected="texts in memory, as a TextSource", got=type(test).__name__)
+
+    def extract(source: Source, column: str) -> Features:
+        view = Chain(create_view("text/column", column=column), tokens)
+        return extract_features(encode, one_pass(source, {"text": [view]}, device=device))
+
+    (name, first), *others = ((column, extract(test, column)) for column in test.texts)
+    metrics: dict[str, Any] = {}
+    if train.labels is not None:
+        metrics |= evaluate_features(extract(train, name), first, neighbors=50)
+        metrics["nmi"] = clustering_nmi(first, classes=len(test.classes), seed=seed)
+    if others:
+        metrics["recall_at_1"] = {column: retrieve(first, other, ks=(1,)).recall[1] for column, other in others}
+    if subgroups is not None:
+        metrics["rank_correlation"] = taxonomy_correlation(first, subgroups)
+    return metrics
+
+
+def taxonomy_correlation(features: Features, subgroups: Int[Tensor, " n"]) -> float:
+    """`rank_correlation` over 4,000 drawn pairs, graded by a taxonomy: same subgroup 2, same label 1, else 0."""
+    pairs = keys(seed=0).child("pairs").integers("rows", 0, len(features), shape=(4000, 2))[0]
+    a, b = pairs[pairs[:, 0] != pairs[:, 1]].T
+    score = (features.labels[a] == features.labels[b]).long() + (subgroups[a] == subgroups[b]).long()
+    return rank_correlation(features, a, b, score)
 
 
 def clustering_nmi(features: Features, *, classes: int, seed: int = 0) -> float | None:
@@ -88,6 +144,4 @@ def text_metrics_json(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     def plain(values: Mapping[str, Any]) -> dict[str, Any]:
         return {k: {"top1": v.top1, "top5": v.top5} if hasattr(v, "top1") else v for k, v in values.items()}
 
-    trained, *_ = metrics.values()
-    baselines = {name.replace(" ", "_"): plain(values) for name, values in metrics.items() if values is not trained}
-    return {**plain(trained), **baselines}
+    return results_json({name: plain(values) for name, values in metrics.items()})

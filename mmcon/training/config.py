@@ -88,7 +88,7 @@ class RunConfig(RunSettings):
     cpu: bool = False
     """use the CPU even if there is a GPU"""
     tiny: bool = False
-    """a run of seconds that goes through everything"""
+    """smoke test: one epoch of a few steps"""
     batch_size: int = 128
     """samples per step, over all ranks"""
     projection_dim: int = 128
@@ -113,6 +113,21 @@ class RunConfig(RunSettings):
         if not self.tiny:
             return self
         return replace(self, epochs=1, max_steps=min(self.max_steps or max_steps, max_steps), log_every=1, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRunConfig(RunConfig):
+    """The flags of recipes that train on images of one source."""
+
+    data: str
+    """the images"""
+    image_size: int | None = None
+    """side of the views in pixels; default: 28 for bundled images, 224 for others"""
+
+    @property
+    def side(self) -> int:
+        """The side of the views in pixels."""
+        return self.image_size or (28 if self.data.startswith("samples/") else 224)
 
 
 def parse(
