@@ -21,32 +21,24 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-
 import mmcon
 from mmcon.affinity import Affinity, SameLabel, SameSample
 from mmcon.errors import ConfigError
 from mmcon.evaluation.audio import audio_metrics_table, evaluate_audio, log_mel_statistics
-from mmcon.evaluation.second_stage import extract_all
-from mmcon.models.encoders import create_encoder
+from mmcon.evaluation.second_stage import extract_all, results_json
+from mmcon.losses.bilinear_similarity import BilinearSimilarity
 from mmcon.registry import supported_options
 from mmcon.samplers.base import BatchSampler
 from mmcon.samplers.class_balanced import ClassAwareSampler
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import Source
-from mmcon.sources.factory import create_source
-from mmcon.training.config import RunConfig
 from mmcon.training.optim import create_optimizer_and_schedule
-from mmcon.training.recipe import run_recipe
-from mmcon.training.run import Run
 
 BUILT_IN = "mmcon/log-mel-conv"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(mmcon.RunConfig):
     """What to train, on what, and for how long."""
 
     data: str = "samples/speech"
@@ -70,7 +62,6 @@ class Config(RunConfig):
     strength: float = 1.0
     """scales the ranges of the views"""
     temperature: float = 0.1
-    projection_dim: int = 128
     batch_size: int = 96
     epochs: int = 60
     learning_rate: float = 3e-3
@@ -84,10 +75,11 @@ class Config(RunConfig):
 def main(config: Config) -> None:
     """Train, then evaluate."""
     config = config.apply_tiny(max_steps=4, batch_size=16)
-    run = Run.from_config(config, name=f"audio_{config.objective}")
+    run = mmcon.Run.from_config(config, name=f"audio_{config.objective}")
 
     # Data: recordings, and the views and batches of them.
-    train, test = open_splits(config)
+    opened: dict[str, Any] = {"modality": "audio", "rate_hz": config.sample_rate_hz}
+    train, test = (mmcon.create_source(config.data, split=split, **opened) for split in ("train", "test"))
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     sampler = make_sampler(config, train, world_size=run.world_size)
     loader = run.loader(train, {"audio": [make_view(config)] * config.views}, sampler)
@@ -96,7 +88,7 @@ def main(config: Config) -> None:
 
     # Model and loss.
     objective = make_objective(config, train)
-    encoder = create_encoder(config.encoder, modality="audio", pretrained=config.pretrained)
+    encoder = mmcon.create_encoder(config.encoder, modality="audio", pretrained=config.pretrained)
     model = mmcon.ContrastiveModel({"audio": encoder}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
     untrained = copy.deepcopy(model)
     optimizer, schedule = create_optimizer_and_schedule(config, [model, objective], steps_per_epoch=len(loader))
@@ -125,18 +117,12 @@ def main(config: Config) -> None:
     read, held_out = map(len, features["trained encoder"])
     unreadable = len(train) + len(test) - read - held_out
     run.print(audio_metrics_table(metrics, held_out, unreadable=unreadable))
-    results = {name.replace(" ", "_"): values for name, values in metrics.items()}
-    counts = {"held_out_recordings": held_out, "unreadable_recordings": unreadable}
-    run.finish(results.pop("trained_encoder") | results | counts)
+    run.finish(
+        results_json(metrics) | {"held_out_recordings": held_out, "unreadable_recordings": unreadable}
+    )  # fmt: skip
 
 
-# --- data, views and objective ---------------------------------------------------------------------------------------
-
-
-def open_splits(config: Config) -> tuple[Source, Source]:
-    """The training and the test split at the sample rate of the run."""
-    options: dict[str, Any] = {"modality": "audio", "rate_hz": config.sample_rate_hz}
-    return create_source(config.data, split="train", **options), create_source(config.data, split="test", **options)
+# --- views, objective and batches ------------------------------------------------------------------------------------
 
 
 def make_view(config: Config) -> mmcon.ViewGenerator:
@@ -160,18 +146,6 @@ def evaluation_view(config: Config) -> mmcon.ViewGenerator:
     if config.objective == "cola" and config.view == "audio/speech":
         return mmcon.create_view("audio/cola", position="center", noise_std=0.0, **window)
     return mmcon.create_view("audio/plain", rate_hz=config.sample_rate_hz, **window)
-
-
-class BilinearSimilarity(nn.Module):
-    """aᵀWb with a learned W, which starts as the identity: as the cosine of unit rows."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.eye(dim))
-
-    def forward(self, anchors: Float[Tensor, "a d"], candidates: Float[Tensor, "c d"]) -> Float[Tensor, "a c"]:
-        """The similarity of every anchor to every candidate."""
-        return anchors @ self.weight @ candidates.T
 
 
 def make_objective(config: Config, train: Source) -> mmcon.Objective:
@@ -218,4 +192,4 @@ def make_sampler(config: Config, train: Source, *, world_size: int = 1) -> Batch
 
 
 if __name__ == "__main__":
-    run_recipe(main, Config)
+    mmcon.run_recipe(main, Config)

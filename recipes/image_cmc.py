@@ -23,23 +23,18 @@ import mmcon
 from mmcon.affinity import SameLabel
 from mmcon.errors import ConfigError
 from mmcon.evaluation.features import Features
-from mmcon.evaluation.second_stage import evaluate_features, extract_all, pixels
+from mmcon.evaluation.second_stage import evaluate_features, extract_all, pixels, results_json
 from mmcon.losses import presets
-from mmcon.models.encoders import create_encoder
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import Source, channels_of
-from mmcon.sources.factory import create_source
-from mmcon.training.config import RunConfig
+from mmcon.training.config import ImageRunConfig
 from mmcon.training.optim import create_optimizer_and_schedule
-from mmcon.training.recipe import run_recipe
-from mmcon.training.run import Run
-from mmcon.views import Chain
 
 CHANNELS = {"luminance": 1, "chroma": 2, "edges": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(ImageRunConfig):
     """What to train, on what, and for how long."""
 
     data: str = "samples/emoji"
@@ -54,19 +49,11 @@ class Config(RunConfig):
     color_space: Literal["lab", "ycbcr", "ydbdr"] = "lab"
     encoder: str = "mmcon/resnet-tiny"
     """built once per view"""
-    image_size: int | None = None
-    """side of the views in pixels; default: 28 for bundled drawings, 224 for others"""
     crop_area: float | None = None
     """smallest fraction of an image that a crop keeps; default: .5 up to 64 pixels, .2 above"""
     temperature: float = 0.1
-    projection_dim: int = 128
     epochs: int = 40
     learning_rate: float = 3e-3
-
-    @property
-    def side(self) -> int:
-        """The side of the views in pixels."""
-        return self.image_size or (28 if self.data.startswith("samples/") else 224)
 
 
 def main(config: Config) -> None:
@@ -74,10 +61,10 @@ def main(config: Config) -> None:
     if len(set(config.channels)) < max(2, len(config.channels)):
         raise ConfigError("--channels", expected="two different views or more", got=str(config.channels))
     config = config.apply_tiny(max_steps=6)
-    run = Run.from_config(config, name=f"image_{config.objective}")
+    run = mmcon.Run.from_config(config, name=f"image_{config.objective}")
 
     # Data: all views of an image have the same crop.
-    train, test = (create_source(config.data, split=split) for split in ("train", "test"))
+    train, test = (mmcon.create_source(config.data, split=split) for split in ("train", "test"))
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     if channels_of(train) != 3:
         raise ConfigError("--data", expected="images in color", got=f"{train.name}: gray", fix="--data samples/emoji")
@@ -86,7 +73,7 @@ def main(config: Config) -> None:
 
     # Model: an encoder and a head for each view. The objective lists the pairs of views.
     encoders = [
-        create_encoder(config.encoder, image_size=config.side, in_channels=CHANNELS[channels])
+        mmcon.create_encoder(config.encoder, image_size=config.side, in_channels=CHANNELS[channels])
         for channels in config.channels
     ]
     model = mmcon.ContrastiveModel({"image": encoders}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
@@ -123,8 +110,7 @@ def main(config: Config) -> None:
     run.print(f"classes of {len(test):,} held-out images")
     for name, values in metrics.items():
         run.print(f"  {name:<34} linear probe {values['linear_probe']:.3f}   k-NN {values['knn']:.3f}")
-    baselines = {name.replace(", ", "_").replace(" ", "_"): values for name, values in metrics.items()}
-    run.finish(baselines.pop("trained") | baselines)
+    run.finish(results_json(metrics))
 
 
 # --- views, objective and metrics ------------------------------------------------------------------------------------
@@ -146,7 +132,7 @@ def plain_views(config: Config) -> list[mmcon.ViewGenerator]:
             return mmcon.create_view("image/edges")
         return mmcon.create_view("image/color-channels", space=config.color_space, channels=channels)
 
-    return [Chain(plain, channels_view(channels)) for channels in config.channels]
+    return [mmcon.Chain(plain, channels_view(channels)) for channels in config.channels]
 
 
 def make_objective(config: Config, train: Source) -> mmcon.Objective:
@@ -173,4 +159,4 @@ def evaluate(train: Features, test: Features) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_recipe(main, Config)
+    mmcon.run_recipe(main, Config)

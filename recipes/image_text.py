@@ -15,7 +15,6 @@ and Srinivasa et al. 2023 (CWCL: graded in one direction).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,36 +24,24 @@ from torch import nn
 import mmcon
 from mmcon.affinity import SameLabel, SameSample, SideFeatures
 from mmcon.errors import ConfigError
-from mmcon.evaluation.cross_modal import (
-    SpaceEmbeddings,
-    cross_modal_metrics,
-    cross_modal_table,
-    prompt_texts,
-    uniformity_by_modality,
-    zero_shot_classification,
-)
+from mmcon.evaluation.cross_modal_report import class_prompts, evaluate_image_text
 from mmcon.evaluation.features import Features, extract_features, precompute_features
+from mmcon.evaluation.second_stage import results_json
 from mmcon.evaluation.text import bag_of_words
 from mmcon.loading.loader import one_pass
 from mmcon.losses import LearnableTemperature, presets
-from mmcon.models.encoders import create_encoder
 from mmcon.models.fine_tuning import merge_lora, set_trainable
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import create_source
-from mmcon.sources.joined import JoinedSource
-from mmcon.sources.text import TextSource
-from mmcon.training.config import RunConfig
+from mmcon.sources.image_text import ImageTextPairs, open_image_text_pairs
+from mmcon.training.config import ImageRunConfig
 from mmcon.training.optim import create_optimizer_and_schedule
-from mmcon.training.recipe import run_recipe
-from mmcon.training.run import Run
-from mmcon.views import Chain, Identity
 
 BAG = "text/embedding-bag"
 TEMPLATES = ("{}", "{} emoji", "a picture of {}", "a drawing of {}", "an icon of {}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(ImageRunConfig):
     """What to train, on what, and for how long."""
 
     data: str = "samples/emoji"
@@ -82,22 +69,14 @@ class Config(RunConfig):
     text_tuning: str = "full"
     precompute: bool = False
     """both encoders frozen: run them once, and train the heads on their features"""
-    image_size: int | None = None
-    """side of the views in pixels; default: 28 for bundled images, 224 for tables"""
     max_tokens: int = 32
     word_delete: float = 0.1
     """fraction of words deleted from each text"""
     temperature: float = 0.07
     """initial value of the learnable temperature"""
-    projection_dim: int = 128
     epochs: int = 40
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
-
-    @property
-    def side(self) -> int:
-        """The side of the views in pixels."""
-        return self.image_size or (28 if self.data == "samples/emoji" else 224)
 
 
 def main(config: Config) -> None:
@@ -105,26 +84,27 @@ def main(config: Config) -> None:
     config = config.apply_tiny(max_steps=6)
     if config.precompute and {config.image_tuning, config.text_tuning} != {"frozen"}:
         raise ConfigError("--precompute", expected="--image-tuning frozen --text-tuning frozen", got="trained encoders")
-    run = Run.from_config(config, name=f"image_text_{config.objective}")
+    run = mmcon.Run.from_config(config, name=f"image_text_{config.objective}")
 
     # Model: an encoder per modality, and a projection head of each into the shared space.
     model = mmcon.ContrastiveModel(make_encoders(config), {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
     untrained = copy.deepcopy(model)
 
     # Data: images and texts joined by sample; either may be missing.
-    pairs = open_pairs(config)
+    pairs = open_image_text_pairs(config.data, config.image_column, config.text_column, config.label_column)
     run.print("\n".join(f"{name}: {source.describe()}" for name, source in pairs.tests.items()))
     if config.objective in ("graded", "cwcl"):
         side = side_features(config, pairs, run.device)
         pairs.train.add_column("side", side.index["sample"], side.values)
+    plain = plain_views(config, pairs.text)
     source, views, network = pairs.train, training_views(config), model
     if config.precompute:
-        plain = plain_views(config, pairs.text)
         source = precompute_features(model.to(run.device), pairs.train, plain, device=run.device)
-        views, network = {"image": [Identity()], "text": [Identity()]}, model.with_precomputed_features()
+        views, network = {name: [mmcon.views.Identity()] for name in plain}, model.with_precomputed_features()
     sampler = UniformSampler(source.ids, batch_size=min(config.batch_size, len(source)), seed=config.seed)
     loader = run.loader(source, views, sampler)
 
+    # Loss: both directions, with a learnable temperature.
     objective = make_objective(config, pairs)
     optimizer, schedule = create_optimizer_and_schedule(config, [network, objective], steps_per_epoch=len(loader))
     trained = run.prepare(network, optimizer, schedule, objective=objective)
@@ -141,11 +121,12 @@ def main(config: Config) -> None:
     for encoder in model.encoders.values():
         merge_lora(encoder)
     model.save_pretrained(run.folder / "model")
+    prompts = class_prompts(pairs.train, TEMPLATES, column=pairs.text)
     results = {}
-    for name, subject in {"trained": model, "random_towers": untrained}.items():
-        results[name], text = evaluate(config, subject.to(run.device), pairs, run.device)
+    for name, subject in {"trained": model.to(run.device), "random_towers": untrained.to(run.device)}.items():
+        results[name], text = evaluate_image_text(subject, pairs.tests, views=plain, prompts=prompts, device=run.device)
         run.print(f"{name}\n{text}")
-    run.finish(results.pop("trained") | results)
+    run.finish(results_json(results))
 
 
 # --- encoders, data, views and objective -----------------------------------------------------------------------------
@@ -153,51 +134,11 @@ def main(config: Config) -> None:
 
 def make_encoders(config: Config) -> dict[str, nn.Module]:
     """An encoder of images and one of texts, with the parameters that the tuning flags select trainable."""
-    image = create_encoder(config.image_encoder, pretrained=config.pretrained, image_size=config.side)
+    image = mmcon.create_encoder(config.image_encoder, pretrained=config.pretrained, image_size=config.side)
     bag = config.text_encoder == BAG
     options: dict[str, Any] = {} if bag else {"path": config.text_encoder}
-    text = create_encoder(BAG if bag else "text/transformer", modality="text", pretrained=not bag, **options)
+    text = mmcon.create_encoder(BAG if bag else "text/transformer", modality="text", pretrained=not bag, **options)
     return {"image": set_trainable(image, config.image_tuning), "text": set_trainable(text, config.text_tuning)}
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Images and texts joined by sample.
-
-    Attributes:
-        train: the training pairs.
-        tests: the evaluated pairs by name: training pairs, whose retrieval measures memory, and held-out ones.
-        text: the column of the texts that is evaluated.
-    """
-
-    train: JoinedSource
-    tests: Mapping[str, JoinedSource]
-    text: str
-
-
-def open_pairs(config: Config) -> Pairs:
-    """The bundled pairs, or those of a table."""
-
-    def opened(data: str, split: str, **options: Any) -> JoinedSource:
-        source = create_source(data, modality=("image", "text"), split=split, **options)
-        assert isinstance(source, JoinedSource)
-        return source
-
-    if config.data == "samples/emoji":
-        bundled = {
-            name: opened("samples/emoji-pairs", split, vendor=vendor)
-            for name, split, vendor in (
-                ("training pairs", "train", "noto"),
-                ("another vendor", "train", "twemoji"),
-                ("held out", "test", "noto"),
-                ("held out, another vendor", "test", "twemoji"),
-            )
-        }
-        return Pairs(bundled["training pairs"], bundled, "name")
-    columns: dict[str, Any] = {"media_column": config.image_column, "text_columns": (config.text_column,)}
-    columns |= {"label_column": config.label_column or "none"}
-    train, test = (opened(config.data, split, **columns) for split in ("train", "test"))
-    return Pairs(train, {"training pairs": train, "held out": test}, config.text_column)
 
 
 def tokens(config: Config) -> mmcon.ViewGenerator:
@@ -211,18 +152,18 @@ def training_views(config: Config) -> dict[str, list[mmcon.ViewGenerator]]:
     image = mmcon.create_view("image/simclr", size=config.side, area=(0.6, 1.0), strength=0.3, grayscale=0.0)
     choose = mmcon.create_view("any/instance"), mmcon.create_view("text/any-column")
     words = mmcon.create_view("text/word-delete", share=config.word_delete)
-    return {"image": [image], "text": [Chain(*choose, words, tokens(config))]}
+    return {"image": [image], "text": [mmcon.Chain(*choose, words, tokens(config))]}
 
 
 def plain_views(config: Config, column: str) -> dict[str, list[mmcon.ViewGenerator]]:
     """Deterministic views: the whole image, and one column of the first text."""
     choose = mmcon.create_view("any/instance", random=False), mmcon.create_view("text/column", column=column)
     plain = mmcon.create_view("image/plain", size=config.side)
-    return {"image": [plain], "text": [Chain(*choose, tokens(config))]}
+    return {"image": [plain], "text": [mmcon.Chain(*choose, tokens(config))]}
 
 
-def make_objective(config: Config, pairs: Pairs) -> mmcon.Objective:
-    """Both directions between the modalities; the objectives differ in the affinity."""
+def make_objective(config: Config, pairs: ImageTextPairs) -> mmcon.Objective:
+    """Between the modalities in both directions; the objectives differ in the affinity."""
     temperature = LearnableTemperature(initial=config.temperature)
     if config.objective == "cwcl":
         return mmcon.Objective(**presets.cwcl(graded="image", other="text", temperature=temperature))
@@ -236,50 +177,19 @@ def make_objective(config: Config, pairs: Pairs) -> mmcon.Objective:
     return mmcon.Objective(**settings)
 
 
-def side_features(config: Config, pairs: Pairs, device: torch.device) -> Features:
+def side_features(config: Config, pairs: ImageTextPairs, device: torch.device) -> Features:
     """Features of the training texts by a frozen encoder: counts of words, or a pretrained model."""
     texts = pairs.train.members["text"]
     if config.side_encoder is None:
-        first = mmcon.create_view("any/instance", random=False)
         longest = next(iter(reversed(texts.open([0])[0].names)), pairs.text)
         words = mmcon.create_view("text/tokens", tokenizer="words", max_tokens=4 * config.max_tokens)
-        view = Chain(first, mmcon.create_view("text/column", column=longest), words)
+        column = mmcon.create_view("text/column", column=longest)
+        view = mmcon.Chain(mmcon.create_view("any/instance", random=False), column, words)
         return extract_features(bag_of_words, one_pass(texts, {"text": [view]}))
     side = replace(config, text_encoder=config.side_encoder, text_tuning="frozen")
     model = mmcon.ContrastiveModel({"text": make_encoders(side)["text"].to(device)})
     return extract_features(model, one_pass(texts, {"text": plain_views(side, pairs.text)["text"]}))
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
-
-
-def evaluate(config: Config, model: nn.Module, pairs: Pairs, device: torch.device) -> tuple[dict[str, Any], str]:
-    """Retrieval in both directions on every test set, uniformity, and zero-shot classification by class names."""
-    encode, views = SpaceEmbeddings(model), plain_views(config, pairs.text)
-
-    def embed(source: JoinedSource) -> dict[str, Features]:
-        return {
-            name: extract_features(encode, one_pass(member, {name: views[name]}, device=device), modality=name)
-            for name, member in source.members.items()
-        }
-
-    embeddings = {name.replace(" ", "_").replace(",", ""): embed(source) for name, source in pairs.tests.items()}
-    metrics = {name: cross_modal_metrics(of["image"], of["text"]) for name, of in embeddings.items()}
-    results: dict[str, Any] = {name: of.results() for name, of in metrics.items()}
-    results["uniformity"] = uniformity_by_modality(embeddings["held_out"])
-    text = cross_modal_table(dict(zip(pairs.tests, metrics.values(), strict=True)))
-    if pairs.train.labels is not None:
-        classes = {c: [name.replace("-", " ")] for c, name in enumerate(pairs.train.classes)}
-        texts, labels = prompt_texts(classes, TEMPLATES)
-        source = TextSource({pairs.text: texts}, ids=texts, labels=labels, classes=pairs.train.classes)
-        prompts = extract_features(encode, one_pass(source, {"text": views["text"]}, device=device))
-        results["zero_shot"] = {
-            name: zero_shot_classification(of["image"], prompts).top1 for name, of in embeddings.items()
-        }
-        line = "   ".join(f"{name} {value:.3f}" for name, value in results["zero_shot"].items())
-        text += f"\nzero-shot classification among {len(classes)} classes by their names: {line}"
-    return results, text
-
-
 if __name__ == "__main__":
-    run_recipe(main, Config)
+    mmcon.run_recipe(main, Config)

@@ -26,38 +26,26 @@ import torch
 import mmcon
 from mmcon.affinity import MixedLabel, SameLabel, SameSample
 from mmcon.errors import ConfigError
+from mmcon.evaluation import second_stage
 from mmcon.evaluation.linear_classifier import LinearStage
 from mmcon.evaluation.online_knn import OnlineKnn
 from mmcon.evaluation.online_probe import OnlineProbe
-from mmcon.evaluation.second_stage import (
-    evaluate_features,
-    extract_all,
-    metrics_json,
-    metrics_table,
-    pixels,
-    train_linear_stage,
-)
 from mmcon.models.classifier import Classifier
 from mmcon.models.ema import MomentumEncoder
-from mmcon.models.encoders import create_encoder
 from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.objective.queue import Queue
 from mmcon.operations import dry_run
 from mmcon.registry import supported_options
 from mmcon.samplers.factory import create_batch_sampler
 from mmcon.sources.base import Subset, channels_of
-from mmcon.sources.factory import create_source
-from mmcon.training.config import RunConfig
+from mmcon.training.config import ImageRunConfig
 from mmcon.training.gradient_caching import cached
 from mmcon.training.logging import QUARANTINE
 from mmcon.training.optim import create_optimizer_and_schedule, weight_average
-from mmcon.training.recipe import run_recipe
-from mmcon.training.run import Run
-from mmcon.views import Chain
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(ImageRunConfig):
     """What to train, on what, and for how long."""
 
     data: str = "samples/fashion"
@@ -79,8 +67,6 @@ class Config(RunConfig):
     """views per sample in a batch"""
     mix: Literal["none", "mixup", "cutmix"] = "none"
     """mix each view with that of another sample; both labels count, by their shares"""
-    image_size: int | None = None
-    """side of the views in pixels; default: 28 for bundled images, 224 for others"""
     crop_area: float | None = None
     """smallest fraction of an image that a crop keeps; default: .5 up to 64 pixels, .08 above"""
     strength: float | None = None
@@ -94,7 +80,6 @@ class Config(RunConfig):
     temperature: float = 0.1
     loss_scale: Literal["none", "temperature"] = "none"
     """factor of the loss; SupCon's published settings: temperature"""
-    projection_dim: int = 128
     projection_head: Literal["linear", "mlp"] = "mlp"
     unit_features: bool = False
     """L2-normalize features before the projection head"""
@@ -126,21 +111,20 @@ def main(config: Config) -> None:
     config = full_config = config.apply_tiny(max_steps=8)
     if config.dry_run:
         config = replace(config, batch_size=dry_run.SMALL_BATCH, max_steps=1, output_dir=Path(tempfile.mkdtemp()))
-    run = Run.from_config(config, name=f"imagenet_{config.objective}")
+    run = mmcon.Run.from_config(config, name=f"imagenet_{config.objective}")
 
     # Data: samples with stable ids, the views of each, and the samples of each batch.
     columns = {"media_column": config.image_column, "label_column": config.label_column}
     unreadable = {"max_failures": config.max_unreadable, "quarantine": run.folder / QUARANTINE}
     train, test = (
-        create_source(config.data, split=split, optional=columns | unreadable) for split in ("train", "test")
+        mmcon.create_source(config.data, split=split, optional=columns | unreadable) for split in ("train", "test")
     )
     if config.tiny:
         train, test = Subset(train, range(0, len(train), 10)), Subset(test, range(0, len(test), 10))
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
-    size = config.image_size or (28 if config.data.startswith("samples/") else 224)
-    view = make_view(config, size, config.view)
+    size, view = config.side, make_view(config, config.view)
     if config.mix != "none":
-        view = Chain(view, mmcon.create_view(f"image/{config.mix}"))
+        view = mmcon.Chain(view, mmcon.create_view(f"image/{config.mix}"))
     batches = {"batch_size": config.batch_size, "objective": config.objective, "views": config.views}
     sampler = create_batch_sampler(train, config.sampler, seed=config.seed, **batches)
     loader = run.loader(train, {"image": [view] * config.views}, sampler)
@@ -148,7 +132,7 @@ def main(config: Config) -> None:
     # Model: an encoder, and a projection head that the second stage drops. Published weights expect three channels
     # (a gray channel is repeated), and a dry run counts with three.
     channels = 3 if config.pretrained or config.dry_run else channels_of(train)
-    encoder = create_encoder(config.encoder, pretrained=config.pretrained, image_size=size, in_channels=channels)
+    encoder = mmcon.create_encoder(config.encoder, pretrained=config.pretrained, image_size=size, in_channels=channels)
     head = {"dim": config.projection_dim, "head": config.projection_head, "unit_features": config.unit_features}
     model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(**head)})
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -199,32 +183,30 @@ def main(config: Config) -> None:
     model = run.full_model(model)
     if run.is_main:
         model.save_pretrained(run.folder / "model")
-    small = {"image": [mmcon.create_view("image/plain", size=min(size, 32))]}
-    encoders = {"trained encoder": (model, plain), "random encoder": (untrained, plain), "raw pixels": (pixels, small)}
+    encoders: dict[str, Any] = {"trained encoder": (model, plain), "random encoder": (untrained, plain)}
+    encoders["raw pixels"] = second_stage.pixels, {"image": [mmcon.create_view("image/plain", size=min(size, 32))]}
     if average:
         encoders["averaged encoder"] = (average.module, plain)
-    features = extract_all(run, encoders, train, test)
-    linear_stage: dict[str, Any] = {}
+    features = second_stage.extract_all(run, encoders, train, test)
+    accuracies: dict[str, Any] = {}
     if config.linear_stage == "published":
-        views = {"image": [make_view(config, size, config.linear_view)]}
-        training = {"batch_size": config.linear_batch_size, "class_weight_power": config.class_weight_power}
-        accuracies = train_linear_stage(
-            run, model, train, test, views=views, test_views=plain, stage=config.linear, **training
-        )
-        run.print(f"linear classifier, trained as published: {accuracies}")
-        linear_stage = {"linear_stage": accuracies}
+        views = {"image": [make_view(config, config.linear_view)]}
+        training: dict[str, Any] = {"stage": config.linear, "batch_size": config.linear_batch_size}
+        training |= {"views": views, "test_views": plain, "class_weight_power": config.class_weight_power}
+        accuracies["linear_stage"] = second_stage.train_linear_stage(run, model, train, test, **training)
+        run.print(f"linear classifier, trained as published: {accuracies['linear_stage']}")
     if not run.is_main:
         return run.close()
-    metrics = {name: evaluate_features(*train_and_test) for name, train_and_test in features.items()}
-    run.print(metrics_table(metrics, len(test)))
-    run.finish(metrics_json(metrics, test.classes) | linear_stage)
+    metrics = {name: second_stage.evaluate_features(*train_and_test) for name, train_and_test in features.items()}
+    run.print(second_stage.metrics_table(metrics, len(test)))
+    run.finish(second_stage.metrics_json(metrics, test.classes) | accuracies)
 
 
-def make_view(config: Config, size: int, name: str) -> mmcon.ViewGenerator:
+def make_view(config: Config, name: str) -> mmcon.ViewGenerator:
     """The view generator by name, with the options among the recipe's flags that it supports."""
-    small = size <= 64
+    small = config.side <= 64
     options = {
-        "size": size,
+        "size": config.side,
         "area": (config.crop_area or (0.5 if small else 0.08), 1.0),
         "strength": config.strength or (0.5 if small else 1.0),
     }
@@ -232,4 +214,4 @@ def make_view(config: Config, size: int, name: str) -> mmcon.ViewGenerator:
 
 
 if __name__ == "__main__":
-    run_recipe(main, Config)
+    mmcon.run_recipe(main, Config)

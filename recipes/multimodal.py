@@ -21,34 +21,19 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
 from mmcon.errors import ConfigError
-from mmcon.evaluation.cross_modal import (
-    SpaceEmbeddings,
-    cross_modal_table,
-    metrics_by_modality_pair,
-    uniformity_by_modality,
-)
-from mmcon.evaluation.features import Features, extract_features
-from mmcon.evaluation.probe import linear_probe
-from mmcon.loading.loader import one_pass
+from mmcon.evaluation.cross_modal_report import evaluate_modalities
+from mmcon.evaluation.second_stage import results_json
 from mmcon.losses import LearnableTemperature
-from mmcon.models.encoders import create_encoder
 from mmcon.registry import supported_options
 from mmcon.samplers.base import BatchSampler
 from mmcon.samplers.class_balanced import ClassAwareSampler
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.factory import create_source
-from mmcon.sources.joined import JoinedSource
-from mmcon.training.config import RunConfig
 from mmcon.training.optim import create_optimizer_and_schedule
-from mmcon.training.recipe import run_recipe
-from mmcon.training.run import Run
-from mmcon.views import Chain
 
 BUNDLED = "image=samples/emoji", "text=samples/emoji-texts", "audio=samples/emoji-spoken"
 ENCODERS = {"image": "mmcon/resnet-tiny", "text": "text/embedding-bag", "audio": "mmcon/log-mel-conv"}
@@ -56,7 +41,7 @@ VIEWS = {"image": "image/simclr", "text": "text/words", "audio": "audio/speech"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(mmcon.RunConfig):
     """What to train, on what, and for how long. Entries of tuples are MODALITY=VALUE."""
 
     data: tuple[str, ...] = BUNDLED
@@ -80,7 +65,6 @@ class Config(RunConfig):
     max_tokens: int = 16
     temperature: float = 0.07
     """initial value of the learnable temperature"""
-    projection_dim: int = 128
     epochs: int = 40
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
@@ -93,11 +77,11 @@ def main(config: Config) -> None:
     pairs = make_pairs(config, list(names))
     views = config.views or (2 if any(first == second for first, second in pairs) else 1)
     # A batch may lack a modality, whose encoder then gets no gradient.
-    run = Run.from_config(config, name="multimodal", find_unused_parameters=len(names) > 1)
+    run = mmcon.Run.from_config(config, name="multimodal", find_unused_parameters=len(names) > 1)
 
     # Data: a source per modality, joined by the ids of samples; a sample may lack some modalities.
     train, test = (
-        JoinedSource(*(create_source(name, modality=modality, split=split) for modality, name in names.items()))
+        mmcon.JoinedSource(*(mmcon.create_source(data, modality=name, split=split) for name, data in names.items()))
         for split in ("train", "test")
     )
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
@@ -130,12 +114,15 @@ def main(config: Config) -> None:
     if not run.is_main:
         return run.close()
     model.save_pretrained(run.folder / "model")
+    plain = {modality: [plain_view(config, modality)] for modality in names}
     trained_pairs = ["-".join(pair) for pair in pairs]
     results = {}
     for name, subject in {"trained": model, "random_encoders": untrained.to(run.device)}.items():
-        results[name], text = evaluate(config, subject, train, test, trained_pairs, run.device)
+        results[name], text = evaluate_modalities(
+            subject, train, test, views=plain, trained_pairs=trained_pairs, device=run.device
+        )
         run.print(f"{name}\n{text}")
-    run.finish(results.pop("trained") | results)
+    run.finish(results_json(results))
 
 
 # --- flags, views, encoders and sampler ------------------------------------------------------------------------------
@@ -176,13 +163,13 @@ def make_view(config: Config, modality: str) -> mmcon.ViewGenerator:
     if name is None:
         fix = f"--view {modality}=NAME, one of {mmcon.list_views(modality)}"
         raise ConfigError("--view", expected=f"a view generator for {modality!r}", got="none", fix=fix)
-    return Chain(mmcon.create_view("any/instance"), with_options(config, name))
+    return mmcon.Chain(mmcon.create_view("any/instance"), with_options(config, name))
 
 
 def plain_view(config: Config, modality: str) -> mmcon.ViewGenerator:
     """The first instance of a sample, without augmentation."""
     name = by_modality("--plain", config.plain).get(modality, f"{modality}/plain")
-    return Chain(mmcon.create_view("any/instance", random=False), with_options(config, name))
+    return mmcon.Chain(mmcon.create_view("any/instance", random=False), with_options(config, name))
 
 
 def make_encoders(config: Config, modalities: list[str]) -> dict[str, nn.Module]:
@@ -190,10 +177,10 @@ def make_encoders(config: Config, modalities: list[str]) -> dict[str, nn.Module]
     names = ENCODERS | by_modality("--encoder", config.encoder)
     if missing := [modality for modality in modalities if modality not in names]:
         raise ConfigError("--encoder", expected=f"an encoder for {missing}", got="none", fix="--encoder MODALITY=NAME")
-    return {m: create_encoder(names[m], modality=m, image_size=config.image_size) for m in modalities}
+    return {m: mmcon.create_encoder(names[m], modality=m, image_size=config.image_size) for m in modalities}
 
 
-def make_sampler(config: Config, train: JoinedSource) -> BatchSampler:
+def make_sampler(config: Config, train: mmcon.JoinedSource) -> BatchSampler:
     """Uniform batches; if classes are positives, batches with two or more samples per class."""
     size = min(config.batch_size, len(train))
     if config.objective == "same-sample":
@@ -207,40 +194,5 @@ def make_sampler(config: Config, train: JoinedSource) -> BatchSampler:
     )  # fmt: skip
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
-
-
-def evaluate(
-    config: Config,
-    model: nn.Module,
-    train: JoinedSource,
-    test: JoinedSource,
-    trained_pairs: list[str],
-    device: torch.device,
-) -> tuple[dict[str, Any], str]:
-    """Retrieval between every two modalities, on the training and on the test split; classification if labeled."""
-
-    def extract(encode: nn.Module, source: JoinedSource, modality: str) -> Features:
-        views = {modality: [plain_view(config, modality)]}
-        return extract_features(encode, one_pass(source.members[modality], views, device=device), modality=modality)
-
-    results: dict[str, Any] = {}
-    lines = []
-    for split, source in (("training_samples", train), ("held_out", test)):
-        embeddings = {modality: extract(SpaceEmbeddings(model), source, modality) for modality in source.members}
-        metrics = metrics_by_modality_pair(embeddings)
-        results[split] = {name: of_pair.results() for name, of_pair in metrics.items()}
-        results[split]["uniformity"] = uniformity_by_modality(embeddings)
-        if metrics:
-            lines.append(f"{split.replace('_', ' ')}: {cross_modal_table(metrics, met=trained_pairs)}")
-    for modality in train.members:
-        known, queried = extract(model, train, modality), extract(model, test, modality)
-        if "label" in known.index:
-            results.setdefault("linear_probe", {})[modality] = linear_probe(known, queried).top1
-    if "linear_probe" in results:
-        lines.append("linear probe  " + "   ".join(f"{m} {top1:.3f}" for m, top1 in results["linear_probe"].items()))
-    return results, "\n".join(lines)
-
-
 if __name__ == "__main__":
-    run_recipe(main, Config)
+    mmcon.run_recipe(main, Config)

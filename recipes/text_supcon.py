@@ -20,39 +20,27 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
 from mmcon_views.text.tokens import load_tokenizer
-from torch import Tensor
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
 from mmcon.errors import ConfigError
-from mmcon.evaluation.features import Features, extract_features
-from mmcon.evaluation.retrieval import retrieve
-from mmcon.evaluation.second_stage import evaluate_features
-from mmcon.evaluation.text import bag_of_words, clustering_nmi, rank_correlation, text_metrics_json, text_metrics_table
-from mmcon.loading.loader import one_pass
+from mmcon.evaluation.text import bag_of_words, evaluate_texts, text_metrics_json, text_metrics_table
 from mmcon.models.classifier import Classifier
-from mmcon.models.encoders import create_encoder
 from mmcon.models.export import export_sentence_transformers
 from mmcon.objective.cross_entropy import CrossEntropy
-from mmcon.random import keys
 from mmcon.registry import create
 from mmcon.samplers.base import BatchSampler
 from mmcon.sources.base import Source, Subset
-from mmcon.sources.factory import create_source
-from mmcon.training.config import RunConfig
+from mmcon.sources.few_labels import few_labels
 from mmcon.training.optim import create_optimizer_and_schedule
-from mmcon.training.recipe import run_recipe
-from mmcon.training.run import Run
-from mmcon.views import Chain
 
 BUNDLED = "samples/emoji-names"
 BAG = "text/embedding-bag"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(mmcon.RunConfig):
     """What to train, on what, and for how long."""
 
     data: str = BUNDLED
@@ -74,7 +62,6 @@ class Config(RunConfig):
     """train on this many samples of each class"""
     temperature: float | None = None
     """default: .1, and .05 for SimCSE"""
-    projection_dim: int = 128
     epochs: int = 40
     learning_rate: float | None = None
     """default: 2e-3 for the embedding bag, 3e-5 for a pretrained model"""
@@ -83,7 +70,7 @@ class Config(RunConfig):
 def main(config: Config) -> None:
     """Train, then evaluate."""
     config = config.apply_tiny(max_steps=8)
-    run = Run.from_config(config, name=f"text_{config.objective}")
+    run = mmcon.Run.from_config(config, name=f"text_{config.objective}")
 
     # Data: texts with stable ids, the views of each, and the samples of each batch.
     table: dict[str, Any] = {}
@@ -91,15 +78,19 @@ def main(config: Config) -> None:
         label = None if config.label == "label" else config.label
         table = {"text_columns": config.columns or ("text",), "label_column": label}
         table |= {"id_column": "none", "test_share": 0.2}
-    whole, test = (create_source(config.data, modality="text", split=split, **table) for split in ("train", "test"))
-    train = Subset(whole, few_labels(whole, config)) if config.labels_per_class else whole
+    train, test = (
+        mmcon.create_source(config.data, modality="text", split=split, **table) for split in ("train", "test")
+    )
+    whole = train
+    if config.labels_per_class:
+        train = few_labels(whole, per_class=config.labels_per_class, seed=config.seed)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     loader = run.loader(train, {"text": make_views(config, whole)}, make_sampler(config, train, whole))
 
     # Model: an encoder, and a projection head that the second stage drops.
     bag = config.encoder == BAG
     options: dict[str, Any] = {} if bag else {"path": config.encoder, "pooling": config.pooling}
-    encoder = create_encoder(BAG if bag else "text/transformer", modality="text", pretrained=not bag, **options)
+    encoder = mmcon.create_encoder(BAG if bag else "text/transformer", modality="text", pretrained=not bag, **options)
     model = mmcon.ContrastiveModel({"text": encoder}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
     untrained = copy.deepcopy(model)
     temperature = config.temperature or (0.05 if config.objective == "simcse" else 0.1)
@@ -128,12 +119,16 @@ def main(config: Config) -> None:
         export_sentence_transformers(encoder, tokenizer, folder, max_tokens=config.max_tokens)
     untrained = untrained.to(run.device)
     encoders = {"trained encoder": model, "untrained encoder": untrained, "bag of words": bag_of_words}
-    metrics = {name: evaluate(config, encode, run.device, train, test) for name, encode in encoders.items()}
+    # The bundled names also have the subgroups of emoji, a taxonomy that grades pairs of names.
+    bundled = config.data == BUNDLED
+    subgroups = mmcon.create_source(BUNDLED, split="test", labels="subgroup").labels if bundled else None
+    options = {"tokens": make_tokens(config), "device": run.device, "seed": config.seed, "subgroups": subgroups}
+    metrics = {name: evaluate_texts(encode, train, test, **options) for name, encode in encoders.items()}
     run.print(text_metrics_table(metrics, len(test)))
     run.finish(text_metrics_json(metrics))
 
 
-# --- views, batches and metrics --------------------------------------------------------------------------------------
+# --- views and batches -----------------------------------------------------------------------------------------------
 
 
 def make_tokens(config: Config) -> mmcon.ViewGenerator:
@@ -147,16 +142,16 @@ def make_views(config: Config, train: Any) -> list[mmcon.ViewGenerator]:
     first, *others = train.texts
     tokens, words = make_tokens(config), mmcon.create_view("text/word-delete", share=config.word_delete)
     if config.objective == "simcse":
-        same = Chain(mmcon.create_view("text/column", column=first), tokens)
+        same = mmcon.Chain(mmcon.create_view("text/column", column=first), tokens)
         return [same, same]
     if config.objective == "parallel":
         if not others:
             raise ConfigError(
                 "--objective parallel", expected="two columns of text or more", got=f"{first!r} alone", fix="--columns"
             )
-        one = Chain(mmcon.create_view("text/column", column=first), words, tokens)
-        return [one, Chain(mmcon.create_view("text/any-column", columns=tuple(others)), words, tokens)]
-    view = Chain(mmcon.create_view("text/any-column"), words, tokens)
+        one = mmcon.Chain(mmcon.create_view("text/column", column=first), words, tokens)
+        return [one, mmcon.Chain(mmcon.create_view("text/any-column", columns=tuple(others)), words, tokens)]
+    view = mmcon.Chain(mmcon.create_view("text/any-column"), words, tokens)
     return [view, view]
 
 
@@ -175,40 +170,5 @@ def make_sampler(config: Config, train: Source, whole: Any) -> BatchSampler:
     return create("sampler", f"sampler/{name}", labels=labels, batch_size=config.batch_size, seed=config.seed)
 
 
-def few_labels(train: Source, config: Config) -> Int[Tensor, " n"]:
-    """The indices of the first `--labels-per-class` samples of each class, in keyed order."""
-    if train.labels is None or config.labels_per_class is None:
-        raise ConfigError("--labels-per-class", expected="labels", got="none", fix="--label COLUMN")
-    order = keys(seed=config.seed).child("few labels").permutation("order", len(train))[0]
-    chosen = [order[train.labels[order] == c][: config.labels_per_class] for c in train.labels.unique().tolist()]
-    return torch.cat(chosen).sort().values
-
-
-def evaluate(config: Config, encode: Any, device: torch.device, train: Source, test: Any) -> dict[str, Any]:
-    """Probe, k-NN and clusters of the classes; retrieval from the first column to each other; graded pairs."""
-
-    def extract(source: Source, column: str) -> Features:
-        view = Chain(mmcon.create_view("text/column", column=column), make_tokens(config))
-        return extract_features(encode, one_pass(source, {"text": [view]}, device=device))
-
-    by_column = {column: extract(test, column) for column in test.texts}
-    (name, first), *others = by_column.items()
-    metrics: dict[str, Any] = {}
-    if train.labels is not None:
-        metrics |= evaluate_features(extract(train, name), first, neighbors=50)
-        metrics["nmi"] = clustering_nmi(first, classes=len(test.classes), seed=config.seed)
-    if others:
-        metrics["recall_at_1"] = {column: retrieve(first, other, ks=(1,)).recall[1] for column, other in others}
-    if config.data == BUNDLED:
-        # Pairs are graded by the taxonomy of emoji: same subgroup 2, same group 1, else 0.
-        subgroups = create_source(BUNDLED, split="test", labels="subgroup").labels
-        assert subgroups is not None
-        pairs = keys(seed=0).child("pairs").integers("rows", 0, len(test), shape=(4000, 2))[0]
-        a, b = pairs[pairs[:, 0] != pairs[:, 1]].T
-        score = (first.labels[a] == first.labels[b]).long() + (subgroups[a] == subgroups[b]).long()
-        metrics["rank_correlation"] = rank_correlation(first, a, b, score)
-    return metrics
-
-
 if __name__ == "__main__":
-    run_recipe(main, Config)
+    mmcon.run_recipe(main, Config)

@@ -28,22 +28,15 @@ from torch import Tensor, nn
 
 import mmcon
 from mmcon.affinity import Affinity, SameLabel, TimeKernel
-from mmcon.batch import ViewBatch
-from mmcon.evaluation.features import Features
-from mmcon.evaluation.second_stage import extract_all
-from mmcon.evaluation.temporal_report import evaluate_temporal, temporal_metrics_table
-from mmcon.models.encoders import create_encoder
+from mmcon.evaluation.temporal_report import evaluate_videos
+from mmcon.loading.loader import Views
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import Subset
-from mmcon.sources.factory import create_source
-from mmcon.training.config import RunConfig
 from mmcon.training.optim import create_optimizer_and_schedule
-from mmcon.training.recipe import run_recipe
-from mmcon.training.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(mmcon.RunConfig):
     """What to train, on what, and for how long."""
 
     data: str = "samples/scenes"
@@ -111,19 +104,22 @@ def main(config: Config) -> None:
         train, test = (Subset(split, range(0, len(split), max(1, len(split) // 16))) for split in (train, test))
     if config.train_rows is not None:
         train = Subset(train, torch.linspace(0, len(train) - 1, config.train_rows).long())
-    framing = (config.framing, 1.0) if config.framing < 1 else None
-    view = mmcon.create_view("video/graded", framing=framing, **clip_options(config), **augmentation_options(config))
-    batch_size = min(config.batch_size, len(train))
-    sampler = UniformSampler(torch.arange(len(train)), batch_size=batch_size, seed=config.seed)
+    size = min(config.batch_size, len(train))
+    sampler = UniformSampler(torch.arange(len(train)), batch_size=size, seed=config.seed)
     steps = config.epochs * sampler.steps_per_epoch
     checkpoint_every = config.checkpoint_every or max(1, steps // 10)
-    run = Run.from_config(config, name=f"video_{config.objective}", checkpoint_every=checkpoint_every)
+    run = mmcon.Run.from_config(config, name=f"video_{config.objective}", checkpoint_every=checkpoint_every)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
-    loader = run.loader(train, {"video": [view] * config.views}, sampler)
+    views, evaluation_views = make_views(config)
+    loader = run.loader(train, views, sampler)
 
     # Model: an encoder of short clips, and a head in each of two spaces.
     spaces = {name: mmcon.SharedSpace(dim=config.projection_dim) for name in ("slow", "fast")}
-    model = mmcon.ContrastiveModel({"video": make_encoder(config)}, spaces)
+    options: dict[str, Any] = {"pretrained": "/" in config.encoder}
+    if config.encoder == "mmcon/frames":
+        options = {"frame_encoder": config.frame_encoder, "pooling": config.pooling, "image_size": config.image_size}
+    encoder = mmcon.create_encoder(config.encoder, modality="video", **options)
+    model = mmcon.ContrastiveModel({"video": encoder}, spaces)
     untrained = copy.deepcopy(model)
 
     # Loss: affinity by time within a video, at two scales.
@@ -147,28 +143,14 @@ def main(config: Config) -> None:
     model = run.full_model(model)
     if run.is_main:
         model.save_pretrained(run.folder / "model")
-    metrics: dict[str, Any] = {}
-    for state, view in evaluation_views(config).items():
-        views = {"video": [view] * config.eval_views}
-        encoders = {"trained": (model, views), "random": (untrained, views), "raw_pixels": (pixels, views)}
-        extracted = extract_all(
-            run, {f"{name} {state}": encoder for name, encoder in encoders.items()}, train, test, batch_size=16
-        )
-        if run.is_main:
-            features = dict(zip(encoders, extracted.values(), strict=True))
-            for space in spaces:
-                features[space] = tuple(embedded(model, space, split) for split in features["trained"])
-            metrics[state] = {name: evaluate_temporal(*pair, seed=config.seed) for name, pair in features.items()}
-            run.print(f"{state}\n{temporal_metrics_table(metrics[state])}")
+    metrics = evaluate_videos(run, {"trained": model, "random": untrained}, train, test, views=evaluation_views)
     if not run.is_main:
         return run.close()
-    videos = len(metrics["plain"]["trained"]["clip_ids"])
-    run.print(f"held-out videos: {videos}; 95 % intervals over videos")
     last = {name: float(width) for name, width in widths.items()}
-    run.finish({**metrics, "clips": videos, "widths_seconds": first, "last_widths_seconds": last})
+    run.finish(metrics | {"widths_seconds": first, "last_widths_seconds": last})
 
 
-# --- data, views, encoder and affinity -------------------------------------------------------------------------------
+# --- data, views, kernel widths and affinity -------------------------------------------------------------------------
 
 
 def open_split(config: Config, split: str) -> Any:
@@ -176,35 +158,25 @@ def open_split(config: Config, split: str) -> Any:
     options: dict[str, Any] = {"cache_gigabytes": config.cache_gigabytes}
     if config.fold is not None:
         options["fold"] = (config.fold, config.folds)
-    source: Any = create_source(config.data, modality="video", split=split, optional=options)
+    source: Any = mmcon.create_source(config.data, modality="video", split=split, optional=options)
     return source.windows(config.window_seconds) if config.window_seconds else source
 
 
-def clip_options(config: Config) -> dict[str, Any]:
-    """The size and the pace of a view."""
-    return {"size": config.image_size, "frames": config.frames, "rate_hz": config.rate_hz}
+def make_views(config: Config) -> tuple[Views, dict[str, Views]]:
+    """Views of training, and views of evaluation, which are at evenly spaced frame times.
 
-
-def augmentation_options(config: Config) -> dict[str, Any]:
-    """The crop and the color jitter of a view."""
-    return {"area": (config.crop_area, 1.0), "strength": config.strength}
-
-
-def evaluation_views(config: Config) -> dict[str, mmcon.ViewGenerator]:
-    """Evenly spaced frame times: plain, and each with a crop and a color of its own that hide the time."""
-    n, clip = config.eval_views, clip_options(config)
-    return {
-        "plain": mmcon.create_view("video/plain", views=n, **clip),
-        "disturbed": mmcon.create_view("video/graded", positions=n, **clip, **augmentation_options(config)),
+    The evaluation has plain frames, and frames with a crop and a color each, which hide the time.
+    """
+    clip: dict[str, Any] = {"size": config.image_size, "frames": config.frames, "rate_hz": config.rate_hz}
+    disturbed = clip | {"area": (config.crop_area, 1.0), "strength": config.strength}
+    framing = (config.framing, 1.0) if config.framing < 1 else None
+    training = mmcon.create_view("video/graded", framing=framing, **disturbed)
+    evaluation = {
+        "plain": mmcon.create_view("video/plain", views=config.eval_views, **clip),
+        "disturbed": mmcon.create_view("video/graded", positions=config.eval_views, **disturbed),
     }
-
-
-def make_encoder(config: Config) -> nn.Module:
-    """The encoder by name."""
-    options: dict[str, Any] = {"pretrained": "/" in config.encoder}
-    if config.encoder == "mmcon/frames":
-        options = {"frame_encoder": config.frame_encoder, "pooling": config.pooling, "image_size": config.image_size}
-    return create_encoder(config.encoder, modality="video", **options)
+    repeated: dict[str, Views] = {kind: {"video": [view] * config.eval_views} for kind, view in evaluation.items()}
+    return {"video": [training] * config.views}, repeated
 
 
 def make_widths(config: Config, train: Any, device: torch.device) -> dict[str, Float[Tensor, ""]]:
@@ -235,20 +207,5 @@ def make_affinity(config: Config, width: Float[Tensor, ""]) -> Affinity:
     return by_time + config.class_weight * SameLabel("label")
 
 
-def pixels(batch: ViewBatch) -> Float[Tensor, "n d"]:
-    """The frames at 16 pixels a side as features."""
-    clips = batch.views["video"][0].flatten(0, 1)
-    small = nn.functional.interpolate(clips, size=(16, 16), mode="bilinear", antialias=True)
-    return small.unflatten(0, (batch.index["video"].n, -1)).flatten(1)
-
-
-@torch.no_grad()
-def embedded(model: mmcon.ContrastiveModel, space: str, features: Features) -> Features:
-    """The embeddings in a space, computed from features by its projection head."""
-    head: Any = model.heads[space]
-    device = next(head.parameters()).device
-    return Features(head["video"](features.values.to(device)).cpu(), features.index)
-
-
 if __name__ == "__main__":
-    run_recipe(main, Config)
+    mmcon.run_recipe(main, Config)
