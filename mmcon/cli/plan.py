@@ -8,8 +8,8 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser("plan", help="the memory, traffic and time of a step on so many GPUs, by arithmetic")
-    parser.add_argument("--encoder", default="resnet50", help="of images, by name (default: resnet50)")
+    parser = commands.add_parser("plan", help="estimate the memory, traffic and time of a step on many GPUs")
+    parser.add_argument("--encoder", default="resnet50", help="an image encoder by name (default: resnet50)")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, required=True, help="samples over all GPUs")
     parser.add_argument("--views", type=int, default=2)

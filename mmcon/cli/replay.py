@@ -13,12 +13,16 @@ from mmcon.errors import InputError
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser("replay", help="show what the model saw at a step of a run, and the loss it had")
+    parser = commands.add_parser(
+        "replay", help="write the inputs of the model at a step of a run, and recompute the loss"
+    )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--step", type=int, required=True, help="as metrics.jsonl counts, from 1")
-    parser.add_argument("--sample", required=True, help="its identity, as errors give it, or the name it is made from")
+    parser.add_argument("--step", type=int, required=True, help="the number of the step in metrics.jsonl")
+    parser.add_argument(
+        "--sample", required=True, help="the id of the sample, as in errors, or the name that the id is a hash of"
+    )
     parser.add_argument("--output", type=Path, help="a folder (default: replay-STEP-SAMPLE)")
-    parser.add_argument("--repeat", type=int, default=500, help="steps that may be done again (default: 500)")
+    parser.add_argument("--repeat", type=int, default=500, help="the most steps to repeat for the loss (default: 500)")
     parser.set_defaults(run=run)
 
 

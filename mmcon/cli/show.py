@@ -12,15 +12,15 @@ from mmcon.errors import InputError
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser("show", help="write a sheet of drawn views, with their parameters")
+    parser = commands.add_parser("show", help="write a contact sheet of views of a file, with their parameters")
     parser.add_argument("name", nargs="?", help="a view generator, such as image/simclr")
     parser.add_argument("--input", type=Path, help="an image, a recording or a video")
-    parser.add_argument("--partner", type=Path, help="another, for views that mix two samples")
-    parser.add_argument("--views", type=int, default=8, help="how many to draw (default: 8)")
+    parser.add_argument("--partner", type=Path, help="a second file, for views that mix two samples")
+    parser.add_argument("--views", type=int, default=8, help="number of views (default: 8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
     parser.add_argument("--params", type=Path, help="the file of the record; default: beside the sheet, .json")
-    parser.add_argument("--replay", type=Path, help="a record: make its views again instead of drawing new ones")
+    parser.add_argument("--replay", type=Path, help="a record: recompute its views instead of drawing new ones")
     add_option_flag(parser, "the generator")
     parser.set_defaults(run=run)
 
@@ -49,5 +49,5 @@ def run(options: argparse.Namespace) -> None:
     print(f"{options.views} views: {options.output}")
     audio = sorted(options.output.parent.glob(f"{options.output.stem}-view*.wav"))
     if audio:
-        print(f"sounds:  {audio[0]} to {audio[-1].name}")
-    print(f"draws:   {file} (mmcon show --replay {file} makes these views again)")
+        print(f"audio:   {audio[0]} to {audio[-1].name}")
+    print(f"params:  {file} (mmcon show --replay {file} recomputes these views)")

@@ -13,10 +13,14 @@ from mmcon.errors import InputError, UnknownNameError, nearest
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser("views", help="list view generators and samplers, describe one, or score some")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="one to describe; or `score` and those to score")
-    parser.add_argument("--modality", help="only those for this modality")
-    scoring = parser.add_argument_group("score", "how far views spread a sample, against samples and classes")
+    parser = commands.add_parser("views", help="list view generators and samplers, describe one, or score their spread")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="a generator to describe; or `score` and the generators to score"
+    )
+    parser.add_argument("--modality", help="list this modality only")
+    scoring = parser.add_argument_group(
+        "score", "distances between views of a sample, compared with samples and classes"
+    )
     scoring.add_argument("--data", default="samples/fashion", help="a source of images (default: samples/fashion)")
     scoring.add_argument("--encoder", help="a trained model's folder, or an encoder by name (default: pixels)")
     scoring.add_argument("--samples", type=int, default=256)
@@ -63,4 +67,4 @@ def _score(options: argparse.Namespace) -> None:
     )  # fmt: skip
     print(spread_table(spreads))
     plot_spread(spreads).savefig(options.output, dpi=150)
-    print(f"picture: {options.output}")
+    print(f"plot: {options.output}")

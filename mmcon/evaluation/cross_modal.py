@@ -59,7 +59,7 @@ class CrossModalMetrics:
     gap: float
 
     def results(self) -> dict[str, Any]:
-        """The metrics as fractions for results.json; "there" is first to second, "back" second to first."""
+        """The metrics as fractions for results.json."""
 
         def fractions(metrics: RetrievalMetrics) -> dict[str, Any]:
             return {
@@ -70,8 +70,8 @@ class CrossModalMetrics:
             }
 
         return {
-            "there": fractions(self.first_to_second),
-            "back": fractions(self.second_to_first),
+            "first_to_second": fractions(self.first_to_second),
+            "second_to_first": fractions(self.second_to_first),
             "alignment": self.alignment,
             "gap": self.gap,
         }
@@ -119,7 +119,7 @@ def zero_shot_classification(rows: Features, prompts: Features) -> Classificatio
 
     Args:
         rows: embeddings with a column `label`.
-        prompts: embeddings in the same space; the `label` of a prompt is its class. A class has one or more prompts.
+        prompts: embeddings in the same space; the `label` of a prompt is its class. Every class has at least one.
 
     Returns:
         Top-1 and top-5 against the labels of the rows.
@@ -153,8 +153,8 @@ def prompt_texts(
     return [text for text, _ in texts], torch.tensor([label for _, label in texts])
 
 
-def cross_modal_table(metrics: Mapping[str, CrossModalMetrics], *, met: Sequence[str] | None = None) -> str:
-    """The metrics as plain text, a line a pair; pairs outside `met` are marked as never paired in training."""
+def cross_modal_table(metrics: Mapping[str, CrossModalMetrics], *, trained_pairs: Sequence[str] | None = None) -> str:
+    """The metrics as plain text, one line per pair; pairs outside `trained_pairs` are marked."""
     lines, width = [], max(map(len, metrics), default=0)
     for name, pair in metrics.items():
         directions = [
@@ -162,9 +162,9 @@ def cross_modal_table(metrics: Mapping[str, CrossModalMetrics], *, met: Sequence
             for found in (pair.first_to_second, pair.second_to_first)
         ]
         chance = pair.first_to_second.chance[min(pair.first_to_second.chance)]
-        unpaired = "" if met is None or name in met else "  (never met in training)"
+        unpaired = "" if trained_pairs is None or name in trained_pairs else "  (not paired in training)"
         lines.append(
-            f"  {name:<{width}}  there {directions[0]}   back {directions[1]}   chance {chance:.3f}   "
+            f"  {name:<{width}}  forward {directions[0]}   backward {directions[1]}   chance {chance:.3f}   "
             f"alignment {pair.alignment:.3f}   gap {pair.gap:.3f}{unpaired}"
         )
     ks = " ".join(f"@{k}" for k in next(iter(metrics.values())).first_to_second.recall) if metrics else ""

@@ -1,4 +1,4 @@
-"""Features, extracted once: the outputs of an encoder for every sample, as one table that every metric reads."""
+"""Extract features once: the encoder outputs of all samples, as one table that every metric reads."""
 
 from __future__ import annotations
 

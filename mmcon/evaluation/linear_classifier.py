@@ -103,6 +103,7 @@ class LinearClassifier(nn.Module):
         self.modality, self.unit_features = modality, unit_features
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.linear = nn.Linear(width, classes)
+        # As in MoCo's linear evaluation.
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
@@ -213,5 +214,5 @@ def _average_gradients(layer: nn.Linear) -> None:
 def _labels(batch: ViewBatch, modality: str, classes: int) -> Int[Tensor, " n"]:
     labels = batch.index[modality]["label"]
     if int(labels.max()) >= classes:
-        raise DataError("second stage", expected=f"labels below {classes}", got=str(int(labels.max())))
+        raise DataError("linear classifier", expected=f"labels below {classes}", got=str(int(labels.max())))
     return labels

@@ -71,7 +71,7 @@ def spread_table(spreads: Mapping[str, ViewSpread]) -> str:
         "InfoNCE bound": [
             f"{s.infonce_bound_nats:.2f} of at most {s.max_bound_nats:.2f} nats" for s in spreads.values()
         ],
-        "views recognised": [shown(s.recognition_rate) for s in spreads.values()],
+        "views recognized": [shown(s.recognition_rate) for s in spreads.values()],
     }
     head = f"| | {' | '.join(spreads)} |"
     return "\n".join(

@@ -1,4 +1,4 @@
-"""The checks of `mmcon doctor`: whether this machine and these data can carry a run.
+"""The checks of `mmcon doctor`: whether a run can use this machine and these data.
 
 Every check performs the operation itself: it decodes a file to check a decoder, and forms a process group to check one.
 """
@@ -45,7 +45,7 @@ class Finding:
 def environment() -> Iterator[Finding]:
     """Check versions, decoders, plug-ins, disk, shared memory and process groups."""
     yield from _versions()
-    for name, decode in (("images", _decode_image), ("sounds", _decode_sound), ("video", _decode_video)):
+    for name, decode in (("images", _decode_image), ("audio", _decode_audio), ("video", _decode_video)):
         yield _run_check(f"decoding {name}", decode)
     yield _torchcodec()
     yield from _plugins()
@@ -178,7 +178,7 @@ def _decode_image() -> str:
     return f"a JPEG, by Pillow {__version__}"
 
 
-def _decode_sound() -> str:
+def _decode_audio() -> str:
     import numpy as np
     import soundfile
 
@@ -251,7 +251,7 @@ def _gpu() -> Finding:
     return Finding("good", "GPU", f"{', '.join(names)}, {bf16} bfloat16")
 
 
-# In a process of its own, which the check can end if a firewall blocks it.
+# Run in its own process, which the check ends if a firewall blocks it.
 _GROUP = """
 import sys, torch, torch.distributed as d
 d.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)

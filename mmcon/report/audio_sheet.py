@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -30,9 +31,9 @@ def open_sample(path: Path) -> AudioHandle:
     Raises:
         DataError: it cannot be read.
     """
-    sound = AudioHandle(path, audio_format=AudioFormat(rate_hz=SHOWN_RATE_HZ), id=path.name)
-    sound.header  # noqa: B018 (an unreadable file raises here, before parameters are drawn)
-    return sound
+    recording = AudioHandle(path, audio_format=AudioFormat(rate_hz=SHOWN_RATE_HZ), id=path.name)
+    recording.header  # noqa: B018 (an unreadable file raises here, before parameters are drawn)
+    return recording
 
 
 def write_sheet(
@@ -55,24 +56,24 @@ def write_sheet(
         views: waveforms or log-mel spectrograms.
         captions: the parameters of each view, one per line.
         title: the title of the sheet.
-        view: the generator, which computes the last waveforms again.
+        view: the generator; it recomputes the last waveforms.
         params: its parameters.
     """
     from matplotlib.figure import Figure
 
     waveform, _ = _stages(view, [sample] * len(captions), params)
     whole = sample.decode()
-    recording, drawn = _spectrograms(whole[None], SHOWN_RATE_HZ), _spectrograms(views, SHOWN_RATE_HZ)
+    original, shown = _spectrograms(whole[None], SHOWN_RATE_HZ), _spectrograms(views, SHOWN_RATE_HZ)
     long = whole.shape[-1] / SHOWN_RATE_HZ
     wide = waveform["signal"].shape[-1] / SHOWN_RATE_HZ
-    pictures = [(recording, 0, long), *((drawn, number, wide) for number in range(len(captions)))]
+    panels = [(original, 0, long), *((shown, number, wide) for number in range(len(captions)))]
     texts = ["original", *captions]
     lines = max(text.count("\n") + 1 for text in texts)
-    rows = -(-len(pictures) // 3)
+    rows = -(-len(panels) // 3)
     figure = Figure(figsize=(10, rows * (2.0 + 0.11 * lines) + 0.4), layout="constrained")
     figure.suptitle(title)
-    for place, ((of, number, seconds), text) in enumerate(zip(pictures, texts, strict=True)):
-        axes = figure.add_subplot(rows, 3, place + 1)
+    for position, ((of, number, seconds), text) in enumerate(zip(panels, texts, strict=True), start=1):
+        axes = figure.add_subplot(rows, 3, position)
         _draw(axes, of, number, seconds=seconds)
         axes.set_xlabel(text, fontsize=6, loc="left", family="monospace")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def write_sheet(
         _wav(output.with_name(f"{output.stem}-view{number}.wav"), signal[:, : int(length)], SHOWN_RATE_HZ)
 
 
-def write_sound_views(
+def write_audio_views(
     view: ViewGenerator,
     source: Source,
     folder: str | Path,
@@ -122,7 +123,7 @@ def write_sound_views(
         final.append(out)
     widths = [part["signal"].shape[-1] / rate_hz for part in waveforms]
     columns = [(_spectrograms(part, rate_hz), wide) for part, wide in zip(final, widths, strict=True)]
-    files = [_picture(folder / "views.png", columns, rows)]
+    files = [_write_figure(folder / "views.png", columns, rows)]
     for number, part in enumerate(waveforms):
         for row, (signal, length) in zip(rows, zip(part["signal"], part["length"], strict=True), strict=True):
             name = re.sub(r"[^\w.-]+", "_", f"row{row}_view{number}.wav")
@@ -130,27 +131,29 @@ def write_sound_views(
     return files
 
 
-def _stages(view: ViewGenerator, samples: Sequence[AudioHandle], params: Params) -> tuple[Mapping[str, Tensor], Any]:
+def _stages(
+    view: ViewGenerator, samples: Sequence[AudioHandle], params: Params
+) -> tuple[Mapping[str, Shaped[Tensor, "..."]], Any]:
     """The last waveform of a generator, and its output."""
     waveform: Any = None
     batch: Any = samples
     for name, part in view.children():
-        drawn = params[name] if isinstance(view, Chain) else params
-        batch = current = collate(part.apply(batch if part.ragged else collate(batch), drawn))
+        own_params = params[name] if isinstance(view, Chain) else params
+        batch = current = collate(part.apply(batch if part.ragged else collate(batch), own_params))
         if isinstance(current, Tensor):
             current = {"signal": current, "length": torch.full((len(current),), current.shape[-1])}
         if "signal" in current:
             waveform = current
     if waveform is None:
         raise InputError(
-            "write_sound_views", expected="a view of waveforms", got=repr(view), fix="begin with audio/crop"
+            "write_audio_views", expected="a view of waveforms", got=repr(view), fix="begin with audio/crop"
         )
     return waveform, batch
 
 
 @dataclass(frozen=True)
 class _Spectrograms:
-    """Spectrograms `b f t` in logarithms, NaN at padding; the top of the frequency axis, and its unit."""
+    """Log spectrograms `b f t` with NaN at padding, and the top and the unit of the frequency axis."""
 
     images: Tensor
     top: float
@@ -183,7 +186,7 @@ def _draw(axes: Any, of: _Spectrograms, row: int, *, seconds: float) -> None:
     axes.xaxis.set_major_formatter(lambda second, _: f"{second:g} s")
 
 
-def _picture(file: Path, columns: Sequence[tuple[_Spectrograms, float]], rows: Sequence[int]) -> Path:
+def _write_figure(file: Path, columns: Sequence[tuple[_Spectrograms, float]], rows: Sequence[int]) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(columns), 1.6 * len(rows)), layout="constrained")
@@ -196,7 +199,7 @@ def _picture(file: Path, columns: Sequence[tuple[_Spectrograms, float]], rows: S
     return file
 
 
-def _wav(file: Path, signal: Tensor, rate_hz: int) -> Path:
+def _wav(file: Path, signal: Float[Tensor, "c t"], rate_hz: int) -> Path:
     import soundfile
 
     peak = float(signal.abs().max()) if signal.numel() else 0.0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.affinity import TimeKernel
@@ -34,7 +35,7 @@ def open_sample(path: Path) -> VideoHandle:
 def write_sheet(
     output: Path,
     sample: VideoHandle,
-    views: Tensor,
+    views: Shaped[Tensor, "..."],
     captions: Sequence[str],
     title: str,
     *,
@@ -98,49 +99,55 @@ def write_similarity_by_lag(output: Path, features: Mapping[str, Features], *, b
     Args:
         output: the file, in the format of its ending.
         features: by the line's name, with columns `time` and `group`.
-        bins: of the lag in seconds, equally wide, up to the longest.
+        bins: number of bins of equal width, from a lag of 0 to the longest.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for name, table in features.items():
-        centres, curves = _by_lag(table, bins)
+        centers, curves = _by_lag(table, bins)
         mean, error = curves.nanmean(0), _standard_error(curves)
-        axes.plot(centres, mean, label=name)
-        axes.fill_between(centres, mean - error, mean + error, alpha=0.2)
+        axes.plot(centers, mean, label=name)
+        axes.fill_between(centers, mean - error, mean + error, alpha=0.2)
     axes.set(xlabel="time lag in seconds", ylabel="cosine similarity of features")
     axes.legend()
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
 
 
-def _by_lag(features: Features, bins: int) -> tuple[Tensor, Tensor]:
-    """Centres of the bins in seconds, and for each clip the mean cosine in each bin, `clips bins`."""
+def _by_lag(features: Features, bins: int) -> tuple[Float[Tensor, " {bins}"], Float[Tensor, "clips {bins}"]]:
+    """Centers of the bins in seconds, and for each clip the mean cosine in each bin, `clips bins`."""
     index, unit = features.index, features.normalized().double()
     group, row, time = index["group"], index.get("sample", index["group"]), index["time"].double()
     a, b = torch.triu_indices(len(time), len(time), 1)
     together = (group[a] == group[b]) & (row[a] == row[b])
     a, b = a[together], b[together]
     lag = (time[b] - time[a]).abs()
-    place = (lag / lag.max() * bins).long().clamp(max=bins - 1)
+    bin_index = (lag / lag.max() * bins).long().clamp(max=bins - 1)
     clips, clip = group[a].unique(return_inverse=True)
     sums = torch.zeros(2, len(clips) * bins, dtype=torch.float64)
-    sums[0].index_add_(0, clip * bins + place, (unit[a] * unit[b]).sum(1))
-    sums[1].index_add_(0, clip * bins + place, torch.ones_like(lag))
+    sums[0].index_add_(0, clip * bins + bin_index, (unit[a] * unit[b]).sum(1))
+    sums[1].index_add_(0, clip * bins + bin_index, torch.ones_like(lag))
     curves = (sums[0] / sums[1]).unflatten(0, (len(clips), bins))
     return (torch.arange(bins) + 0.5) / bins * float(lag.max()), curves
 
 
-def _standard_error(curves: Tensor) -> Tensor:
+def _standard_error(curves: Float[Tensor, "clips bins"]) -> Float[Tensor, " bins"]:
     if len(curves) < 2:
         return torch.zeros_like(curves[0])
-    there = ~curves.isnan()
-    spread = (curves - curves.nanmean(0)).square().nansum(0) / (there.sum(0) - 1).clamp(min=1)
-    return (spread / there.sum(0).clamp(min=1)).sqrt()
+    present = ~curves.isnan()
+    spread = (curves - curves.nanmean(0)).square().nansum(0) / (present.sum(0) - 1).clamp(min=1)
+    return (spread / present.sum(0).clamp(min=1)).sqrt()
 
 
-def _strips(figure: Any, views: Tensor, captions: Sequence[str], start: Tensor, end: Tensor) -> None:
+def _strips(
+    figure: Any,
+    views: Shaped[Tensor, "b t c h w"],
+    captions: Sequence[str],
+    start: Float[Tensor, " b"],
+    end: Float[Tensor, " b"],
+) -> None:
     """A strip of frames per view, with its span and parameters below it."""
     axes = figure.subplots(len(views), 1, squeeze=False)[:, 0]
     for i, (axis, view) in enumerate(zip(axes, views, strict=True)):
@@ -154,7 +161,7 @@ def _strips(figure: Any, views: Tensor, captions: Sequence[str], start: Tensor, 
         axis.set_xlabel(f"{float(start[i]):.2f} to {float(end[i]):.2f} s   {caption[:110]}", fontsize=5, loc="left")
 
 
-def _spans(params: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+def _spans(params: Mapping[str, Any]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]] | None:
     """Start and end of each view, at any depth of nested parameters."""
     if isinstance(params.get("start"), Tensor) and isinstance(params.get("end"), Tensor) and "times" in params:
         return params["start"], params["end"]

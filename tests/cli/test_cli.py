@@ -140,6 +140,6 @@ def test_the_doctor_names_a_folder_that_is_not_there(tmp_path):
 @pytest.mark.slow
 def test_the_doctor_examines_the_environment():
     findings = {finding.subject: finding for finding in doctor.environment()}
-    for subject in ("versions", "decoding images", "decoding sounds", "decoding video", "process groups"):
+    for subject in ("versions", "decoding images", "decoding audio", "decoding video", "process groups"):
         assert findings[subject].level == "good", str(findings[subject])
     assert "gloo" in findings["process groups"].message

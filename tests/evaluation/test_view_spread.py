@@ -14,7 +14,7 @@ from mmcon.registry import create_view
 
 
 def test_orthogonal_samples_with_equal_views():
-    # Four samples on four axes: views coincide (0), samples are at squared distance 2, all recognised. At temperature T
+    # Four samples on four axes: views coincide (0), samples are at squared distance 2, all recognized. At temperature T
     # the loss is log(1 + 3 e^{−1/T}).
     features = torch.eye(4)[:, None].expand(4, 2, 4)
     spread = measure_spread(features, torch.tensor([0, 0, 1, 1]), temperature=0.5)

@@ -289,7 +289,7 @@ def test_two_modalities_are_compared_over_samples_that_have_both():
     found = cross_modal_metrics(first, second, ks=(1,))
     assert found.first_to_second.recall[1] == found.second_to_first.recall[1] == 1
     assert found.alignment == 0
-    assert found.results()["there"]["queries"] == 3
+    assert found.results()["first_to_second"]["queries"] == 3
     shifted = Features(rows[[1, 2, 3, 0]], first.index)
     assert cross_modal_metrics(first, shifted, ks=(1,)).first_to_second.recall[1] == 0
     with pytest.raises(InputError, match="both"):

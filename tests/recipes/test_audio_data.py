@@ -13,7 +13,7 @@ from mmcon import cli
 from mmcon.errors import DataError, InputError
 from mmcon.loading.loader import ViewLoader
 from mmcon.models.encoders import create_encoder
-from mmcon.report.audio_sheet import write_sound_views
+from mmcon.report.audio_sheet import write_audio_views
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.bundled.speech_prompts import speech
 from mmcon.sources.factory import create_source
@@ -147,7 +147,7 @@ def test_transformers_models_from_a_folder(kind, tmp_path):
 
 def test_views_as_a_picture_and_wav_files(tmp_path):
     view = mmcon.create_view("audio/speech", rate_hz=8_000, window_seconds=1.0)
-    files = write_sound_views(view, speech("test"), tmp_path, rows=(0, 1), views=2)
+    files = write_audio_views(view, speech("test"), tmp_path, rows=(0, 1), views=2)
     assert [f.name for f in files] == ["views.png", *(f"row{r}_view{v}.wav" for v in (0, 1) for r in (0, 1))]
     samples, rate = soundfile.read(files[1])
     assert rate == 8_000
