@@ -39,7 +39,7 @@ def get_rank() -> int:
 
 
 class Gathered(NamedTuple):
-    """Rows of all ranks, by name.
+    """Embeddings of all ranks, by (space, modality).
 
     Attributes:
         embeddings: `n d`, the rows of rank 0, then those of rank 1, …; gradients return to the rank that owns the row.
@@ -47,7 +47,7 @@ class Gathered(NamedTuple):
         offsets: the position of the first row of this rank.
     """
 
-    embeddings: dict[Any, Tensor]
+    embeddings: dict[Any, Float[Tensor, "_ _"]]
     tables: dict[Any, Index]
     offsets: dict[Any, int]
 
@@ -61,7 +61,8 @@ def gather(embeddings: Mapping[Any, Float[Tensor, "_ _"]], tables: Mapping[Any, 
     """
     if get_world_size() == 1:
         return Gathered(dict(embeddings), dict(tables), dict.fromkeys(embeddings, 0))
-    headers = gather_objects({name: _Header.of(embeddings[name], tables[name]) for name in embeddings})
+    headers = gather_objects({name: _Header.from_rows(embeddings[name], tables[name]) for name in embeddings})
+    # Sorted, so that all ranks run the collectives in the same order.
     names = sorted({name for header in headers for name in header})
     device = _communication_device(embeddings)
     local = [_local_rows(name, embeddings, headers, device) for name in names]
@@ -85,7 +86,7 @@ def global_loss(local_loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
 def average_gradient(parameter: Shaped[Tensor, " *shape"]) -> Shaped[Tensor, " *shape"]:
     """The identity; its backward pass averages the gradient over ranks.
 
-    It serves parameters outside the data-parallel module, such as a learnable temperature. It is right whether or not
+    It serves parameters outside the data-parallel module, such as a learnable temperature. The result is the same if
     the objective is wrapped too: averaging equal gradients again does not change them.
     """
     return parameter if get_world_size() == 1 else _AverageGradient.apply(parameter)
@@ -105,11 +106,12 @@ def all_reduce_sum_with_gradient(values: Float[Tensor, " *shape"]) -> Float[Tens
     return values if get_world_size() == 1 else _AllReduceSum.apply(values)
 
 
-def all_reduce_mean(tensors: list[Tensor]) -> list[Tensor]:
+def all_reduce_mean(tensors: list[Shaped[Tensor, "..."]]) -> list[Shaped[Tensor, "..."]]:
     """The mean over ranks of each tensor, without gradient, by one all-reduce for each dtype and device."""
     if get_world_size() == 1:
         return tensors
-    averaged: list[Tensor] = list(tensors)
+    averaged: list[Shaped[Tensor, "..."]] = list(tensors)
+    # Few large messages, in the same order on all ranks: each all-reduce has a latency of its own.
     for kind in sorted({(x.dtype, x.device) for x in tensors}, key=str):
         members = [i for i, x in enumerate(tensors) if (x.dtype, x.device) == kind]
         flat = torch.cat([tensors[i].reshape(-1) for i in members])
@@ -135,7 +137,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 @torch.no_grad()
-def broadcast(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Shaped[Tensor, "..."]]) -> None:
     """Copy the values of rank 0 to all ranks, in place."""
     for tensor in tensors if get_world_size() > 1 else ():
         values = tensor.detach().contiguous()  # backends reject channels-last tensors
@@ -172,7 +174,7 @@ class _Header(NamedTuple):
     columns: dict[str, tuple[tuple[int, ...], torch.dtype]]
 
     @staticmethod
-    def of(rows: Float[Tensor, "n d"], table: Index) -> _Header:
+    def from_rows(rows: Float[Tensor, "n d"], table: Index) -> _Header:
         if table.n != len(rows):
             raise InputError("gather", expected=f"a table of {len(rows)} rows", got=f"{table.n}")
         columns = {name: (tuple(column.shape[1:]), column.dtype) for name, column in table.items()}
@@ -182,7 +184,7 @@ class _Header(NamedTuple):
 Headers = Sequence[Mapping[Any, _Header]]
 
 
-def _communication_device(embeddings: Mapping[Any, Tensor]) -> torch.device:
+def _communication_device(embeddings: Mapping[Any, Float[Tensor, "_ _"]]) -> torch.device:
     """The device of the local rows; without rows, the usual device of the backend."""
     for rows in embeddings.values():
         return rows.device
@@ -190,7 +192,7 @@ def _communication_device(embeddings: Mapping[Any, Tensor]) -> torch.device:
 
 
 def _local_rows(
-    name: Any, embeddings: Mapping[Any, Tensor], headers: Headers, device: torch.device
+    name: Any, embeddings: Mapping[Any, Float[Tensor, "_ _"]], headers: Headers, device: torch.device
 ) -> Float[Tensor, "n d"]:
     """The rows of this rank, or 0 rows of the same width, which still take part in the backward pass."""
     present = [header[name] for header in headers if name in header]
@@ -217,7 +219,8 @@ def _gather_table(name: Any, tables: Mapping[Any, Index], headers: Headers, devi
 
 
 def _all_gather_rows(local: Shaped[Tensor, " local *shape"], sizes: list[int]) -> Shaped[Tensor, " n *shape"]:
-    """The rows of all ranks in the order of ranks, padded to the longest in transit."""
+    """The rows of all ranks in the order of ranks, padded to the longest for the transfer."""
+    # gloo has no booleans, and all_gather takes tensors of one size.
     carried = local.to(torch.uint8) if local.dtype == torch.bool else local
     padded = carried.new_zeros((max(sizes), *local.shape[1:]))
     padded[: len(local)] = carried
@@ -229,7 +232,7 @@ def _all_gather_rows(local: Shaped[Tensor, " local *shape"], sizes: list[int]) -
 def _reduce_scatter(gathered: Float[Tensor, "n d"], sizes: list[int]) -> Float[Tensor, "local d"]:
     """The sum over ranks of values for the rows of all ranks; each rank receives the sums of its own rows.
 
-    Half the traffic of an all-reduce. Blocks are padded to the longest, since backends take equal ones.
+    Half the traffic of an all-reduce. Chunks are padded to the longest, since backends require equal ones.
     """
     if dist.get_backend() not in REDUCE_SCATTER_BACKENDS:
         return all_reduce_sum(gathered.contiguous()).split(sizes)[get_rank()]
@@ -254,36 +257,36 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Float[Tensor, "_ _"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Float[Tensor, "_ _"]) -> tuple[Float[Tensor, "_ _"] | None, ...]:
         return None, *(_reduce_scatter(gradient, sizes) for gradient, sizes in zip(gradients, ctx.sizes, strict=True))
 
 
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
         return all_reduce_sum(values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
         return all_reduce_sum(gradients[0].contiguous())
 
 
 class _GlobalLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local_loss: Tensor) -> Tensor:
+    def forward(ctx: Any, local_loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         return all_reduce_sum(local_loss)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Float[Tensor, ""]) -> Float[Tensor, ""]:
         return gradients[0] * get_world_size()
 
 
 class _AverageGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor) -> Tensor:
+    def forward(ctx: Any, parameter: Shaped[Tensor, " *shape"]) -> Shaped[Tensor, " *shape"]:
         return parameter.view_as(parameter)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Shaped[Tensor, " *shape"]) -> Shaped[Tensor, " *shape"]:
         return all_reduce_mean([gradients[0]])[0]

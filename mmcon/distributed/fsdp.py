@@ -1,8 +1,8 @@
-"""Data parallelism behind one set of calls: full copies of the weights (DDP) or shards of them (FSDP2).
+"""DDP and FSDP2 behind one interface, so that tests on a CPU run the same code as GPUs.
 
-Sharding calls PyTorch's `fully_shard` directly: Accelerate has no FSDP on CPUs, and tests and GPUs so run the same
-code. The FSDP settings of Accelerate's launcher (resharding, offloading) are respected. Checkpoints hold full tensors
-under the names of the model with either engine, so that a run can resume under the other one.
+Sharding calls PyTorch's `fully_shard` directly, since Accelerate has no FSDP on CPUs. The FSDP settings of
+Accelerate's launcher (resharding, offloading) are respected. Checkpoints hold full tensors under the names of the model
+with either engine, so that a run can resume under the other one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _sharded_modules(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def check_sharding(tracked: Mapping[str, Any], score: Any = None) -> None:
-    """Refuse, before the first step, features that need full weights on each rank.
+    """Check, before the first step, that no feature needs full weights on each rank.
 
     Raises:
         ConfigError: an average of weights, a score of each checkpoint, which one rank computes, or cross-entropy, whose
@@ -120,7 +120,7 @@ def modalities_may_differ(model: nn.Module, source: Any) -> bool:
 
 
 def check_same_modalities(batch: ViewBatch) -> None:
-    """Refuse a batch whose modalities differ by rank; ranks would wait for one another without end.
+    """Check that all ranks have the same modalities; otherwise they would wait for one another without end.
 
     Raises:
         InputError: ranks have samples of different modalities.
@@ -168,7 +168,7 @@ def full_state(state: Any, *, keep: bool = True) -> Any:
     memory of a device.
     """
 
-    def gathered(tensor: Tensor) -> Tensor:
+    def gathered(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         if not isinstance(tensor, DTensor):
             return tensor
         full = full_tensor(tensor)
@@ -185,7 +185,7 @@ def distribute_like(tensor: Shaped[Tensor, "..."], example: Shaped[Tensor, "..."
 
 
 @torch.no_grad()
-def load_model(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+def load_model(model: nn.Module, saved: Mapping[str, Shaped[Tensor, "..."]]) -> None:
     """Load a full state dict into a model, sharded or not."""
     if not is_sharded(model):
         model.load_state_dict(saved)
@@ -217,7 +217,7 @@ def load_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
+def gradient_norm(parameters: Iterable[Shaped[Tensor, "..."]]) -> Float[Tensor, ""]:
     """The norm of all gradients together, of sharded and of full parameters."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -228,7 +228,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Sequence[Tensor], norm: Float[Tensor, ""], max_norm: float) -> None:
+def clip_gradients(parameters: Sequence[Shaped[Tensor, "..."]], norm: Float[Tensor, ""], max_norm: float) -> None:
     """Scale all gradients by one factor, so that their norm is at most `max_norm`."""
     full = [p for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
     torch.nn.utils.clip_grads_with_norm_(full, max_norm, norm)

@@ -13,7 +13,7 @@ from mmcon.objective.pair_blocks import Block, modality_of, view_of
 def check_blocks(
     blocks: Sequence[Block] | None, spaces: Mapping[str, Iterable[str]], views: Mapping[str, int] | None = None
 ) -> None:
-    """Refuse blocks that no model with these spaces, or no batch with these views, can fill.
+    """Check that a model with these spaces, and a batch with these views, can fill the blocks.
 
     Args:
         blocks: of the objective, or None.
@@ -48,7 +48,7 @@ def has_both_sides(space: str, block: Block, spaces: Mapping[str, Iterable[str]]
 def check_shared_samples(
     label: str, block: Block, affinity: Affinity, counts: Mapping[tuple[str, str], int], source: str
 ) -> None:
-    """Refuse a block whose positives are rows of one sample, if no sample of the data has both modalities.
+    """Check a block whose positives are rows of one sample: some sample of the data must have both modalities.
 
     Args:
         label: of the block.

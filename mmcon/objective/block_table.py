@@ -1,4 +1,7 @@
-"""The blocks of an objective with their settings resolved, once for each set of modalities."""
+"""The modality pairs (blocks) of an objective, with affinity, temperature and weight filled in.
+
+They are computed once for each set of modalities that a batch has.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from mmcon.objective.pair_blocks import Block, Name, blocks_by_space
 from mmcon.sources.base import Source
 from mmcon.sources.joined import modality_pair_counts
 
-#: The name of a setting that serves all spaces; it is part of the state dict.
+#: The name of a setting that applies to all spaces; it is part of the state dict.
 EVERY_SPACE = "every space"
 
 
@@ -78,7 +81,7 @@ class BlockTable:
         return self._resolved[present]
 
     def check(self, spaces: Mapping[str, Iterable[str]], source: Any, views: Mapping[str, int] | None) -> None:
-        """Refuse blocks that a model or its data can never fill, as `Objective.check` documents."""
+        """Raise ConfigError for blocks that a model or its data can never fill; see `Objective.check`."""
         check_blocks(self.blocks, spaces, views)
         names = [(space, modality) for space, modalities in spaces.items() for modality in modalities]
         counts = modality_pair_counts(source) if isinstance(source, Source) and self.blocks is not None else None
@@ -133,7 +136,7 @@ class FixedTemperature(nn.Module):
 
 
 def as_blocks(blocks: Sequence[Block | Mapping[str, Any]] | None) -> tuple[Block, ...] | None:
-    """Blocks from their fields, with affinities and temperature modules in place of what converts to them."""
+    """Blocks from their fields; affinities and temperatures are converted to objects and modules."""
     if blocks is None:
         return None
     return tuple(_converted(block if isinstance(block, Block) else Block(**block)) for block in blocks)
@@ -145,7 +148,7 @@ def temperature_module(temperature: Any) -> nn.Module:
 
 
 def by_space(value: Any) -> dict[str, Any]:
-    """A setting by `name_of_space`, from one for all spaces or a mapping."""
+    """A setting by `name_of_space`, from one value for all spaces or from a mapping."""
     given = value if isinstance(value, Mapping) else {"": value}
     return {name_of_space(space): of_space for space, of_space in given.items()}
 

@@ -14,14 +14,14 @@ from mmcon.distributed import collectives
 from mmcon.errors import InputError
 from mmcon.objective.pair_blocks import Block, Name, modality_of, view_of
 
-Embeddings = Mapping[str, Mapping[str, Tensor]]
+Embeddings = Mapping[str, Mapping[str, Float[Tensor, "_ _"]]]
 
 
 @runtime_checkable
 class CandidateMemory(Protocol):
-    """Candidates beyond the batch: a queue or a bank."""
+    """A queue or memory bank: candidates beyond the batch."""
 
-    def rows(self, space: str, modality: str) -> tuple[Tensor, Index] | None:
+    def rows(self, space: str, modality: str) -> tuple[Float[Tensor, "c d"], Index] | None:
         """Embeddings `c d` and their table, or None while there are none."""
         ...
 
@@ -49,7 +49,7 @@ class GlobalBatch(NamedTuple):
         pool: the rows of all ranks that serve as candidates: `gathered`, or those of a momentum encoder.
     """
 
-    local: dict[Name, Tensor]
+    local: dict[Name, Float[Tensor, "_ _"]]
     gathered: collectives.Gathered
     pool: collectives.Gathered
 
@@ -69,6 +69,7 @@ class GlobalBatch(NamedTuple):
         """The rows of the names on all ranks, then those in memory."""
         stored = [found for name in names if memory is not None and (found := stored_rows(memory, name)) is not None]
         same_rows = self.pool is self.gathered and tuple(anchors) == tuple(names)
+        # None in place of the same rows: backends then compute each unordered pair once.
         if same_rows and not stored and collectives.get_world_size() == 1:
             return CandidateRows(None, None, None)
         rows = _concatenated([*(self.pool.embeddings[name] for name in names), *(rows for rows, _ in stored)])
@@ -91,12 +92,12 @@ class GlobalBatch(NamedTuple):
 
 
 def rows_by_name(
-    embeddings: Embeddings | Tensor, tables: Mapping[str, Index], blocks: Sequence[Block] | None
-) -> tuple[dict[Name, Tensor], dict[Name, Index]]:
+    embeddings: Embeddings | Float[Tensor, "n d"], tables: Mapping[str, Index], blocks: Sequence[Block] | None
+) -> tuple[dict[Name, Float[Tensor, "_ _"]], dict[Name, Index]]:
     """Rows and tables by the names that blocks use: modalities, and single views of them."""
     sides = {name for block in blocks or () for side in block.sides for name in side}
     single_views = sorted(name for name in sides if ":" in name)
-    rows: dict[Name, Tensor] = {}
+    rows: dict[Name, Float[Tensor, "_ _"]] = {}
     found: dict[Name, Index] = {}
     for (space, modality), z in _checked_rows(embeddings, tables).items():
         table = tables[modality]
@@ -110,7 +111,7 @@ def rows_by_name(
 
 
 def tables_by_modality(
-    embeddings: Embeddings | Tensor, batch: ViewBatch | Mapping[str, Index] | Index
+    embeddings: Embeddings | Float[Tensor, "n d"], batch: ViewBatch | Mapping[str, Index] | Index
 ) -> Mapping[str, Index]:
     """The table of each modality; a single table serves all of them."""
     if isinstance(batch, ViewBatch):
@@ -139,7 +140,9 @@ def stored_rows(memory: CandidateMemory, name: Name) -> tuple[Float[Tensor, "c d
     return rows[chosen], table.take(chosen)
 
 
-def _checked_rows(embeddings: Embeddings | Tensor, tables: Mapping[str, Index]) -> dict[Name, Float[Tensor, "_ _"]]:
+def _checked_rows(
+    embeddings: Embeddings | Float[Tensor, "n d"], tables: Mapping[str, Index]
+) -> dict[Name, Float[Tensor, "_ _"]]:
     """Rows by (space, modality), each with a table of as many rows."""
     if isinstance(embeddings, Tensor):
         if len(tables) != 1:
@@ -154,7 +157,7 @@ def _checked_rows(embeddings: Embeddings | Tensor, tables: Mapping[str, Index]) 
     return named
 
 
-def _concatenated(rows: list[Tensor]) -> Float[Tensor, "n d"]:
+def _concatenated(rows: list[Float[Tensor, "_ d"]]) -> Float[Tensor, "n d"]:
     return rows[0] if len(rows) == 1 else torch.cat([z.to(rows[0]) for z in rows])
 
 

@@ -1,4 +1,4 @@
-"""The training objective: the weighted sum of contrastive losses over spaces and blocks of modalities, on any ranks.
+"""The training objective: the weighted sum of contrastive losses over spaces and modality pairs (blocks).
 
 A *block* is an ordered pair of modalities (or of single views of them) in a space: anchors of one against candidates of
 the other, with its own softmax and its own number of valid anchors. The loss is the weighted sum of blocks,
@@ -130,10 +130,10 @@ class Objective(nn.Module):
     def check(
         self, spaces: Mapping[str, Iterable[str]], source: Any = None, views: Mapping[str, int] | None = None
     ) -> None:
-        """Refuse, before the first step, blocks that a model or its data can never fill.
+        """Check, before the first step, that the model and its data can fill the blocks.
 
-        Afterwards a batch in which no block has both sides gives a loss of 0 that is counted: the names are known to be
-        right, so that such a batch is due to chance. Before, it raises an error.
+        After this check, a batch in which no block has both sides has a loss of 0 and is counted: the names are known
+        to be correct, so the batch lacks the modalities by chance. Without the check it raises an error.
 
         Args:
             spaces: by space, the modalities that have a head (`ContrastiveModel.modalities_by_space`).
@@ -184,6 +184,7 @@ class Objective(nn.Module):
         self, found: Mapping[str, tuple[SpaceBlock, Float[Tensor, "3"]]], labels: list[str]
     ) -> Float[Tensor, ""]:
         """The weighted sum of the blocks, each divided by its number of anchors on all ranks."""
+        # One collective for all blocks, without gradient: the gradient flows through the sums of this rank alone.
         of_all_ranks = collectives.all_reduce_sum(torch.stack([sums for _, sums in found.values()]).detach())
         self.last = ObjectiveMetrics()
         shares = []
@@ -217,5 +218,5 @@ class Objective(nn.Module):
 
 
 def _bound(affinity: Affinity, anchors: Index, candidates: Index | None) -> Affinity:
-    """Weights of the rows at hand; the gradients of their parameters are averaged over ranks."""
+    """The affinity bound to the tables of a block; gradients of its parameters are averaged over ranks."""
     return affinity.bind(anchors, candidates).map_parameters(collectives.average_gradient)

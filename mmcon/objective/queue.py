@@ -1,4 +1,6 @@
-"""Candidates beyond the batch: a queue of recent rows, and a bank with one row for every sample.
+"""MoCo queue and memory bank: extra candidates from past embeddings.
+
+The queue holds recent rows, first in, first out; the bank holds one row for every sample.
 
 Both store rows by space and modality, without gradient. They are the same on every rank, since the rows of all ranks
 are pushed. Push after the loss: a row that was pushed before would be its own candidate.
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.batch import IDENTITY, Index, ViewBatch
@@ -27,7 +29,7 @@ class _RowStore(ABC):
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = tuple(columns)
-        self._stores: dict[Name, dict[str, Tensor]] = {}
+        self._stores: dict[Name, dict[str, Shaped[Tensor, "..."]]] = {}
 
     def push(
         self, embeddings: Mapping[str, Mapping[str, Float[Tensor, "_ _"]]], batch: ViewBatch | Mapping[str, Index]
@@ -110,6 +112,7 @@ class Queue(_RowStore):
         store = self._stores.setdefault(name, self._empty(rows, table))
         kept = min(len(rows), self.size)
         pushed = int(store["pushed"])
+        # A ring buffer: older rows are overwritten in place, and none is moved.
         slots = (torch.arange(len(rows) - kept, len(rows), device=rows.device) + pushed) % self.size
         for key, values in {"rows": rows, **{f"column {c}": table[c] for c in table}}.items():
             if key not in store:
@@ -117,7 +120,7 @@ class Queue(_RowStore):
             store[key][slots] = values[len(rows) - kept :].to(store[key])
         store["pushed"] = torch.tensor(pushed + len(rows))
 
-    def _empty(self, rows: Float[Tensor, "n d"], table: Index) -> dict[str, Tensor]:
+    def _empty(self, rows: Float[Tensor, "n d"], table: Index) -> dict[str, Shaped[Tensor, "..."]]:
         columns = {f"column {c}": table[c].new_zeros(self.size, *table[c].shape[1:]) for c in table}
         return {"pushed": torch.tensor(0), "rows": rows.new_zeros(self.size, rows.shape[1]), **columns}
 
@@ -168,6 +171,7 @@ class Bank(_RowStore):
         store["rows"][slots] = torch.where(store["filled"][slots, None], mixed, new)
         store["filled"][slots] = True
         numbers = torch.arange(len(rows), device=rows.device)
+        # The first row of each sample by its number: assignment by repeated indices has no defined order on a GPU.
         first = torch.full_like(pushed, len(rows)).scatter_reduce(0, sample_of_row, numbers, "amin")
         for column in table:
             store[f"column {column}"][slots] = table[column][first]
@@ -181,7 +185,7 @@ class Bank(_RowStore):
             raise InputError("Bank", expected="samples that the bank was built with", got=f"sample {unknown}")
         return slots
 
-    def _empty(self, rows: Float[Tensor, "n d"], table: Index) -> dict[str, Tensor]:
+    def _empty(self, rows: Float[Tensor, "n d"], table: Index) -> dict[str, Shaped[Tensor, "..."]]:
         n = len(self.samples)
         columns = {f"column {c}": table[c].new_zeros(n, *table[c].shape[1:]) for c in table}
         filled = torch.zeros(n, dtype=torch.bool, device=rows.device)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from mmcon.errors import ConfigError
 from mmcon.models.encoders import create_encoder
@@ -146,7 +147,7 @@ class Plan:
         network = nn.Sequential(built, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embedding_dim))
         channels = int(getattr(built, "in_channels", 3))
 
-        def forward(rows: int) -> torch.Tensor:
+        def forward(rows: int) -> Float[Tensor, "{rows} d"]:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision != "no"):
                 return network(torch.zeros(rows, channels, image_size, image_size))
 
@@ -259,7 +260,7 @@ class Plan:
             f"{self.encoder}: {self.parameters / 1e6:.1f} million weights, {self.operations / 1e9:.1f} GFLOP a row;"
             f" {self.batch_size:,} samples × {self.views} views over {self.world_size:,} {self.device}"
             f" by {self.engine} in {'float32' if self.precision == 'no' else self.precision}",
-            f"memory of one process, {self.rows:,} rows of which {self.embedded:,} at once:",
+            f"memory of one rank, {self.rows:,} rows of which {self.embedded:,} at once:",
             memory.describe(),
             f"  of the copies, the loss takes {self.loss_bytes / GIB:.2f} GiB against {self.candidates:,} candidates"
             f" (one matrix of similarities would be {self.dense_loss_bytes / GIB:.2f} GiB)",
@@ -272,18 +273,20 @@ class Plan:
                 "gradients of weights": traffic.gradients,
                 "weights": traffic.weights,
             }
-            lines.append("received by one process in a step:")
+            lines.append("received by one rank in a step:")
             lines += [f"  {name:<22} {size / 2**20:10.1f} MiB" for name, size in named.items() if size]
         lines.append(
             f"a step, estimated: {self.computing_seconds * 1e3:,.0f} ms of computing at {ACHIEVED:.0%} of the peak,"
-            f" {self.network_seconds * 1e3:,.0f} ms of network if nothing hides it"
+            f" {self.network_seconds * 1e3:,.0f} ms of network without overlap"
         )
         return "\n".join(lines)
 
     def _verdict(self, memory: Memory, fit: int, device_gib: int) -> str:
-        room = f"  {device_gib} GiB less {RESERVED:.0%}"
+        available = f"  {device_gib} GiB less {RESERVED:.0%}"
         if not fit:
-            return f"{room} do not hold the weights and the loss: take fsdp2, fewer candidates, or a smaller encoder"
+            return (
+                f"{available} do not hold the weights and the loss: use fsdp2, fewer candidates, or a smaller encoder"
+            )
         if fit >= self.embedded:
-            return f"{room} hold it ({fit:,} rows would fit at once)"
-        return f"{room} hold {fit:,} rows at once: take --chunk-rows {2 ** int(math.log2(fit))} or more devices"
+            return f"{available} are enough ({fit:,} rows would fit at once)"
+        return f"{available} hold {fit:,} rows at once: use --chunk-rows {2 ** int(math.log2(fit))} or more devices"

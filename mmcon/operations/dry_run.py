@@ -1,4 +1,4 @@
-"""The report of a recipe's dry run: after one step, estimates of the memory and the hours of the whole run."""
+"""The report of a recipe's dry run: estimate the memory and GPU hours of the whole run after one step."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ SMALL_BATCH = 4
 DEVICE_GIB = 80
 
 
-def head_of(batch: ViewBatch, rows: int, modality: str = "image") -> ViewBatch:
+def first_rows(batch: ViewBatch, rows: int, modality: str = "image") -> ViewBatch:
     """The first rows of the first view group of a batch, as a batch."""
     views = tree_map(lambda x: x[:rows].detach(), batch.views[modality][0])
     return ViewBatch({modality: (views,)}, {modality: batch.index[modality].take(slice(0, rows))}, step=batch.step)
 
 
 def report(
-    asked: Any, network: nn.Module, optimizer: Optimizer, batch: ViewBatch, train: Source, *, others: Iterable[Any]
+    config: Any, network: nn.Module, optimizer: Optimizer, batch: ViewBatch, train: Source, *, others: Iterable[Any]
 ) -> str:
     """Estimate memory and GPU hours, as text.
 
     Args:
-        asked: the configuration of the whole run, with `batch_size`, `views`, `epochs`, `chunk_size`, `linear_stage`
+        config: the configuration of the whole run, with `batch_size`, `views`, `epochs`, `chunk_size`, `linear_stage`
             and `linear.epochs`.
         network: the trained network, from a batch to a result with a graph.
         optimizer: the optimizer, after a step.
@@ -52,29 +52,33 @@ def report(
     """
 
     def forward(rows: int) -> Any:
-        return network(head_of(batch, rows))
+        return network(first_rows(batch, rows))
 
-    stands_in = train.name.startswith("samples/")
-    samples, rows, held = IMAGENET if stands_in else len(train), asked.batch_size * asked.views, list(others)
-    (part, *_) = batch.views["image"]
-    per_row = activation_bytes(forward, parameters=network.parameters()) + byte_count([part]) / len(part)
-    embedded = min(rows, asked.chunk_size or rows)
-    memory = Memory.of(network, optimizer, activations_per_row=per_row, rows=embedded, copies=held)
+    is_substitute = train.name.startswith("samples/")
+    samples, rows, held = IMAGENET if is_substitute else len(train), config.batch_size * config.views, list(others)
+    (views, *_) = batch.views["image"]
+    per_row = activation_bytes(forward, parameters=network.parameters()) + byte_count([views]) / len(views)
+    embedded = min(rows, config.chunk_size or rows)
+    memory = Memory.measure(network, optimizer, activations_per_row=per_row, rows=embedded, copies=held)
     # Gradient caching and a momentum encoder each embed every view once more.
-    passes = PASSES + bool(asked.chunk_size) + any(isinstance(one, MomentumEncoder) for one in held)
+    passes = PASSES + bool(config.chunk_size) + any(isinstance(one, MomentumEncoder) for one in held)
     work = {"samples": samples, "operations": forward_operations(forward)}
-    size = "×".join(map(str, part.shape[-2:]))
-    lines = [f"bundled images at {size} pixels stand in; counted for ImageNet's {IMAGENET:,}"] if stands_in else []
+    size = "×".join(map(str, views.shape[-2:]))
+    lines = (
+        [f"bundled images at {size} pixels replace ImageNet; the estimate is for its {IMAGENET:,} images"]
+        if is_substitute
+        else []
+    )
     lines += [
-        f"memory of {embedded:,} rows at once in one process"
-        f" (activations measured at 2 and 4 rows on {part.device.type}, extrapolated):",
+        f"memory of {embedded:,} rows at once on one rank"
+        f" (activations measured at 2 and 4 rows on {views.device.type}, extrapolated):",
         memory.describe(),
         _world_size(memory, rows),
         "hours, by arithmetic:",
-        "  stage one " + Cost(views=asked.views, epochs=asked.epochs, passes=passes, **work).describe(),
+        "  stage one " + Cost(views=config.views, epochs=config.epochs, passes=passes, **work).describe(),
     ]
-    if asked.linear_stage == "published":
-        lines.append("  stage two " + Cost(views=1, epochs=asked.linear.epochs, passes=1, **work).describe())
+    if config.linear_stage == "published":
+        lines.append("  stage two " + Cost(views=1, epochs=config.linear.epochs, passes=1, **work).describe())
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
-"""Faults injected into a small real training: it is killed at any point, and must continue with identical steps.
+"""Fault injection: a small training job is killed at any point, and must resume with identical steps.
 
 `mmcon doctor --chaos` runs all of `FAULTS` on the user's machine, and the tests run the same functions. Every fault
-runs in a program of its own (`python -m mmcon.operations.fault_injection`), which forks before it computes anything:
-a training then costs its steps and not its imports.
+runs in a program of its own (`python -m mmcon.operations.fault_injection`), which forks after imports, to save import
+time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LONGEST_WAIT_SECONDS = 60
 
 
 class RecoveryFailed(AssertionError):
-    """A training did not recover from a fault as promised."""
+    """A training job did not resume identically after a fault."""
 
 
 # --- in the program: forked trainings --------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ class RecoveryFailed(AssertionError):
 def run_forked(
     folder: Path, job: Job, *, after_step: Callable[[int], None] | None = None
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Train in a fork; the exit status (the negated number of the signal that killed it, if one did) and the trace."""
+    """Train in a fork, and return its exit status (the negated signal number if it was killed) and the trace."""
     trace = folder / "trace"
     file = folder / "trace.0.json"
     file.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def signal_at(number: int, at: int) -> Callable[[int], None]:
 
 
 def check(holds: bool, message: str) -> None:
-    """Raise RecoveryFailed if a promise does not hold."""
+    """Raise RecoveryFailed if a condition does not hold."""
     if not holds:
         raise RecoveryFailed(message)
 
@@ -134,7 +134,7 @@ def worker_killed(folder: Path) -> str:
     status, _ = run_forked(folder / "run", Job(workers=2, fatal_sample=sample))
     output = (folder / "run" / "output.txt").read_text()
     check(status == 1 and f"sample={sample}," in output and "worker process" in output, output[-2000:])
-    return "a worker process was killed by a sample, and the error names the sample"
+    return "a sample killed a worker process, and the error names the sample"
 
 
 PROGRAMS: dict[str, Callable[[Path], str]] = {
@@ -187,7 +187,7 @@ def world_size_changed(folder: Path) -> str:
             check(line["views"] == alone["views"], f"{name}: other samples or views at step {line['step']}")
             worst = max(worst, abs(line["loss"] / alone["loss"] - 1))
     check(worst < 1e-10, f"losses differ by {worst:.1e}")
-    return f"1 -> 2 and 2 -> 1 processes: the same samples and views, losses within {worst:.0e} (float64)"
+    return f"1 -> 2 and 2 -> 1 ranks: the same samples and views, losses within {worst:.0e} (float64)"
 
 
 def _merged_trace(folder: Path, world_size: int) -> list[dict[str, Any]]:
@@ -211,7 +211,7 @@ def rank_killed(folder: Path) -> str:
     check(done.returncode != 0 and seconds < LONGEST_WAIT_SECONDS, f"status {done.returncode} after {seconds:.0f} s")
     resumed = run_program(folder, "--train", "--resume", world_size=2)
     check(resumed.returncode == 0 and "from step-000000004" in resumed.stdout, resumed.stderr[-2000:])
-    return f"a process of two was killed: all ended within {seconds:.0f} s, imports included, and resumed"
+    return f"one of two ranks was killed: both ended within {seconds:.0f} s, imports included, and resumed"
 
 
 #: By name: a function that injects a fault in an empty folder, and returns how the run recovered.

@@ -1,4 +1,4 @@
-"""The training job of the fault injection: small, and with every kind of state that a checkpoint must hold."""
+"""The training job of fault injection: a small one with every kind of state that a checkpoint must hold."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 import mmcon
@@ -43,7 +44,7 @@ class Job:
         workers: worker processes of the loader.
         stateful: use a view and a sampler whose state depends on earlier steps.
         dropout: probability of dropout in the network.
-        fatal_sample: the identity of a sample whose decoding kills the process, or None.
+        fatal_sample: the id of a sample whose decoding kills the process, or None.
         max_steps: stop after this number of steps.
     """
 
@@ -74,11 +75,11 @@ class AddPreviousMean(ViewGenerator):
         previous, self._previous = self._previous, batch.mean(0)
         return batch if previous is None else batch + params["share"].to(batch)[:, None, None, None] * previous
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Float[Tensor, "c h w"]]:
         """The mean of the last batch."""
         return {} if self._previous is None else {"previous": self._previous}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Float[Tensor, "c h w"]]) -> None:
         """Restore the mean of the last batch."""
         self._previous = state.get("previous")
 
@@ -94,7 +95,7 @@ class KillAtSample(ViewGenerator):
         self.sample = sample
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Record the identities of the samples."""
+        """Record the ids of the samples."""
         return {"sample": keys.fields[:, 2]}
 
     def apply(self, batch: Any, params: Params) -> Any:
@@ -112,7 +113,7 @@ class Network(nn.Module):
         layers = nn.Linear(784, 16), nn.GroupNorm(4, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 8)
         self.layers = nn.Sequential(nn.Flatten(), *layers).double()
 
-    def forward(self, batch: ViewBatch) -> dict[str, dict[str, Tensor]]:
+    def forward(self, batch: ViewBatch) -> dict[str, dict[str, Float[Tensor, "n 8"]]]:
         """Embeddings of all views."""
         pixels = torch.cat(batch.views["image"]).double()
         return {"shared": {"image": nn.functional.normalize(self.layers(pixels), dim=1)}}
@@ -197,11 +198,11 @@ def _hashes_of_batch(batch: ViewBatch) -> dict[str, Any]:
     }
 
 
-def _tensors(modules: Iterable[Any]) -> list[Tensor]:
+def _tensors(modules: Iterable[Any]) -> list[Shaped[Tensor, "..."]]:
     return [value for module in modules for value in module.state_dict().values() if isinstance(value, Tensor)]
 
 
-def _hash(tensors: Iterable[Tensor]) -> str:
+def _hash(tensors: Iterable[Shaped[Tensor, "..."]]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().contiguous().numpy().tobytes())

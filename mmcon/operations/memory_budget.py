@@ -1,7 +1,7 @@
 """Estimates of the memory and the GPU hours of a run, before it starts.
 
     per_row = activation_bytes(lambda rows: network(batch_of(rows)))      # measured at two small batches
-    need = Memory.of(network, optimizer, activations_per_row=per_row, rows=768)
+    need = Memory.measure(network, optimizer, activations_per_row=per_row, rows=768)
     print(need.describe())
 
 Weights, gradients and optimizer states are counted from their tensors. Activations and operations are measured at a
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
@@ -53,7 +54,7 @@ class Memory:
     rows: int
 
     @staticmethod
-    def of(
+    def measure(
         network: nn.Module,
         optimizer: Optimizer,
         *,
@@ -95,13 +96,14 @@ class Memory:
         return "\n".join([*lines, f"  {'together':<12} {self.total / GIB:10.2f} GiB"])
 
 
-def byte_count(tensors: Iterable[Tensor]) -> int:
+def byte_count(tensors: Iterable[Shaped[Tensor, "..."]]) -> int:
     """Bytes of the tensors; each storage counts once."""
+    # By storage: tied weights and views of one buffer take their memory once.
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
     return sum(sizes.values())
 
 
-def tensors_in(tree: Any) -> list[Tensor]:
+def tensors_in(tree: Any) -> list[Shaped[Tensor, "..."]]:
     """The tensors in nested dicts, lists and tuples."""
     if isinstance(tree, Tensor):
         return [tree]
@@ -109,17 +111,17 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [tensor for branch in branches for tensor in tensors_in(branch)]
 
 
-def saved_bytes(forward: Callable[[], Any], *, parameters: Iterable[Tensor] = ()) -> int:
+def saved_bytes(forward: Callable[[], Any], *, parameters: Iterable[Shaped[Tensor, "..."]] = ()) -> int:
     """Bytes that a forward pass keeps for its backward pass; each storage counts once, parameters do not.
 
     Args:
         forward: builds a graph; its result is dropped.
-        parameters: tensors that are in memory anyway.
+        parameters: tensors that are in memory without the pass.
     """
     known = {p.untyped_storage().data_ptr() for p in parameters}
     kept: dict[int, Tensor] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         # Kept until the end: a freed address could be used again, and two tensors would count as one.
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
@@ -139,18 +141,19 @@ def peak_bytes(step: Callable[[], Any]) -> int:
         step()
     results: Any = watch.profiler
     events = sorted(results.kineto_results.events(), key=lambda event: event.start_ns())
+    # The events carry changes; their running sum is the memory in use.
     levels = itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]")
     return max(levels, default=0)
 
 
 def activation_bytes(
-    forward: Callable[[int], Any], *, parameters: Iterable[Tensor] = (), small: int = 2, large: int = 4
+    forward: Callable[[int], Any], *, parameters: Iterable[Shaped[Tensor, "..."]] = (), small: int = 2, large: int = 4
 ) -> float:
     """Bytes that a forward pass keeps per row: the slope between two small batches.
 
     Args:
         forward: embeds a number of rows and returns the result with its graph.
-        parameters: tensors that are in memory anyway.
+        parameters: tensors that are in memory without the pass.
         small: rows of the smaller batch.
         large: rows of the larger batch.
     """

@@ -1,8 +1,7 @@
-"""Checkpoints as transactions: a checkpoint is complete, or it does not exist.
+"""Atomic checkpoints: written to a temporary folder, fsynced, then renamed, so each is complete or absent.
 
-A checkpoint is written to a temporary folder, every file is flushed to the disk, a manifest with sizes and hashes is
-written last, and the folder is renamed. A damaged checkpoint (a crash, a full disk, a bad sector) does not match its
-manifest, and the one before it is used.
+A manifest with the sizes and hashes of all files is written last. A damaged checkpoint (a crash, a full disk, a bad
+sector) does not match its manifest, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -63,9 +62,9 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
                 f"checkpoint {path}",
-                expected="room on the disk and the right to write",
+                expected="free space on the disk, and permission to write",
                 got=f"{type(error).__name__}: {error}",
-                fix="make room, or choose another --output-dir; the checkpoints before this one are whole",
+                fix="free space, or choose another --output-dir; earlier checkpoints are intact",
             ) from error
         self._remove_old()
         return path
@@ -106,8 +105,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path}",
             expected="files as its manifest lists them",
             got="; ".join(faults),
-            fix="resume from the one before it, which --resume does by itself",
+            fix="resume from the one before it, which --resume does",
         )
+    # A pickle could run code; a checkpoint of another source must not.
     return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
 
 
@@ -140,6 +140,7 @@ def _write(path: Path, write: Any) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    # A rename is durable only once its folder is flushed.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

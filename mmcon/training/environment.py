@@ -15,10 +15,10 @@ from mmcon.errors import ConfigError
 
 
 def use_all_threads() -> int:
-    """Set the threads of this rank to its share of the cores, since launchers set them to one. Collective.
+    """Set the threads of this rank to its share of the cores, since launchers set them to one.
 
-    A core that several ranks of a machine may use counts by its share: usually all ranks may use all cores, and each
-    rank has cores of its own where a cluster binds tasks to cores.
+    Every rank must call this. A core is divided among the ranks of a machine that may use it: usually all ranks may use
+    all cores; a cluster that binds tasks to cores gives each rank its own.
     """
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = os.sched_getaffinity(0) if has_affinity else range(os.cpu_count() or 1)
@@ -31,6 +31,7 @@ def use_all_threads() -> int:
 def threads_of_rank(own_cores: Iterable[int], cores_by_rank: Sequence[Iterable[int]]) -> int:
     """The number of threads of a rank: the sum over its cores of 1 / (ranks of the machine that may use the core)."""
     users = Counter(core for cores in cores_by_rank for core in cores)
+    # Fractions: sums of 1/3 in floating point may fall below a whole number.
     return max(1, int(sum(Fraction(1, users[core]) for core in own_cores)))
 
 
@@ -65,7 +66,7 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
         near = {batch_size - batch_size % world_size, batch_size + world_size - batch_size % world_size} - {0}
         raise ConfigError(
             "--batch-size",
-            expected=f"a global batch that {world_size} processes divide",
+            expected=f"a global batch size that is divisible by {world_size} ranks",
             got=str(batch_size),
             fix=f"--batch-size {' or '.join(map(str, sorted(near)))}",
         )
@@ -78,10 +79,10 @@ def check_devices(device_kinds: list[str]) -> None:
         device_kinds: the device and the precision of each rank.
     """
     if len(set(device_kinds)) > 1:
-        named = ", ".join(f"process {rank} on {kind}" for rank, kind in enumerate(device_kinds))
+        named = ", ".join(f"rank {rank} on {kind}" for rank, kind in enumerate(device_kinds))
         raise ConfigError(
-            "processes",
-            expected="one kind of device for all of them",
+            "ranks",
+            expected="one kind of device and one precision for all of them",
             got=named,
-            fix="give every process a GPU, or --cpu to all",
+            fix="run every rank on a GPU, or pass --cpu",
         )

@@ -1,4 +1,4 @@
-"""Gradient caching: the exact loss of a batch that does not fit in memory, with two forward passes in chunks.
+"""Gradient caching (GradCache): the exact loss of a batch that does not fit in memory, by two passes over chunks.
 
 A contrastive loss couples all rows, so the gradients of small batches do not add up to that of a large one. Gradient
 caching (Gao et al. 2021) first embeds all rows, one chunk at a time and without a graph, and computes the objective on
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch, count_rows, tree_map
@@ -29,7 +29,11 @@ Embeddings = dict[str, dict[str, Float[Tensor, "_ _"]]]
 
 
 def cached(
-    model: nn.Module, objective: Callable[[Embeddings, ViewBatch], Tensor], batch: ViewBatch, *, chunk_size: int
+    model: nn.Module,
+    objective: Callable[[Embeddings, ViewBatch], Float[Tensor, ""]],
+    batch: ViewBatch,
+    *,
+    chunk_size: int,
 ) -> Float[Tensor, ""]:
     """`objective(model(batch), batch)` and its gradients, with the memory of one chunk.
 
@@ -60,16 +64,18 @@ def cached(
         raise InputError("cached", expected="chunk_size of at least 1 row", got=str(chunk_size))
     if is_sharded(model):
         pieces = _pieces_by_group(batch, chunk_size)
-        passes: _TwoPasses = _ShardedTwoPasses(model, [Chunk(*piece) for piece in split(batch, chunk_size, pieces)])
+        passes: _TwoPassModel = _ShardedTwoPassModel(
+            model, [Chunk(*piece) for piece in split(batch, chunk_size, pieces)]
+        )
     else:
         chunks = [Chunk(*piece) for piece in split(batch, chunk_size)]
-        passes = _FullTwoPasses(unwrap(model), chunks, average=unwrap(model) is not model)
+        passes = _FullTwoPassModel(unwrap(model), chunks, average=unwrap(model) is not model)
     return objective(passes.embed(batch), batch)
 
 
 @dataclass
 class Chunk:
-    """A piece of the batch, the row numbers of it, and the generator and autocast states of its first pass."""
+    """A piece of the batch with its row numbers, and the generator and autocast states of its first pass."""
 
     batch: ViewBatch
     rows: dict[str, Int[Tensor, " r"]]
@@ -111,14 +117,14 @@ def _pieces_by_group(batch: ViewBatch, chunk_size: int) -> dict[tuple[str, int],
         name = scarce[0]
         raise InputError(
             "cached",
-            expected=f"at least {pieces[name]} rows of {name[0]!r} in every process, one per piece (sharded weights)",
-            got=f"{[rows.get(name, 0) for rows in by_rank]} rows by process",
+            expected=f"at least {pieces[name]} rows of {name[0]!r} on every rank, one per piece (sharded weights)",
+            got=f"{[rows.get(name, 0) for rows in by_rank]} rows by rank",
             fix="raise --chunk-size, or choose --engine ddp",
         )
     return pieces
 
 
-class _TwoPasses(ABC):
+class _TwoPassModel(ABC):
     """Embeds chunks twice: first without a graph, then in the backward pass with one."""
 
     def __init__(self, model: nn.Module, chunks: list[Chunk]) -> None:
@@ -126,11 +132,11 @@ class _TwoPasses(ABC):
         self.names: list[tuple[str, str]] = []
 
     @abstractmethod
-    def leaves(self) -> list[Tensor]:
-        """The tensors whose gradients the second pass returns."""
+    def leaves(self) -> list[Shaped[Tensor, "..."]]:
+        """The inputs of the autograd node, which receive the gradients that the second pass returns."""
 
     @abstractmethod
-    def second_pass(self, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def second_pass(self, gradients: Sequence[Float[Tensor, "_ _"]]) -> Sequence[Shaped[Tensor, "..."] | None]:
         """The gradients of the leaves, from those of all embeddings."""
 
     def embed(self, batch: ViewBatch) -> Embeddings:
@@ -141,9 +147,10 @@ class _TwoPasses(ABC):
             embeddings.setdefault(space, {})[modality] = z
         return embeddings
 
-    def first_pass(self, counts: Mapping[str, int]) -> list[Tensor]:
-        whole: dict[tuple[str, str], Tensor] = {}
+    def first_pass(self, counts: Mapping[str, int]) -> list[Float[Tensor, "_ _"]]:
+        whole: dict[tuple[str, str], Float[Tensor, "_ _"]] = {}
         for chunk in self.chunks:
+            # Before the pass: the second pass starts from the same states and draws the same dropout masks.
             chunk.states, chunk.autocast = _generator_states(_devices(chunk.batch)), _autocast_state()
             for name, z in _flat(self.model(chunk.batch)):
                 n = counts[name[1]]
@@ -152,17 +159,20 @@ class _TwoPasses(ABC):
         self.names = sorted(whole)
         return [whole[name] for name in self.names]
 
-    def embed_again(self, chunk: Chunk, gradients: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def embed_again(
+        self, chunk: Chunk, gradients: Sequence[Float[Tensor, "_ _"]]
+    ) -> tuple[list[Float[Tensor, "r _"]], list[Float[Tensor, "r _"]]]:
         """The embeddings of a chunk with a graph, and their gradients; without those that need no gradient."""
         by_name = dict(zip(self.names, gradients, strict=True))
         with torch.enable_grad(), _autocast(chunk.autocast):
             pairs = [(z, by_name[name][chunk.rows[name[1]].to(z.device)]) for name, z in _flat(self.model(chunk.batch))]
+        # autograd refuses outputs without a graph, such as those of a frozen encoder.
         learning = [(z, gradient) for z, gradient in pairs if z.requires_grad]
         return [z for z, _ in learning], [gradient for _, gradient in learning]
 
 
 @final
-class _FullTwoPasses(_TwoPasses):
+class _FullTwoPassModel(_TwoPassModel):
     """For full weights on each rank: gradients are summed over chunks, and averaged over ranks once."""
 
     def __init__(self, model: nn.Module, chunks: list[Chunk], *, average: bool) -> None:
@@ -170,10 +180,10 @@ class _FullTwoPasses(_TwoPasses):
         self.average = average
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
 
-    def leaves(self) -> list[Tensor]:
+    def leaves(self) -> list[Shaped[Tensor, "..."]]:
         return self.parameters
 
-    def second_pass(self, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def second_pass(self, gradients: Sequence[Float[Tensor, "_ _"]]) -> Sequence[Shaped[Tensor, "..."] | None]:
         summed = [torch.zeros_like(parameter) for parameter in self.parameters]
         for chunk in self.chunks:
             with _replayed(chunk, self.model):
@@ -182,7 +192,9 @@ class _FullTwoPasses(_TwoPasses):
                         total += gradient
         return all_reduce_mean(summed) if self.average else summed
 
-    def _chunk_gradients(self, chunk: Chunk, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def _chunk_gradients(
+        self, chunk: Chunk, gradients: Sequence[Float[Tensor, "_ _"]]
+    ) -> Sequence[Shaped[Tensor, "..."] | None]:
         outputs, at_outputs = self.embed_again(chunk, gradients)
         if not outputs:
             return [None] * len(self.parameters)
@@ -190,16 +202,17 @@ class _FullTwoPasses(_TwoPasses):
 
 
 @final
-class _ShardedTwoPasses(_TwoPasses):
+class _ShardedTwoPassModel(_TwoPassModel):
     """For sharded weights: FSDP2's hooks gather weights for every pass, and reduce gradients with the last chunk."""
 
-    def leaves(self) -> list[Tensor]:
+    def leaves(self) -> list[Shaped[Tensor, "..."]]:
         return [torch.zeros((), requires_grad=True)]  # a leaf, so that autograd runs the backward pass
 
-    def second_pass(self, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def second_pass(self, gradients: Sequence[Float[Tensor, "_ _"]]) -> Sequence[Shaped[Tensor, "..."] | None]:
         now = gradient_sync_enabled(self.model)
         try:
             for number, chunk in enumerate(self.chunks, start=1):
+                # One reduce-scatter for all chunks: with each chunk it would multiply the traffic.
                 set_gradient_sync(self.model, now and number == len(self.chunks))
                 with _replayed(chunk, self.model):
                     outputs, at_outputs = self.embed_again(chunk, gradients)
@@ -211,17 +224,21 @@ class _ShardedTwoPasses(_TwoPasses):
 
 class _SecondPass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, passes: _TwoPasses, counts: dict[str, int], *leaves: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, passes: _TwoPassModel, counts: dict[str, int], *leaves: Shaped[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "_ _"], ...]:
         ctx.passes = passes
         return tuple(passes.first_pass(counts))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Float[Tensor, "_ _"]) -> tuple[Shaped[Tensor, "..."] | None, ...]:
         return None, None, *ctx.passes.second_pass(gradients)
 
 
-def _flat(embeddings: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[tuple[str, str], Tensor]]:
+def _flat(
+    embeddings: Mapping[str, Mapping[str, Float[Tensor, "_ _"]]],
+) -> Iterator[tuple[tuple[str, str], Float[Tensor, "_ _"]]]:
     return (((space, modality), z) for space, rows in embeddings.items() for modality, z in rows.items())
 
 
@@ -251,6 +268,7 @@ def _autocast(state: Mapping[str, torch.dtype]) -> Iterator[None]:
 @contextmanager
 def _replayed(chunk: Chunk, model: nn.Module) -> Iterator[None]:
     """Set torch's generators to their states of the first pass; afterwards restore them and the buffers."""
+    # The first pass has updated the running statistics of batch norm; the second must not do so again.
     buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng([device for device, _ in chunk.states[1:]]):
         torch.set_rng_state(chunk.states[0])

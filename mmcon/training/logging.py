@@ -61,7 +61,7 @@ class RunLogger:
 
     Args:
         folder: the run folder.
-        accelerator: for its trackers and its rank.
+        accelerator: has the trackers and the rank.
         settings: `log_every` and `trackers`.
 
     Attributes:
@@ -89,7 +89,7 @@ class RunLogger:
         self._notes |= values
 
     def log_step(self, step: int, batch: ViewBatch, stepper: Stepper, loader: ViewLoader) -> None:
-        """Log a finished step if `log_every` says so."""
+        """Log a finished step, once in `log_every` steps."""
         self.timer.rows += self.accelerator.num_processes * max(table.n for table in batch.index.values())
         notes, self._notes = self._notes, {}
         if step % self.settings.log_every and step != 1:
@@ -112,12 +112,12 @@ class RunLogger:
     def _warn_if_slow(self, step: int, waiting: float, views: float) -> None:
         if waiting + views > SLOW_DATA_FRACTION and step > 1 and not self._has_warned:
             self._has_warned = True
-            spent = f"step {step}: {waiting:.0%} of the time went by waiting for data, {views:.0%} by making views here"
-            self.accelerator.print(f"{spent}; more --workers, or a faster place for the data, would help", flush=True)
+            spent = f"step {step}: {waiting:.0%} of the time is spent waiting for data, {views:.0%} making views"
+            self.accelerator.print(f"{spent}; raise --workers, or move the data to a faster disk", flush=True)
 
 
 def gather_failures(loader: ViewLoader | None) -> dict[int, str]:
-    """The samples that any rank could not read, with reasons. Collective."""
+    """The samples that any rank could not read, with reasons. Every rank must call this."""
     by_rank = gather_objects(loader.failures if loader else {})
     return {sample: reason for failures in by_rank for sample, reason in failures.items()}
 

@@ -222,8 +222,10 @@ def _constant(steps: int) -> Any:
 def weight_average(model: nn.Module, *, decay: float) -> AveragedModel:
     """A copy of a model whose weights are an exponential moving average; call `update_parameters(model)` each step.
 
-    Running statistics are averaged too. The copy is a module with a state, which belongs into checkpoints.
+    Running statistics are averaged too. The copy is a module with a state, which belongs in checkpoints. It is for
+    evaluation; the EMA that embeds candidates during training is `mmcon.models.ema.MomentumEncoder`.
     """
     if not 0 < decay < 1:
-        raise InputError("weight_average", expected="0 < decay < 1", got=str(decay), fix="0.999, say")
+        raise InputError("weight_average", expected="0 < decay < 1", got=str(decay), fix="a usual value is 0.999")
+    # Buffers too: running statistics of the last step do not fit averaged weights.
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -1,4 +1,4 @@
-"""Published settings of a recipe by name: YAML files in a folder beside the recipe."""
+"""Presets: published settings of a recipe by name, as YAML files in `presets/` next to the recipe."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class RankModel:
     """Prepares the model, the optimizer, and the tracked modules for the ranks of a run.
 
     Args:
-        accelerator: gives the device and the wrapper.
+        accelerator: has the device and wraps the model.
         model: on any device.
         optimizer: over its parameters.
         tracked: by name, everything else that has a state; modules among them move to the device.
@@ -51,6 +51,7 @@ class RankModel:
         modules = [module for module in tracked.values() if isinstance(module, nn.Module)]
         for module in modules:
             module.to(self.device)
+            # DDP broadcasts the model alone; an objective or a queue must start equal on all ranks too.
             broadcast([*module.parameters(), *module.buffers()])
         if settings.sync_batch_norm:
             for module in (model, *modules):
@@ -63,18 +64,19 @@ class RankModel:
         self._full_copy: nn.Module | None = None
         if sharded:
             check_sharding(tracked)
+            # Copied before sharding, after which the modules hold shards only.
             self._full_copy = copy.deepcopy(model).cpu()
         self.wrapped = wrap(accelerator, model, optimizer, sharded=sharded)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
 
     def check_blocks(self, loader: ViewLoader | None = None) -> None:
-        """Check that the model, and the data once they are known, can fill the blocks of the objective."""
-        if self._spaces is not None and hasattr(self._objective, "check"):
+        """Check that the model and, if given, the data of the loader can fill the blocks of the objective."""
+        if self._spaces is not None and self._objective is not None and hasattr(self._objective, "check"):
             data = () if loader is None else (loader.source, loader.views)
             self._objective.check(self._spaces, *data)
 
     def full_model(self, model: M) -> M:
-        """The model without its wrapper; a sharded one as a copy with full weights. Collective if sharded."""
+        """The model without its wrapper; a sharded one as a copy with full weights. All ranks must call it then."""
         if self._full_copy is None or not is_sharded(model):
             return cast(M, unwrap(model))
         self._full_copy.load_state_dict(full_state(model.state_dict()))

@@ -1,9 +1,9 @@
-"""Replay of a step: the views that the model received, as files, and the loss.
+"""Replay of a step: write the inputs of the model as files, and recompute the loss.
 
-All randomness of a run is keyed, so a replay is the run itself: the program in `run.json` starts again in the same
-folder, resumes from the newest valid checkpoint before the step, writes nothing to the run folder, and exits after the
-step. Recipes need no code for it. If the checkpoint is too many steps away, only the batch is made again, which needs
-no earlier step, and the loss is read from metrics.jsonl.
+All randomness of a run is keyed. So a replay restarts the recorded command of `run.json` from the newest valid
+checkpoint before the step, writes nothing to the run folder, and stops after the step. Recipes need no code for it. If
+the checkpoint is too many steps away, only the batch is recomputed, which needs no earlier step, and the loss is read
+from metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from mmcon.batch import ViewBatch, count_rows, tree_map
@@ -51,7 +52,7 @@ class Replay:
     repeat: int = 500
 
     @staticmethod
-    def requested() -> Replay | None:
+    def from_environment() -> Replay | None:
         """The request in the environment of this process, or None."""
         text = os.environ.get(VARIABLE)
         return Replay(**json.loads(text)) if text else None
@@ -73,23 +74,23 @@ class Replay:
         """Keep the loader at its step or, if the replayed step is too far away, show its batch and exit."""
         if self.step - 1 - loader.step <= self.repeat:
             return
-        if any(part.generator.scope == "stateful" for part in loader.view_groups):
+        if any(group.generator.scope == "stateful" for group in loader.view_groups):
             print("replay: the views depend on earlier steps, which are not repeated, so they differ")
         loader.load_state_dict({"step": self.step - 1})
         self.show(loader, next(iter(loader)))
-        logged = self.logged()
-        text = "is not in metrics.jsonl" if logged is None else f"was {logged!r}, as metrics.jsonl says"
-        print(f"loss of step {self.step} {text}; --repeat {self.step} computes it again")
+        logged = self.logged_loss()
+        text = "is not in metrics.jsonl" if logged is None else f"was {logged!r} in metrics.jsonl"
+        print(f"loss of step {self.step} {text}; --repeat {self.step} recomputes it")
         sys.exit(0)
 
-    def logged(self) -> float | None:
+    def logged_loss(self) -> float | None:
         """The loss of the step in metrics.jsonl."""
         lines = MetricsLog(Path(self.folder) / "metrics.jsonl").lines()
         return next((line["loss"] for line in lines if line["step"] == self.step and "loss" in line), None)
 
     def print_loss(self, loss: float) -> None:
         """Print the loss and the logged one."""
-        logged = self.logged()
+        logged = self.logged_loss()
         comparison = "which was not logged" if logged is None else f"logged as {logged!r}"
         print(f"loss of step {self.step}: {loss!r}, {comparison}", flush=True)
 
@@ -123,7 +124,7 @@ class Replay:
                 got=self.sample,
                 fix="name one of these with --sample",
             )
-        print("what the model saw: " + ", ".join(map(str, written)), flush=True)
+        print("inputs of the model: " + ", ".join(map(str, written)), flush=True)
 
 
 def describe_run(loader: ViewLoader, seed: int, world_size: int) -> str:
@@ -151,7 +152,7 @@ def program_of(folder: Path) -> tuple[list[str], str]:
     """The command line that started a run, and its working directory.
 
     Raises:
-        InputError: the folder has no run.json, or its program does not exist any more.
+        InputError: the folder has no run.json, or its program does not exist.
     """
     try:
         about = json.loads((folder / "run.json").read_text())
@@ -161,7 +162,7 @@ def program_of(folder: Path) -> tuple[list[str], str]:
             "mmcon replay", expected="a run folder with run.json", got=f"{folder}: {type(error).__name__}"
         ) from error
     if not Path(directory).is_dir() or not Path(words[0]).exists():
-        got = f"{words[0]} in {directory}, of which one is gone"
+        got = f"{words[0]} in {directory}, one of which does not exist"
         raise InputError("mmcon replay", expected="the program of the run", got=got, fix="edit run.json")
     return words, directory
 
@@ -183,7 +184,7 @@ def write_view(stem: Path, modality: str, view: Any, generator: Any) -> list[Pat
     return [tensor_file]
 
 
-def _write_image(stem: Path, values: Tensor) -> Path:
+def _write_image(stem: Path, values: Shaped[Tensor, "*axes h w"]) -> Path:
     """An image scaled to its range of values; the frames of a clip are concatenated horizontally."""
     from PIL import Image
 
@@ -202,7 +203,7 @@ def _write_image(stem: Path, values: Tensor) -> Path:
     return path
 
 
-def _write_audio(stem: Path, view: Mapping[str, Tensor], generator: Any) -> Path:
+def _write_audio(stem: Path, view: Mapping[str, Shaped[Tensor, "..."]], generator: Any) -> Path:
     import soundfile
 
     signal = view["signal"].float()

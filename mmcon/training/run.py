@@ -1,4 +1,4 @@
-"""A training run: a folder, exact resume, and a finite guard around a loop that stays visible in the recipe.
+"""A training run: run folder, exact resume and NaN/inf checks for a training loop that is written in the recipe.
 
     for batch in run.batches(loader):
         loss = objective(model(batch), batch)
@@ -56,7 +56,7 @@ class Run:
     """A training run in a folder of its own.
 
     Args:
-        output_dir: the run folder (config.yaml, metrics.jsonl, checkpoints/, results.json); that of rank 0 counts.
+        output_dir: the run folder (config.yaml, metrics.jsonl, checkpoints/, results.json); the one of rank 0 is used.
         config: the settings of the recipe, a dataclass or a mapping; saved, and compared on resume.
         seed: the seed of the run.
         settings: see `RunSettings`.
@@ -94,7 +94,7 @@ class Run:
     ) -> None:
         precision = resolve_precision(mixed_precision)
         check_precision(precision, cpu)
-        self._replay = Replay.requested()
+        self._replay = Replay.from_environment()
         self.seed = seed
         self.settings = settings or RunSettings()
         self.accelerator = Accelerator(
@@ -155,7 +155,7 @@ class Run:
     # --- setting up ---
 
     def _open(self, config: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-        """Create the folder, or read its newest checkpoint, and print what runs where."""
+        """Create the folder, or read its newest checkpoint, and print ranks, threads and device."""
         if self._replay:
             return self._replay.load_state(self.checkpoints)
         name, saved = open_folder(
@@ -171,8 +171,8 @@ class Run:
         self.print(f"run {self.folder}: from {name or 'the beginning'}, {ranks} on {where}")
         if batches > 1:
             self.print(
-                f"gradients of {batches} batches are averaged before each step of the optimizer; negatives stay those"
-                " of one batch (gradient caching, --chunk-size, enlarges them too)"
+                f"gradients of {batches} batches are averaged before each optimizer step; the negatives are those of"
+                " one batch (gradient caching, --chunk-size, adds negatives)"
             )
         return saved
 
@@ -204,7 +204,7 @@ class Run:
         return wrapped
 
     def full_model(self, model: M) -> M:
-        """The model of `prepare` without its wrapper; if sharded, a copy with full weights. Collective."""
+        """The model of `prepare` without wrapper; if sharded, a copy with full weights. Every rank must call this."""
         return cast(M, unwrap(model)) if self._model is None else self._model.full_model(model)
 
     # --- the loop ---
@@ -213,7 +213,7 @@ class Run:
         """The remaining batches, from the current step to the last epoch or step.
 
         Args:
-            loader: moves to the current step.
+            loader: is moved to the current step.
             score: evaluated at each checkpoint, higher is better; the best checkpoint is kept. It must not depend on
                 the test set.
 
@@ -244,7 +244,7 @@ class Run:
                         self.save()
                         due = False
                     if stopping:
-                        self.print(f"stopped by a signal after step {self.global_step}; --resume goes on from there")
+                        self.print(f"stopped by a signal after step {self.global_step}; --resume continues")
                         self.close()
                         sys.exit(STOPPED)
                     if self.global_step == last:
@@ -256,7 +256,7 @@ class Run:
         if self._model is not None:
             self._model.check_blocks(loader)
         check_batch_size(loader.sampler.batch_size, self.world_size)
-        self._accumulation = AccumulationSchedule.of(self.settings, self.settings.epochs * len(loader))
+        self._accumulation = AccumulationSchedule.from_settings(self.settings, self.settings.epochs * len(loader))
         if self.sharded:
             check_sharding(self._state.tracked, score)
             self._check_modalities = modalities_may_differ(self._state.model, loader.source)
@@ -278,7 +278,7 @@ class Run:
             raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
 
     def _replay_steps(self, loader: ViewLoader, replay: Replay) -> Iterator[ViewBatch]:
-        """Repeat steps up to the replayed one, show it, and exit; the run folder does not change."""
+        """Repeat steps up to the replayed one, write its views, and exit; the run folder does not change."""
         replay.seek(loader)
         while True:
             for batch in loader:
@@ -291,10 +291,10 @@ class Run:
                     sys.exit(0)
 
     def step(self, loss: Float[Tensor, ""]) -> None:
-        """Backward, finite guard, clipping, optimizer, schedule.
+        """Backward pass, NaN/inf check, clipping, optimizer step, and schedule.
 
         Under `accumulate` the optimizer steps after several calls, by the mean of their gradients, and the schedule
-        advances by as many steps. An incomplete last group counts by its share.
+        advances by as many steps. An incomplete last group is divided by the full number of batches too.
 
         Raises:
             NonFiniteError: the loss or a gradient is not finite on some rank; weights and optimizer are unchanged.
@@ -338,7 +338,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """End the trackers and the process group once all ranks are here. A second call does nothing.
+        """End the trackers and the process group when all ranks have called this. A second call does nothing.
 
         Other ranks wait without a timeout while the main rank evaluates.
         """

@@ -1,4 +1,4 @@
-"""The folder of a run: an unused one, the same on all ranks, with the checkpoint that the run resumes from."""
+"""The run folder: choose an unused one, check that all ranks share it, and read the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def open_folder(
     force: bool,
     log: Callable[[str], Any],
 ) -> tuple[str, dict[str, Any] | None]:
-    """Create the folder of a run, or read the newest valid checkpoint in it. Collective.
+    """Create the folder of a run, or read the newest valid checkpoint in it. Every rank must call this.
 
     Args:
         checkpoints: of the run, in its folder.
         config: the configuration; saved as config.yaml, and on resume compared with the saved one.
         is_main: whether this rank writes.
         resume: continue from the newest checkpoint, or start if there is none.
-        force: resume although settings changed that alter the steps.
+        force: resume even if changed settings alter the steps.
         log: receives messages.
 
     Returns:
@@ -67,6 +67,7 @@ def open_folder(
         for name, (was, now) in check_changes(before, dict(config), force=force).items():
             log(f"resume: {name} was {was!r} and is {now!r}")
     name = newest.name if newest else ""
+    # Gathered before any rank writes: a checkpoint that only some ranks see is found before the first step.
     names = gather_objects(name)
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,12 +90,12 @@ def check_shared(folder: Path, visible: list[bool], checkpoints: list[str]) -> N
     """
     if all(visible) and len(set(checkpoints)) == 1:
         return
-    blind = [rank for rank, sees in enumerate(visible) if not sees]
-    found = [f"process {rank}: {name or 'none'}" for rank, name in enumerate(checkpoints)]
+    missing = [rank for rank, sees in enumerate(visible) if not sees]
+    found = [f"rank {rank}: {name or 'none'}" for rank, name in enumerate(checkpoints)]
     raise ConfigError(
         "--output-dir",
-        expected="a folder that all processes share, on every machine",
-        got=f"{folder}, which processes {blind} do not see" if blind else f"checkpoints in {folder} by {found}",
+        expected="a folder that all ranks share, on every machine",
+        got=f"{folder}, which ranks {missing} do not see" if missing else f"checkpoints in {folder} by {found}",
         fix="choose a folder on a disk that all machines mount, by the same absolute path",
     )
 

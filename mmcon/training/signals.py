@@ -1,4 +1,7 @@
-"""Graceful stop: SIGTERM and SIGINT are recorded during a step and handled after it."""
+"""Graceful stop: SIGTERM and SIGINT are recorded during a step and handled after it.
+
+`Run.batches` checks the flag after each step, writes a checkpoint, and exits with the status `STOPPED`.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ class StopSignals:
     def _record(self, number: int, frame: Any) -> None:
         self.received.append(number)
         if len(self.received) > 1:
+            # Not sys.exit: handlers and a collective in progress could block the exit.
             os._exit(128 + number)
 
     def __exit__(self, *exception: object) -> None:

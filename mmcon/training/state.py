@@ -35,7 +35,7 @@ class TrainingState:
     tracked: Mapping[str, Any]
 
     def state_dict(self, *, keep: bool) -> dict[str, Any]:
-        """The states of all. Collective; a rank without `keep` gets no full tensors."""
+        """All states. Every rank must call this; a rank without `keep` gets no full tensors."""
         return {
             "model": full_state(unwrap(self.model).state_dict(), keep=keep),
             "optimizer": full_state(self.optimizer.state_dict(), keep=keep),
@@ -59,7 +59,7 @@ class TrainingState:
 
 
 def gather_loader_states(loader: ViewLoader | None) -> list[dict[str, Any]]:
-    """By rank, the states of the loader's stateful generators (memories of earlier batches). Collective."""
+    """By rank, the states of the loader's stateful view generators. Every rank must call this."""
     components = loader.stateful_components() if loader is not None else {}
     own = {name: tree_map(lambda x: x.detach().cpu(), c.state_dict()) for name, c in components.items()}
     return gather_objects(own) if components else [own]
@@ -68,9 +68,9 @@ def gather_loader_states(loader: ViewLoader | None) -> list[dict[str, Any]]:
 def restore_loader_states(
     loader: ViewLoader, saved: list[dict[str, Any]], *, rank: int, world_size: int, log: Callable[[str], Any]
 ) -> None:
-    """Restore the states of the loader's stateful generators; with another world size, ranks take them in turn."""
+    """Restore the states of the loader's stateful view generators; with n saved states, rank r gets state r mod n."""
     components = loader.stateful_components()
     if components and len(saved) != world_size:
-        log(f"resume: memories of {len(saved)} process(es) go on in {world_size}")
+        log(f"resume: {world_size} rank(s) restore the view generator states of {len(saved)}")
     for name, component in components.items():
         component.load_state_dict(saved[rank % len(saved)].get(name, {}))

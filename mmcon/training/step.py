@@ -1,4 +1,4 @@
-"""A training step: backward, finite guard, clipping, optimizer and schedule, for one or several accumulated batches."""
+"""A training step: backward, NaN/inf check, clipping, optimizer and schedule, over one or several batches."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class AccumulationSchedule:
     last: int = -1
 
     @staticmethod
-    def of(settings: RunSettings, batches: int) -> AccumulationSchedule:
-        """The schedule of a run that has `batches` in total, of which `max_steps` may leave some to a later run.
+    def from_settings(settings: RunSettings, batches: int) -> AccumulationSchedule:
+        """The schedule of a run of `batches` batches in total; `max_steps` may end it earlier.
 
         Raises:
             ConfigError: `max_steps` is inside a group; checkpoints do not hold the gradients of an incomplete group.
@@ -47,7 +47,7 @@ class AccumulationSchedule:
                 near = [n for n in (last - last % size, last - last % size + size) if n]
                 raise ConfigError(
                     "--max-steps",
-                    expected=f"a multiple of --accumulate {size}, since gradients of a cut group are in no checkpoint",
+                    expected=f"a multiple of --accumulate {size}, since checkpoints hold no gradients of a group",
                     got=str(last),
                     fix=f"--max-steps {' or '.join(map(str, near))}",
                 )
@@ -70,7 +70,7 @@ class StepLocation:
         folder: the run folder.
         seed: the seed of the run.
         step: the number of finished steps.
-        rank: of this process.
+        rank: the rank of this process.
         batch: the batch of the step.
     """
 
@@ -96,16 +96,16 @@ class Stepper:
     """Executes the steps of a run.
 
     Args:
-        accelerator: for its backward pass and its gradient scaler.
-        optimizer: as prepared by Accelerate.
+        accelerator: runs the backward pass and scales gradients.
+        optimizer: the optimizer that Accelerate prepared.
         schedule: advances with the optimizer, or None.
-        settings: how gradients are accumulated, clipped and guarded.
+        settings: of accumulation, clipping, and the NaN/inf check.
         log: receives messages.
 
     Attributes:
-        loss: of the last batch.
-        gradient_norm: of the last optimizer step, before clipping; None before the first.
-        skipped: skipped steps in a row.
+        loss: the loss of the last batch.
+        gradient_norm: the norm at the last optimizer step, before clipping; None before the first.
+        skipped: the number of consecutive skipped steps.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Stepper:
         self.loss = loss.detach()
 
     def optimizer_step(self, batches: int, location: StepLocation) -> None:
-        """Step the optimizer by the gradients of `batches` batches, unless a number is not finite.
+        """Step the optimizer by the gradients of `batches` batches, unless the loss or a gradient is not finite.
 
         The schedule counts batches, so it advances by as many steps.
 
@@ -150,6 +150,7 @@ class Stepper:
     def _clip(self) -> Float[Tensor, ""]:
         """Clip the unscaled gradients, and return their norm before clipping."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # The norm and the limit are those of gradients without the scale of fp16.
         self.accelerator.unscale_gradients(self.optimizer)
         norm = gradient_norm(parameters)
         if self.settings.clip_norm is not None:
@@ -165,10 +166,11 @@ class Stepper:
         scaler = self.accelerator.scaler
         if scaler is not None and scaler.get_scale() >= 1:
             return bool(torch.isfinite(self.loss))
+        # One comparison on the device, so that the step waits for it once.
         return bool(torch.isfinite(norm) & torch.isfinite(self.loss))
 
     def _skip_or_raise(self, location: StepLocation) -> None:
-        """Skip a step that is not finite, or raise an error with the keys that reproduce its batch."""
+        """Skip a step with NaN or inf, or raise an error with the keys that reproduce its batch."""
         self.skipped += 1
         norm = float("nan") if self.gradient_norm is None else float(self.gradient_norm)
         got = f"loss {float(self.loss)}, gradient norm {norm}"
@@ -179,9 +181,9 @@ class Stepper:
             return
         raise NonFiniteError(
             f"step {location.step + 1}",
-            expected="a finite loss and finite gradients on every process",
+            expected="a finite loss and finite gradients on every rank",
             got=got,
             fix="lower the learning rate, raise the temperature, clip gradients, or pass --on-nonfinite skip;"
-            f" `{location.replay_command}` shows what the model saw",
-            key=f"seed={location.seed}, step={location.step}, process={location.rank}, sample={location.samples}",
+            f" `{location.replay_command}` writes the inputs of the model",
+            key=f"seed={location.seed}, step={location.step}, rank={location.rank}, sample={location.samples}",
         )

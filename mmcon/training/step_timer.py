@@ -19,7 +19,7 @@ class StepTimer:
     They are read when a log line is written, which synchronizes with the device anyway.
 
     Attributes:
-        waiting: seconds for which the loop waited for data of workers or of a disk.
+        waiting: seconds in which the loop waited for workers or the disk.
         views: seconds in which this process made views itself.
         total: seconds in total.
         rows: rows of data that were used.
@@ -39,10 +39,10 @@ class StepTimer:
         self._last: Any = None
 
     def timed(self, loader: Iterable[T]) -> Iterator[T]:
-        """The items of a loader; the time to fetch and to use each one is added up.
+        """Yield the items of a loader, and add up the time to fetch and to use each one.
 
         Args:
-            loader: may have `seconds_in_views`.
+            loader: its attribute `seconds_in_views`, if it has one, is counted as `views`.
         """
         stream = iter(loader)
         while True:
@@ -72,7 +72,7 @@ class StepTimer:
         self._last = now
 
     def read(self) -> dict[str, float]:
-        """Rows per second, and the fractions of the time in waiting, views and phases; then start again."""
+        """Rows per second, and the fractions of the time in waiting, views and phases; then reset."""
         now = time.perf_counter()
         total = max(self.total + now - self._since, 1e-9)  # the current step counts too
         fractions = {name: seconds / total for name, seconds in self._seconds.items()}

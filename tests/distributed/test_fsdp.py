@@ -161,7 +161,7 @@ def test_gradients_of_batches_are_averaged(tmp_path):
 def test_it_is_said_that_negatives_stay_those_of_one_batch(tmp_path, capsys):
     train(tmp_path, accumulate=2, max_steps=2)
     told = capsys.readouterr().out
-    assert "negatives stay those of one batch" in told
+    assert "the negatives are those of one batch" in told
     assert "--chunk-size" in told
 
 
@@ -266,7 +266,7 @@ def test_mistakes_are_told_before_the_first_step(tmp_path):
     with pytest.raises(ConfigError, match=r"--batch-size 3$"):
         check_batch_size(2, 3)
     check_devices(["cuda"] * 2)
-    with pytest.raises(ConfigError, match="process 1 on cpu"):
+    with pytest.raises(ConfigError, match="rank 1 on cpu"):
         check_devices(["cuda", "cpu"])
     with pytest.raises(ConfigError, match="a GPU for fp16"):
         check_precision("fp16", cpu=True)
@@ -279,5 +279,5 @@ def test_a_batch_that_processes_do_not_divide_is_refused_by_the_recipe(tmp_path)
         [*command, "--output-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode != 0
-    assert "expected a global batch that 2 processes divide" in done.stderr
+    assert "expected a global batch size that is divisible by 2 ranks" in done.stderr
     assert "--batch-size 32 or 34" in done.stderr

@@ -40,12 +40,14 @@ def test_operations_of_linear_layers():
 def test_memory_is_counted_by_the_byte():
     numbers = 10 * 20 + 20 + 20 * 5 + 5
     layers = network()
-    memory = Memory.of(layers, stepped(layers, "sgd"), activations_per_row=120, rows=8, copies=[network()])
+    memory = Memory.measure(layers, stepped(layers, "sgd"), activations_per_row=120, rows=8, copies=[network()])
     assert memory.parameters == memory.gradients == memory.optimizer == memory.copies == 4 * numbers
     assert memory.total == 4 * 4 * numbers + 8 * 120
     # AdamW has two averages and a step count, a float32 for each of the four tensors.
     layers = network()
-    assert Memory.of(layers, stepped(layers, "adamw"), activations_per_row=1, rows=1).optimizer == 8 * numbers + 4 * 4
+    assert (
+        Memory.measure(layers, stepped(layers, "adamw"), activations_per_row=1, rows=1).optimizer == 8 * numbers + 4 * 4
+    )
 
 
 def test_rows_that_fit():

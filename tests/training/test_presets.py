@@ -84,7 +84,7 @@ def test_dry_runs_of_presets(recipe, preset, capfd):
     recipe.main(read(recipe, "--preset", preset, "--dry-run", "--cpu", "--image-size", "96"))
     said = capfd.readouterr().out
     assert "step 1/1" in said
-    assert "bundled images at 96×96 pixels stand in; counted for ImageNet's 1,281,167" in said
+    assert "bundled images at 96×96 pixels replace ImageNet; the estimate is for its 1,281,167 images" in said
     assert said.count("GPU hours, estimated") == 2
     rows = f"{2 * read(recipe, '--preset', preset).batch_size:,} rows"
     assert rows in said

@@ -142,7 +142,7 @@ def test_two_processes(tmp_path):
         torch.testing.assert_close([mean, variance], [ROWS.float().mean(0) * 0.1, ROWS.float().var(0) * 0.1 + 0.9])
         for name in OPTIMIZERS:
             torch.testing.assert_close(found["optimizers"][name], alone[name], rtol=1e-12, atol=1e-12)
-        assert "which processes [1] do not see" in found["folder"]
+        assert "which ranks [1] do not see" in found["folder"]
         assert "[(), ('image',)]" in found["modalities"]
 
 
@@ -163,9 +163,9 @@ def test_cores_are_shared_by_those_who_may_use_them(mine, world_size, threads):
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path):
     check_shared(tmp_path, [True, True], ["step-000000004"] * 2)
-    with pytest.raises(ConfigError, match=r"process 0: step-000000004(.|\n)*process 1: none(.|\n)*same absolute path"):
+    with pytest.raises(ConfigError, match=r"rank 0: step-000000004(.|\n)*rank 1: none(.|\n)*same absolute path"):
         check_shared(tmp_path, [True, True], ["step-000000004", ""])
-    with pytest.raises(ConfigError, match=r"processes \[1\] do not see"):
+    with pytest.raises(ConfigError, match=r"ranks \[1\] do not see"):
         check_shared(tmp_path, [True, False], ["", ""])
 
 

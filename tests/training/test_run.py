@@ -154,7 +154,7 @@ def test_waiting_for_slow_data_is_told(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(ViewLoader, "__iter__", slowly)
     train(tmp_path / "run", steps=3, max_steps=3)
-    assert "of the time went by waiting for data, " in capsys.readouterr().out
+    assert "of the time is spent waiting for data, " in capsys.readouterr().out
     assert all(line["waiting_for_data"] > 0.5 for line in MetricsLog(tmp_path / "run" / "metrics.jsonl").lines()[1:])
 
 

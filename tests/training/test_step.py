@@ -19,12 +19,12 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
 def test_groups_end_where_they_are_full_and_at_the_end_of_the_run():
-    groups = AccumulationSchedule.of(RunSettings(accumulate=3), 8)
+    groups = AccumulationSchedule.from_settings(RunSettings(accumulate=3), 8)
     assert [step for step in range(1, 9) if groups.ends_group(step)] == [3, 6, 8]
     assert [groups.accumulated(step) for step in (3, 6, 8)] == [3, 3, 2]
-    assert AccumulationSchedule.of(RunSettings(accumulate=3, max_steps=6), 8).last == 6
-    assert AccumulationSchedule.of(RunSettings(accumulate=3, max_steps=8), 8).last == 8  # where the run ends anyway
-    assert AccumulationSchedule.of(RunSettings(max_steps=5), 8).last == 5
+    assert AccumulationSchedule.from_settings(RunSettings(accumulate=3, max_steps=6), 8).last == 6
+    assert AccumulationSchedule.from_settings(RunSettings(accumulate=3, max_steps=8), 8).last == 8
+    assert AccumulationSchedule.from_settings(RunSettings(max_steps=5), 8).last == 5
 
 
 @pytest.mark.parametrize(("steps", "fix"), [(4, "--max-steps 3 or 6"), (2, "--max-steps 3")])
