@@ -16,8 +16,8 @@ SIZED = [*MMCON, *VIEWS, *sorted((ROOT / "recipes").rglob("*.py"))]
 
 LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 
-# A module imports only modules of its own line or of lines above it.
-FLOORS = [
+# The layers, from the bottom. A module imports only modules of its own layer or of lower ones.
+LAYERS = [
     ["mmcon.errors"],
     ["mmcon.portable_math"],
     ["mmcon.random"],
@@ -56,7 +56,7 @@ def module_of(path):
 
 
 def imports_of(path):
-    """Every module that a file imports, inside of functions too, except for imports under TYPE_CHECKING."""
+    """Every module that a file imports, also inside functions, except under TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
     hidden = {
         id(inner)
@@ -80,22 +80,22 @@ def inside(module, package):
     return module == package or module.startswith(package + ".")
 
 
-def floor_of(module):
-    return next((i for i, packages in enumerate(FLOORS) if any(inside(module, package) for package in packages)), None)
+def layer_of(module):
+    return next((i for i, packages in enumerate(LAYERS) if any(inside(module, package) for package in packages)), None)
 
 
 @pytest.mark.parametrize("path", MMCON, ids=module_of)
-def test_a_module_imports_only_lower_floors(path):
+def test_a_module_imports_only_lower_layers(path):
     module = module_of(path)
     if module == "mmcon" or module.startswith("mmcon.sources.bundled"):
         return
-    own = floor_of(module)
-    assert own is not None, f"{module} has no floor: give it one in FLOORS"
+    own = layer_of(module)
+    assert own is not None, f"{module} has no layer: add it to LAYERS"
     for other in imports_of(path):
         assert not inside(other, "mmcon_views"), f"{module} imports {other}"
         assert not inside(other, "recipes"), f"{module} imports {other}"
-        if other != "mmcon" and inside(other, "mmcon") and floor_of(other) is not None:
-            assert floor_of(other) <= own, f"{module} imports {other}, which is on a higher floor"
+        if other != "mmcon" and inside(other, "mmcon") and layer_of(other) is not None:
+            assert layer_of(other) <= own, f"{module} imports {other}, which is in a higher layer"
 
 
 @pytest.mark.parametrize("path", VIEWS, ids=module_of)
@@ -114,7 +114,7 @@ def test_losses_import_neither_modalities_nor_ranks():
 
 
 def uses_of(path, package):
-    """Every attribute chain and import of a file that leads into a package, such as `torch.distributed.all_reduce`."""
+    """Every attribute and import of a package in a file, such as `torch.distributed.all_reduce`."""
     found = {name for name in imports_of(path) if inside(name, package)}
     chains = (ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute))
     return found | {chain for chain in chains if inside(chain, package)}
@@ -148,12 +148,12 @@ def test_a_file_begins_with_a_docstring(path):
 
 
 def test_no_class_name_is_defined_twice():
-    places = defaultdict(list)
+    modules_of_class = defaultdict(list)
     for path in [*MMCON, *VIEWS]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
-                places[node.name].append(module_of(path))
-    assert not {name: modules for name, modules in places.items() if len(modules) > 1}
+                modules_of_class[node.name].append(module_of(path))
+    assert not {name: modules for name, modules in modules_of_class.items() if len(modules) > 1}
 
 
 def test_no_two_module_names_differ_by_a_plural_s():
