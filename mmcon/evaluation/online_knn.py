@@ -40,4 +40,5 @@ class OnlineKnn:
     def __call__(self) -> float:
         """The accuracy of the model as it is now, between 0 and 1."""
         features = extract_features(self.model, one_pass(self.subset, self.views))
+        # Leave-one-out by sample, not by row: another view of the same sample would vote too.
         return float(knn(features, features, k=self.k, exclude_same="sample").top1)

@@ -44,8 +44,10 @@ def slowness_spectrum(features: Features, *, keep: int | float = 0.999) -> Float
     change, x = _time_derivatives(features)
     x = x - x.mean(0)
     values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    # Rounding may give eigenvalues below 0.
     share = values.flip(0).clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
     kept = int((share < keep).sum()) + 1
+    # Without the directions of least variance: the division by its root would amplify rounding errors.
     whitening = vectors[:, -kept:] / values[-kept:].sqrt()
     whitened = change @ whitening
     return torch.linalg.eigvalsh(whitened.T @ whitened / len(whitened)).clamp(min=0)

@@ -167,6 +167,7 @@ def _spectrograms(part: Any, rate_hz: int) -> _Spectrograms:
         images, real = part["log_mel"].mean(1), part["length"]
         top, unit = float(images.shape[-2]), "mel band"
     else:
+        # The next power of two above 25 ms, as for log-mels.
         n = 1 << (rate_hz // 40).bit_length()
         window, signal = torch.hann_window(n), part["signal"].mean(1)
         spectrum = torch.stft(signal, n, n // 4, window=window, return_complex=True, pad_mode="constant")
