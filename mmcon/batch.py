@@ -31,7 +31,7 @@ class Index(Mapping[str, Tensor]):
 
     Args:
         columns: the columns by name.
-        n: the number of rows to check against; by default that of the columns.
+        n: the expected number of rows; by default that of the columns.
 
     Raises:
         InputError: columns differ in length.
@@ -79,12 +79,12 @@ class Index(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"Index(n={self.n}, columns={sorted(self._columns)})"
 
-    def map(self, f: Callable[[Tensor], Tensor]) -> Index:
+    def map(self, f: Callable[[Shaped[Tensor, "n ..."]], Shaped[Tensor, "m ..."]]) -> Index:
         """The table with a function applied to every column."""
         return Index({name: f(column) for name, column in self._columns.items()})
 
     def take(self, rows: Any) -> Index:
-        """Some of the rows, by positions, slice or mask."""
+        """Select rows by indices, slice or mask."""
         return self.map(lambda column: column[rows])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Index:
@@ -169,7 +169,7 @@ def count_rows(group: Any) -> int:
     return len(group)
 
 
-def tree_map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
+def tree_map(f: Callable[[Shaped[Tensor, "..."]], Shaped[Tensor, "..."]], tree: Any) -> Any:
     """Apply a function to every tensor in nested dicts, tuples and lists; other leaves are unchanged."""
     if isinstance(tree, Tensor):
         return f(tree)

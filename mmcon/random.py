@@ -1,15 +1,14 @@
-"""Keyed randomness: a random function is an ordinary function of a key.
+"""Keyed (counter-based) random numbers: each draw is a hash of (seed, epoch, sample, occurrence, view) and a name.
 
-In probability theory a random variable is an ordinary function X(ω): chance picks the outcome ω, and the rest is
-deterministic. A random function is a function of ω whose values are functions. Here the key takes the place of ω: a
-draw such as `k.uniform("area")` is a random variable, and a view generator is a random function: `draw` turns keys into
-parameters, which fix the deterministic function `apply`. Three rules follow.
+In probability theory a random variable is an ordinary function X(ω): the outcome ω is random, the function is not. Here
+the key is ω. A draw such as `k.uniform("area")` is a random variable, and a view generator is a random function: `draw`
+turns keys into parameters, and `apply` is a deterministic function of samples and parameters. Three rules follow.
 
-1. A draw is a function of its key and its name alone: not of earlier draws, the batch, the worker, the rank or the
-   device. Keys and draws are on the CPU.
-2. The fields of a key are *mixed*, never added, so that (1, 2) and (2, 1) differ; draws are *named*, never counted, so
-   that adding one does not shift another.
-3. Draws use integers and + − × ÷ √ alone, and fixed polynomials for the logarithm and the exponential
+1. A draw depends only on its key and its name: not on earlier draws, the batch, the worker, the rank or the device.
+   Keys and draws are on the CPU.
+2. The fields of a key are hashed together, never added, so that (1, 2) and (2, 1) differ. Draws are named, never
+   counted, so that an added draw does not change the others.
+3. Draws use only integers, + − × ÷ √, and fixed polynomials for the logarithm and the exponential
    (`mmcon.portable_math`), since library functions differ between vector widths. So a draw has the same bits on every
    machine.
 
@@ -44,7 +43,7 @@ FieldValues = int | Shaped[Tensor, "..."] | Sequence[int]
 
 # SplitMix64's increment as a signed 64-bit integer (torch multiplies int64 modulo 2^64).
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-# NumPy does the mixing: it has unsigned integers, and a call on few numbers takes a third of torch's time.
+# Mixing is done in NumPy, which has unsigned integers and takes a third of torch's time for few numbers.
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -57,18 +56,18 @@ def keys(
     occurrence: FieldValues = 0,
     step: int | None = None,
 ) -> Keys:
-    """A table of keys, one per view of a sample; single numbers are repeated to the length of the other fields.
+    """Make a table of keys, one per view of a sample; single numbers are repeated to the length of the other fields.
 
     Args:
         seed: the seed of the run.
-        epoch: the epoch, or any counter that should give new draws.
+        epoch: the epoch, or any counter whose values should have independent draws.
         sample: stable identities of the samples (see `stable_id`), not their positions.
         view: the number of the view of the sample.
         occurrence: distinguishes repeats of a sample in an epoch.
         step: the global step, for generators of scope "batch".
 
     Raises:
-        InputError: a field is not of whole numbers, or lengths differ.
+        InputError: a field has other values than integers, or lengths differ.
     """
     columns = [
         _integers(name, value) for name, value in zip(FIELDS, (seed, epoch, sample, occurrence, view), strict=True)
@@ -86,14 +85,14 @@ class Keys:
     """A table of keys: five fields per row, and a path of names. It is indexed like a tensor.
 
     A draw depends on the row, the path and the name of the draw. All methods that draw return one value (or a tensor of
-    the given shape) per row, equal in any subset or order of the rows.
+    the given shape) per row. The value of a row does not depend on the other rows or on their order.
 
     Attributes:
         fields: int64: seed, epoch, sample, occurrence, view.
-        path: the names of `child` calls, from the root of a chain to here.
-        dropped: fields that are left out of the mixing, in the order of `FIELDS`.
+        path: the names of the `child` calls that made this table, in order.
+        dropped: fields that are not hashed, in the order of `FIELDS`.
         step: the global step, or None.
-        of_batch: whether the keys are those of a whole global batch (see `for_batch`).
+        of_batch: whether the keys are shared by a whole global batch (see `for_batch`).
     """
 
     fields: Int[Tensor, "n 5"]
@@ -105,7 +104,7 @@ class Keys:
 
     @property
     def state(self) -> Int[Tensor, " n"]:
-        """The mixed keys, int64: one word per row, computed once. Children and draws absorb their names into it."""
+        """The hashed keys, one int64 word per row, computed once. Names of children and draws are hashed into it."""
         if self._state is None:
             object.__setattr__(self, "_state", _mix_fields(self.fields, self.dropped))
         assert self._state is not None
@@ -115,7 +114,7 @@ class Keys:
         return len(self.fields)
 
     def __getitem__(self, rows: Any) -> Keys:
-        """Rows, by slice, positions or mask; a single position keeps the axis, as a table of one row."""
+        """Select rows by slice, indices or mask; a single index returns a table of one row."""
         if isinstance(rows, int):
             rows = slice(rows, rows + 1 or None)
         return replace(self, fields=self.fields[rows], _state=self.state[rows])
@@ -125,7 +124,7 @@ class Keys:
         return f"Keys(n={len(self)}: {shown}{', …' if len(self) > 3 else ''})"
 
     def describe(self, row: int = 0) -> str:
-        """One row as code that makes the same key, for error messages and records."""
+        """One row as Python code that makes the same key, for error messages and logs."""
         values = ", ".join(f"{name}={int(value)}" for name, value in zip(FIELDS, self.fields[row], strict=True))
         at = f", step={self.step}" if self.step is not None else ""
         path = "".join(f".child({name!r})" for name in self.path)
@@ -134,19 +133,20 @@ class Keys:
         return f"keys({values}{at}){drop}{path}"
 
     def child(self, name: str) -> Keys:
-        """The keys of a named child: its draws are independent of those of this table and of other children.
+        """Keys of a named child, whose draws are independent of those of this table and of other children.
 
-        The mixed key absorbs a hash of the name, so a path of names is ordered, and adding a child changes no other.
+        The name is hashed into the key. So the order of the names in a path matters, and an added child does not change
+        the draws of the others.
         """
         return replace(self, path=(*self.path, name), _state=_absorb(self.state, name_hash(name)))
 
     def drop(self, *names: str) -> Keys:
-        """Keys that do not depend on the named fields: rows that differ only in these share their draws.
+        """Keys without the named fields: rows that differ only in these fields have the same draws.
 
-        A dropped field is replaced by a tag in the mixing, so these draws are independent of those with the field.
+        A tag is hashed in place of a dropped field, so these draws are independent of those with the field.
 
         Raises:
-            InputError: an unknown field, or keys with a path.
+            InputError: a field is unknown, or the keys have a path.
         """
         unknown = set(names) - set(FIELDS)
         if unknown:
@@ -162,7 +162,7 @@ class Keys:
         return replace(self, dropped=dropped, _state=None)
 
     def for_batch(self) -> Keys:
-        """Keys that depend on the seed and the global step alone: all rows share one draw, in every shard of a batch.
+        """Keys that depend only on the seed and the global step: all rows of a global batch have the same draw.
 
         Raises:
             InputError: the keys have no step.
@@ -181,14 +181,14 @@ class Keys:
         return batch_keys
 
     def bits(self, name: str, *shape: int) -> Int[Tensor, "n ..."]:
-        """Draw int64 words of 64 random bits: per row, the SplitMix64 stream that starts at the named child."""
+        """Draw int64 words of 64 random bits: per row, the SplitMix64 sequence that starts at the named child."""
         start = _absorb(self.state, name_hash(name))
         count = math.prod(shape)
         counter = torch.arange(1, count + 1, dtype=torch.int64) * _GOLDEN
         return _mix64(start[:, None] + counter).view(len(self), *shape)
 
     def ragged_bits(self, name: str, counts: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
-        """Draw `counts[i]` words for row i, row after row: the first words that `bits` draws."""
+        """Draw `counts[i]` words for row i, concatenated: the first words that `bits` would draw for the row."""
         start = _absorb(self.state, name_hash(name))
         ends = torch.cumsum(counts, 0)
         total = int(ends[-1]) if len(ends) else 0
@@ -205,7 +205,8 @@ class Keys:
     def normal(
         self, name: str, mean: float = 0.0, std: float = 1.0, *, shape: Sequence[int] = ()
     ) -> Float64[Tensor, "n ..."]:
-        """Draw normals: the inverse distribution function of one uniform each, all finite."""
+        """Draw normally distributed numbers, by the inverse distribution function of one uniform each; all finite."""
+        # The inverse distribution function takes one uniform; Box-Muller takes two and a cosine.
         inside = (_unit(self.bits(name, *shape)) + 2.0**-54).clamp(max=1 - 2.0**-53)  # neither 0 nor 1
         return mean + std * normal_quantile(inside)
 
@@ -224,13 +225,14 @@ class Keys:
         *,
         shape: Sequence[int] = (),
     ) -> Int[Tensor, "n ..."]:
-        """Draw whole numbers in [low, high); bounds may be tensors that broadcast to the shape of the draws.
+        """Draw integers in [low, high); bounds may be tensors that broadcast to the shape of the draws.
 
         The bias of scaling 53 bits is below 2^-20 for ranges up to 2^32.
         """
         span = torch.as_tensor(high) - torch.as_tensor(low)
         if bool((span <= 0).any()):
             raise InputError("Keys.integers", expected="low < high", got=f"low={low}, high={high}", key=self.describe())
+        # Scaled, not rejected: each draw takes one word whatever the range, so that draws stay at their positions.
         return torch.floor(self.uniform(name, shape=shape) * span).to(torch.int64) + torch.as_tensor(low)
 
     def bernoulli(
@@ -242,7 +244,7 @@ class Keys:
     def choice(
         self, name: str, weights: Sequence[float | int] | int, *, shape: Sequence[int] = ()
     ) -> Int[Tensor, "n ..."]:
-        """Draw positions 0..k-1: uniformly (weights is the number k), or in proportion to k weights."""
+        """Draw indices 0..k-1: uniformly if `weights` is the number k, else in proportion to k weights."""
         if isinstance(weights, int):
             return self.integers(name, 0, weights, shape=shape)
         edges = torch.tensor(weights, dtype=torch.float64)
@@ -257,29 +259,30 @@ class Keys:
         return torch.searchsorted(bounds, self.uniform(name, shape=shape) * total, right=True)
 
     def permutation(self, name: str, k: int) -> Int[Tensor, "n {k}"]:
-        """Draw a permutation of 0..k-1: the order of k random words (ties by position)."""
+        """Draw a permutation of 0..k-1: the sort order of k random words (ties by index)."""
         return torch.argsort(self.bits(name, k), dim=-1, stable=True)
 
 
 def stable_id(name: str | bytes | int) -> int:
-    """The 64-bit identity of a sample from its id in the source: a whole number as it is, text by `name_hash`."""
+    """The 64-bit id of a sample from its name in the source: an integer is unchanged, text is hashed (`name_hash`)."""
     return name if isinstance(name, int) else name_hash(name)
 
 
 @lru_cache(maxsize=65536)
 def name_hash(name: str | bytes) -> int:
     """Hash a name to a signed 64-bit integer (blake2b, 8 bytes, little-endian)."""
+    # Not Python's `hash`, which differs between processes.
     data = name.encode() if isinstance(name, str) else name
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 def stable_ids(names: Iterable[str | bytes | int]) -> Int[Tensor, " n"]:
-    """The identities of many samples, int64."""
+    """The 64-bit ids of many samples, int64."""
     return torch.tensor([stable_id(name) for name in names], dtype=torch.int64)
 
 
 def _integers(name: str, value: FieldValues) -> Int[Tensor, "..."]:
-    """A field as an int64 tensor with no axis or one."""
+    """Convert a field to an int64 tensor with at most one axis."""
     column = torch.as_tensor(value)
     if column.is_floating_point() or column.is_complex() or column.dtype == torch.bool or column.dim() > 1:
         raise InputError(
@@ -292,6 +295,7 @@ def _integers(name: str, value: FieldValues) -> Int[Tensor, "..."]:
 
 def _unit(bits: Int[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """The upper 53 bits as float64 in [0, 1)."""
+    # 53 bits are the mantissa of a float64: with more, the largest numbers would round up to 1.
     return torch.from_numpy((bits.numpy().view(np.uint64) >> np.uint64(11)) * 2.0**-53)
 
 
@@ -304,12 +308,12 @@ def _mix64(z: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
 
 
 def _absorb(state: Int[Tensor, " n"], word: Int[Tensor, " n"] | int) -> Int[Tensor, " n"]:
-    """Mix another word into the state. The order of words matters."""
+    """Hash another word into the state. The order of words matters."""
     return _mix64((state ^ word) + _GOLDEN)
 
 
 def _mix_fields(fields: Int[Tensor, "n 5"], dropped: tuple[str, ...]) -> Int[Tensor, " n"]:
-    """Absorb the fields one after another; a dropped one is replaced by a tag."""
+    """Hash the fields in order; a dropped field is replaced by a tag."""
     state = torch.full((len(fields),), name_hash("mmcon"), dtype=torch.int64)
     for i, name in enumerate(FIELDS):
         state = _absorb(state, name_hash(f"without {name}") if name in dropped else fields[:, i])
@@ -318,5 +322,5 @@ def _mix_fields(fields: Int[Tensor, "n 5"], dropped: tuple[str, ...]) -> Int[Ten
 
 @lru_cache
 def _log_of(x: float) -> float:
-    """The logarithm of a bound, cached: as a tensor of one number it takes as long as a draw of 512."""
+    """The logarithm of a bound, cached: the call on one number takes as long as a draw of 512 numbers."""
     return float(log(torch.tensor(x, dtype=torch.float64)))

@@ -16,7 +16,7 @@ from mmcon_views.image.resize import Resize
 from PIL import Image
 from torch import Tensor
 
-from mmcon.loading.mixing import apply_mixing, mixing_child
+from mmcon.loading.mixup_partners import apply_mixing, mixing_child
 from mmcon.media import ImageHandle
 from mmcon.random import Keys, keys
 from mmcon.registry import create_view

@@ -1,1 +1,1 @@
-"""Loading: draw, decode, collate and finish batches of views."""
+"""Loading: draw, decode and collate samples (per-sample stage), and apply batched views (batched stage)."""

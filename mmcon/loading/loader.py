@@ -1,7 +1,7 @@
-"""The view loader: batches of views, step by step.
+"""`ViewLoader`: an iterable data loader of view batches, resumable from its step.
 
-One work item is one step. Since every draw is keyed, the result does not depend on the worker or the time; the state of
-a loader is one integer, the step.
+A work item is the batch of one step. All draws are keyed, so a batch does not depend on the worker or on timing, and
+the state of a loader is one integer, the step.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, DataError
-from mmcon.loading.mixing import check_partners, mixing_child
-from mmcon.loading.pipeline import CollatedGroup, Views, collate_group, finish_batch, group_views
+from mmcon.loading.mixup_partners import check_partners, mixing_child
+from mmcon.loading.pipeline import CollatedGroup, Views, apply_batched_views, collate_group, group_views
 from mmcon.loading.workers import (
     DEATH_ERRORS,
     TrackedDataset,
-    find_fatal_item,
+    find_crashing_item,
     is_worker_death,
     iterate_items,
     worker_death_error,
@@ -38,16 +38,16 @@ class ViewLoader:
     Args:
         source: samples with stable ids, or a joined source with one member per modality.
         views: by modality, the generators of its views; the same object twice makes two independent views.
-        sampler: decides the global batches.
+        sampler: the sampler of global batches.
         seed: the seed of the run.
-        workers: worker processes; 0 works in the training process.
-        device: where the batched stage runs and the batch ends up.
-        rank: the shard of each global batch, of `world_size`.
+        workers: the number of worker processes; 0 loads in the training process.
+        device: the device of the batched stage and of the batch.
+        rank: the rank, which selects a shard of each global batch.
         world_size: the number of ranks.
-        prefetch: batches that each worker makes ahead.
+        prefetch: batches that each worker prefetches.
 
     Attributes:
-        seconds_in_views: time that this process spent on drawing, decoding and making views, without workers.
+        seconds_in_views: time that this process, not its workers, spent on drawing, decoding and computing views.
         failures: unreadable samples by id, with the reason.
 
     Raises:
@@ -92,11 +92,11 @@ class ViewLoader:
         self._tracked: TrackedDataset | None = None
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return self.sampler.steps_per_epoch
 
     def __iter__(self) -> Iterator[ViewBatch]:
-        """The rest of the epoch. Work items continue across epochs, so that workers never idle between two."""
+        """The remaining batches of the epoch. Workers prefetch across the end of an epoch."""
         end = (self.epoch + 1) * len(self)
         while self.step < end:
             if self._items is None:
@@ -104,7 +104,7 @@ class ViewLoader:
             requested = time.perf_counter()
             step, made = self._next_item()
             fetched = time.perf_counter()
-            batch = self._finish(step, made)
+            batch = self._apply_batched(step, made)
             self.seconds_in_views += time.perf_counter() - (fetched if self.workers else requested)
             self.step = step + 1
             yield batch
@@ -138,17 +138,21 @@ class ViewLoader:
         return found
 
     @property
-    def finishes_in_worker(self) -> bool:
-        """Whether workers run the batched stage too: on a CPU, unless a generator is stateful."""
+    def batched_stage_in_worker(self) -> bool:
+        """Whether workers also run the batched stage: on a CPU, unless a generator is stateful."""
+        # A stateful generator in a worker would have a memory of its own in each worker, and in no checkpoint.
         children = (child for group in self.view_groups for _, child in group.generator.children())
         return self.device.type == "cpu" and not any(child.scope == "stateful" for child in children)
 
     def make(self, step: int) -> list[CollatedGroup] | ViewBatch:
-        """The work item of a step: this rank's shard, finished if workers do that and every sample is readable."""
+        """The work item of a step: this rank's shard, after collate or, if workers run it, after the batched stage.
+
+        A shard with unreadable samples stays at the stage after collate, since a `ViewBatch` has no `failures`.
+        """
         batch = self.sampler.batch(step)
         groups = self._collate(self.source, batch, batch.shard_slice(self.rank, self.world_size))
-        if self.finishes_in_worker and not any(collated.failures for collated in groups):
-            return finish_batch(groups, step)
+        if self.batched_stage_in_worker and not any(collated.failures for collated in groups):
+            return apply_batched_views(groups, step)
         return groups
 
     def _collate(self, source: Source, batch: BatchPlan, shard: slice) -> list[CollatedGroup]:
@@ -158,7 +162,7 @@ class ViewLoader:
         )
         return [group for group in collated if group is not None]
 
-    def _finish(self, step: int, made: list[CollatedGroup] | ViewBatch) -> ViewBatch:
+    def _apply_batched(self, step: int, made: list[CollatedGroup] | ViewBatch) -> ViewBatch:
         if isinstance(made, ViewBatch):
             return made.to(self.device, non_blocking=True)
         for collated in made:
@@ -167,11 +171,11 @@ class ViewLoader:
         def move(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
             return x.to(self.device, non_blocking=True)
 
-        batch = finish_batch([collated.map(move) for collated in made], step)
+        batch = apply_batched_views([collated.map(move) for collated in made], step)
         return batch.to(self.device, non_blocking=True)
 
     def _work_items(self) -> Iterator[tuple[int, Any]]:
-        """The work items of all steps from the current one on, without end."""
+        """An infinite iterator of work items, from the current step on."""
         if self.workers == 0:
             return ((step, self.make(step)) for step in count(self.step))
         self._tracked = TrackedDataset(self._numbered_item, self.workers)
@@ -184,7 +188,7 @@ class ViewLoader:
         return step, self.make(step)
 
     def _next_item(self) -> tuple[int, Any]:
-        """The next work item; after the death of a worker, raises an error that names the sample at fault."""
+        """The next work item; if a worker was killed, raise an error that names the sample that crashes the decoder."""
         assert self._items is not None
         try:
             return next(self._items)
@@ -192,11 +196,11 @@ class ViewLoader:
             if self._tracked is None or not is_worker_death(error):
                 raise
             steps = self._tracked.unfinished()
-            fatal = [description for step in steps if (description := self._fatal_sample(step))]
+            fatal = [description for step in steps if (description := self._crashing_sample(step))]
             raise worker_death_error(fatal, steps) from error
 
-    def _fatal_sample(self, step: int) -> str:
-        """Describe the sample of a step that ends the process that makes its views, or return an empty string."""
+    def _crashing_sample(self, step: int) -> str:
+        """Describe the sample of a step whose loading kills its process, or return an empty string."""
         samples = self.sampler.batch(step)
         if all(mixing_child(group.generator) is None for group in self.view_groups):
             samples = samples.shard(self.rank, self.world_size)
@@ -207,12 +211,12 @@ class ViewLoader:
                 try:
                     source = self.source.members[group.modality]
                     collated = collate_group(group, source, single, slice(0, 1), seed=self.seed)
-                    if collated is not None and self.finishes_in_worker:
-                        finish_batch([collated], step)
+                    if collated is not None and self.batched_stage_in_worker:
+                        apply_batched_views([collated], step)
                 except DataError:
                     continue
 
-        number = find_fatal_item(make, len(samples))
+        number = find_crashing_item(make, len(samples))
         if number is None:
             return ""
         index = int(samples.indices[number])
@@ -220,7 +224,7 @@ class ViewLoader:
         return f"seed={self.seed}, epoch={samples.epoch}, step={step}, sample={sample}, index {index}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers get everything but the iterator that they belong to."""
+        """The pickled state for workers, without the iterator over workers."""
         return {**self.__dict__, "_items": None, "_tracked": None}
 
 
@@ -234,7 +238,7 @@ def one_pass(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[ViewBatch]:
-    """Every sample of a source once, in order, for evaluation; each rank gets its shard of every batch."""
+    """Iterate over every sample of a source once, in order, for evaluation; each rank gets its shard of every batch."""
     sampler = _SequentialSampler(len(source), max(batch_size, world_size))
     yield from ViewLoader(
         source, views, sampler, seed=0, workers=workers, device=device, rank=rank, world_size=world_size

@@ -1,8 +1,8 @@
-"""From a batch plan to views: draw all parameters, decode, collate, and finish with the batched stage.
+"""From a batch plan to views: the per-sample stage (before collate) and the batched stage (after collate).
 
-Views of a group are view-major: the first view of all samples, then the second view of all samples. Where a generator
-mixes samples of the global batch, a rank also makes the views of partners that other ranks own: they follow its own
-views until they are mixed in.
+The per-sample stage draws all parameters, decodes and collates. Views of a group are view-major: the first view of all
+samples, then the second view of all samples. If a generator mixes samples of the global batch, a rank also computes the
+views of partners that belong to other ranks, after its own views, until they are mixed in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmcon.batch import Index, ViewBatch, tree_map
 from mmcon.errors import DataError
-from mmcon.loading.mixing import add_partners, apply_mixing, as_own_partners, mixing_child, with_partner_columns
+from mmcon.loading.mixup_partners import add_partners, apply_mixing, as_own_partners, mixing_child, with_partner_columns
 from mmcon.random import Keys, keys
 from mmcon.samplers.base import BatchPlan
 from mmcon.sources.base import Source
@@ -29,13 +29,13 @@ Views = Mapping[str, Sequence[ViewGenerator]]
 
 @dataclass(frozen=True)
 class ViewGroup:
-    """Consecutive views of one modality that one generator makes, so that they are drawn and applied together.
+    """Consecutive views of one modality with the same generator, drawn and applied together.
 
     Attributes:
         modality: the modality of the samples.
-        generator: makes the views.
+        generator: the generator of the views.
         views: the view numbers.
-        batch_mixes: whether any group of the batch mixes samples, so that all tables have the columns of mixing.
+        batch_mixes: whether any group of the batch mixes samples; all index tables then have the partner columns.
     """
 
     modality: str
@@ -45,7 +45,7 @@ class ViewGroup:
 
 
 def group_views(views: Views) -> tuple[ViewGroup, ...]:
-    """Group the views of each modality: consecutive uses of the same generator object make one group."""
+    """Group the views of each modality: consecutive uses of the same generator object are one group."""
     groups: list[ViewGroup] = []
     mixes = any(mixing_child(generator) for generators in views.values() for generator in generators)
     for modality, generators in views.items():
@@ -61,14 +61,14 @@ def group_views(views: Views) -> tuple[ViewGroup, ...]:
 
 @dataclass
 class CollatedGroup:
-    """One view group of a batch between its two stages: after collation, before the batched stage.
+    """One view group of a batch between its two stages: after collate, before the batched stage.
 
     Attributes:
         group: the view group.
-        samples: the collated samples after the ragged stage: this rank's views, then those that are only partners.
+        samples: the collated samples: this rank's views, then those that are only partners.
         params: the parameters of all children of the generator, for the same views.
         index: the table of this rank's views.
-        partners: for each of this rank's views, the row of `samples` that it is mixed with; None without mixing.
+        partners: for each of this rank's views, the row of its partner in `samples`; None without mixing.
         failures: unreadable samples by id, with the reason; their views are left out.
     """
 
@@ -82,21 +82,20 @@ class CollatedGroup:
     def map(self, f: Any) -> CollatedGroup:
         """The same group with a function applied to `samples` and `partners`.
 
-        Parameters stay on the CPU: `apply` reads from them which images it changes and in what order, and reading
-        them from a device would wait for that device.
+        Parameters stay on the CPU: `apply` branches on them, and reading them from a GPU would synchronize with it.
         """
         return replace(self, samples=tree_map(f, self.samples), partners=tree_map(f, self.partners))
 
     def pin_memory(self) -> CollatedGroup:
-        """The same group in page-locked memory, from which copies to a GPU overlap its work; called by DataLoader."""
+        """The same group in page-locked memory, for asynchronous copies to a GPU; called by DataLoader."""
         return self.map(Tensor.pin_memory)
 
 
 class OpenedSamples(NamedTuple):
-    """Samples with read headers and drawn parameters, not yet decoded.
+    """Undecoded samples with drawn parameters.
 
     Attributes:
-        handles: one per view.
+        handles: one handle per view.
         params: the parameters of all children of the generator.
         index: the table of the views.
         keys: the keys that the parameters were drawn from.
@@ -111,9 +110,9 @@ class OpenedSamples(NamedTuple):
 def collate_group(
     group: ViewGroup, source: Source, batch: BatchPlan, shard: slice, *, seed: int
 ) -> CollatedGroup | None:
-    """The ragged stage of a view group for one shard of a global batch: open, draw, decode, collate.
+    """The per-sample stage of a view group for one shard of a global batch: open, draw, decode, collate.
 
-    Samples that raise DataError are left out and reported. None where no sample of the shard has the modality.
+    Samples that raise DataError are left out and reported. Returns None if no sample of the shard has the modality.
 
     Raises:
         DataError: no sample of the shard is readable.
@@ -135,8 +134,8 @@ def collate_group(
     return _decode(group, opened, len(positions), partners)
 
 
-def finish_batch(groups: Sequence[CollatedGroup], step: int) -> ViewBatch:
-    """The batched stage of every view group, on the device of its samples, and the batch of their views."""
+def apply_batched_views(groups: Sequence[CollatedGroup], step: int) -> ViewBatch:
+    """Run the batched stage of every view group, on the device of its samples, and make the batch of views."""
     views: dict[str, tuple[Any, ...]] = {}
     tables: dict[str, list[Index]] = {}
     params: dict[str, tuple[Any, ...]] = {}
@@ -156,7 +155,7 @@ def finish_batch(groups: Sequence[CollatedGroup], step: int) -> ViewBatch:
 
 
 def _with_modality(source: Source, batch: BatchPlan, shard: slice) -> tuple[BatchPlan, slice]:
-    """The samples of the global batch that have the modality, and the shard's positions among them."""
+    """The samples of the global batch that have the modality, and the range of the shard among them."""
     present = source.present(batch.indices)
     if present is None:
         return batch, shard
@@ -171,7 +170,7 @@ def _open_and_draw(
     views: Int[Tensor, " n"],
     seed: int,
 ) -> OpenedSamples:
-    """Read the headers of the samples at some positions of the batch, and draw the parameters of their views."""
+    """Open samples, by their positions in the batch, and draw the parameters of their views."""
     indices = batch.indices[positions]
     handles = source.open(indices)
     table = keys(
@@ -197,7 +196,7 @@ def _open_and_draw(
 
 
 def _decode(group: ViewGroup, opened: OpenedSamples, own: int, partners: Int[Tensor, " n"] | None) -> CollatedGroup:
-    """The ragged stage for all samples; after a failure sample by sample, so that only unreadable ones are lost."""
+    """Decode and collate all samples; after a failure, decode one by one, so that only unreadable ones are left out."""
     try:
         samples = collate(group.generator.apply_ragged(opened.handles, opened.params))
     except DataError:

@@ -1,12 +1,12 @@
-"""The loader of streams: data too large for a disk, in keyed order, at a position that is one number.
+"""`StreamLoader`: view batches of sequential data sets, too large for a disk, resumable from a step number.
 
-    stream = Stream.of("owner/name", split="train")         # streaming of `datasets`; or Stream(read_from)
+    stream = Stream.from_hub("owner/name", split="train")         # streaming of `datasets`; or Stream(read_from)
     loader = StreamLoader(stream, {"image": [view, view]}, batch_size=512, steps_per_epoch=2000, seed=0)
 
-A stream is read in blocks of `buffer` samples. Each block is shuffled by a key (seed, epoch, block), and global batches
-are cut from the shuffled samples. So a batch is a function of its step, the state of a loader is one integer, and a
-resumed run reads at most one block again. Every rank reads the whole stream, since bytes that are not decoded are
-cheap, and makes its shard of each global batch; so each sample is seen once for any world size.
+A stream is read in buffers of `buffer` samples. Each buffer is shuffled by a key (seed, epoch, buffer), and global
+batches are taken from the shuffled samples. So a batch is a function of its step, the state of a loader is one integer,
+and a resumed run rereads at most one buffer. Every rank reads the whole stream, since reading without decoding is
+cheap, and decodes its shard of each global batch. So a sample is seen by one rank only, for any world size.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, DataError
 from mmcon.loading.loader import ViewLoader
-from mmcon.loading.mixing import check_partners
+from mmcon.loading.mixup_partners import check_partners
 from mmcon.loading.pipeline import Views, group_views
 from mmcon.samplers.base import BatchPlan, BatchSampler, EpochOrder, without_repeats
-from mmcon.sources.streaming import Stream, StreamSample, Window
+from mmcon.sources.streaming import Stream, StreamBuffer, StreamSample
 
 
 @final
 class StreamSampler(BatchSampler):
-    """Holds the batch size and the steps of a stream; its samples have no indices, so an epoch has no order ahead."""
+    """The batch size and number of steps of a stream; without indices, the order of an epoch cannot be computed."""
 
     def __init__(self, *, batch_size: int, steps_per_epoch: int, seed: int) -> None:
         self.batch_size, self.seed, self.steps_per_epoch = batch_size, seed, steps_per_epoch
@@ -41,24 +41,24 @@ class StreamSampler(BatchSampler):
 
 @final
 class StreamLoader(ViewLoader):
-    """Batches of views from a stream: global batches in keyed order, of which each rank makes its shard.
+    """Batches of views from a stream: global batches in keyed order, of which each rank decodes its shard.
 
-    It works wherever a ViewLoader does, as in `Run.batches`, but without worker processes.
+    It replaces a ViewLoader, as in `Run.batches`, but has no worker processes.
 
     Args:
         stream: the samples.
         views: by modality, the generators of its views; the same object twice makes two independent views.
         batch_size: samples in a global batch.
-        steps_per_epoch: batches in an epoch, for schedules and checkpoints. A stream that ends before starts again in
-            another order; one that would continue is cut.
+        steps_per_epoch: batches in an epoch, for schedules and checkpoints. A shorter stream is read again in another
+            order; the rest of a longer one is not read.
         seed: the seed of the run.
-        buffer: samples in a block, which are shuffled together; at least a batch.
-        device: where the batched stage runs.
-        rank: the shard of each global batch, of `world_size`.
+        buffer: the number of samples that are shuffled together; at least the batch size.
+        device: the device of the batched stage and of the batch.
+        rank: the rank, which selects a shard of each global batch.
         world_size: the number of ranks.
 
     Raises:
-        ConfigError: sizes that do not fit together, or views of another modality.
+        ConfigError: sizes are inconsistent, or views are of another modality.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class StreamLoader(ViewLoader):
         self.step, self._batches = int(state["step"]), None
 
     def __iter__(self) -> Iterator[ViewBatch]:
-        """The rest of the epoch."""
+        """The remaining batches of the epoch."""
         end = (self.epoch + 1) * len(self)
         while self.step < end:
             if self._batches is None:
@@ -114,16 +114,17 @@ class StreamLoader(ViewLoader):
             yield batch
 
     def _make_shard(self, samples: list[StreamSample], key_epoch: int) -> ViewBatch:
-        window = Window(samples, self.stream)
+        # The whole global batch as a source: partners for mixing may be in the shard of another rank.
+        source = StreamBuffer(samples, self.stream)
         plan = BatchPlan(*without_repeats(torch.arange(len(samples))), key_epoch, self.step)
-        return self._finish(self.step, self._collate(window, plan, plan.shard_slice(self.rank, self.world_size)))
+        return self._apply_batched(self.step, self._collate(source, plan, plan.shard_slice(self.rank, self.world_size)))
 
     def _global_batches(self, step: int) -> Iterator[tuple[int, list[StreamSample]]]:
-        """The global batches of an epoch from a step on, each with the epoch of its keys."""
+        """The global batches of an epoch from a step on, each with the epoch field of its keys."""
         epoch, step_in_epoch = divmod(step, len(self))
         start, passes = step_in_epoch * self.batch_size, 0
         while True:
-            # Further passes over the stream within an epoch have key epochs far above those of any epoch.
+            # Further passes over the stream within an epoch get an epoch field that no real epoch has.
             key_epoch = epoch + passes * (1 << 32)
             samples = self.stream.shuffled(seed=self.seed, epoch=key_epoch, buffer=self.buffer, start=start)
             count = 0
@@ -134,7 +135,7 @@ class StreamLoader(ViewLoader):
             start = self._start_of_next_pass(start, count)
 
     def _start_of_next_pass(self, start: int, batches: int) -> int:
-        """The first sample of the next pass: 0, or further on where a resumed run skips whole passes."""
+        """The index of the first sample of the next pass: 0, or more if a resumed run skips whole passes."""
         if batches:
             return 0
         length = sum(1 for _ in self.stream.read_from(0))

@@ -1,8 +1,8 @@
-"""Worker processes that die: find the sample at fault.
+"""Diagnose killed DataLoader workers: find the sample that crashes the decoder.
 
-An exception in a worker reaches the training process by itself. A worker that is *killed* (a segmentation fault of a
-decoder, an out-of-memory kill) leaves only the step that it was working on. The samples of that step are then tried
-again, one by one, in a separate worker process; where that process dies too, the sample is at fault.
+An exception in a worker is raised in the training process by DataLoader. A worker that is *killed* (a segmentation
+fault of a decoder, an out-of-memory kill) leaves only the step that it was loading. The samples of that step are then
+loaded again, one by one, in a separate worker process. The sample whose loading kills that process too is reported.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from mmcon.errors import DataError
 _IDLE = -1
 
 DEATH_ERRORS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
-"""The types of errors that a dead worker may cause; `is_worker_death` decides for a single one."""
+"""The types of errors that a killed worker may cause; `is_worker_death` checks a single error."""
 
 
 class TrackedDataset(Dataset):
-    """Items that record, in shared memory, which of them each worker is making.
+    """A dataset that records, in shared memory, which item each worker is loading.
 
     Args:
-        make: the item of a number.
+        make: a function from the number of an item to the item.
         workers: the number of worker processes; 0 for none.
     """
 
@@ -47,24 +47,24 @@ class TrackedDataset(Dataset):
         return made
 
     def unfinished(self) -> list[int]:
-        """The numbers that workers began and did not finish."""
+        """The numbers of items that workers began and did not finish."""
         return sorted(number for number in self.current.tolist() if number != _IDLE)
 
 
 def iterate_items(
     items: TrackedDataset, numbers: Iterable[int], *, workers: int, prefetch: int = 2, pinned: bool = False
 ) -> Iterator[Any]:
-    """The items in order, made by worker processes. The death of a worker raises on the next fetch.
+    """Load items in order by worker processes. A killed worker raises on the next fetch.
 
     Args:
-        items: makes the items.
-        numbers: the numbers of the items, possibly without end.
-        workers: worker processes, at least one.
-        prefetch: items that each worker makes ahead.
+        items: the dataset.
+        numbers: the numbers of the items, possibly infinite.
+        workers: the number of worker processes, at least one.
+        prefetch: items that each worker prefetches.
         pinned: copy items into page-locked memory, in a thread of the training process.
     """
-    # DataLoader installs a SIGCHLD handler that raises in the middle of whatever the training process does; it is
-    # replaced by the handler that was there before.
+    # DataLoader installs a SIGCHLD handler that raises at an arbitrary point of the training process. The previous
+    # handler is restored.
     in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
     before = signal.getsignal(signal.SIGCHLD) if in_main else None
     stream = iter(
@@ -84,18 +84,18 @@ def iterate_items(
 
 
 def is_worker_death(error: Exception) -> bool:
-    """Whether an error means that a worker process ended.
+    """Whether an error was caused by a killed worker process.
 
-    Either PyTorch notices, or the training process fails to fetch tensors that the dead worker had announced, since
-    no process is at the other end of the socket.
+    Either PyTorch detects it, or the training process fails to fetch tensors from the killed worker over a socket that
+    is closed.
     """
     if isinstance(error, ConnectionError | EOFError | FileNotFoundError):
         return "in DataLoader worker" not in str(error)
     return "DataLoader worker" in str(error) and ("exited unexpectedly" in str(error) or "killed" in str(error))
 
 
-def find_fatal_item(make: Callable[[int], Any], count: int) -> int | None:
-    """The first of `count` items that ends the process that makes it, or None."""
+def find_crashing_item(make: Callable[[int], Any], count: int) -> int | None:
+    """The first of `count` items whose loading kills its process, or None."""
     items = TrackedDataset(make, 1)
     try:
         for _ in iterate_items(items, range(count), workers=1):
@@ -108,11 +108,11 @@ def find_fatal_item(make: Callable[[int], Any], count: int) -> int | None:
 
 
 def worker_death_error(fatal: list[str], steps: list[int]) -> DataError:
-    """The error to raise for a dead worker.
+    """The error to raise for a killed worker.
 
     Args:
-        fatal: descriptions of the samples that ended the second worker too.
-        steps: the steps that workers were making.
+        fatal: descriptions of the samples that killed the second worker too.
+        steps: the steps that workers were loading.
     """
     if fatal:
         return DataError(

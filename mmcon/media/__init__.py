@@ -1,6 +1,6 @@
-"""Handles on media: read the header, then decode a region, a scale or a span on request.
+"""Handles on encoded media: read the header, then decode a region, a scale or a span on request.
 
-There is one handle class per modality: `ImageHandle`, `AudioHandle`, `VideoHandle`, `TextHandle`; `Instances` holds
+Each modality has a handle class: `ImageHandle`, `AudioHandle`, `VideoHandle`, `TextHandle`. `Instances` contains
 several handles of one sample. Every handle has `facts`, the numbers that view generators draw from, and `decode()`.
 """
 

@@ -7,14 +7,14 @@
 
 What a file may contain, and how it is handled:
 
-- *rate and channels*: converted to the audio format, resampled with a windowed sinc and mixed down by the mean. All
+- *rate and channels*: converted to the audio format, by windowed-sinc resampling and the mean of the channels. All
   handles of a source have the same format;
 - *8, 16, 24, 32 bits, floats*: float32, full scale at ±1;
 - *video files*: their first audio stream;
-- *silence*: as any other recording;
+- *silence*: like any other recording;
 - *NaN or infinite samples*: DataError with the name of the sample, or zeros (`on_non_finite`);
-- *fewer samples than the header says*: DataError, or zeros at the end (`on_short`). Compressed containers (mp4, webm)
-  and mp3 only estimate their length: up to a tenth of a second less is filled with zeros, and samples of an mp3
+- *fewer samples than the header states*: DataError, or zeros at the end (`on_short`). Compressed containers (mp4,
+  webm) and mp3 only estimate their length: up to a tenth of a second is padded with zeros, and samples of an mp3
   without a Xing header beyond the estimate are not read;
 - *truncated or corrupt files*: DataError with the name of the sample.
 """
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from mmcon.errors import DataError, InputError
 from mmcon.media.audio_files import AUDIO_CONTAINER_SUFFIXES, AUDIO_SUFFIXES, AudioHeader, open_audio_file
 
-# torchaudio's resampling kernel has about rate·rate/gcd² entries; a pair of rates beyond this raises.
+# torchaudio's resampling kernel has about rate·rate/gcd² entries; a pair of rates with a larger kernel raises.
 _LARGEST_KERNEL = 20_000_000
 
 
@@ -46,10 +46,10 @@ class AudioFormat:
 
     Attributes:
         rate_hz: the rate to resample to.
-        channels: 1 mixes all channels down by their mean; 2 or more accept files with that number of channels, and
-            repeat the channel of a mono file.
+        channels: 1 averages all channels; 2 or more accepts files with that number of channels, and repeats the
+            channel of a mono file.
         on_non_finite: "error" raises on NaN or infinite samples; "zero" replaces them.
-        on_short: "error" raises on a file with fewer samples than its header says; "zero" fills the end.
+        on_short: "error" raises on a file with fewer samples than its header states; "zero" pads the end.
     """
 
     rate_hz: int = 16_000
@@ -65,7 +65,7 @@ class AudioFormat:
 
 @final
 class AudioHandle:
-    """Audio that is opened but not decoded.
+    """An opened, undecoded recording.
 
     Args:
         source: a path, the bytes of a file, or samples in memory as a float tensor `t` or `c t`.
@@ -93,7 +93,7 @@ class AudioHandle:
 
     @cached_property
     def header(self) -> AudioHeader:
-        """Length, rate and channels as the file states them.
+        """Length, rate and channels from the header of the file.
 
         Raises:
             DataError: no decoder reads the file.
@@ -108,10 +108,10 @@ class AudioHandle:
 
     @cached_property
     def facts(self) -> dict[str, int]:
-        """The length in samples and the rate of what `decode` returns; only the header is read.
+        """The length (samples) and rate of the decoded recording; only the header is read.
 
-        A file without a readable header has length 0 here, so that its batch can be drawn; decoding it raises the
-        error that names it.
+        A file without a readable header has length 0, so that the parameters of its batch can be drawn; decoding it
+        raises an error with its name.
         """
         try:
             header = self.header
@@ -128,7 +128,7 @@ class AudioHandle:
             length: the number of samples, within the recording; by default all to the end.
 
         Returns:
-            The same samples as in the whole recording, resampled at once.
+            The same samples as a span of the whole resampled recording.
 
         Raises:
             DataError: the file cannot be read, is truncated, or contains NaN.
@@ -146,9 +146,10 @@ class AudioHandle:
             )
         if header.rate_hz == self.audio_format.rate_hz:
             return self._mix(self._read(start, length))
+        # In lowest terms the ratio gives the smallest kernel, and the blocks that make a span exact.
         g = math.gcd(header.rate_hz, self.audio_format.rate_hz)
         old, new = header.rate_hz // g, self.audio_format.rate_hz // g
-        # Blocks of `new` samples are computed from blocks of `old`, and from one filter width more on both sides.
+        # A block of `new` samples depends on a block of `old` samples and one filter width on both sides.
         margin = math.ceil((6 * old / (0.99 * min(old, new)) + 1) / old) + 1
         first = max(0, start // new - margin)
         last = math.ceil((start + length) / new) + margin
@@ -157,7 +158,7 @@ class AudioHandle:
         return resampled[:, start - first * new : start - first * new + length].contiguous()
 
     def _read(self, start: int, length: int) -> Float[Tensor, "c t"]:
-        """Samples at the rate of the file, checked."""
+        """Read and check samples at the rate of the file."""
         if isinstance(self.source, np.ndarray | Tensor):
             samples = torch.as_tensor(self.source, dtype=torch.float32)
             span = (samples if samples.dim() == 2 else samples[None])[:, start : start + length]
@@ -186,7 +187,7 @@ class AudioHandle:
         return span
 
     def _mix(self, span: Float[Tensor, "c t"]) -> Float[Tensor, "c2 t"]:
-        """Mix or repeat channels to the number of the format."""
+        """Average or repeat channels to the number of channels of the format."""
         wanted = self.audio_format.channels
         if len(span) == wanted:
             return span
@@ -221,10 +222,10 @@ def resampler(old: int, new: int) -> nn.Module:
 def open_audio(
     sources: str | Path | Sequence[str | Path | bytes], *, audio_format: AudioFormat | None = None
 ) -> list[AudioHandle]:
-    """Handles on all audio files below a folder, or on listed ones, with one format. Every header is read.
+    """Open all audio files below a folder, or the listed ones, with one format. Every header is read.
 
     Raises:
-        DataError: there is no file, or one cannot be read or is empty.
+        DataError: no file was found, or a file cannot be read or is empty.
     """
     if isinstance(sources, str | Path):
         suffixes = AUDIO_SUFFIXES + AUDIO_CONTAINER_SUFFIXES

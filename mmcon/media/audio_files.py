@@ -1,4 +1,4 @@
-"""Reading audio files: with TorchCodec where it works, else with libsndfile, else with FFmpeg through PyAV."""
+"""Read audio files with TorchCodec if it works, else with libsndfile, else with FFmpeg through PyAV."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from mmcon.errors import DataError, MissingDependencyError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 AUDIO_CONTAINER_SUFFIXES = (".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".wma")
-"""Of containers that may also hold video."""
+"""Suffixes of containers that may also contain video."""
 
 Reader = Callable[[int, int], Float[Tensor, "c t"]]
-"""Reads a span at the rate of the file: (start, length) -> samples, fewer where the file ends."""
+"""A function that reads a span at the rate of the file: (start, length) -> samples, fewer at the end of the file."""
 
-# FFmpeg's decoders need some packets before the span until their output is exact.
+# FFmpeg's decoders need some packets before the span for exact output.
 _RUN_UP_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """Length, rate and channels as a file states them.
+    """Length, rate and channels from the header of a file.
 
     Attributes:
         length: the number of samples at the rate of the file.
         rate_hz: the rate of the file.
         channels: the number of channels.
-        decoder: soundfile, av, torchcodec or memory.
+        decoder: "soundfile", "av", "torchcodec" or "memory".
         estimated: whether the length is an estimate, as in compressed containers.
     """
 
@@ -48,11 +48,11 @@ class AudioHeader:
 
 
 def open_audio_file(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
-    """The header of a file and a function that reads spans of it.
+    """Open a file: return its header and a function that reads spans.
 
     Raises:
         DataError: no decoder can read it.
-        MissingDependencyError: no installed decoder reads it, and another decoder could be installed.
+        MissingDependencyError: no installed decoder can read it, and another decoder is not installed.
     """
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise DataError(f"audio {name!r}", expected="a file", got="none at this path")
@@ -62,7 +62,7 @@ def open_audio_file(source: str | Path | bytes, name: str) -> tuple[AudioHeader,
             return decoder(source, name)
         except ModuleNotFoundError:
             missing += [package] if package else []
-        except Exception as error:  # each library has its own types; their messages go into ours
+        except Exception as error:  # each library has its own types; the error below contains their messages
             tried.append(f"{decoder.__name__[1:]}: {str(error) or repr(error)}")
     if missing:
         raise MissingDependencyError(
@@ -105,7 +105,7 @@ def _soundfile(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Read
 
 
 def _read_in_blocks(read: Reader, start: int, length: int) -> list[Float[Tensor, "c _"]]:
-    """The readable samples of a span in ever smaller blocks: libsndfile may fail near the end of a truncated file."""
+    """Read a span in blocks of decreasing size, since libsndfile may fail near the end of a truncated file."""
     blocks, size = [], 4096
     while length and size:
         try:
@@ -167,7 +167,7 @@ def _av(source: str | Path | bytes, name: str) -> tuple[AudioHeader, Reader]:
 
 @cache
 def torchcodec_works() -> bool:
-    """Whether TorchCodec decodes one second of silence: it may be importable without a usable FFmpeg."""
+    """Whether TorchCodec can decode one second of silence; it may be importable without a usable FFmpeg."""
     silence = io.BytesIO()
     with wave.open(silence, "wb") as file:
         file.setparams((1, 2, 8_000, 8_000, "NONE", ""))

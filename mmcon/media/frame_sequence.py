@@ -29,7 +29,7 @@ class FrameFolder(VideoHandle):
         name: the name of the video in messages; by default the path.
 
     Raises:
-        DataError: no images, no rate, or an unreadable first image.
+        DataError: the folder has no images or an unreadable first image, or the rate is missing.
     """
 
     def __init__(self, folder: str | Path, *, frames_per_second: int | float | None, name: str = "") -> None:
@@ -55,7 +55,7 @@ class FrameFolder(VideoHandle):
         )
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Decode each shown image once."""
+        """Decode each requested image once."""
         rate, last = self.header.frames_per_second, len(self.files) - 1
         shown = [min(max(0, math.floor((t + SAME_TIME_SECONDS) * rate)), last) for t in times]
         decoded = {i: scaled(self._image(self.files[i])[None], shorter_side)[0] for i in dict.fromkeys(shown)}
@@ -80,9 +80,9 @@ class FrameFolder(VideoHandle):
 
 @final
 class AnimatedImage(VideoHandle):
-    """An animated GIF, WebP or PNG. Each frame lasts as long as the file says (100 ms where it says 0, as in browsers).
+    """An animated GIF, WebP or PNG. Frame durations are those of the file; 0 means 100 ms, as in browsers.
 
-    Such files store differences between frames, so they are decoded from the start; they are small.
+    These files store differences between frames, so they are always decoded from the start.
     """
 
     def __init__(self, file: str | Path, *, name: str = "") -> None:
@@ -92,6 +92,7 @@ class AnimatedImage(VideoHandle):
         with _data_errors(str(file)), Image.open(self.file) as image:
             width, height = image.size
             durations = [_milliseconds(image, i) for i in range(getattr(image, "n_frames", 1))]
+        # Summed in whole milliseconds, which are exact; seconds would add rounding errors.
         ends = torch.tensor(durations, dtype=torch.float64).cumsum(0) / 1000
         self.times, self.end = [0.0, *ends[:-1].tolist()], float(ends[-1])
         count = len(durations)
@@ -117,7 +118,7 @@ class AnimatedImage(VideoHandle):
 
 
 def _milliseconds(image: Any, number: int) -> float:
-    """The duration of a frame, which Pillow knows after loading it."""
+    """The duration of a frame, which Pillow sets when it loads the frame."""
     image.seek(number)
     image.load()
     return float(image.info.get("duration", 0) or 100)
@@ -137,7 +138,7 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 @contextmanager
 def _data_errors(name: str) -> Iterator[None]:
-    """Turn a library's errors on a damaged file into DataError with the name of the file."""
+    """Convert a library's errors on a damaged file to a DataError with the name of the file."""
     try:
         yield
     except DataError:

@@ -6,9 +6,9 @@
 
 What a file may contain, and how it is handled:
 
-- *orientation*: the EXIF tag is applied, in the facts as well;
-- *gray, palette, CMYK, YCbCr, …*: converted to RGB (to gray where `channels=1`);
-- *alpha*: composed over `background`, by default white, so that colors hidden under full transparency stay hidden;
+- *orientation*: the EXIF tag is applied, also to the facts;
+- *gray, palette, CMYK, YCbCr, …*: converted to RGB (to gray if `channels=1`);
+- *alpha*: composited over `background`, by default white, so that colors of fully transparent pixels do not appear;
 - *16 bits*: the upper 8 are kept; 32-bit integers beyond that range, and floats, raise DataError;
 - *animations*: the first frame;
 - *truncated or corrupt files*: DataError with the name of the sample. Nothing is repaired silently.
@@ -36,13 +36,13 @@ _ORIENTATION = 0x0112  # the EXIF tag; values from 5 on swap height and width
 
 @final
 class ImageHandle:
-    """An image that is opened but not decoded.
+    """An opened, undecoded image.
 
     Args:
         source: a path, the bytes of a file, an array `h w` or `h w c` (uint8, or 16 bits), or a uint8 tensor `c h w`.
         id: the name of the sample in messages; by default the path.
         channels: the channels that `decode` returns: 3 (RGB) or 1 (gray).
-        background: the color, 0 to 255, under transparent images.
+        background: the color, 0 to 255, behind transparent pixels.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ImageHandle:
 
     @cached_property
     def facts(self) -> dict[str, int]:
-        """Channels, height and width of what `decode` returns; only the header is read.
+        """Channels, height and width of the decoded image; only the header is read.
 
         Raises:
             DataError: the header cannot be read.
@@ -109,11 +109,12 @@ class ImageHandle:
         return torch.from_numpy(pixels[rows, columns]).permute(2, 0, 1)
 
     def _pixels(self, shrink: int) -> UInt8[np.ndarray, "h w c"]:
-        """All pixels; those of a JPEG at 1/shrink of its scale or larger."""
+        """Decode the full image; a JPEG at 1/shrink of its scale or larger."""
         with self._open() as image:
             width, height = image.size
             try:
                 if shrink >= 2 and image.format == "JPEG":
+                    # libjpeg scales before the inverse transform, which costs less than to decode all pixels.
                     image.draft(image.mode, (-(-width // shrink), -(-height // shrink)))
                 upright = ImageOps.exif_transpose(image)
                 flat = np.array(_flatten(upright, self.channels, self.background))
@@ -165,7 +166,7 @@ def _scaled_range(start: int, length: int, scale: float) -> slice:
 
 
 def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
-    """Convert any mode of Pillow to 8-bit RGB or gray, with transparent pixels over the background."""
+    """Convert any mode of Pillow to 8-bit RGB or gray, and composite transparent pixels over the background."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown; save them as 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -181,5 +182,5 @@ def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]
 
 
 def open_images(sources: Any, **options: Any) -> list[ImageHandle]:
-    """Handles on several images; options as for ImageHandle."""
+    """Open several images; options as for ImageHandle."""
     return [source if isinstance(source, ImageHandle) else ImageHandle(source, **options) for source in sources]

@@ -11,12 +11,12 @@ from mmcon.errors import InputError
 
 @final
 class Instances:
-    """Handles on all instances of a sample; the view `any/instance` draws one of them per view.
+    """Handles on all instances of a sample; the generator `any/instance` draws one of them for each view.
 
     Args:
-        instances: handles of one modality, at least one.
-        max_instances: the number of instances in `facts`, the same for all samples of a source; facts of missing ones
-            repeat those of the last.
+        instances: at least one handle, all of one modality.
+        max_instances: the number of instances in `facts`, the same for all samples of a source; the facts of the last
+            instance are repeated up to this number.
     """
 
     def __init__(self, instances: Sequence[Any], *, max_instances: int) -> None:
@@ -34,7 +34,7 @@ class Instances:
         return facts
 
     def decode(self) -> Any:
-        """The first instance."""
+        """Decode the first instance."""
         return self.instances[0].decode()
 
     def __repr__(self) -> str:

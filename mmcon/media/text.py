@@ -16,7 +16,7 @@ from mmcon.errors import DataError
 @final
 @dataclass(frozen=True)
 class TextHandle:
-    """A text before tokenization. Views of words and characters take and return handles.
+    """A text before tokenization. Views that edit words and characters take and return handles.
 
     Attributes:
         versions: the text in each column; the first is the current one.
@@ -49,10 +49,10 @@ class TextHandle:
         return self.only(self.versions[self.names.index(name)])
 
     def only(self, value: str) -> TextHandle:
-        """A changed text, without the other columns."""
+        """A handle on a changed text, without the other columns."""
         return replace(self, versions=(value,), names=self.names[:1])
 
 
 def as_text_handles(samples: Sequence[TextHandle | str]) -> list[TextHandle]:
-    """Handles of texts, some of which may be plain strings."""
+    """Convert texts, some of which may be plain strings, to handles."""
     return [sample if isinstance(sample, TextHandle) else TextHandle((sample,)) for sample in samples]

@@ -1,8 +1,8 @@
-"""Handles on video: a header that is read at once, and frames that are decoded when their times are requested.
+"""Handles on video: the header is read when a video is opened, frames are decoded when their times are requested.
 
-A video is addressed by time, not by frame number: a time shows the last frame whose own time is not after it. So
-variable frame rates, missing frames and strides between frames need no rules of their own, and seconds mean the same in
-every file. The clock starts at the first frame.
+A video is addressed by time, not by frame number: at time t it shows the last frame whose time is at most t. So
+variable frame rates, missing frames and strides between frames are no special cases, and seconds mean the same in every
+file. The clock starts at the first frame.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import Tensor
 from mmcon.errors import DataError, InputError
 from mmcon.random import stable_id
 
-# Frame times and requested times come from different sums; closer than this they are equal.
+# Frame times and requested times are computed by different sums; times that differ by less are equal.
 SAME_TIME_SECONDS = 1e-6
 Decoder = Literal["pyav", "torchcodec", "auto"]
 
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """Length, rate and size of a video as its file states them.
+    """Length, rate and size of a video, from the header of its file.
 
     Attributes:
-        duration_seconds: from the first frame to the end of the last.
+        duration_seconds: from the start of the first frame to the end of the last.
         frames_per_second: the mean rate.
-        frames: the number of frames; an estimate where the file does not count them.
+        frames: the number of frames; an estimate if the file does not state it.
         height: of the upright image, in pixels.
         width: of the upright image, in pixels.
     """
@@ -64,7 +64,7 @@ class VideoHandle(ABC):
 
     @abstractmethod
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Decode the frames shown at ascending times, on the clock of the video."""
+        """Decode the frames at ascending times, on the clock of the video."""
 
     @abstractmethod
     def decode_all(self, shorter_side: int | None) -> FrameStack:
@@ -72,7 +72,7 @@ class VideoHandle(ABC):
 
     @property
     def span(self) -> tuple[float, float]:
-        """The begin and end, in seconds of the clock of the video."""
+        """The beginning and end, in seconds on the clock of the video."""
         return 0.0, self.header.duration_seconds
 
     @property
@@ -93,17 +93,17 @@ class VideoHandle(ABC):
     def decode(
         self, times: Sequence[float] | Shaped[Tensor, "..."] | None = None, *, shorter_side: int | None = None
     ) -> UInt8[Tensor, "t c h w"]:
-        """Decode the frames shown at some times, and otherwise only what the codec requires.
+        """Decode the frames at some times, and other frames only if the codec requires them.
 
         Args:
-            times: in seconds of the clock of the video, in any order, repeats allowed; a time before the first frame
-                shows the first. None: the whole span at the mean rate.
-            shorter_side: scale down to this many pixels of the shorter side, together with the color conversion; a
-                smaller video keeps its size.
+            times: seconds on the clock of the video, in any order, repeats allowed; a time before the first frame shows
+                the first. None: the whole span at the mean rate.
+            shorter_side: scale the shorter side down to this many pixels, together with the color conversion; a smaller
+                video keeps its size.
 
         Raises:
             DataError: the file is damaged or ends before a time within its header's duration.
-            InputError: times that are not finite, or none.
+            InputError: times are empty or not finite.
         """
         if times is None:
             begin, end = self.span
@@ -139,15 +139,15 @@ class VideoSpan(VideoHandle):
 
     @property
     def span(self) -> tuple[float, float]:
-        """The begin and end of the span."""
+        """The beginning and end of the span."""
         return self._span
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Decode from the whole video."""
+        """Decode frames of the whole video."""
         return self.video.read(times, shorter_side)
 
     def decode_all(self, shorter_side: int | None) -> FrameStack:
-        """Decode the whole video, beyond the span too."""
+        """Decode the whole video, not only the span."""
         return self.video.decode_all(shorter_side)
 
 
@@ -156,8 +156,8 @@ class FrameStack(VideoHandle):
     """Frames in memory.
 
     Args:
-        frames: RGB.
-        times: the time of each frame, ascending, in seconds; None: evenly at `frames_per_second`.
+        frames: RGB frames.
+        times: the time of each frame, ascending, in seconds; None: equally spaced, at `frames_per_second`.
         frames_per_second: the rate; None: the mean rate of `times`.
         name: the name of the video in messages.
         end: the end of the last frame, in seconds; None: one mean interval after its time.
@@ -202,7 +202,7 @@ class FrameStack(VideoHandle):
 
 
 def scaled_size(height: int, width: int, shorter_side: int | None) -> tuple[int, int]:
-    """Height and width after scaling down to a shorter side; a smaller size stays."""
+    """Height and width after scaling down to a shorter side; a smaller size is unchanged."""
     if shorter_side is None or min(height, width) <= shorter_side:
         return height, width
     if height <= width:
@@ -211,7 +211,7 @@ def scaled_size(height: int, width: int, shorter_side: int | None) -> tuple[int,
 
 
 def scaled(frames: UInt8[Tensor, "t c h w"], shorter_side: int | None) -> UInt8[Tensor, "t c h2 w2"]:
-    """Frames scaled down to a shorter side (bilinear, antialiased)."""
+    """Scale frames down to a shorter side (bilinear, antialiased)."""
     size = scaled_size(frames.shape[-2], frames.shape[-1], shorter_side)
     if size == tuple(frames.shape[-2:]):
         return frames

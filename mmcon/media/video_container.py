@@ -17,13 +17,13 @@ from torch import Tensor
 from mmcon.errors import DataError, MissingDependencyError
 from mmcon.media.video import SAME_TIME_SECONDS, Decoder, FrameStack, VideoHandle, VideoHeader, scaled, scaled_size
 
-# Only decoded frames show rotation, an order that is not that of their times, and missing timestamps.
+# Rotation, frames out of order and missing timestamps are known only after decoding some frames.
 _LOOK_AHEAD_FRAMES = 8
-# In a file with frames out of order: the number of later frames that may precede a requested one.
+# In a file with frames out of order, the number of later frames that may precede a requested one.
 _DISORDER_FRAMES = 16
-# The fraction of a mean interval for which a frame is certainly shown: files round their times.
+# A frame is assumed to last at least this fraction of the mean interval, since files round frame times.
 _CERTAIN_INTERVAL = 0.99
-# The longest duration of a last frame; a header that says more belongs to a truncated file.
+# The longest accepted duration of a last frame; if the header states more, the file is truncated.
 _LAST_FRAME_SECONDS = 0.5
 _DAMAGED = "the file is damaged: fetch it again or leave it out"
 
@@ -38,7 +38,7 @@ class VideoFile(VideoHandle):
     Args:
         file: the file, or its bytes.
         name: the name of the video in messages; by default the path.
-        frames_per_second: the rate, where the file states none.
+        frames_per_second: the rate, if the file states none.
         decoder: see `open_video`.
 
     Raises:
@@ -84,7 +84,7 @@ class VideoFile(VideoHandle):
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
         """Seek to the keyframe before the first time and decode up to the last."""
-        # With frames out of the order of their times, decoders differ by a frame or two: `auto` then uses PyAV.
+        # For frames out of order the decoders differ by a frame or two, so `auto` uses PyAV.
         use_torchcodec = self.decoder == "torchcodec" or (self.decoder == "auto" and self.ordered)
         if use_torchcodec and (decoded := self._torchcodec(times)) is not None:
             return scaled(decoded, shorter_side)
@@ -93,12 +93,13 @@ class VideoFile(VideoHandle):
             size = scaled_size(self.header.height, self.header.width, shorter_side)
             images: dict[int, UInt8[Tensor, "c h w"]] = {}
             for frame in shown:
+                # `shown` holds the frames, so that their ids stay unique.
                 if id(frame) not in images:
                     images[id(frame)] = self._image(frame, size)
         return torch.stack([images[id(frame)] for frame in shown])
 
     def decode_all(self, shorter_side: int | None) -> FrameStack:
-        """Decode the whole file, with frames in the order of their times."""
+        """Decode the whole file, with frames sorted by time."""
         size = scaled_size(self.header.height, self.header.width, shorter_side)
         with _OpenContainer(self.file, self.name) as opened:
             pairs = [(time, self._image(frame, size)) for time, frame in self._timed(opened.frames())]
@@ -110,12 +111,12 @@ class VideoFile(VideoHandle):
         return FrameStack(frames, times=times, frames_per_second=self.header.frames_per_second, name=self.name, end=end)
 
     def _shown_frames(self, opened: _OpenContainer, times: Sequence[float]) -> list[Any]:
-        """The frame that each of the ascending times shows."""
+        """The frame at each of the ascending times."""
         start = times[0] + self.start if self.timed else None
         shown = self._shown_without_others(opened, times) if self.timed and self.ordered else None
         if shown is None:
             shown = self._last_before(self._timed(opened.frames(seek=start)), times)
-        if shown[0] is None and self.timed:  # the seek went too far, as it may where an index is coarse
+        if shown[0] is None and self.timed:  # the seek went too far, which happens with a coarse index
             shown = self._last_before(self._timed(opened.frames(seek=-math.inf)), times)
         missing = [time for time, frame in zip(times, shown, strict=True) if frame is None]
         if missing:
@@ -123,10 +124,10 @@ class VideoFile(VideoHandle):
         return shown
 
     def _shown_without_others(self, opened: _OpenContainer, times: Sequence[float]) -> list[Any] | None:
-        """The same, without decoding frames that are neither shown nor references; None where one may be missing.
+        """The same, decoding only requested and reference frames; None if a requested frame may be missing.
 
-        A time shows a frame that begins less than one interval before it, and all such frames are decoded. Where the
-        latest found frame is older, frames last longer there than the mean interval, and a later one may be missing.
+        All frames that begin less than one mean interval before a requested time are decoded. If the latest such frame
+        is older, some frames last longer than the mean interval, and a later frame may not have been decoded.
         """
         reach = _CERTAIN_INTERVAL / self.rate
         file_times = [time + self.start for time in times]
@@ -139,7 +140,7 @@ class VideoFile(VideoHandle):
         return shown if all(near) else None
 
     def _last_before(self, frames: Iterator[tuple[float, Any]], times: Sequence[float]) -> list[Any]:
-        """For each of the ascending times, the frame with the latest time that is not after it."""
+        """For each of the ascending times, the last frame whose time is at most that time."""
         shown: list[Any] = [None] * len(times)
         shown_times = [-math.inf] * len(times)
         later_frames, last = 0, 0.0
@@ -157,7 +158,7 @@ class VideoFile(VideoHandle):
         return shown
 
     def _timed(self, frames: Iterator[Any]) -> Iterator[tuple[float, Any]]:
-        """Frames with their times on the clock of the video; a single missing timestamp follows from the last frame."""
+        """Frames with their times on the clock of the video; a missing timestamp is derived from the previous frame."""
         before = -1 / self.rate
         for number, frame in enumerate(frames):
             if not self.timed:
@@ -173,11 +174,12 @@ class VideoFile(VideoHandle):
 
     def _image(self, frame: Any, size: tuple[int, int]) -> UInt8[Tensor, "c h w"]:
         height, width = size[::-1] if self.quarter_turns % 2 else size
+        # Scaling and color conversion in one pass: an RGB image of full size never exists.
         rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
         return torch.rot90(torch.from_numpy(rgb).permute(2, 0, 1), self.quarter_turns, (1, 2)).contiguous()
 
     def _check_end(self, time: float, last: float) -> None:
-        """Raise DataError where a requested time is too long after the last frame: the file is truncated."""
+        """Raise DataError if a requested time is too long after the last frame, since the file is then truncated."""
         if time > last + max(_LAST_FRAME_SECONDS, 2.5 / self.rate):
             raise DataError(
                 self.name,
@@ -187,10 +189,11 @@ class VideoFile(VideoHandle):
             )
 
     def _torchcodec(self, times: Sequence[float]) -> UInt8[Tensor, "t c h w"] | None:
-        """Decode with TorchCodec, or return None where its decoder cannot be constructed and `auto` allows that."""
+        """Decode with TorchCodec; return None if its decoder cannot be constructed and `decoder` is `auto`."""
         try:
             from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
 
+            # TorchCodec's approximate mode computes positions from the mean rate, which is wrong for variable rates.
             decoder = VideoDecoder(self.file, seek_mode="exact")
         # Without FFmpeg's libraries some versions fail at import and others at construction, with different errors.
         except Exception as error:
@@ -199,6 +202,7 @@ class VideoFile(VideoHandle):
                 raise MissingDependencyError(self.name, expected="TorchCodec", got=repr(error), fix=fix) from error
             return None
         begin = decoder.metadata.begin_stream_seconds or 0.0
+        # TorchCodec refuses a time at or after the end of the stream.
         last = decoder.metadata.end_stream_seconds - 1e-3
         try:
             return decoder.get_frames_played_at([min(begin + t + SAME_TIME_SECONDS, last) for t in times]).data
@@ -242,8 +246,8 @@ class _OpenContainer:
 
         Args:
             seek: the time.
-            shown: ascending times, and how long before them a frame may begin. Of other frames only references are
-                decoded, which saves about half of a file with B-frames.
+            shown: ascending times, and how long before them a frame may begin. Of other frames only reference frames
+                are decoded, which skips about half of the frames of a file with B-frames.
         """
         from av.error import FFmpegError
 
@@ -267,20 +271,21 @@ class _OpenContainer:
         return float(self.stream.average_rate or 0)
 
     def guess(self) -> float:
-        """FFmpeg's guess of the rate, or 0. With timestamps it is their finest step, which is no rate."""
+        """FFmpeg's guess of the rate, or 0. For files with timestamps it is the smallest timestamp step, not a rate."""
         return float(self.stream.guessed_rate or 0)
 
     def duration(self, start: float, rate: float) -> float:
-        """The length by the stream, by the container if it has no other stream, or by the packets."""
+        """The duration from the stream, from the container if it has no other stream, or from the packets."""
         if self.stream.duration and self.stream.time_base:
             return float(self.stream.duration * self.stream.time_base)
+        # With several streams the container has the length of the longest, which may be the audio.
         if self.container.duration and len(self.container.streams) == 1:
             return self.container.duration / 1e6
         import av
         from av.error import FFmpegError
 
         try:
-            # Opened again: the first packets are already read, and a raw stream cannot seek to its start.
+            # The file is opened again, since a raw stream cannot seek back to its start.
             with av.open(self._source()) as again:
                 packets: Any = again.demux(again.streams.video[0])  # type: ignore[union-attr]
                 stamps = [packet.pts for packet in packets if packet.size]
@@ -297,7 +302,7 @@ class _OpenContainer:
 
 
 def _is_shown(begin: float, times: Sequence[float], reach: float) -> bool:
-    """Whether one of the ascending times is within `reach` after the begin of a frame."""
+    """Whether one of the ascending times is at most `reach` after the beginning of a frame."""
     following = bisect.bisect_left(times, begin)
     return following < len(times) and times[following] < begin + reach
 

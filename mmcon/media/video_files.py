@@ -1,4 +1,4 @@
-"""Opening videos: video files, folders of frames and animated images.
+"""Open videos: video files, folders of frames and animated images.
 
     video = open_video("walk.mp4")
     video.header.duration_seconds, video.header.frames_per_second
@@ -43,14 +43,14 @@ def open_video(
     Args:
         path: a path, or the bytes of a video file.
         name: the name of the video in messages and in the hash of its group; by default the path.
-        frames_per_second: the rate of a folder of frames, or of a file that states none.
-        decoder: `pyav`; `torchcodec`; or `auto`: TorchCodec where one of its decoders can be constructed and the frames
-            of the file are in the order of their times. The two returned the same bits for six of eight files, and
-            neighboring frames for two files with frames out of order.
-        cache: keeps the decoded frames.
+        frames_per_second: the frame rate, for a folder of frames or a file that states none.
+        decoder: `pyav`; `torchcodec`; or `auto`: TorchCodec if one of its decoders can be constructed and the frames of
+            the file are sorted by time. The two returned the same bits for six of eight files, and neighboring frames
+            for two files with frames out of order.
+        cache: a cache of decoded frames.
 
     Raises:
-        DataError: there is no such file, no frame in it, or no rate.
+        DataError: the file does not exist, or has no frame or no rate.
     """
     path = path if isinstance(path, bytes) else Path(path)
     if isinstance(path, bytes):
@@ -69,10 +69,10 @@ def open_video(
 class FrameCache:
     """A least-recently-used cache of whole decoded videos, up to a number of bytes.
 
-    Each process has its own: a worker receives the limit and starts with an empty cache.
+    Each process has its own cache: a worker gets the limit and starts with an empty cache.
 
     Args:
-        max_bytes: bytes of frames per process. The last used video stays, even if it is larger.
+        max_bytes: bytes of frames per process. The last used video is kept, even if it is larger.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -80,7 +80,7 @@ class FrameCache:
         self._stacks: OrderedDict[tuple[str, int | None], FrameStack] = OrderedDict()
 
     def stack(self, video: VideoHandle, shorter_side: int | None) -> FrameStack:
-        """The decoded frames of a video, from the cache if they are in it."""
+        """The decoded frames of a video, from the cache if possible."""
         key = (video.name, shorter_side)
         if key in self._stacks:
             self._stacks.move_to_end(key)
@@ -101,7 +101,7 @@ class FrameCache:
 
 @final
 class CachedVideo(VideoHandle):
-    """A video that is decoded as a whole at its first use and then read from a cache."""
+    """A video that is completely decoded at its first use and then read from a cache."""
 
     def __init__(self, video: VideoHandle, cache: FrameCache) -> None:
         self.video, self.cache = video, cache

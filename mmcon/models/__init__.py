@@ -1,1 +1,1 @@
-"""Encoders by name, projection heads into shared spaces, EMA encoders, batch norm, fine-tuning and saving."""
+"""Encoders by name, projection heads, EMA encoders, batch norm, fine-tuning and saving."""

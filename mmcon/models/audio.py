@@ -3,8 +3,9 @@
     create_encoder("mmcon/log-mel-conv", modality="audio")
     create_encoder("facebook/wav2vec2-base", modality="audio", pretrained=True)      # hub name or local folder
 
-`mmcon/log-mel-conv` takes the mapping that a view ending in `audio/log-mel` returns. A transformers model takes
-waveforms (a view without `audio/log-mel`) at the sample rate of its training, and computes its own input features.
+`mmcon/log-mel-conv` takes the mapping that `audio/log-mel`, the last child of the view, returns. A transformers model
+takes waveforms (a view without `audio/log-mel`) at the sample rate of its training, and computes its own input
+features.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class LogMelConv(nn.Module):
             nn.Conv1d(8 * width * bands_left, 8 * width, 1, bias=False), nn.BatchNorm1d(8 * width), nn.ReLU()
         )
         self.bands, self.feature_dim = bands, 16 * width
-        # A step on a CPU takes a third less time than with channels first.
+        # A training step on a CPU takes a third less time than with channels first.
         self.layers.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (stubs want a device)
 
     def forward(self, views: Mapping[str, Shaped[Tensor, "n ..."]]) -> Float[Tensor, "n d"]:
@@ -83,7 +84,7 @@ class TransformersAudio(nn.Module):
         model: a hub name, or a local folder with config.json and preprocessor_config.json.
         pretrained: load the weights; otherwise the architecture has random weights.
         rate_hz: sample rate of the views; it must be that of the model.
-        revision: of a hub name.
+        revision: the revision of a hub name.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class TransformersAudio(nn.Module):
                 got=str(sorted(views)) if isinstance(views, Mapping) else type(views).__name__,
                 fix="leave audio/log-mel out of the view",
             )
-        # A waveform shorter than the extractor's window (25 ms) has no frame: it is padded with silence to one.
+        # A waveform shorter than the extractor's window (25 ms) would have no frame, so it is padded with silence.
         signal, shortest = views["signal"].mean(1), self.rate_hz // 40
         signal = nn.functional.pad(signal, (0, max(0, shortest - signal.shape[1])))
         length = views["length"].clamp(min=shortest)
@@ -139,7 +140,7 @@ class TransformersAudio(nn.Module):
         return _masked_mean(hidden, valid)
 
     def _extract(self, signal: Float[Tensor, "n t"], length: Int[Tensor, " n"]) -> dict[str, Shaped[Tensor, "n ..."]]:
-        """The inputs of the network from the model's feature extractor, which takes NumPy arrays on the CPU."""
+        """Compute the inputs of the network with the model's feature extractor, which takes NumPy arrays on the CPU."""
         waveforms = [row[:n].cpu().numpy() for row, n in zip(signal, length.tolist(), strict=True)]
         options: dict[str, Any] = {"sampling_rate": self.rate_hz, "return_tensors": "pt"}
         if self.kind not in ("whisper", "audio-spectrogram-transformer"):
@@ -148,7 +149,7 @@ class TransformersAudio(nn.Module):
 
     def _whisper(self, inputs: Float[Tensor, "n bands t"], length: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
         hidden = self.network(inputs).last_hidden_state
-        # Whisper merges two frames of 10 ms into one and pads to thirty seconds; frames of padding do not count.
+        # Whisper merges two frames of 10 ms into one and pads to thirty seconds; padding frames are excluded.
         frames = (length / (self.rate_hz / 50)).ceil().clamp(1, hidden.shape[1]).to(hidden.device)
         return _masked_mean(hidden, _frame_mask(frames, hidden.shape[1]))
 
@@ -159,7 +160,7 @@ def _uses_mask(config: Any) -> bool:
 
 
 def _frame_mask(length: Shaped[Tensor, " n"], frames: int) -> Bool[Tensor, "n t"]:
-    """True at the frames before each row's length."""
+    """A mask of the frames before each row's length."""
     return torch.arange(frames, device=length.device) < length[:, None]
 
 

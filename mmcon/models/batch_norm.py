@@ -27,7 +27,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise InputError("batch norm", expected="`n c` or `n c *`", got=str(tuple(input.shape)))
 
     def forward(self, input: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c *space"]:
-        """Normalized input; ranks may hold different numbers of rows."""
+        """Normalize the input; ranks may have different numbers of rows."""
         if not self.training or get_world_size() == 1:
             return super().forward(input)
         axes = [d for d in range(input.dim()) if d != 1]
@@ -39,6 +39,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         sums = all_reduce_sum_with_gradient(torch.cat([input.sum(axes), local_n]))
         n = sums[-1].detach()
         mean = sums[:-1] / n
+        # Two passes: the difference E[x²] - μ² loses its digits where the mean is large.
         centered = input - mean.view(shape)
         variance = all_reduce_sum_with_gradient(centered.square().sum(axes)) / n
         self._update_running_statistics(mean.detach(), variance.detach() * n / (n - 1), n)
@@ -67,7 +68,7 @@ def synchronize_batch_norm(model: M, device: torch.device | str = "cpu") -> M:
     Parameters and state-dict names are kept. On a GPU the replacement is torch's SyncBatchNorm, else `GlobalBatchNorm`.
 
     Raises:
-        ConfigError: the model has a library's own subclass of batch norm, which may compute more than batch norm.
+        ConfigError: the model has another library's subclass of batch norm, which may compute more than batch norm.
     """
     for name, module in model.named_children():
         if isinstance(module, GlobalBatchNorm | nn.SyncBatchNorm):

@@ -1,4 +1,4 @@
-"""An encoder with a linear classification head: the network of the cross-entropy baseline."""
+"""The cross-entropy baseline: an encoder with a linear classification head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmcon.errors import InputError
 
 @final
 class Classifier(nn.Module):
-    """An encoder with a linear classification head; both are trained.
+    """An encoder with a linear classification head, trained together.
 
     Args:
         encoder: a module with `feature_dim`; it is not copied.

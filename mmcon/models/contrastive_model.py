@@ -23,7 +23,8 @@ from mmcon.errors import ConfigError, InputError
 from mmcon.models import saving
 from mmcon.models.encoders import create_encoder
 from mmcon.models.precomputed import PrecomputedFeatures
-from mmcon.models.shared_spaces import ProjectionHead, SharedSpace
+from mmcon.models.projection_heads import ProjectionHead
+from mmcon.models.shared_spaces import SharedSpace
 from mmcon.models.view_stacks import encode_stacks, feature_width, split_by_view
 
 
@@ -33,7 +34,7 @@ class ContrastiveModel(nn.Module):
 
     Args:
         encoders: by modality, a module with `feature_dim` from stacked views to features; or a sequence of encoders,
-            one a view (as CMC has for luminance and chrominance), each with its own heads.
+            one per view (as in CMC, for luminance and chrominance), each with its own heads.
         spaces: by name; by default one space, "shared", of width 128 with an MLP head.
     """
 
@@ -44,7 +45,7 @@ class ContrastiveModel(nn.Module):
     ) -> None:
         super().__init__()
         self.spaces = dict(spaces or {"shared": SharedSpace()})
-        # A tower is an encoder under the name that its heads share: "image", or "image:0", "image:1" with one a view.
+        # A tower is the encoder of a modality, "image", or of a (modality, view), "image:0" and "image:1".
         self.towers: dict[str, tuple[str, ...]] = {}
         self.encoders = nn.ModuleDict()
         for modality, encoder in encoders.items():
@@ -60,10 +61,7 @@ class ContrastiveModel(nn.Module):
         self.heads = nn.ModuleDict({name: self._create_heads(name, space) for name, space in self.spaces.items()})
 
     def forward(self, batch: ViewBatch) -> dict[str, dict[str, Float[Tensor, "_ d"]]]:
-        """Embeddings by space and modality, unit rows in the order of the batch's index.
-
-        The result has the modalities of the batch.
-        """
+        """Embeddings of the modalities of a batch, by space and modality: unit rows in the order of the index table."""
         embeddings: dict[str, dict[str, Tensor]] = {name: {} for name in self.spaces}
         for modality in batch.modalities:
             features = self._encode(batch, modality)
@@ -78,7 +76,7 @@ class ContrastiveModel(nn.Module):
     @overload
     def features(self, views: Any, modality: str | None = None) -> Float[Tensor, "n f"]: ...
     def features(self, views: Any, modality: str | None = None) -> Any:
-        """Features of the encoders, before any head, in the order of the rows.
+        """Features of the encoders, before the projection heads, in the order of the rows.
 
         Args:
             views: a ViewBatch; stacked views (a tensor, or a dict of tensors); or a tuple of such stacks.
@@ -103,14 +101,14 @@ class ContrastiveModel(nn.Module):
         return torch.cat([encode_stacks(self.encoders[t], (s,)) for t, s in zip(towers, stacks, strict=True)])
 
     def modalities_by_space(self) -> dict[str, list[str]]:
-        """By space, the modalities that have a head there."""
+        """By space, the modalities that have a projection head into it."""
         return {
             name: [modality for modality, towers in self.towers.items() if towers[0] in heads]  # type: ignore[operator]
             for name, heads in self.heads.items()
         }
 
     def with_precomputed_features(self) -> ContrastiveModel:
-        """A model of the same heads over precomputed features, for frozen encoders that need to run only once.
+        """A model with the same heads on precomputed features, so that frozen encoders need to run only once.
 
         The two models share the parameters of the heads, so training one trains the other.
         """
@@ -123,7 +121,7 @@ class ContrastiveModel(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `model.safetensors` and `config.json`, from which `from_pretrained` builds the model again."""
+        """Write `model.safetensors` and `config.json`, which `from_pretrained` loads."""
         config = {
             "encoders": saving.describe_encoders(self.encoders),
             "modalities": {modality: list(towers) for modality, towers in self.towers.items()},
@@ -139,12 +137,12 @@ class ContrastiveModel(nn.Module):
         revision: str | None = None,
         encoders: Mapping[str, nn.Module | Sequence[nn.Module]] | None = None,
     ) -> ContrastiveModel:
-        """Build a model from a folder, or from a hub name and revision.
+        """Load a model from a folder, or from a hub name and revision.
 
         Args:
-            name: a folder that `save_pretrained` wrote, or the name of one on the hub.
-            revision: of a hub name.
-            encoders: for encoders that were not built by name: new modules of the same kind, whose weights are loaded.
+            name: a folder that `save_pretrained` wrote, or the name of such a model on the hub.
+            revision: the revision of a hub name.
+            encoders: new modules for encoders that were not built by name; the saved weights are loaded into them.
 
         Raises:
             CheckpointError: files are missing or truncated, or shapes differ; the message lists them.
@@ -174,7 +172,7 @@ class ContrastiveModel(nn.Module):
         return self.towers[modality]
 
     def _encode(self, batch: ViewBatch, modality: str) -> list[tuple[str, Float[Tensor, "_ _f"]]]:
-        """Features with the tower that computed them, in the order of the rows."""
+        """Features in the order of the rows, each with the name of its tower (the encoder of a modality or view)."""
         towers = self._towers_of(modality)
         if len(towers) == 1:
             return [(towers[0], encode_stacks(self.encoders[towers[0]], batch.views[modality]))]
@@ -197,7 +195,7 @@ def _create_spaces(config: dict[str, Any]) -> dict[str, SharedSpace]:
 
 
 def _create_encoders(config: dict[str, Any], folder: Path) -> dict[str, nn.Module | list[nn.Module]]:
-    """Encoders by modality from their names, without published weights; towers that shared an encoder share it."""
+    """Build the encoders of a saved model by name, without published weights; shared encoders are shared again."""
     encoders: dict[str, nn.Module] = {}
     for tower, made_from in config["encoders"].items():
         if isinstance(made_from, str):

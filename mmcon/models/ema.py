@@ -1,4 +1,7 @@
-"""Momentum encoder: an exponential moving average (EMA) of a model (MoCo, BYOL)."""
+"""Momentum encoder: an exponential moving average (EMA) of a model (MoCo, BYOL).
+
+It embeds candidates during training. The EMA of weights for evaluation is `mmcon.training.optim.weight_average`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders by name: modules from a batch of views to features.
+"""`create_encoder`: build an encoder by name, a module from a batch of views to features.
 
     create_encoder("mmcon/resnet-tiny", image_size=28)                          # built in: small, fast on a CPU
     create_encoder("resnet50")                                                  # torchvision
@@ -48,7 +48,7 @@ def create_encoder(
         name: a registered name; for images also "timm/NAME" or the name of a torchvision classification model; for
             every modality a transformers model, by hub name ("owner/model") or local folder.
         modality: the modality of the views.
-        pretrained: load published weights; otherwise the weights are random.
+        pretrained: load published weights; otherwise weights are random.
         image_size: side of the input images in pixels, if known.
         small_images: replace a stem that divides the resolution by four with one that keeps it (3×3, stride 1, no
             pooling). By default True if `image_size` is at most 64 and the weights are random.
@@ -57,10 +57,10 @@ def create_encoder(
         options: passed to the library or to the registered factory.
 
     Returns:
-        A module with `feature_dim`; its `made_from` holds the arguments that build it again.
+        A module with `feature_dim`; its `made_from` contains the arguments of this call.
 
     Raises:
-        UnknownNameError: there is no such encoder; the message has the nearest names.
+        UnknownNameError: the encoder does not exist; the message has the nearest names.
         InputError: the encoder does not take an option.
         DataError: the weights or the configuration cannot be read, such as a hub name without a network.
     """
@@ -90,10 +90,10 @@ def list_encoders(modality: str | None = None) -> list[str]:
 
 
 def describe_encoder(name: str) -> str:
-    """The docstring and the options, with defaults, of a registered encoder, or of the loader of a library's encoder.
+    """The docstring and the options, with defaults, of a registered encoder or of the loader of a library's encoders.
 
     Raises:
-        UnknownNameError: there is no such encoder; the message has the nearest names.
+        UnknownNameError: the encoder does not exist; the message has the nearest names.
     """
     if _is_registered(name):
         return lookup("encoder", name).describe()
@@ -106,7 +106,7 @@ def _is_registered(name: str) -> bool:
 
 
 def _as_transformers(name: str, modality: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The registered encoder that wraps a transformers model, and the options with the model's name among them."""
+    """The registered encoder that wraps a transformers model, and its options including the model's name."""
     if modality not in _TRANSFORMERS or "/" not in name or name.startswith("mmcon/"):
         raise UnknownNameError(
             f"create_encoder({name!r})",
@@ -119,7 +119,7 @@ def _as_transformers(name: str, modality: str, options: dict[str, Any]) -> tuple
 
 
 def _create_registered(name: str, modality: str, common: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    """Build a registered encoder with those of the common options that its factory supports."""
+    """Build a registered encoder with the common options that its factory supports."""
     entry = lookup("encoder", name)
     if entry.modality not in (modality, "any"):
         raise InputError(
@@ -130,8 +130,8 @@ def _create_registered(name: str, modality: str, common: dict[str, Any], options
         )
     if any(p.kind is p.VAR_KEYWORD for p in entry.options.values()):
         options = {option: value for option, value in common.items() if value != _COMMON_DEFAULTS[option]} | options
-    # The size and the channels only describe the images, so an encoder may ignore them. These two change the encoder:
-    # they are passed on in any case, and `create` raises if the factory does not take them.
+    # Size and channels only describe the images, so an encoder may ignore them. The following two options change the
+    # encoder: they are always passed, and `create` raises if the factory does not take them.
     requested = {option: common[option] for option in ("pretrained", "small_images") if common[option]}
     encoder = create("encoder", name, **(requested | supported_options("encoder", name, common) | options))
     if not isinstance(getattr(encoder, "feature_dim", None), int) or not isinstance(encoder, nn.Module):

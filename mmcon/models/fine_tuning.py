@@ -1,12 +1,12 @@
-"""Which parameters of an encoder are trained: none, some layers by name, or low-rank adapters (LoRA).
+"""Fine-tuning of an encoder: freeze all parameters, train some layers by name, or add low-rank adapters (LoRA).
 
-    freeze(encoder)                                      # no parameter: a frozen tower
+    freeze(encoder)                                      # trains no parameter
     freeze(encoder, trainable=["*layer4*", "*.norm"])    # partial fine-tuning
     add_lora(encoder, rank=8)                            # Hu et al. 2021, through peft: uv pip install "mmcon[lora]"
     merge_lora(encoder)                                  # before saving: the merged encoder, without peft's modules
 
-A frozen encoder stays in evaluation mode (no dropout) when the model is in training mode. So do the frozen batch norms
-of a partly frozen encoder: their running statistics do not change.
+A frozen encoder stays in evaluation mode (no dropout) when the model is in training mode. The frozen batch norms of a
+partly frozen encoder also stay in evaluation mode, so their running statistics do not change.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def add_lora(
 
     Args:
         encoder: changed in place.
-        rank: of A and B.
+        rank: the rank of B · A.
         scale: peft's `lora_alpha`.
         layers: last components of the names of the linear layers, such as "query"; None: every linear layer.
-        dropout: on the input of A.
+        dropout: dropout on the input of A.
 
     Returns:
         The encoder. Its output is unchanged, since B starts at zero.
@@ -117,12 +117,12 @@ def merge_lora(encoder: nn.Module) -> nn.Module:
 
 
 def _freeze_batch_norm_statistics(encoder: nn.Module) -> None:
-    """Keep batch norms without trainable parameters in evaluation mode."""
+    """Keep batch norms with only frozen parameters in evaluation mode."""
     for module in encoder.modules():
         if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
             module.register_forward_pre_hook(_set_evaluation_mode)
 
 
 def _set_evaluation_mode(module: nn.Module, _: object) -> None:
-    # In a hook of the forward pass, since `model.train()` would undo a mode that is set once.
+    # Called as a hook of every forward pass, since `model.train()` resets the mode.
     module.eval()

@@ -1,4 +1,4 @@
-"""The image encoder: a network behind the normalization that it was trained with."""
+"""`ImageEncoder`: normalization of images in [0, 1], then a network that returns features."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mmcon.errors import InputError
 
 @final
 class ImageEncoder(nn.Module):
-    """A network behind the normalization that it was trained with.
+    """Normalization with the statistics of a network's training, then the network.
 
     Args:
-        network: from normalized images `n c h w` to features `n d`.
+        network: a module from normalized images `n c h w` to features `n d`.
         feature_dim: width of the features.
         mean, std: by channel, of images in [0, 1].
-        image_size: side in pixels that the network prefers, if any.
-        fixed_size: whether the network takes no other size (a fixed number of position embeddings).
+        image_size: the side in pixels of the network's training images, if known.
+        fixed_size: whether the network takes only this size (a fixed number of position embeddings).
 
     Attributes:
-        made_from: the arguments of `create_encoder` that build it again; None if it was not built by name.
+        made_from: the arguments of `create_encoder` that built it; None if it was not built by name.
     """
 
     mean: Float[Tensor, "1 c 1 1"]
@@ -47,13 +47,13 @@ class ImageEncoder(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.feature_dim, self.image_size, self.fixed_size = feature_dim, image_size, fixed_size
         self.made_from: dict[str, Any] | None = None
-        # Not persistent: the statistics follow from the encoder's name, and a state dict holds only what is learned.
+        # Not persistent: the statistics follow from the encoder's name; a state dict contains only learned weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     @property
     def in_channels(self) -> int:
-        """The channels of the input images; a single channel is repeated to this number."""
+        """The number of input channels; a single channel is repeated to this number."""
         return self.mean.shape[1]
 
     def forward(self, views: Shaped[Tensor, "..."]) -> Float[Tensor, "n d"]:

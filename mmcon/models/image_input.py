@@ -1,4 +1,4 @@
-"""Adapt the input of an image network: other channels, small images, and errors of loading."""
+"""Adapt the first layers of an image network to other channels and small images, and convert its loading errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def image_load_errors(name: str) -> AbstractContextManager[None]:
 
 
 def channel_statistics(values: Sequence[float], channels: int) -> list[float]:
-    """Mean or standard deviation by channel; for another number of channels, the average of the known ones."""
+    """Mean or standard deviation by channel; for another number of channels, their average."""
     values = [float(v) for v in values]
     return values if len(values) == channels else [sum(values) / len(values)] * channels
 

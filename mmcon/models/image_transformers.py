@@ -1,4 +1,4 @@
-"""Image encoders of transformers, by hub name or from a local folder: a vision model, or the vision half of CLIP."""
+"""Image encoders of transformers, by hub name or local folder: a vision model, or the vision model of CLIP."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def transformers_encoder(
     revision: str | None = None,
     **options: Any,
 ) -> ImageEncoder:
-    """A vision model of transformers, or the vision half of a model of images and texts.
+    """A vision model of transformers, or the vision model of an image-text model.
 
-    The feature is the model's own pooled output. For ViT it is the class token: ViT's pooler (a tanh layer) is trained
-    only with a classifier. Without a pooler it is the mean over positions.
+    The feature is the model's own pooled output. For ViT it is the class token, since ViT's pooler (a tanh layer) is
+    trained only with a classifier. Without a pooler it is the mean over positions.
     """
     if small_images:
         raise InputError(
@@ -57,7 +57,7 @@ def transformers_encoder(
 
 
 def _load_config(name: str, revision: str | None) -> tuple[Any, Any]:
-    """The configuration of a model, and that of its vision half (the same for a vision model)."""
+    """The configuration of a model, and that of its vision model (equal for a pure vision model)."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, revision=revision)
@@ -81,7 +81,7 @@ def _load_weights(name: str, revision: str | None, options: dict[str, Any]) -> t
 def _random_weights(
     name: str, revision: str | None, options: dict[str, Any], in_channels: int
 ) -> tuple[nn.Module, Any]:
-    """A model with random weights under its published configuration with `options`, and the vision configuration."""
+    """A model with its published configuration, `options` and random weights, and its vision configuration."""
     from transformers import AutoModel
 
     with image_load_errors(name):
@@ -94,7 +94,7 @@ def _random_weights(
 
 
 class _PooledVision(nn.Module):
-    """A vision model of transformers, pooled to one vector an image."""
+    """A vision model of transformers, pooled to one vector per image."""
 
     def __init__(self, model: Any, config: Any) -> None:
         super().__init__()
@@ -111,6 +111,7 @@ class _PooledVision(nn.Module):
         pooled = None if self.uses_class_token else getattr(output, "pooler_output", None)
         if pooled is not None:
             return pooled.flatten(1)
+        # Convolutional models return a map `n d h w`, transformers a sequence `n positions d`.
         hidden = output.last_hidden_state
         if hidden.dim() == 4:
             return reduce(hidden, "n d h w -> n d", "mean")
@@ -118,12 +119,12 @@ class _PooledVision(nn.Module):
 
 
 def _preprocessing(name: str, revision: str | None) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
-    """Mean, standard deviation and image size of the image processor that was saved beside the model."""
+    """Mean, standard deviation and image size of the image processor that was saved with the model."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
         config, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=revision)
-    except OSError:  # a model may be saved without one
+    except OSError:  # a model may be saved without an image processor
         return IMAGENET_MEAN, IMAGENET_STD, None
     size = config.get("crop_size") or config.get("size") or {}
     side = size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")

@@ -1,4 +1,4 @@
-"""Precomputed features in the role of an encoder."""
+"""A module that returns precomputed features in place of an encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmcon.registry import register_encoder
 @final
 @register_encoder("mmcon/precomputed-features", modality="any")
 class PrecomputedFeatures(nn.Module):
-    """Returns its input, the features of a frozen encoder that ran once (`mmcon.evaluation.features`).
+    """Return the input: features that a frozen encoder computed once (`mmcon.evaluation.features`).
 
     Args:
         feature_dim: width of the features.
@@ -25,7 +25,7 @@ class PrecomputedFeatures(nn.Module):
         self.feature_dim = feature_dim
 
     def forward(self, views: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """The features themselves."""
+        """Return the features unchanged."""
         if views.shape[1] != self.feature_dim:
             raise InputError(
                 "mmcon/precomputed-features", expected=f"width {self.feature_dim}", got=f"width {views.shape[1]}"

@@ -1,4 +1,4 @@
-"""One error for a published model that cannot be loaded, whichever library loads it."""
+"""Convert errors of any library that cannot load a published model to DataError."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def model_load_errors(
     """Convert exceptions of a library in a `with` block to a DataError with its first line and a fix.
 
     Args:
-        where: the component that loads the model.
-        expected: what would have loaded.
-        fix: what to do.
+        where: the component that loads the model, for the message.
+        expected: the expected input, for the message.
+        fix: the fix, for the message.
         errors: the exceptions to convert.
     """
     try:

@@ -1,4 +1,4 @@
-"""Registers the built-in encoders: the entry point `encoders` imports this module."""
+"""Imported by the entry point `encoders`; registers the built-in encoders."""
 
 from mmcon.models import audio, precomputed, resnet_tiny, text, video
 

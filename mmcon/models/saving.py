@@ -1,4 +1,4 @@
-"""Models as folders: weights in `model.safetensors`, and in `config.json` the arguments that build the modules."""
+"""Save and load models as folders: weights in `model.safetensors`, constructor arguments in `config.json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
 
 
 def describe_encoders(encoders: nn.ModuleDict) -> dict[str, Any]:
-    """By tower: the arguments of `create_encoder`, None for other modules, or an earlier tower of the same module."""
+    """By tower (the encoder of a modality or view): `create_encoder` arguments, None, or an earlier equal tower."""
     seen: dict[int, str] = {}
     described: dict[str, Any] = {}
     for tower, encoder in encoders.items():
@@ -41,7 +41,7 @@ def save_model(model: nn.Module, config: Mapping[str, Any], folder: str | Path) 
 
 
 def _without_shared_storage(state: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
-    """Contiguous tensors; of names with one storage the first is kept, since safetensors refuses shared storage."""
+    """Contiguous tensors; of names with a shared storage only the first is kept, since safetensors requires that."""
     seen: set[int] = set()
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -53,7 +53,7 @@ def _without_shared_storage(state: Mapping[str, Shaped[Tensor, "..."]]) -> dict[
 
 
 def local_folder(name: str | Path, revision: str | None) -> Path:
-    """The folder of a model: the name itself if it is a folder, else a download from the hub."""
+    """The local folder of a model: the name itself if it is a folder, else a download from the hub."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -71,7 +71,7 @@ def local_folder(name: str | Path, revision: str | None) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration beside the weights."""
+    """Read and check `config.json`."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -105,11 +105,11 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             got=f"{len(differences)} that differ:{shown}{more}",
             fix="build the model with the encoder, the channels and the widths that the weights were trained with",
         )
-    model.load_state_dict(saved, strict=False)  # names that share storage are saved once
+    model.load_state_dict(saved, strict=False)  # of names with a shared storage only the first is saved
 
 
 def state_dict_differences(model: nn.Module, saved: Mapping[str, Shaped[Tensor, "..."]]) -> list[str]:
-    """Differences in names and shapes between a model and saved weights, a line each."""
+    """Differences in names and shapes between a model and saved weights, one line each."""
     own = model.state_dict()
     stored = {tensor.data_ptr() for name, tensor in own.items() if name in saved and tensor.numel()}
     # A name whose storage is saved under another name is not missing.

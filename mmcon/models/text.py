@@ -23,10 +23,10 @@ POOLINGS = ("mean", "cls", "weighted", "last")
 
 
 def pool_tokens(states: Float[Tensor, "n t d"], mask: Int[Tensor, "n t"], pooling: str) -> Float[Tensor, "n d"]:
-    """Pool token states to one vector a text; padding never counts.
+    """Pool token states to one vector per text, without padding.
 
-    "mean": over all tokens; "cls": the first token; "last": the last token; "weighted": a mean in which token i has
-    weight i (Muennighoff 2022, SGPT), for models with causal attention.
+    "mean": over all tokens; "cls": the first token; "last": the last token; "weighted": a weighted mean with weight i
+    for token i (Muennighoff 2022, SGPT), for models with causal attention.
     """
     position = mask.cumsum(1) * mask
     if pooling in ("mean", "weighted"):
@@ -39,12 +39,12 @@ def pool_tokens(states: Float[Tensor, "n t d"], mask: Int[Tensor, "n t"], poolin
 @final
 @register_encoder("text/embedding-bag", modality="text")
 class EmbeddingBag(nn.Module):
-    """The mean of token embeddings, plus a network of one hidden layer on it; a CPU trains it in seconds.
+    """The mean of token embeddings, plus an MLP with one hidden layer on it; a CPU trains it in seconds.
 
     Args:
         vocabulary: number of token ids.
         feature_dim: width of embeddings and features.
-        dropout: on token embeddings and on the hidden layer in training, which makes two views of one text differ.
+        dropout: dropout on token embeddings and the hidden layer, which makes two views of one text differ in training.
     """
 
     def __init__(self, vocabulary: int = 8192, feature_dim: int = 256, dropout: float = 0.1) -> None:
@@ -58,8 +58,9 @@ class EmbeddingBag(nn.Module):
         )
 
     def forward(self, tokens: Mapping[str, Int[Tensor, "n t"]]) -> Float[Tensor, "n d"]:
-        """Features: the normalized mean embedding plus the output of the layers."""
+        """Features of the texts: the normalized mean embedding plus the output of the MLP."""
         mask = tokens["attention_mask"]
+        # Views pad to a fixed width; columns that are padding in the whole batch are dropped here.
         width = max(1, int(mask.sum(0).gt(0).sum()))
         mask = mask[:, :width]
         states = self.dropout(self.embedding(tokens["input_ids"][:, :width]))
@@ -78,8 +79,8 @@ class TextTransformer(nn.Module):
         pooling: "mean", "cls", "weighted" or "last".
         buckets: number of forward passes over the batch; texts are sorted by length, and each pass is as wide as its
             longest text.
-        padding_free: pack several texts into a row under a block-diagonal attention mask, instead of buckets. The model
-            must take position ids and a mask `n 1 t t` (BERT's family does).
+        padding_free: pack several texts into a row with a block-diagonal attention mask, instead of buckets. The model
+            must take position ids and a mask `n 1 t t`, as the BERT family does.
         dropout: replaces the dropout of the model's configuration; None keeps it.
     """
 
@@ -140,16 +141,17 @@ class TextTransformer(nn.Module):
         width, device = int(ends.max()), ids.device
         row, start = (x.to(device) for x in _best_fit(ends.cpu(), width))
         text, position = torch.nonzero(torch.arange(width, device=device) < ends[:, None], as_tuple=True)
-        packed = (row[text], start[text] + position)  # where each token of each text is
+        packed = (row[text], start[text] + position)  # row and column of every token
         blank = torch.zeros(int(row.max()) + 1, width, dtype=torch.int64, device=device)
         input_ids = blank.index_put(packed, ids[text, position])
         position_ids = blank.index_put(packed, position)
         unmasked = blank.index_put(packed, mask[text, position].to(torch.int64)) > 0
         text_of = (blank - 1).index_put(packed, text)
-        # Empty positions attend to one another, so that no row of the softmax is empty.
+        # Empty positions attend to one another, so that every softmax has an unmasked position.
         blocked = text_of[:, :, None] != text_of[:, None, :]
         blocked |= (~unmasked & (text_of >= 0))[:, None, :]
         dtype = next(self.model.parameters()).dtype
+        # The lowest finite number: a row of -inf alone would give NaN in the softmax.
         bias = torch.zeros(blocked.shape, dtype=dtype, device=device).masked_fill_(blocked, torch.finfo(dtype).min)
         states = self.model(
             input_ids=input_ids, position_ids=position_ids, attention_mask=bias[:, None]
@@ -186,6 +188,7 @@ def _load(path: str, pretrained: bool, dropout: float | None) -> Any:
     ):
         config = AutoConfig.from_pretrained(path)
         if dropout is not None:
+            # Each family of models has its own names for these options.
             for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
                 if hasattr(config, name):
                     setattr(config, name, dropout)

@@ -4,7 +4,7 @@
     create_encoder("r3d_18", modality="video")                                    # torchvision
     create_encoder("MCG-NJU/videomae-base", modality="video", pretrained=True)    # transformers: hub name or folder
 
-They take clips `n t c h w` in [0, 1] and normalize inside.
+Video encoders take clips `n t c h w` in [0, 1] and normalize them.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class FrameEncoder(nn.Module):
 
     Args:
         frame_encoder: name of the image encoder.
-        pooling: `mean`; `max`; or `motion`, the mean concatenated with the mean difference of consecutive frames: twice
-            as wide, and it keeps the direction of time (a single frame has difference 0).
+        pooling: `mean`; `max`; or `motion`, the mean concatenated with the mean difference of consecutive frames, which
+            doubles the width and keeps the direction of time (for a single frame the difference is 0).
         pretrained: load published weights of the image encoder.
         image_size: side of the frames in pixels.
         small_images: as in `create_encoder`.
@@ -89,16 +89,16 @@ class FrameEncoder(nn.Module):
 
 @final
 class VideoEncoder(nn.Module):
-    """A network on whole clips, behind the normalization that it was trained with.
+    """Normalization with the statistics of a network's training, then the network, on whole clips.
 
     Args:
-        network: from `n c t h w` (torchvision) or from pixel values `n t c h w` (transformers).
+        network: a module that takes clips `n c t h w` (torchvision) or `n t c h w` (transformers).
         feature_dim: width of the features.
         mean, std: by channel, of frames in [0, 1].
         name: the encoder's name in error messages.
-        frames: the number of frames that the network takes; None: any.
-        size: the side in pixels that the network takes; None: any.
-        token: for transformers, the feature: the `first` hidden state, or the `mean` over all.
+        frames: the required number of frames; None: any.
+        size: the required side in pixels; None: any.
+        token: for transformers, the pooling: the `first` hidden state, or the `mean` over all.
     """
 
     mean: Float[Tensor, "c 1 1"]
@@ -170,7 +170,7 @@ def _remove_classifier(network: Any) -> int:
         setattr(network, attribute, nn.Identity())
         layers = [m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv3d)]
         if isinstance(layers[-1], nn.Conv3d):
-            # S3D's average pooling has a window for 224 pixels; adaptive pooling takes any size.
+            # S3D's average pooling has a fixed window for 224 pixels; adaptive pooling takes any size.
             network.avgpool = nn.AdaptiveAvgPool3d(1)
             return layers[-1].in_channels
         return layers[-1].in_features
@@ -224,7 +224,7 @@ def transformers_video(model: str, pretrained: bool = False, **options: Any) -> 
 
 
 def _normalization(model: str, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation from the folder's preprocessor_config.json, or of the published checkpoints."""
+    """Mean and standard deviation from preprocessor_config.json, by default those of the published checkpoints."""
     file = Path(model) / "preprocessor_config.json"
     mean, std = NORMALIZATION[kind]
     if not file.is_file():

@@ -19,11 +19,12 @@ from mmcon.errors import InputError
 def encode_stacks(encoder: nn.Module, stacks: tuple[Any, ...]) -> Float[Tensor, "n f"]:
     """Features of stacks in order.
 
-    Adjacent stacks of one shape are encoded in one forward pass: it is faster, and batch norm sees all their rows.
+    Adjacent stacks of one shape are encoded in one forward pass, which is faster and gives batch norm all their rows.
 
     Raises:
         InputError: the encoder does not return one feature of width `feature_dim` for each row.
     """
+    # Adjacent stacks only, so that the features keep the order of the rows.
     groups: list[list[Any]] = []
     for stack in stacks:
         if groups and _signature(groups[-1][0]) == _signature(stack):
@@ -61,7 +62,7 @@ def feature_width(encoder: nn.Module) -> int:
 
 
 def _signature(stack: Any) -> Any:
-    """Shapes without the leading axis, and dtypes; equal signatures can be concatenated."""
+    """Shapes without the leading axis, and dtypes; stacks with equal signatures can be concatenated."""
     if isinstance(stack, Tensor):
         return stack.shape[1:], stack.dtype
     if isinstance(stack, Mapping):

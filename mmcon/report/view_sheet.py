@@ -13,7 +13,7 @@ import torch
 
 import mmcon
 from mmcon.errors import InputError
-from mmcon.loading.mixing import apply_mixing, mixing_child
+from mmcon.loading.mixup_partners import apply_mixing, mixing_child
 from mmcon.random import stable_id
 from mmcon.registry import lookup
 from mmcon.views import collate, describe_sample, in_scope, meta_of, params_from_json, params_to_json
@@ -49,7 +49,7 @@ class Record:
         """Read a record from a file.
 
         Raises:
-            InputError: the file is no record.
+            InputError: the file is not a record.
         """
         try:
             known = {"partner": None} | json.loads(path.read_text())
@@ -70,7 +70,7 @@ def show(record: Record, output: Path, *, file: Path | None = None) -> Record:
     """Write a sheet of the views of a record, drawing them first if it has none yet.
 
     Args:
-        record: what to show.
+        record: the views to show.
         output: the sheet; audio files are written into the same folder.
         file: another file to show the same draws on.
 
@@ -98,9 +98,9 @@ def show(record: Record, output: Path, *, file: Path | None = None) -> Record:
     else:
         params = _draw(view, modality, handles, names, record)
         record = replace(record, params=json.loads(params_to_json(params)))
-    drawn = collate(view.apply_ragged(handles, params))
+    batch = collate(view.apply_ragged(handles, params))
     partners = torch.arange(record.views) + record.views
-    views = apply_mixing(view, drawn, params, partners) if mixes else view.apply_batched(drawn, params)
+    views = apply_mixing(view, batch, params, partners) if mixes else view.apply_batched(batch, params)
     captions = [_caption(describe_sample(params, row)) for row in range(record.views)]
     # The sheet of a video plots the spans; that of a recording writes the waveforms before a spectrogram.
     more = {"video": {"params": params}, "audio": {"params": params, "view": view}}.get(modality, {})
@@ -110,7 +110,7 @@ def show(record: Record, output: Path, *, file: Path | None = None) -> Record:
 
 def sheet_for(modality: str) -> Any:
     """The module that writes sheets of a modality."""
-    known = {name: importlib.import_module(home) for name, home in SHEETS.items() if importlib.util.find_spec(home)}
+    known = {name: importlib.import_module(path) for name, path in SHEETS.items() if importlib.util.find_spec(path)}
     able = {name: module for name, module in known.items() if hasattr(module, "write_sheet")}
     if modality not in able:
         raise InputError("mmcon show", expected=f"a view of {', '.join(sorted(able))}", got=f"a view of {modality}")

@@ -1,7 +1,7 @@
 """Batch samplers: the samples of each global batch, as a function of the seed, the epoch and the step.
 
-A sampler decides the *whole global batch* of a step from the seed and the step alone; each rank then takes its shard.
-So the world size changes speed and nothing else, and the state of a sampler is one integer, the step.
+A sampler computes the global batch of a step only from the seed and the step; each rank takes its shard of it. So the
+batches do not depend on the world size, and the state of a sampler is one integer, the step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 EpochOrder = tuple[Int[Tensor, " m"], Int[Tensor, " m"]]
-"""The samples of an epoch, batch after batch: indices into the source, and occurrences."""
+"""The samples of an epoch in the order of its batches: indices into the source, and occurrences."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BatchPlan:
 
     Attributes:
         indices: indices into the source.
-        occurrence: 0 for the first time that a sample is used in the epoch, 1 for the second, …
+        occurrence: 0 for the first use of a sample in the epoch, 1 for the second, …
         epoch: the epoch of the batch.
         step: the global step of the batch.
     """
@@ -38,7 +38,7 @@ class BatchPlan:
         return len(self.indices)
 
     def take(self, positions: Any) -> BatchPlan:
-        """A subset of the batch, by slice, positions in the batch, or mask."""
+        """A subset of the batch, by slice, indices or mask."""
         return BatchPlan(self.indices[positions], self.occurrence[positions], self.epoch, self.step)
 
     def shard(self, rank: int, world_size: int) -> BatchPlan:
@@ -46,7 +46,7 @@ class BatchPlan:
         return self.take(self.shard_slice(rank, world_size))
 
     def shard_slice(self, rank: int, world_size: int) -> slice:
-        """The positions of one rank's shard in the global batch."""
+        """The range of one rank's shard in the global batch."""
         return slice(*(len(self) * r // world_size for r in (rank, rank + 1)))
 
 

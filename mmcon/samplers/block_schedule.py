@@ -1,14 +1,14 @@
-"""Block schedules: how many blocks each class gets, in which batches, and which samples fill them.
+"""The schedule of P×K batches: the number of blocks of each class in an epoch, their batches, and their samples.
 
-A *block* is K samples of one class in one batch; a batch is P blocks. Each of the three steps is exact rather than
-random on average, and a function of the seed and the epoch alone:
+A *block* is K samples of one class in one batch; a batch consists of P blocks. The schedule has three steps. Each is
+exact, not only correct in expectation, and depends only on the seed and the epoch:
 
-1. *How many*: every class has a share of the blocks of a batch; its quota of an epoch is the whole number below or
-   above.
-2. *Where*: the quotas, end to end, form a line that is folded into P slots of one block per batch. No class is longer
-   than a slot, so none is in a batch twice (McNaughton's wrap-around rule); each slot is then shuffled.
-3. *Which samples*: every class has an endless stream of its samples, one keyed permutation after another, and each
-   block takes the next K. The start of an epoch in a stream has a closed form, so resuming replays nothing.
+1. *Quotas*: every class has a share of the blocks of an epoch; its quota is the share rounded down or up.
+2. *Batches*: McNaughton's wrap-around rule. The quotas of the classes are laid end to end and cut into P slots, each
+   with one block per batch. A quota is at most one slot long, so no class is in a batch twice. Each slot is then
+   shuffled.
+3. *Samples*: every class has an infinite stream of its samples, a sequence of keyed permutations, and each block takes
+   the next K of them. The start of an epoch in a stream has a closed form, so resuming needs no replay.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class BlockSchedule:
         round_robin: with one block per batch, classes take turns.
 
     Attributes:
-        steps: batches in an epoch: as many as the samples fill, at least one; with `round_robin`, rounded down to a
-            multiple of the number of classes.
+        steps: batches in an epoch: the number of samples over the batch size, rounded down, at least one; with
+            `round_robin`, rounded down to a multiple of the number of classes.
         share: the mean number of blocks of each class in a batch.
     """
 
@@ -71,7 +71,7 @@ class BlockSchedule:
         return self.share * (self.steps * self.block_size) / self.streams.sizes
 
     def epoch_order(self, epoch: int) -> EpochOrder:
-        """The samples of an epoch, batch after batch."""
+        """The samples of an epoch in the order of its batches."""
         quotas = self.quotas.during(epoch)
         if self.round_robin:
             cells = torch.arange(self.steps).view(-1, len(quotas)).T.reshape(-1)
@@ -81,12 +81,12 @@ class BlockSchedule:
             )
         slots, batches = cells // self.steps, cells % self.steps
         slot_width, stride = (self.block_size, 1) if self.contiguous else (1, self.blocks_per_batch)
-        # In place: with one block per sample these are as long as the epoch.
+        # In place, to save memory: for blocks of one sample these are as long as the epoch.
         starts = batches.mul_(self.blocks_per_batch * self.block_size).add_(slots.mul_(slot_width))
         return self.streams.fill_slots(self.quotas.before(epoch), quotas, starts, stride=stride)
 
 
-# --- how many --------------------------------------------------------------------------------------------------------
+# --- quotas ----------------------------------------------------------------------------------------------------------
 
 
 def block_shares(weights: Float[Tensor, " c"], blocks_per_batch: int) -> Float[Tensor, " c"]:
@@ -111,9 +111,9 @@ def block_shares(weights: Float[Tensor, " c"], blocks_per_batch: int) -> Float[T
 class BlockQuotas:
     """The number of blocks of each class in an epoch: its share, rounded down or up, so that all blocks are used.
 
-    Systematic sampling: the fractions form a line, end to end, with one tick per block, shifted by a keyed offset each
-    epoch; a class gets one more block where a tick falls into its fraction. Past epochs are counted by sorting their
-    offsets, so the blocks before an epoch are known without computing the order of any past epoch.
+    Systematic sampling: the fractional parts of the shares are laid end to end and sampled at unit distance, with a
+    keyed offset in each epoch; a class whose fraction contains a sampling point gets one more block. Counting past
+    epochs needs only their sorted offsets, so the blocks before an epoch are known without computing past orders.
 
     Args:
         share: the result of `block_shares`.
@@ -125,6 +125,7 @@ class BlockQuotas:
     def __init__(self, share: Float[Tensor, " c"], *, steps: int, blocks_per_batch: int, seed: int) -> None:
         most = steps * _UNITS_PER_BLOCK
         units = (share * steps * _UNITS_PER_BLOCK + 0.5).to(torch.int64).clamp(max=most)
+        # Rounding must neither lose nor add a block: the slots contain exactly steps × P blocks.
         units = _with_exact_sum(units, total=blocks_per_batch * most, most=most)
         self.base, fraction = units // _UNITS_PER_BLOCK, units % _UNITS_PER_BLOCK
         ends = torch.cumsum(fraction, 0)
@@ -140,7 +141,7 @@ class BlockQuotas:
         return self.base + self._extra(epoch, epoch + 1)
 
     def _extra(self, first: int, last: int) -> Int[Tensor, " c"]:
-        """The blocks above `base` in the epochs from `first` up to, but without, `last`."""
+        """The blocks above `base` in the epochs from `first` to `last`, exclusive."""
         epochs = keys(seed=self.seed, epoch=torch.arange(first, last)).child("sampler")
         ticks = epochs.integers("tick", 0, _UNITS_PER_BLOCK).sort().values
         up_to = (last - first) * self._whole + torch.searchsorted(ticks, self._rest)
@@ -157,15 +158,15 @@ def _with_exact_sum(units: Int[Tensor, " c"], *, total: int, most: int) -> Int[T
     return units.index_add(0, order, change if error > 0 else -change)
 
 
-# --- where -----------------------------------------------------------------------------------------------------------
+# --- batches ---------------------------------------------------------------------------------------------------------
 
 
 def assign_batches(
     quotas: Int[Tensor, " c"], *, steps: int, blocks_per_batch: int, seed: int, epoch: int
 ) -> Int[Tensor, " m"]:
-    """The batch and slot of every block: no class twice in a batch (McNaughton's wrap-around rule).
+    """The batch and slot of every block, with no class twice in a batch (McNaughton's wrap-around rule).
 
-    The classes, in keyed order, form a line, end to end, which is folded into slots of one block per batch.
+    The quotas of the classes, in keyed order, are laid end to end and cut into slots, which have one block per batch.
 
     Args:
         quotas: blocks of each class, at most `steps`; they sum to steps × P.
@@ -175,13 +176,13 @@ def assign_batches(
         epoch: the epoch.
 
     Returns:
-        For class after class (in the order of `quotas`), the cells of its blocks; cell `slot·steps + batch`.
+        The cells `slot·steps + batch` of all blocks, grouped by class in the order of `quotas`.
     """
     order = keys(seed=seed, epoch=epoch).child("sampler").permutation("classes", len(quotas))[0]
     ordered = quotas[order]
     ends = torch.cumsum(ordered, 0)
-    # A class that continues from one slot into the next must not meet itself in a batch: of a slot's first blocks,
-    # `tail` belong to the class of the previous slot's last `head` blocks, and get batches without them.
+    # A class that is cut at the end of a slot must not be twice in a batch: its last `head` blocks in a slot and its
+    # first `tail` blocks in the next slot get different batches.
     cut = torch.arange(1, blocks_per_batch) * steps
     owner = torch.searchsorted(ends, cut, right=True)
     head, tail = torch.zeros(2, blocks_per_batch, dtype=torch.int64)
@@ -201,7 +202,7 @@ def assign_batches(
 
 
 def _shuffled_slot(key: Keys, steps: int, used: Int[Tensor, " u"], tail: int) -> Int[Tensor, " {steps}"]:
-    """A permutation of all batches whose first `tail` are none of the used ones."""
+    """A permutation of all batches whose first `tail` entries are not in `used`."""
     order = torch.argsort(key.bits("batches", steps)[0])
     if not tail:
         return order

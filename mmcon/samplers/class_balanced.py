@@ -1,4 +1,4 @@
-"""Class-aware batches: P classes × K samples, at a chosen frequency of classes."""
+"""The P×K sampler: P classes × K samples in every global batch, at a chosen class frequency."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mmcon.samplers.validation import check_labels, split_batch
 class ClassAwareSampler(BatchSampler):
     """P different classes × K samples in every global batch.
 
-    The guarantee (at least two classes, at least two samples of each) holds on the *global* batch for any world size,
+    The guarantee (at least two classes, at least two samples of each) holds for the *global* batch at any world size,
     since losses gather. Over the epochs, the number of blocks of each class deviates from its share by less than one
-    per epoch, and the counts of the samples of a class differ by at most one. A class with fewer than K samples
-    repeats them; repeats have occurrence numbers, and so views of their own.
+    per epoch, and the use counts of the samples of a class differ by at most one. A class with fewer than K samples
+    repeats them; repeats have different occurrence numbers, and therefore independent views.
 
     Args:
         labels: the class of each sample.
@@ -70,7 +70,7 @@ class ClassAwareSampler(BatchSampler):
         self.steps_per_epoch = self.schedule.steps
 
     @property
-    def due(self) -> Float[Tensor, " c"]:
+    def uses_per_epoch(self) -> Float[Tensor, " c"]:
         """The expected uses of a sample per epoch, for each class in ascending order of labels."""
         return self.schedule.uses_per_epoch
 

@@ -1,4 +1,4 @@
-"""Class streams: an endless stream of samples for each class, one keyed permutation after another, in blocks of K."""
+"""Class streams: for each class an infinite sequence of keyed permutations of its samples, cut into blocks of K."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from mmcon.random import keys
 
-# Samples that one key numbers at a time: it enters the draws, so it must never change.
+# Samples per key. The draws depend on this number, so it must never change.
 _SAMPLES_PER_KEY = 1 << 20
-# Samples of whole permutations that are sorted at once: enough to vectorize, few enough for little memory.
+# Samples that are sorted at once: enough to vectorize, few enough to limit memory.
 _SAMPLES_PER_CHUNK = 1 << 18
 
 
 class ClassStreams:
-    """An endless stream of samples for every class: one keyed permutation (cycle) after another.
+    """For every class an infinite sequence of keyed permutations (cycles) of its samples.
 
-    At any time, the counts of the samples of a class differ by at most one. The stream is cut into blocks of K; no
-    block holds a sample twice unless the class has fewer than K. Where a block spans two cycles, the second one
-    postpones the samples that ended the first. Classes too small for that (below 3(K-1) samples, unless K divides
-    their number) keep one keyed order in all cycles.
+    At any time, the use counts of the samples of a class differ by at most one. The stream is cut into blocks of K; no
+    block contains a sample twice unless the class has fewer than K samples. If a block spans two cycles, the samples at
+    the end of the first cycle come later in the second. Classes too small for that (below 3(K-1) samples, unless K
+    divides their number) keep one keyed order in all cycles.
 
     Args:
         labels: the class of each sample.
@@ -42,7 +42,7 @@ class ClassStreams:
             chunk = number[start : start + _SAMPLES_PER_KEY]
             words = keys(seed=seed, epoch=start).child("sampler").bits("members", len(chunk))[0]
             chunk.copy_(_sort_keys(chunk, words, bits))
-        # NumPy's sort needs half the memory of torch's: this is the peak of a sampler's memory.
+        # NumPy's sort needs half the memory of torch's; a sampler's memory peaks here.
         self.members = torch.from_numpy(number.numpy().argsort(kind="stable"))
         self.starts = offsets(self.sizes)
         k = block_size
@@ -51,16 +51,16 @@ class ClassStreams:
     def fill_slots(
         self, first: Int[Tensor, " c"], counts: Int[Tensor, " c"], slots: Int[Tensor, " m"], *, stride: int
     ) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"]]:
-        """The next blocks of the streams, each at its slot in an epoch.
+        """The next blocks of the streams, written to their slots in an epoch.
 
         Args:
             first: the first block of each class.
             counts: the number of blocks of each class.
-            slots: for class after class, the position of each block's first sample.
-            stride: the distance of a block's samples.
+            slots: the position of each block's first sample, grouped by class.
+            stride: the distance between consecutive samples of a block.
 
         Returns:
-            Indices into the source and occurrences, by position.
+            Indices into the source and occurrences, in the order of the epoch.
         """
         k = self.block_size
         indices, occurrence = torch.empty(2, len(slots) * k, dtype=torch.int64)
@@ -75,10 +75,10 @@ class ClassStreams:
     def take(
         self, start: Int[Tensor, " c"], count: Int[Tensor, " c"]
     ) -> Iterator[tuple[Int[Tensor, " m"], Int[Tensor, " m"]]]:
-        """The `count[i]` samples of class i from position `start[i]` of its stream, class after class, in chunks.
+        """The `count[i]` samples of class i from position `start[i]` of its stream on, grouped by class, in chunks.
 
         Yields:
-            Indices into the source, and how often each was already taken in this call.
+            Indices into the source, and the number of earlier uses of each in this call.
         """
         first, last = start // self.sizes, (start + count - 1) // self.sizes
         # The beginning of a cycle depends on the end of the cycle before it.
@@ -96,7 +96,7 @@ class ClassStreams:
         start: Int[Tensor, " c"],
         count: Int[Tensor, " c"],
     ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
-        """`take` for consecutive classes: `cycles` whole permutations of each, cut to the requested stretch."""
+        """`take` for consecutive classes: `cycles` whole permutations of each, cut to the requested range."""
         owner = torch.repeat_interleave(torch.arange(len(cycles)), cycles)
         cycle = torch.arange(len(owner)) - offsets(cycles)[owner]
         sizes = self.sizes[chunk][owner]
@@ -125,15 +125,15 @@ class ClassStreams:
         sizes: Int[Tensor, " p"],
         begins: Int[Tensor, " p"],
     ) -> Int[Tensor, " m"]:
-        """Whole permutations one after another, each of the numbers of its class's members.
+        """Whole permutations, concatenated; each permutes 0 to the size of its class.
 
         Args:
             chunk: the classes.
-            owner: the class of each permutation, counted from the chunk's first.
-            epoch: the cycle of each in its stream, which is a field of its key.
-            cycle: the same, counted from the first cycle of its class in this call.
-            sizes: the length of each.
-            begins: the offset of each in the result.
+            owner: the class of each permutation, relative to the chunk's first class.
+            epoch: the cycle of each permutation in its stream, which is a field of its key.
+            cycle: the cycle relative to the first one of the class in this call.
+            sizes: the length of each permutation.
+            begins: the offset of each permutation in the result.
         """
         table = keys(seed=self.seed, epoch=epoch, sample=self.classes[chunk][owner]).child("sampler")
         words = table.ragged_bits("cycle", sizes)
@@ -146,10 +146,10 @@ class ClassStreams:
         member = order - begins[entry]
         follows = (cycle > 0) & ~fixed & (sizes % self.block_size != 0)
         if self.block_size > 1 and bool(follows.any()):
-            self._postpone(member, order, begins, sizes, torch.nonzero(follows)[:, 0])
+            self._avoid_repeats(member, order, begins, sizes, torch.nonzero(follows)[:, 0])
         return member
 
-    def _postpone(
+    def _avoid_repeats(
         self,
         member: Int[Tensor, " m"],
         order: Int[Tensor, " m"],
@@ -157,9 +157,10 @@ class ClassStreams:
         sizes: Int[Tensor, " p"],
         follows: Int[Tensor, " f"],
     ) -> None:
-        """Among the first 2(K-1) of a permutation, move those to the end that were among the last K-1 of the previous.
+        """Avoid repeats within K samples at the boundary of two permutations.
 
-        Changes `member` in place, for the permutations `follows`.
+        Of the first 2(K-1) entries of a permutation, those among the last K-1 of the previous one move to the end of
+        these entries. Changes `member` in place, for the permutations `follows`.
         """
         reach = self.block_size - 1
         position = torch.empty_like(order)
@@ -171,7 +172,7 @@ class ClassStreams:
 
 
 def number_classes(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " c"], Int[Tensor, " n"], Int[Tensor, " c"]]:
-    """The labels that occur (ascending), the number of each sample's label among them, and the samples of each."""
+    """The labels that occur (ascending), the index of each sample's label among them, and the samples per label."""
     if int(labels.max()) < max(len(labels), 1 << 16):  # counting takes less time and memory than sorting
         sizes = torch.bincount(labels)
         classes = torch.nonzero(sizes)[:, 0]
@@ -181,17 +182,17 @@ def number_classes(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " c"], Int[Te
 
 
 def offsets(lengths: Int[Tensor, " c"]) -> Int[Tensor, " c"]:
-    """The start of each stretch, where stretches of these lengths follow one another."""
+    """The start of each segment in a concatenation of segments of these lengths."""
     return torch.cumsum(lengths, 0) - lengths
 
 
 def _random_bits(groups: int) -> int:
-    """The bits of a sort key that are left beside the number of a group."""
+    """The bits of a sort key that are free next to the group number."""
     return 63 - max(groups - 1, 1).bit_length()
 
 
 def _sort_keys(group: Int[Tensor, " m"], words: Int[Tensor, " m"], bits: int) -> Int[Tensor, " m"]:
-    """Numbers that sort by group, then by the first random bits of a word: one sort shuffles all groups."""
+    """Sort keys by group, then by the upper random bits of a word: one sort shuffles all groups."""
     return (group << bits) | ((words >> (64 - bits)) & ((1 << bits) - 1))
 
 

@@ -1,4 +1,4 @@
-"""The sampler of a recipe's flags, checked against the labels of its source before the first step."""
+"""Create the sampler of a recipe's flags, and check it against the labels of the source before the first step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmcon.registry import create
 from mmcon.samplers.base import BatchSampler
 from mmcon.sources.base import Source
 
-# Short names of the class-aware sampler, by its frequency of classes.
+# Short names of the class-aware sampler, with the class frequency of each.
 FREQUENCIES = {"class-aware": "natural", "balanced": "balanced", "tempered": "tempered"}
 
 

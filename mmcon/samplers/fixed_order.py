@@ -19,7 +19,7 @@ from mmcon.samplers.validation import check_batch_size
 class FixedOrderSampler(BatchSampler):
     """One keyed permutation for all epochs, read cyclically.
 
-    Each epoch continues where the last one ended, so samples of an incomplete last batch come first in the next epoch.
+    Each epoch continues at the end of the previous one, so samples of an incomplete last batch are first in the next.
 
     Args:
         labels: any tensor with one entry per sample; only its length is used.
@@ -33,7 +33,7 @@ class FixedOrderSampler(BatchSampler):
         self.steps_per_epoch = self.n // batch_size
 
     def epoch_order(self, epoch: int) -> EpochOrder:
-        """The next consecutive stretch of the cyclic permutation."""
+        """The next consecutive range of the cyclic permutation."""
         order = keys(seed=self.seed).child("sampler").permutation("order", self.n)[0]
         samples = self.steps_per_epoch * self.batch_size
         return without_repeats(order[(epoch * samples + torch.arange(samples)) % self.n])

@@ -1,4 +1,4 @@
-"""Hard-class batches: classes that the embeddings confuse, since well-separated classes give small gradients."""
+"""Hard-negative batches: classes with similar mean embeddings together, since distant ones give small gradients."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from mmcon.samplers.validation import check_labels, split_batch
 class HardClassSampler(BatchSampler):
     """P classes × K samples, where the classes of a batch are neighbors in a snapshot of the embeddings.
 
-    Classes are visited in rounds of all classes. A round walks from each class to its nearest unvisited class,
-    starting at a keyed one, and is cut into batches. The last batch of a round is filled up from the start of the
-    round, so all classes are visited equally often except for these fillings. Without a snapshot the walk is a keyed
-    permutation.
+    Classes are visited in rounds. A round is a greedy nearest-neighbor order of all classes, from a keyed first class
+    on, and is cut into batches. The last batch of a round is filled from the start of the round; without these fill
+    blocks, all classes are visited equally often. Without a snapshot a round is a keyed permutation.
 
-    The snapshot is state: save `state_dict()` in the checkpoint beside the step, and restart the worker processes
-    after a refresh (`loader.load_state_dict(loader.state_dict())`). Refresh only at the end of an epoch, so that a
-    resumed run has the same batches as an uninterrupted one.
+    The snapshot is state: save `state_dict()` in the checkpoint together with the step, and restart the worker
+    processes after a refresh (`loader.load_state_dict(loader.state_dict())`). Refresh only at the end of an epoch, so
+    that a resumed run has the same batches as an uninterrupted one.
 
     Args:
         labels: the class of each sample.
@@ -63,7 +62,7 @@ class HardClassSampler(BatchSampler):
         """Replace the snapshot by the mean direction of each class; a class without an embedding gets zeros.
 
         Raises:
-            InputError: a label is none of the training data.
+            InputError: a label does not occur in the training data.
         """
         number = torch.searchsorted(self.streams.classes, labels.cpu()).clamp(max=self.n_classes - 1)
         if not torch.equal(self.streams.classes[number], labels.cpu()):
@@ -100,15 +99,15 @@ class HardClassSampler(BatchSampler):
         rounds = [self._round(epoch, number)[:per_round] for number in range(-(-visits // per_round))]
         visited = torch.cat(rounds)[:visits]
         counts = torch.bincount(visited, minlength=self.n_classes)
-        # A stream advances per epoch by the visits that every class is sure to get, which keeps its start a closed
-        # form; blocks for fillings come from ahead of it and are used again in the next epoch.
+        # A stream advances per epoch by the number of full rounds, so that its start has a closed form; fill blocks
+        # are beyond that and are used again in the next epoch.
         start = torch.full_like(counts, epoch * max(1, visits // per_round))
         order = torch.argsort(visited, stable=True)
         slots = order // p * self.batch_size + order % p
         return self.streams.fill_slots(start, counts, slots, stride=p)
 
     def _round(self, epoch: int, number: int) -> Int[Tensor, " m"]:
-        """All classes, each followed by the most similar class that is left; then the same again, for fillings."""
+        """Greedy nearest-neighbor order of the classes, repeated once for the fill blocks of the last batch."""
         order = keys(seed=self.seed, epoch=epoch, sample=number).child("sampler").permutation("walk", self.n_classes)[0]
         if self.snapshot is not None:
             unvisited = torch.ones(self.n_classes, dtype=torch.bool)

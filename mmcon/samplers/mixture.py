@@ -17,7 +17,7 @@ from mmcon.samplers.validation import check_batch_size, check_labels
 @final
 @register_sampler("sampler/mixture")
 class MixtureSampler(BatchSampler):
-    """Several data sets in one run, each batch from one of them, so that the data set alone identifies no negative.
+    """Several data sets in one run, each batch from one of them, so negatives never differ merely by data set.
 
     To mix data sets within a batch, use sampler/class-aware with the data set as the class.
 
@@ -25,9 +25,9 @@ class MixtureSampler(BatchSampler):
         labels: the data set of each sample.
         batch_size: samples in a global batch.
         seed: the seed of the run.
-        order: "proportional" to the sizes; "round-robin" in turn, equally often, with small data sets repeated;
-            "temperature" in proportion to n^(1/temperature).
-        temperature: of that order; 1 is proportional, a larger one more even.
+        order: the frequency of data sets: "proportional" to their size n; "round-robin", in turn, with small data sets
+            repeated; "temperature", in proportion to n^(1/temperature).
+        temperature: for order "temperature"; 1 is proportional, a larger one is closer to uniform.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class MixtureSampler(BatchSampler):
     ) -> None:
         where = "sampler/mixture"
         labels = check_labels(where, labels)
+        # All exponents are computed for every order, so that a temperature of 0 must not divide by zero.
         exponents = {"proportional": 1.0, "round-robin": 0.0, "temperature": 1.0 / max(temperature, 1e-9)}
         if order not in exponents:
             raise InputError(where, expected=f"order among {sorted(exponents)}", got=repr(order), fix="choose one")

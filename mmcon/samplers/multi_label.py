@@ -1,4 +1,4 @@
-"""Multi-label batches: P labels × K samples that carry the label, where a sample carries several."""
+"""Multi-label batches: P labels × K samples with the label; a sample may have several labels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mmcon.samplers.validation import split_batch
 @final
 @register_sampler("sampler/multi-label")
 class MultiLabelSampler(BatchSampler):
-    """P different labels × K samples that carry the label, where a sample carries several labels.
+    """P different labels × K samples with the label, for samples with several labels.
 
-    The rarest label of a sample is its class for the sampler. So rare labels keep their samples, and every sample is
+    The rarest label of a sample is its class for the sampler. So rare labels keep their samples, and all samples are
     used equally often. The affinity (MultiLabel) accounts for the other labels that two samples share.
 
     Args:
-        labels: the labels that each sample carries, at least one.
+        labels: the labels of each sample, at least one.
         batch_size: samples in a global batch, P·K.
         seed: the seed of the run.
         labels_per_batch: P; or

@@ -19,7 +19,7 @@ from mmcon.samplers.validation import check_batch_size, check_labels
 class NoDuplicatesSampler(BatchSampler):
     """Batches in which no two samples share a key.
 
-    Equal texts, or two captions of one image, would be false negatives of one another in the same batch.
+    In the same batch, equal texts or two captions of one image would be false negatives of one another.
 
     Args:
         labels: the key of each sample, such as mmcon.random.stable_ids of the texts, made non-negative by

@@ -1,4 +1,4 @@
-"""The samplers of the package: the entry point `samplers` imports this module, which registers them."""
+"""Imported by the entry point `samplers`; registers the built-in samplers."""
 
 from mmcon.samplers import (
     class_balanced,

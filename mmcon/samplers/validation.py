@@ -1,4 +1,4 @@
-"""Checks of what samplers are given: class labels, the batch size, and its split into classes × samples."""
+"""Validation of the arguments of samplers: class labels, batch size, and its split into classes × samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_batch_size(where: str, batch_size: int, *, largest: int, unit: str) ->
 
 
 def check_labels(where: str, labels: Any) -> Int[Tensor, " n"]:
-    """Class labels on the CPU: one non-negative int64 number per sample.
+    """Convert class labels to one non-negative int64 number per sample, on the CPU.
 
     Raises:
         InputError: labels have another type or shape, or some are negative.
@@ -63,7 +63,7 @@ def split_batch(
         samples_per_class: K, or None.
 
     Raises:
-        InputError: there is one class only, P·K is not the batch size, or P exceeds the number of classes.
+        InputError: there is only one class, P·K is not the batch size, or P exceeds the number of classes.
     """
     if classes < 2:
         raise InputError(
@@ -100,7 +100,7 @@ def split_batch(
 
 
 def _nearest_split(classes: int, batch_size: int, p: int | None, k: int | None) -> str:
-    """The valid split nearest to the requested one, as options to type."""
+    """The valid split nearest to the requested one, as Python arguments."""
     if p is None and k is not None:
         k = max(k, 2)
         p = min(max(batch_size // k, 2), classes)

@@ -1,7 +1,7 @@
-"""Tar shards as webdataset has them, read by position: the samples of archives on a disk.
+"""Tar shards in the format of webdataset, with random access: the samples of archives on a disk.
 
-The headers of all shards are read once; after that a sample costs one seek. Archives on a network, or too many to scan,
-are streamed instead (`mmcon.sources.streaming`).
+The headers of all shards are read once. Reading a sample then costs one seek. Stream archives that are on a network or
+too many to scan (`mmcon.sources.streaming`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmcon.sources.listing import LabelOptions, Listing, read_member, split_list
 from mmcon.sources.splits import is_held_out, is_train, match_split
 from mmcon.sources.tables import MEDIA, NONE
 
-# Where a member is: its archive, the offset of its bytes, and their number.
+# A member of an archive: the path of the archive, the offset of the bytes, and their number.
 Member = tuple[str, int, int]
 
 
@@ -31,14 +31,14 @@ def list_shards(
     modality: str = "image",
     options: LabelOptions,
 ) -> Listing:
-    """Tar shards: members of one name and different suffixes are one sample.
+    """List tar shards: members of one name and different suffixes are one sample.
 
     Args:
         path: a folder of shards, one shard, or a pattern with * or {000..009}.
-        split: in a folder, the shards whose names begin with a spelling of it; where no shard names a split, samples
-            are split by identity.
-        modality: what the media are; their member is known by its suffix.
-        options: the label, the classes, and what is held out where shards do not name their split.
+        split: in a folder, the shards whose names begin with a spelling of it. If no shard names a split, samples are
+            split by a hash of their ids.
+        modality: the modality of the media; the suffix identifies their member.
+        options: the label, the classes, and the held-out share if shards do not name their split.
     """
     where = f"shards {str(path)!r}"
     files, by_identity = _shards(where, str(path), split)
@@ -71,7 +71,7 @@ def list_shards(
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """The paths of a pattern with {000..009} or * in it."""
+    """The paths that match a pattern with {000..009} or *."""
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if braces:
         low, high = braces.groups()
@@ -81,7 +81,7 @@ def expand_pattern(pattern: str) -> list[str]:
 
 
 def _shards(where: str, path: str, split: str) -> tuple[list[Path], bool]:
-    """The archives of a split, and whether the split is still to be made by identity."""
+    """The archives of a split, and whether samples must be split by a hash of their ids."""
     if not Path(path).is_dir():
         files = [Path(p).expanduser() for p in expand_pattern(path)]
         absent = [str(f) for f in files if not f.is_file()]
@@ -100,7 +100,7 @@ def _shards(where: str, path: str, split: str) -> tuple[list[Path], bool]:
 
 
 def _first_word(stem: str) -> str:
-    """The split that the name of a shard begins with: `train`, `training_set`."""
+    """The prefix of a shard's name that may name a split, such as `train` or `training_set`."""
     found = re.match(r"[^\W\d_]+([-_ ]set(?![^\W\d_]))?", stem)
     return found.group() if found else ""
 
@@ -109,6 +109,7 @@ def _samples_of(where: str, file: Path) -> Iterator[tuple[str, dict[str, Member]
     """The samples of an archive: the name of each, and its members by suffix."""
     samples: dict[str, dict[str, Member]] = {}
     try:
+        # "r:" refuses compressed archives: only members of an uncompressed one have offsets to seek to.
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 if member.isfile():

@@ -1,7 +1,6 @@
-"""Audio as a source: handles that give one rate and one number of channels, whatever the files have.
+"""Audio sources: handles that decode to one sample rate and one number of channels, for files of any format.
 
-A file that turns out unreadable is quarantined by the loader when it is opened: its sample is left out, counted and
-named.
+Files are not checked when the source is made. A sample whose file is unreadable is left out and reported by the loader.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ def audio_source(
     on_non_finite: Literal["error", "zero"] = "error",
     on_short: Literal["error", "zero"] = "error",
 ) -> DatasetSource:
-    """Audio, brought to one rate and number of channels.
+    """Open a listing as audio with one sample rate and one number of channels.
 
     Args:
         listing: the samples.
-        rate_hz: what every file is resampled to.
-        channels: 1 mixes down.
-        columns: further columns of texts to keep as categories, where a table has them.
-        on_non_finite: NaN or infinite samples are an "error" (the file is quarantined), or "zero".
-        on_short: so is a file that ends before its header says.
+        rate_hz: the sample rate to which every file is resampled.
+        channels: the number of channels; 1 mixes all channels down.
+        columns: text columns of a table to keep as categories, if present.
+        on_non_finite: NaN or infinite samples: "error" leaves the file out, "zero" replaces them by 0.
+        on_short: a file shorter than its header states: "error" leaves it out, "zero" pads it.
     """
     audio_format = AudioFormat(rate_hz, channels, on_non_finite, on_short)
     opener = handle_opener("audio", root=listing.root, audio_format=audio_format)
     items = listing.cells
-    if not listing.is_lazy:  # handles are made once, so that each header is read once
+    if not listing.is_lazy:  # one handle per file for the whole run, so that each header is read once
         items, opener = [opener(cell, name) for cell, name in zip(items, listing.names, strict=True)], None
     return DatasetSource(
         items,

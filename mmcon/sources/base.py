@@ -1,7 +1,7 @@
-"""What a source is: samples with stable ids, whose media stay undecoded until a view needs them.
+"""The base class of sources: samples with stable ids, whose media stay undecoded until a view needs them.
 
-A sample is known by its id: the source's own name for it (a file's relative path, a column), hashed to 64 bits. So the
-same file keeps its id, and with it its draws, wherever the folder is and whatever is added to it.
+The id of a sample is a 64-bit hash of its name in the source (the relative path of a file, or the value of a column).
+So a file keeps its id, and therefore its draws, when the folder moves or other files are added.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Source(ABC):
     """Samples of one modality. A subclass implements `open`.
 
     Args:
-        ids: `n`, all different: what names a sample (see `mmcon.random.stable_ids`).
-        modality: what `open` gives, such as "image".
-        labels: `n` whole numbers from 0, or None.
+        ids: `n`, all different (see `mmcon.random.stable_ids`).
+        modality: the modality of the samples, such as "image".
+        labels: `n` integers from 0, or None.
         classes: the names of the classes, by label.
         columns: further columns of the index with leading axis `n`, such as `group` or `time` (seconds).
-        categories: columns of texts, such as prompt and language, `n` each: they are stored in `columns` as whole
-            numbers, and `categories` keeps the texts by number.
-        facts: numbers known of the media without opening them, `n` each, such as `length`: they spare reading headers.
-        name: what the source is called in messages.
-        notes: what was guessed or left out while the source was built, one sentence each, for `describe`.
+        categories: text columns, such as prompt and language, `n` each. They are stored in `columns` as integers;
+            `categories` keeps the texts by number.
+        facts: header facts of the media, `n` each, such as `length`, if known: headers are then not read.
+        name: the name of the source in messages.
+        notes: what was guessed or left out when the source was made, one sentence each, for `describe`.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Source(ABC):
         modality: str,
         labels: Shaped[Tensor, "..."] | None = None,
         classes: Sequence[str] = (),
-        columns: Mapping[str, Tensor] | None = None,
+        columns: Mapping[str, Shaped[Tensor, "..."]] | None = None,
         categories: Mapping[str, Sequence[str]] | None = None,
-        facts: Mapping[str, Tensor] | None = None,
+        facts: Mapping[str, Shaped[Tensor, "..."]] | None = None,
         name: str = "",
         notes: Sequence[str] = (),
     ) -> None:
@@ -64,18 +64,18 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, rows: Positions) -> Any:
-        """Open the samples at positions: a stacked tensor (media in memory), or a list of handles.
+        """Open samples by index: a stacked tensor (media in memory) or a list of handles.
 
-        A handle has `facts`, a mapping of numbers such as height and width, and `decode()`.
+        A handle has `facts` (a mapping of numbers such as height and width) and `decode()`.
         """
 
     def present(self, rows: Int[Tensor, " m"]) -> Bool[Tensor, " m"] | None:
-        """Which of the samples at positions have media; None where all do."""
+        """A mask of the samples that have media; None if all have."""
         return None
 
     @property
     def members(self) -> dict[str, Source]:
-        """The sources by modality: one, unless several are joined."""
+        """The sources by modality: one, except for joined sources."""
         return {self.modality: self}
 
     def __len__(self) -> int:
@@ -83,11 +83,11 @@ class Source(ABC):
 
     @property
     def labels(self) -> Int[Tensor, " n"] | None:
-        """The labels, or None where the samples have none."""
+        """The labels, or None for samples without labels."""
         return self.columns.get("label")
 
     def describe(self) -> str:
-        """The number of samples and classes, what was guessed and what was left out."""
+        """The number of samples and classes, and the notes on what was guessed or left out."""
         classes = f", {len(self.classes)} classes" if self.labels is not None else ", no labels"
         lines = [f"{self.name}: {len(self):,} {self.modality} samples{classes}"]
         return "\n  ".join([*lines, *self.notes])
@@ -118,11 +118,11 @@ class Source(ABC):
 
 @final
 class TensorSource(Source):
-    """Media in memory as one stacked tensor: `open` is an index into it, the fastest source there is.
+    """Media in memory as one stacked tensor, the fastest source: `open` indexes the tensor.
 
     Args:
         values: with leading axis `n`; images as `n c h w` uint8.
-        options: as for Source; ids default to the positions.
+        options: as for Source; ids default to the indices.
     """
 
     def __init__(
@@ -139,13 +139,13 @@ class TensorSource(Source):
             raise InputError(self.name, expected=f"{len(values)} ids", got=str(len(self.ids)))
 
     def open(self, rows: Positions) -> Shaped[Tensor, "m ..."]:
-        """The values at positions."""
+        """Index the tensor."""
         return self.values[torch.as_tensor(rows)]
 
 
 @runtime_checkable
 class MapStyle(Protocol):
-    """A list or a dataset with a length and items by position, as torch has it."""
+    """A list or a map-style torch dataset: it has a length and items by index."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
@@ -153,18 +153,19 @@ class MapStyle(Protocol):
 
 @final
 class DatasetSource(Source):
-    """Items of a list or of any map-style dataset, such as torchvision's, each opened as a handle when it is needed.
+    """Items of a list or a map-style dataset, such as torchvision's; an item is opened as a handle when it is needed.
 
     >>> items = [(torch.zeros(1, 2, 2, dtype=torch.uint8), i % 2) for i in range(4)]
     >>> DatasetSource(items, labels=torch.tensor([0, 1, 0, 1])).open([3])[0].shape
     torch.Size([1, 2, 2])
 
     Args:
-        items: with a length and items by position: paths, bytes, handles, or the samples of a torch dataset. They
-            should not be random: views are drawn later. Where there is a `__getitems__`, it reads several at once.
-        handle: from an item and its name to a handle or a tensor; by default the item, or the first of a tuple.
-        names: what the samples are called, from which ids come; by default their positions.
-        options: as for Source; labels are not searched for in the items, since that would read all of them.
+        items: paths, bytes, handles, or the samples of a torch dataset, by index. They should not be random, since
+            views are drawn later. A `__getitems__` method is used to read several items at once.
+        handle: a function from an item and its name to a handle or a tensor; by default the item, or the first element
+            of a tuple.
+        names: the names of the samples, which are hashed to ids; by default their indices.
+        options: as for Source. Labels are not extracted from the items, since that would read all of them.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class DatasetSource(Source):
         super().__init__(ids=ids, modality=modality, **options)
 
     def open(self, rows: Positions) -> list[Any]:
-        """A handle for each position."""
+        """A handle for each index."""
         positions: list[int] = torch.as_tensor(rows).tolist()
         several = getattr(self.items, "__getitems__", None)
         items = several(positions) if several else [self.items[row] for row in positions]
@@ -191,7 +192,7 @@ class DatasetSource(Source):
 
 @final
 class Subset(Source):
-    """Some samples of a source, with their ids, labels and class names."""
+    """A subset of a source's samples, with their ids, labels and class names."""
 
     def __init__(self, source: Source, rows: Positions, *, name: str = "") -> None:
         self.source, self.rows = source, torch.as_tensor(rows, dtype=torch.int64)
@@ -207,21 +208,21 @@ class Subset(Source):
 
     @property
     def members(self) -> dict[str, Source]:
-        """The same samples of every member."""
+        """The same subset of every member."""
         members = self.source.members
         return {self.modality: self} if len(members) == 1 else {m: Subset(s, self.rows) for m, s in members.items()}
 
     def open(self, rows: Positions) -> Any:
-        """Open the samples in the source that they come from."""
+        """Open the samples in the original source."""
         return self.source.open(self.rows[torch.as_tensor(rows)])
 
     def present(self, rows: Int[Tensor, " m"]) -> Bool[Tensor, " m"] | None:
-        """Which of the samples have media in the source that they come from."""
+        """A mask of the samples that have media in the original source; None if all have."""
         return self.source.present(self.rows[rows])
 
 
 def class_counts(source: Source) -> Int[Tensor, " classes"]:
-    """How many samples each class has."""
+    """The number of samples of each class."""
     if source.labels is None:
         raise DataError(source.name, expected="labels", got="samples without labels", fix="name the label column")
     return torch.bincount(source.labels, minlength=len(source.classes))
@@ -230,7 +231,8 @@ def class_counts(source: Source) -> Int[Tensor, " classes"]:
 def class_weights(counts: Int[Tensor, " classes"], *, power: float = 1.0) -> Float[Tensor, " classes"]:
     """Weights in proportion to n^-power, whose mean over samples is 1; an empty class gets weight 0.
 
-    Power 1 gives every class the same total weight, 0 gives every sample the same, 0.5 is between them (long tails).
+    Power 1 gives all classes the same total weight, 0 gives all samples the same weight; 0.5 is a compromise for
+    long-tailed data.
     """
     weights = torch.where(counts > 0, counts.clamp(min=1).float() ** -power, 0.0)
     return weights * counts.sum() / (weights * counts).sum()

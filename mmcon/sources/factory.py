@@ -1,4 +1,4 @@
-"""One way in for data: `create_source` opens a registered name, a path, or a data set on a hub, of any modality.
+"""`create_source`: open a data set of any modality by its registered name, path or hub name.
 
     train = create_source("samples/fashion", split="train")                # bundled
     train = create_source("photos/", split="train")                        # a folder of classes, or of train/ and val/
@@ -6,10 +6,10 @@
     pairs = create_source("pairs.csv", modality=("image", "text"))         # joined by sample
     handles = train.open([0, 1, 2])                                        # headers only; decode() comes later
 
-A layout (folder, table, shards, hub) lists samples, a modality opens them; each combination is registered, as
-`table/audio` for example, and takes the options of both. Options have the same names everywhere: `media_column`,
-`text_columns`, `label_column`, `id_column`, `split_column`, `group_column`, `classes`, `test_share`, `fold`, `root`,
-`check`, `max_failures`, `quarantine`.
+The function of a layout (folder, table, shards, hub) lists samples, and the function of a modality opens them. Each
+combination is a registered source, such as `table/audio`, with the options of both. Options have the same names in all
+sources: `media_column`, `text_columns`, `label_column`, `id_column`, `split_column`, `group_column`, `classes`,
+`test_share`, `fold`, `root`, `check`, `max_failures`, `quarantine`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from mmcon.sources.hub import list_dataset
 from mmcon.sources.listing import LabelOptions, Listing, SplitOptions, TableOptions
 from mmcon.sources.pairs import MODALITIES, joined_table
 
-# By layout, what lists its samples and the options that it takes.
+# By layout, the function that lists its samples, and the dataclass of its options.
 LAYOUTS: dict[str, tuple[Callable[..., Listing], type[SplitOptions]]] = {
     "folder": (list_folder, SplitOptions),
     "table": (tables.list_table, TableOptions),
     "shards": (list_shards, LabelOptions),
     "hub": (list_dataset, TableOptions),
 }
-# Suffixes by which the modality of a folder is guessed. Audio in containers of video needs modality="audio".
+# Suffixes from which the modality of a folder is guessed. Audio in video containers needs modality="audio".
 _TYPICAL = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "audio": AUDIO_SUFFIXES}
 
 
@@ -58,13 +58,13 @@ def create_source(
     'T-shirt/top'
 
     Args:
-        data: a registered name; a folder; a table (.csv, .tsv, .jsonl, .json, .parquet); tar shards (a folder of them,
-            or a path with * or {000..009}); or owner/name of a data set on a hub. None: the bundled images.
+        data: a registered name; a folder; a table (.csv, .tsv, .jsonl, .json, .parquet); tar shards (a folder, or a
+            path with * or {000..009}); or owner/name of a data set on a hub. None: the bundled images.
         modality: "image", "audio", "video" or "text"; or several, such as ("image", "text"), for a table of pairs,
-            which is opened as a JoinedSource. None: by the suffixes of a folder's files, and "image" elsewhere.
-        split: "train", "test" (also found as val, validation, ...), another that the data have, or "all".
-        optional: further options, passed on if the source takes them.
-        options: of the source (`mmcon.registry.lookup("source", "table/image").describe()`).
+            which is opened as a JoinedSource. None: guessed from the suffixes of a folder's files, else "image".
+        split: "train", "test" (also matches val, validation, ...), another split of the data, or "all".
+        optional: further options, ignored if the source does not take them.
+        options: of the source (`mmcon.registry.lookup("source", "table/image").describe()`); unknown ones raise.
 
     Raises:
         UnknownNameError, DataError, InputError: the source or the modality is unknown, the data cannot be used, or the
@@ -80,7 +80,7 @@ def create_source(
 
 
 def source_name(data: str, modality: str | tuple[str, ...] | None = None) -> str:
-    """The registered name of the source that opens a name or a path; a registered name is itself."""
+    """The registered name of the source that opens a data set; a registered name is returned unchanged."""
     wanted = (modality,) if isinstance(modality, str) else modality or ()
     for name in wanted:
         if name not in MODALITIES:
@@ -105,8 +105,9 @@ def source_name(data: str, modality: str | tuple[str, ...] | None = None) -> str
 
 
 def _layout(data: str) -> str:
+    """Whether a name is a folder, a table, tar shards or a hub data set: by its suffix, then by what exists on disk."""
     path = Path(data).expanduser()
-    if path.suffix == ".tar":  # a pattern of shards need not exist as such
+    if path.suffix == ".tar":  # may be a pattern, which is not an existing path
         return "shards"
     if path.is_file():
         return "table"
@@ -134,19 +135,19 @@ def _layout(data: str) -> str:
 
 
 def _usual_modality(folder: Path) -> str:
-    """The modality of most of the first files below a folder; images where no suffix is known."""
+    """The most common modality of the first 500 files below a folder; "image" if no suffix is known."""
     files = islice((f.suffix.lower() for f in folder.rglob("*") if f.suffix and f.is_file()), 500)
     counts = Counter(name for suffix in files for name, known in _TYPICAL.items() if suffix in known)
     return counts.most_common(1)[0][0] if counts else "image"
 
 
 def _register(name: str, modality: str, open_listed: Callable[..., Source], *functions: Callable[..., Any]) -> None:
-    """Register a source whose options are those of several functions, so that all others are refused by name.
+    """Register a source whose options are the parameters of several functions; unknown options raise an error.
 
     Args:
         name: the registered name.
         modality: of the source, or "any".
-        open_listed: from options to the source.
+        open_listed: a function from options to the source.
         functions: the functions and dataclasses whose parameters are the options.
     """
     taken = {p.name: p for function in functions for p in inspect.signature(function).parameters.values()}
@@ -162,7 +163,7 @@ def _register(name: str, modality: str, open_listed: Callable[..., Source], *fun
 
 
 def _opener(layout: str, modality: str) -> Callable[..., Source]:
-    """A function that lists the samples of a layout and opens them as a modality."""
+    """Combine a layout and a modality: a function from options to the source."""
     list_samples, options_class = LAYOUTS[layout]
     make = MODALITIES[modality]
 
@@ -180,7 +181,7 @@ def _open_joined(**given: Any) -> Source:
 
 
 def _pop(given: dict[str, Any], taker: Callable[..., Any]) -> dict[str, Any]:
-    """Take the options of a function or a dataclass out of those given."""
+    """Remove the options that a function or a dataclass takes from a dict, and return them."""
     return {name: given.pop(name) for name in inspect.signature(taker).parameters if name in given}
 
 

@@ -1,4 +1,4 @@
-"""Files on a disk in folders by class, of any modality: under train/ and val/ as ImageNet is laid out, or flat."""
+"""Folders of files of any modality, with one sub-folder per class: below train/ and val/ as in ImageNet, or flat."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def list_folder(
     modality: str = "image",
     options: SplitOptions,
 ) -> Listing:
-    """The files of a folder: its sub-folders are the classes, or are train/ and test/ with such in them.
+    """List the files of a folder: its sub-folders are the classes, or split folders that contain the classes.
 
-    Sub-folders are searched to any depth. A folder without split folders is split by the identity of its files, so that
-    files which are added later move no other. For video, a folder of images is one clip, and so is an animated image.
+    Sub-folders are searched recursively. A folder without split folders is split by a hash of the file names, so that
+    added files do not move others between splits. For video, a folder of images is one clip, and so is an animated
+    image.
 
     Args:
         path: the folder.
-        split: "train"; "test" (also found as val, validation, ...); any other split folder's name; or "all".
-        modality: what the files are. Images must be in folders by class; audio and videos may have no classes.
-        options: what is held out where there are no split folders.
+        split: "train"; "test" (also matches val, validation, ...); the name of another split folder; or "all".
+        modality: the modality of the files. Images must be in folders by class; audio and videos may have no classes.
+        options: the held-out share if there are no split folders.
     """
     where, root = f"folder/{modality}", Path(path).expanduser()
     if not root.is_dir():
@@ -60,9 +61,9 @@ def list_folder(
 
 
 def split_folders(root: Path) -> list[str]:
-    """The sub-folders that are splits; none where no training folder is among them.
+    """The sub-folders that are splits; none without a training folder.
 
-    A training folder alone counts where it is called `train` or is the only one: `Train` beside `Bus` is a class.
+    A single split folder counts only if it is named `train` or is the only folder: `Train` next to `Bus` is a class.
     """
     folders = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     train = match_split(folders, "train")
@@ -73,7 +74,7 @@ def split_folders(root: Path) -> list[str]:
 
 
 def _split_folders(where: str, root: Path, split: str) -> tuple[list[Path], bool]:
-    """The folders that hold a split's classes, and whether the split is still to be made by identity."""
+    """The folders that contain a split's classes, and whether files must be split by a hash of their names."""
     available = split_folders(root)
     if not available:
         return [root], True
@@ -88,13 +89,13 @@ def _split_folders(where: str, root: Path, split: str) -> tuple[list[Path], bool
 
 
 def _find(folder: Path, modality: str) -> list[tuple[Path, str]]:
-    """The files of a modality below a folder, in the order of their names, and the class of each ("" for none)."""
+    """The files of a modality below a folder, sorted by name, and the class of each ("" for none)."""
     if modality not in SUFFIXES:
         fix = "list the files in a table"
         raise DataError("folder", expected=f"a modality among {sorted(SUFFIXES)}", got=repr(modality), fix=fix)
     below = [f for f in folder.rglob("*") if not f.name.startswith(".")]
     files = [f for f in below if f.suffix.lower() in SUFFIXES[modality]]
-    if modality == "video":  # a folder that holds nothing but the frames of a video is one video
+    if modality == "video":  # a folder that contains only the frames of a video is one video
         folders = [f for f in below if f.is_dir()]
         leaves = [f for f in folders if not any(c.is_dir() for c in f.iterdir()) and len(frame_files(f)) > 1]
         of_frames = set(leaves)
@@ -113,7 +114,7 @@ def _below(file: Path, folder: Path) -> str:
 
 
 def _checked(where: str, bases: Sequence[Path], found: list[tuple[Path, str]], modality: str) -> list[tuple[Path, str]]:
-    """The files with their classes, or all without; a layout that the modality cannot use is refused."""
+    """The files with their classes, or all without; raise DataError for a layout that the modality cannot use."""
     classes, loose = {name for _, name in found} - {""}, sum(not name for _, name in found)
     layout = f"{bases[0]}/CLASS/FILE, one folder a class, or train/ and val/ with such"
     if modality == "image" and len(classes) < 2:
@@ -139,7 +140,7 @@ def _checked(where: str, bases: Sequence[Path], found: list[tuple[Path, str]], m
 
 
 def _classes(where: str, root: Path, bases: Sequence[Path], own: list[str], modality: str) -> list[str]:
-    """The classes of the training split, which every split counts by; those of a held-out split alone come after."""
+    """The classes of the training split, which number the labels of every split, then those of held-out splits only."""
     train = root / split_folders(root)[0]
     if train in bases:
         return own

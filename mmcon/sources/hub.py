@@ -1,4 +1,4 @@
-"""Data sets that the datasets library opens: hub names, and folders of parquet, imagefolder or webdataset files."""
+"""Data sets of the `datasets` library: hub names, and folders of parquet, imagefolder or webdataset files."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ def list_dataset(
     options: TableOptions,
     **more: Any,
 ) -> Listing:
-    """Anything that `datasets.load_dataset` opens; the table stays memory-mapped, the media undecoded.
+    """List a data set that `datasets.load_dataset` opens; the table stays memory-mapped, the media undecoded.
 
-    Data with a training split alone are split by identity. Without an id column samples are named by split and number.
+    Data with only a training split are split by a hash of the sample ids. Without an id column, the name of a sample is
+    its split and number.
 
     Args:
         path: a hub name, a local folder, or the name of a builder such as "parquet" (with data_files=...).
-        split: "train", "test" (also found as val, validation, ...), or another that the data have.
-        modality: what the media are.
-        config: the configuration, of data sets that have several.
-        revision: a commit or tag of the hub, so that the data stay what they were.
-        options: what the columns mean, and what is held out.
-        more: of load_dataset, such as data_files, data_dir and cache_dir.
+        split: "train", "test" (also matches val, validation, ...), or another split of the data.
+        modality: the modality of the media.
+        config: the configuration, for data sets with several.
+        revision: a commit or tag on the hub, which fixes the version of the data.
+        options: the meaning of the columns, and the held-out share.
+        more: options of load_dataset, such as data_files, data_dir and cache_dir.
     """
     where = f"data set {str(path)!r}"
     with readable(where):
@@ -68,19 +69,20 @@ def list_dataset(
         return listing
     group = options.group_column or GROUP.get(modality)
     by = table[group][:] if group in table.column_names else None
-    return split_listing(listing, split, options, by=by, rule=repr(group) if by is not None else "identity")
+    return split_listing(listing, split, options, group_by=by, note=repr(group) if by is not None else "identity")
 
 
 @final
 class TableCells:
-    """The cells of a table of the datasets library; several cells cost one read.
+    """Cells of a `datasets` table by row; `__getitems__` reads several cells at once.
 
     Args:
         table: a `datasets.Dataset` whose media column is not decoded; it stays memory-mapped.
-        columns: of which the cells are; a cell of several columns is a tuple.
+        columns: the columns of a cell; a cell of several columns is a tuple.
     """
 
     def __init__(self, table: Any, columns: Sequence[str]) -> None:
+        # Only these columns: reading a row of all columns would copy the bytes of the media too.
         self.table, self.columns = table.select_columns(list(columns)), tuple(columns)
 
     def __len__(self) -> int:
@@ -99,12 +101,12 @@ class TableCells:
         return list(zip(*(read[column] for column in self.columns), strict=True))
 
     def select(self, keep: Sequence[int]) -> TableCells:
-        """The cells at positions."""
+        """A subset of the cells, by row."""
         return TableCells(self.table.select(list(keep)), self.columns)
 
 
 def undecoded(table: Any, column: str) -> Any:
-    """The table with a media column that gives bytes and paths rather than pixels or samples of a waveform."""
+    """The table with a media column that returns bytes and paths instead of decoded media."""
     from datasets import Audio, Image, Video
 
     feature = (table.features or {}).get(column)
@@ -114,10 +116,10 @@ def undecoded(table: Any, column: str) -> Any:
 
 
 def pick_split(where: str, available: Sequence[str], split: str) -> tuple[str, bool]:
-    """The split of the data that is meant, and whether it is still to be made by identity."""
+    """The split of the data that matches a name, and whether samples must be split by a hash of their ids."""
     found = match_split(available, split)
     held_out = [name for name in available if is_held_out(name)]
-    # Where no split is held out yet, what "test" takes must be missing from "train".
+    # Without a held-out split, the samples of "test" are taken from the training split, and must be missing from it.
     if found is not None:
         return found, is_train(found) and not held_out
     train = match_split(available, "train")
@@ -128,7 +130,7 @@ def pick_split(where: str, available: Sequence[str], split: str) -> tuple[str, b
 
 
 def _classes(where: str, tables: Any, label: str) -> tuple[str, ...]:
-    """Class names that the data declare, else the texts of the training split, so that every split counts alike."""
+    """Class names from the features, else the texts of the training split, so that all splits have equal labels."""
     train = match_split(list(tables), "train")
     first = tables[train] if train else next(iter(tables.values()))
     declared = getattr(first.features[label], "names", None)
@@ -137,7 +139,7 @@ def _classes(where: str, tables: Any, label: str) -> tuple[str, ...]:
 
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Turn a failure of the datasets library to find, reach or read data into one error with a fix."""
+    """Convert errors of the `datasets` library, which cannot find, download or read data, to a DataError with a fix."""
     try:
         yield
     except DataError:

@@ -1,4 +1,4 @@
-"""Images as a source: handles on the samples of a listing, whose files may be checked first."""
+"""Image sources: handles on the samples of a listing, with an optional check of all files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmcon.sources.listing import Listing, handle_opener
 from mmcon.sources.splits import is_train
 from mmcon.sources.unreadable import keep_readable
 
-# Reading all headers takes about half a minute for this many files; more are checked only when asked.
+# Folders of at most this many files are checked by default: reading all headers takes about half a minute.
 CHECKED = 100_000
 
 
@@ -24,15 +24,15 @@ def image_source(
     max_failures: float = 0.01,
     quarantine: str | Path | None = None,
 ) -> DatasetSource:
-    """Images, opened when they are needed.
+    """Open a listing as images; an image is opened when it is needed.
 
     Args:
         listing: the samples.
-        check: read the header of every file ("headers"), decode every file ("pixels", which finds truncated files too),
-            or look at names alone ("none"); by default headers of a folder's files, up to 100,000.
-        max_failures: the share of unreadable files beyond which the source is refused.
-        quarantine: a file to which unreadable ones are written, one JSON line each; those that it lists already are
-            left out unread.
+        check: read the header of every file ("headers"), decode every file ("pixels", which also finds truncated
+            files), or read no file ("none"); by default "headers" for a folder of up to 100,000 files.
+        max_failures: the highest accepted share of unreadable files.
+        quarantine: a file to which unreadable files are written, one JSON line each; files that it already lists are
+            left out without reading.
     """
     opener = handle_opener("image", root=listing.root)
     level = check

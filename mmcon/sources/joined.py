@@ -18,7 +18,7 @@ class JoinedSource(Source):
     """Several modalities of the same samples, joined by id; a sample may lack a modality.
 
     Args:
-        members: one source a modality. The columns of the joined source are those of the first member that has them.
+        members: one source per modality. A column of the joined source comes from the first member that has it.
     """
 
     def __init__(self, *members: Source, name: str = "") -> None:
@@ -27,7 +27,7 @@ class JoinedSource(Source):
             got = f"{repeated} more than once" if repeated else "none"
             raise DataError("JoinedSource", expected="one source for each modality", got=got)
         ids = list(dict.fromkeys(i for member in members for i in member.ids.tolist()))
-        self._aligned = {m.modality: _Aligned(m, ids) for m in members}
+        self._aligned = {m.modality: _Reindexed(m, ids) for m in members}
         apart = [m.name for m in members[1:] if not set(m.ids.tolist()) & set(members[0].ids.tolist())]
         if len(apart) == len(members) - 1 and apart:
             raise DataError(
@@ -52,16 +52,16 @@ class JoinedSource(Source):
 
     @property
     def members(self) -> dict[str, Source]:
-        """The sources by modality, each with a position for every sample."""
+        """The sources by modality, all reindexed to the joined samples."""
         return dict(self._aligned)
 
     def add_column(self, name: str, samples: Int[Tensor, " m"], values: Shaped[Tensor, "m ..."]) -> None:
-        """Give every member a column, such as features of a frozen encoder of one side, for affinities across sides.
+        """Add a column to all members, such as features of a frozen encoder, for affinities between modalities.
 
         Args:
-            name: what the column is called.
-            samples: ids, every sample of the source among them.
-            values: the value of each.
+            name: the name of the column.
+            samples: sample ids, which include all samples of the source.
+            values: the value of each sample.
         """
         at = {sample: row for row, sample in enumerate(samples.tolist())}
         lacking = [sample for sample in self.ids.tolist() if sample not in at]
@@ -74,13 +74,13 @@ class JoinedSource(Source):
             member.columns[name] = column
 
     def open(self, rows: Positions) -> Any:
-        """Refuse: a sample of several modalities is opened in its members."""
+        """Raise InputError: samples of several modalities are opened in the members."""
         fix = "source.members[modality].open(rows)"
         raise InputError(self.name, expected="one modality", got=self.modality, fix=fix)
 
 
-class _Aligned(Source):
-    """A source with a position for each of the given ids, some of which it may lack."""
+class _Reindexed(Source):
+    """A source reindexed to given ids; missing ids have no media."""
 
     def __init__(self, source: Source, ids: list[int]) -> None:
         at = {i: position for position, i in enumerate(source.ids.tolist())}
@@ -106,14 +106,14 @@ class _Aligned(Source):
 
 @final
 class GroupedSource(Source):
-    """Samples with several instances each: recordings of a word, captions of an image.
+    """Samples with several instances each, such as recordings of a word or captions of an image.
 
-    The view generator `any/instance` draws one instance for each view. Columns that differ among a sample's instances
-    are left out, since a view does not say from which instance it is.
+    The view generator `any/instance` draws one instance for each view. Columns that differ among the instances of a
+    sample are left out, since the drawn instance is not known when the index table is made.
 
     Args:
         source: the instances, which open as handles or tensors.
-        samples: the id of the sample that each instance belongs to.
+        samples: the sample id of each instance.
     """
 
     def __init__(self, source: Source, samples: Int[Tensor, " n"]) -> None:
@@ -147,7 +147,7 @@ class GroupedSource(Source):
 
 
 def modality_pair_counts(source: Source) -> dict[tuple[str, str], int]:
-    """How many samples have both modalities, by ordered pair."""
+    """The number of samples that have both modalities, by ordered pair."""
     rows = torch.arange(len(source))
     present = {name: member.present(rows) for name, member in source.members.items()}
     have = {name: torch.ones(len(rows), dtype=torch.bool) if mask is None else mask for name, mask in present.items()}

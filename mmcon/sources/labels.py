@@ -1,8 +1,7 @@
-"""Labels as whole numbers from 0: one rule for folders, tables, archives and hubs.
+"""Labels as integers from 0, by the same rule for folders, tables, archives and hubs.
 
-Whole numbers stay as they are, so that the training and the test table count alike. Texts are numbered in the order of
-`classes`, or else of the sorted texts. Quantities, missing labels and texts that hardly any two samples share are
-refused.
+Integers are unchanged, so that the training and the test table have equal labels. Texts are numbered in the order of
+`classes`, by default sorted. Fractional or missing labels, and texts that are nearly all different, raise DataError.
 """
 
 from __future__ import annotations
@@ -23,16 +22,17 @@ QUANTITY = "a quantity (an age, a rating) goes into `columns`, where an affinity
 def encode_labels(
     where: str, values: Sequence[Any], classes: Sequence[str] | None = None
 ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-    """Labels as whole numbers, and the names of the classes; () where whole numbers came without names.
+    """Encode labels as integers, and return the class names too; () for integers without names.
 
     Args:
         where: the source, for messages.
-        values: the label of each sample: whole numbers or texts.
+        values: the label of each sample: integers or texts.
         classes: the names of the classes in order.
 
     Raises:
         DataError: labels are missing, are fractions or of mixed types, are not among `classes`, or nearly all differ.
     """
+    # Only NaN, as tables have for an empty number, differs from itself.
     missing = sum(value is None or value != value or value == "" for value in values)
     if missing:
         fix = "label these samples, leave them out, or pass label_column='none'"
@@ -59,7 +59,7 @@ def encode_labels(
 def number_texts(
     where: str, values: Sequence[str], names: Sequence[str] | None = None
 ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-    """Texts as whole numbers, and the different texts by number, sorted unless their order is given."""
+    """Encode texts as integers, and return the different texts by number, sorted unless an order is given."""
     known = tuple(names) if names else tuple(sorted(set(values)))
     number = {name: i for i, name in enumerate(known)}
     unknown = sorted(set(values) - set(known))
@@ -70,13 +70,13 @@ def number_texts(
 
 
 def whole_numbers(cells: Sequence[Any]) -> list[Any]:
-    """Texts as whole numbers where all of them are written as such, else as they are: 007 beside 12 stays text."""
+    """Convert texts to integers if all are written as integers; "007" and "12" stay text, since 007 is no integer."""
     whole = all(cell is None or re.fullmatch(r"-?(0|[1-9]\d{0,17})", str(cell)) for cell in cells)
     return [cell if cell is None else int(cell) for cell in cells] if whole else list(cells)
 
 
 def check_labels(where: str, labels: Shaped[Tensor, "..."]) -> Int[Tensor, " n"]:
-    """Labels that came as a tensor, as int64; other than whole numbers from 0, one a sample, are refused."""
+    """Convert a tensor of labels to int64; raise DataError unless there is one integer >= 0 per sample."""
     if labels.is_floating_point() or labels.is_complex() or labels.dim() != 1 or bool((labels < 0).any()):
         lowest = f", lowest {labels.min().item():g}" if labels.numel() and not labels.is_complex() else ""
         raise DataError(

@@ -1,7 +1,7 @@
-"""The samples of one split before their media are opened: what folders, tables, archives and hubs have in common.
+"""`Listing`: names, cells and labels of the samples of one split, before media are opened.
 
-A layout (`list_folder`, `list_table`, `list_shards`, `list_dataset`) says which samples there are: a `Listing`. A
-modality (`image_source`, `audio_source`, ...) makes a source of it. So every layout opens every modality.
+The function of a layout (`list_folder`, `list_table`, `list_shards`, `list_dataset`) returns a `Listing`; the function
+of a modality (`image_source`, `audio_source`, ...) makes a source from it. So any layout can hold any modality.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mmcon.media import AudioFormat, AudioHandle, ImageHandle, open_video
 from mmcon.media.text import TextHandle
 from mmcon.sources.splits import split_by_identity, split_by_name
 
-# What is held out of data without splits of their own. Videos are few, so more of them are.
+# The held-out share of data without a split column or split folders, by modality; larger for videos, which are few.
 TEST_SHARE = {"video": 0.25}
-# Columns by which audio is kept on one side of a split: a prompt that several speakers say.
+# By modality, the column whose equal values stay in one split: recordings of one prompt by several speakers.
 GROUP = {"audio": "prompt"}
 
 
@@ -32,17 +32,17 @@ class Listing:
 
     Attributes:
         where: the layout and the path, for messages.
-        title: what the source will be called.
-        modality: what the media are.
-        names: what each sample is called, from which its id comes.
-        cells: what each sample's media are read from: a path, bytes, a mapping with `bytes` or `path`, (archive,
-            offset, size), or a text or several. A list, or a dataset with items by position.
-        labels: the label of each.
+        title: the name of the source.
+        modality: the modality of the media.
+        names: the name of each sample, which is hashed to its id.
+        cells: the media of each sample: a path, bytes, a mapping with `bytes` or `path`, (archive, offset, size), a
+            text, or a tuple of texts. A list, or a dataset with items by index.
+        labels: the label of each sample.
         classes: the names of the classes.
         columns: further columns of a table.
         root: the folder that paths are relative to.
-        folder: whether the samples are the files of a folder: only there are files checked unless this is asked for.
-        split: the split that was asked for.
+        folder: whether the samples are the files of a folder, which are checked by default.
+        split: the requested split.
         versions: for texts, the names of the columns in a cell.
         notes: what was guessed.
     """
@@ -62,7 +62,7 @@ class Listing:
     notes: tuple[str, ...] = ()
 
     def select(self, keep: Sequence[int], *notes: str) -> Listing:
-        """The samples at positions, with further notes."""
+        """A subset of the samples, by index, with further notes."""
         return replace(
             self,
             names=[self.names[i] for i in keep],
@@ -74,26 +74,26 @@ class Listing:
 
     @property
     def is_lazy(self) -> bool:
-        """Whether a cell costs a read, of an archive or of a memory-mapped table, so that it is opened when needed."""
+        """Whether cells are read from an archive or a memory-mapped table, so that media are opened when needed."""
         return not isinstance(self.cells, list) or (not self.versions and isinstance(self.cells[0], tuple))
 
     @property
     def options(self) -> dict[str, Any]:
-        """What every source takes of a listing."""
+        """The options that every source takes from a listing."""
         return {"labels": self.labels, "classes": self.classes, "name": self.title, "notes": self.notes}
 
     def file(self, position: int) -> str:
-        """The path of a sample's file, or its name where there is none."""
+        """The path of a sample's file, or the sample's name if it is not a file."""
         cell = self.cells[position]
         return str(self.root / cell) if isinstance(cell, str | Path) else self.names[position]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions:
-    """How data without splits of their own are split.
+    """Options for data without a split column or split folders.
 
     Attributes:
-        test_share: what is held out; by default 0.1, and 0.25 of videos.
+        test_share: the held-out share; by default 0.1, and 0.25 for videos.
         fold: (k, folds): hold out the k-th fold instead, for cross-validation of few samples.
     """
 
@@ -103,11 +103,11 @@ class SplitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions(SplitOptions):
-    """What the labels of archives and tables are.
+    """Options for the labels of archives and tables.
 
     Attributes:
-        label_column: a column of whole numbers or texts; of archives the suffix of a member (cls by default), or
-            json:NAME for a field of a json member; "none": no labels.
+        label_column: a column of integers or texts; for archives the suffix of a member (cls by default), or json:NAME
+            for a field of a json member; "none": no labels.
         classes: the names of the classes in order; by default those that the data declare, or all texts, sorted.
     """
 
@@ -117,15 +117,15 @@ class LabelOptions(SplitOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions(LabelOptions):
-    """What the columns of a table mean. Columns that are not named are guessed by their usual names.
+    """Options for the meaning of a table's columns. Columns that are not named are guessed from common names.
 
     Attributes:
         media_column: paths relative to `root`, bytes, or mappings with `bytes` or `path`.
-        text_columns: for texts: one column, or several that say the same (translations, title and body).
-        id_column: unique names of samples; by default the path, for texts the text, else the number of the row.
+        text_columns: for texts: one column, or parallel columns (translations, title and body).
+        id_column: unique sample names; by default the path, for texts the text, else the row number.
         split_column: the split of each sample.
         group_column: samples of equal values stay in one split; for audio by default `prompt`.
-        root: the folder that paths are relative to; by default that of the table.
+        root: the folder that paths are relative to; by default the folder of the table.
     """
 
     media_column: str | None = None
@@ -141,25 +141,26 @@ def split_listing(
     split: str,
     options: SplitOptions,
     *,
-    own: Sequence[Any] | None = None,
-    by: Sequence[Any] | None = None,
-    rule: str = "identity",
+    split_column: Sequence[Any] | None = None,
+    group_by: Sequence[Any] | None = None,
+    note: str = "identity",
 ) -> Listing:
-    """The samples of a split: by the split that each has of its own, where there is one, else by identity.
+    """The samples of one split: by the split column if the data have one, else by a hash of the sample names.
 
     Args:
         listing: the samples of all splits.
-        split: the split that is asked for.
-        options: the share or the fold that is held out.
-        own: the split of each sample.
-        by: what decides for each sample, by default its name; equal values stay in one split.
-        rule: what decides, for the note.
+        split: the requested split.
+        options: the held-out share or fold.
+        split_column: the split of each sample.
+        group_by: the values that are hashed, by default the sample names; samples of equal values stay in one split.
+        note: what `group_by` holds, for the note on the split.
     """
-    if own is not None:
-        return listing.select(*split_by_name(listing.where, [str(name) for name in own], split))
-    names = listing.names if by is None else [str(value) for value in by]
+    if split_column is not None:
+        return listing.select(*split_by_name(listing.where, [str(name) for name in split_column], split))
+    names = listing.names if group_by is None else [str(value) for value in group_by]
     share = TEST_SHARE.get(listing.modality, 0.1) if options.test_share is None else options.test_share
-    return listing.select(*split_by_identity(listing.where, names, split, test_share=share, fold=options.fold, by=rule))
+    selected = split_by_identity(listing.where, names, split, test_share=share, fold=options.fold, by=note)
+    return listing.select(*selected)
 
 
 def handle_opener(
@@ -170,14 +171,14 @@ def handle_opener(
     versions: tuple[str, ...] = (),
     **options: Any,
 ) -> Callable[[Any, str], Any]:
-    """A function from a cell and a sample's name to a handle; for a modality without handles, to the cell itself.
+    """A function from a cell and a sample's name to a handle; for a modality without handles, it returns the cell.
 
     Args:
-        modality: what the cells hold.
+        modality: the modality of the cells.
         root: the folder that paths are relative to.
-        audio_format: rate and channels of audio.
+        audio_format: sample rate and channels of audio.
         versions: the names of the columns in a cell of texts.
-        options: of `open_video`.
+        options: options of `open_video`.
     """
 
     def image(cell: Any, name: str) -> ImageHandle:
@@ -205,7 +206,7 @@ def _take(column: Any, keep: Sequence[int]) -> Any:
 
 
 def read_member(cell: tuple[str, int, int]) -> bytes:
-    """The bytes of a member of an archive: (file, offset, size)."""
+    """Read a member of an archive, given as (file, offset, size)."""
     file, offset, size = cell
     with open(file, "rb") as archive:
         archive.seek(offset)

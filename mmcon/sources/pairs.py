@@ -1,4 +1,4 @@
-"""Tables of pairs: images with texts, recordings with texts, as one source of several modalities."""
+"""Tables of pairs (images with texts, recordings with texts), opened as one source of several modalities."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ def joined_table(
     modality: Sequence[str] = ("image", "text"),
     options: TableOptions,
 ) -> JoinedSource:
-    """A table whose rows are pairs; rows that name one file of the first modality are instances of one sample.
+    """Open a table of pairs; rows with the same file of the first modality are instances of one sample.
 
-    So several captions of an image are instances, of which a view draws one. Samples are split by the split column if
-    there is one, else by the name of the first modality's file, so that all captions of an image are in one split.
+    So the captions of an image are instances of one sample, and a view draws one of them. Samples are split by the
+    split column, or without one by a hash of the first modality's file name, so that all captions of an image are in
+    one split.
 
     Args:
         path: the table: .csv, .tsv, .jsonl, .json or .parquet.
-        split: "train", "test" (also found as val, validation, ...), or another value of the split column.
-        modality: the modalities. The first one names the samples.
-        options: what the columns mean; `media_column` is that of the first modality that is not text.
+        split: "train", "test" (also matches val, validation, ...), or another value of the split column.
+        modality: the modalities. The first one defines the sample ids.
+        options: the meaning of the columns; `media_column` is that of the first modality that is not text.
     """
     first, *others = modality
     own = {"media_column": None} if first == "text" else {"text_columns": None}
@@ -52,7 +53,7 @@ def joined_table(
 
 
 def _instances(pairs: Listing, modality: str, options: TableOptions) -> GroupedSource:
-    """Another modality of the pairs, with all instances of each sample; a pair without a file is left out."""
+    """A further modality of the pairs, with all instances of each sample; a pair without a file is left out."""
     columns = choose_columns(pairs.where, list(pairs.columns), modality, options)
     cells: list[Any] = list(pairs.columns[columns.media])
     if columns.texts:

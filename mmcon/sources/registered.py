@@ -1,4 +1,4 @@
-"""The sources that come with the package: the entry point `sources` imports this module, which registers them."""
+"""Imported by the entry point `sources`; registers the built-in sources."""
 
 from mmcon.sources import factory
 from mmcon.sources.bundled import emoji_concepts, fashion_images, motion_clips, scenes, speech_prompts

@@ -1,15 +1,15 @@
-"""Which samples a split holds: by the names that data give their splits, or by identity where they give none.
+"""Train/test splits: the data's own split names, or else a hash of sample ids.
 
-Names: a folder, a value of a split column, the prefix of a shard and the split of a data set on a hub are matched by
-one rule (`match_split`): `training_set`, `Train` and `TRAIN` are the training split, and a held-out split is found by
-any of its usual names.
+Names: split folders, values of a split column, prefixes of shards and splits of a hub data set are matched by one rule
+(`match_split`): `training_set`, `Train` and `TRAIN` are the training split, and a held-out split matches any of its
+common names.
 
-Identity, for data without splits of their own:
+Hash, for data without split names:
 
-- `held_out` decides for each sample by a hash of its own id, so that samples which are added later move no other. The
-  number that is held out varies as a binomial does, which is of no matter for thousands of samples.
-- `held_out_fold` ranks all samples by their hashes and holds out every k-th rank. It is for few samples, such as a
-  dozen videos, where `held_out` may leave a split empty. Added samples move others.
+- `held_out` hashes the id of each sample, so that added samples do not move others between splits. The test size is
+  binomial, which is negligible for thousands of samples.
+- `held_out_fold` sorts all samples by their hashes and holds out every k-th. It is meant for few samples, such as a
+  dozen videos, for which `held_out` may return an empty split. Added samples may move others between splits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from mmcon.errors import DataError, InputError
 from mmcon.random import keys, stable_ids
 
-# Spellings of the usual splits, in lower case and without separators. Held-out splits are in the order of preference.
+# Spellings of common splits, in lower case and without separators. Held-out splits are in order of preference.
 TRAIN = ("train", "training", "trainset", "trainingset")
 TEST = ("test", "testing", "testset")
 VALIDATION = ("val", "validation", "valid", "valset", "validationset", "dev", "devset")
@@ -41,9 +41,9 @@ def is_held_out(name: str) -> bool:
 
 
 def match_split(available: Iterable[str], split: str) -> str | None:
-    """The name among those available that means a split; None where none does.
+    """The available name that matches a split, or None.
 
-    The name itself comes first, then another spelling of it, then, for a held-out split, any other held-out one.
+    In order of preference: the name itself, another spelling of it, and, for a held-out split, any other held-out one.
 
     >>> match_split(["Training", "VAL"], "train"), match_split(["Training", "VAL"], "test")
     ('Training', 'VAL')
@@ -57,7 +57,7 @@ def match_split(available: Iterable[str], split: str) -> str | None:
 
 
 def held_out(ids: Int[Tensor, " n"], share: float) -> Bool[Tensor, " n"]:
-    """Which samples a split by identity holds out: each by its own id, so that added samples move none.
+    """A mask of held-out samples, by a hash of each id, so that added samples do not move others between splits.
 
     >>> held_out(stable_ids(["a.png", "b.png", "c.png"]), share=0.5).dtype
     torch.bool
@@ -68,7 +68,7 @@ def held_out(ids: Int[Tensor, " n"], share: float) -> Bool[Tensor, " n"]:
 
 
 def held_out_fold(ids: Int[Tensor, " n"], fold: int, folds: int) -> Bool[Tensor, " n"]:
-    """Which samples a fold holds out: every `folds`-th from the `fold`-th on, in a keyed order of all samples."""
+    """A mask of the samples of a fold: every `folds`-th from index `fold` on, in a keyed order of all samples."""
     if folds < 2:
         raise InputError("held_out_fold", expected="2 folds or more", got=str(folds))
     rank = keys(sample=ids).child("split").bits("fold").argsort().argsort()
@@ -76,12 +76,12 @@ def held_out_fold(ids: Int[Tensor, " n"], fold: int, folds: int) -> Bool[Tensor,
 
 
 def split_by_name(where: str, names: Sequence[str], split: str) -> tuple[list[int], str]:
-    """The positions whose own split is the one asked for, and a note on it.
+    """Indices of a split given by a split column, and a note on it.
 
     Args:
         where: the source, for messages.
         names: the split of each sample.
-        split: the split asked for; "all": every sample.
+        split: the requested split; "all": every sample.
 
     Raises:
         DataError: no sample has this split.
@@ -106,18 +106,18 @@ def split_by_identity(
     fold: tuple[int, int] | None = None,
     by: str = "identity",
 ) -> tuple[list[int], str]:
-    """The positions of a split that the data do not have themselves, and a note on it.
+    """Indices of a split made by hashing ids, and a note on it.
 
     Args:
         where: the source, for messages.
-        names: what decides for each sample; samples of equal names stay in one split.
-        split: "train", a held-out split under any name, or "all".
-        test_share: how much is held out.
+        names: the values that are hashed; samples with equal names stay in one split.
+        split: "train", a held-out split by any name, or "all".
+        test_share: the held-out share.
         fold: (k, folds): hold out the k-th fold instead.
         by: what the names are, for the note.
 
     Raises:
-        DataError: the split is another, or no sample falls into it.
+        DataError: there is no such split, or it is empty.
     """
     if split == ALL:
         return list(range(len(names))), f"all {len(names):,} samples"

@@ -1,11 +1,11 @@
-"""Streams: data too large for a disk, read from the start and shuffled by keys, whose position is a number.
+"""Streams: sequential data sets, too large for a disk, in keyed order and resumable from a sample count.
 
-    stream = Stream.of("owner/name", split="train")     # datasets' streaming; or Stream(read_from, ...)
+    stream = Stream.from_hub("owner/name", split="train")     # streaming of `datasets`; or Stream(read_from, ...)
     for sample in stream.shuffled(seed=0, epoch=0, buffer=8192): ...
 
-A stream is read in blocks of `buffer` samples; each block is put into an order that is drawn for (seed, epoch, block).
-So the n-th sample of an epoch is a function of (seed, epoch, n), and a resumed run reads at most one block again.
-`mmcon.loading.streaming.StreamLoader` cuts global batches from this order.
+A stream is read in buffers of a fixed number of samples, and each buffer is shuffled by a key (seed, epoch, buffer). So
+the n-th sample of an epoch is a function of (seed, epoch, n), and a resumed run rereads at most one buffer.
+`mmcon.loading.streaming.StreamLoader` splits this order into global batches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mmcon.sources.tables import choose_columns
 
 @dataclass(frozen=True)
 class StreamSample:
-    """One sample of a stream: its name, what its media are read from, and its label (None where it has none)."""
+    """One sample of a stream: its name, its encoded media, and its label or None."""
 
     name: str
     media: Any
@@ -36,8 +36,8 @@ class StreamSample:
 
 
 @final
-class Window(Source):
-    """Samples of a stream that have been read, as a source of their own."""
+class StreamBuffer(Source):
+    """Samples that were read from a stream, as a source."""
 
     def __init__(self, samples: Sequence[StreamSample], stream: Stream) -> None:
         self.samples, self.handle = samples, stream.handle
@@ -51,21 +51,21 @@ class Window(Source):
         )
 
     def open(self, rows: Positions) -> list[Any]:
-        """A handle for each position."""
+        """A handle for each index."""
         chosen = [self.samples[row] for row in torch.as_tensor(rows).tolist()]
         return [self.handle(sample.media, sample.name) for sample in chosen]
 
 
 @final
 class Stream:
-    """Samples that can be read from the start again, and from nowhere else.
+    """A sequential data set, without random access: it is read from the start, or after a number of skipped samples.
 
     Args:
-        read_from: from a number of samples to skip to the samples after them.
-        modality: what the media are.
+        read_from: a function from the number of samples to skip to an iterable of the following samples.
+        modality: the modality of the media.
         classes: the names of the classes.
-        handle: from a sample's media and name to a handle; by default what the modality has.
-        name: what the stream is called in messages.
+        handle: a function from a sample's media and name to a handle; by default that of the modality.
+        name: the name of the stream in messages.
         notes: what was guessed.
     """
 
@@ -84,11 +84,11 @@ class Stream:
         self.notes = tuple(notes)
 
     def describe(self) -> str:
-        """What the stream is, and what was guessed."""
+        """The name and modality of the stream, and the notes on what was guessed."""
         return "\n  ".join([f"{self.name}: a stream of {self.modality} samples", *self.notes])
 
     def shuffled(self, *, seed: int, epoch: int, buffer: int, start: int = 0) -> Iterator[StreamSample]:
-        """The samples of an epoch in keyed order, from the `start`-th on; reads from the block that holds it."""
+        """The samples of an epoch in keyed order from index `start` on, read from the buffer that contains it."""
         block, inside = divmod(start, buffer)
         samples = iter(self.read_from(block * buffer))
         while held := list(islice(samples, buffer)):
@@ -97,7 +97,7 @@ class Stream:
             block, inside = block + 1, 0
 
     @staticmethod
-    def of(
+    def from_hub(
         path: str | Path,
         *,
         split: str = "train",
@@ -110,9 +110,9 @@ class Stream:
         classes: Sequence[str] | None = None,
         **options: Any,
     ) -> Stream:
-        """What `datasets.load_dataset(..., streaming=True)` reads: hub names, parquet, webdataset shards.
+        """Open a stream with `datasets.load_dataset(..., streaming=True)`: a hub name, parquet or webdataset shards.
 
-        Labels as texts need `classes`, since a stream cannot be searched for them first. Other arguments are as for
+        Labels as texts need `classes`, since a stream cannot be scanned for them first. Other arguments are as for
         `mmcon.sources.hub.list_dataset`.
         """
         where = f"stream {str(path)!r}"
@@ -122,6 +122,7 @@ class Stream:
             tables = load_dataset(str(path), config, revision=revision, streaming=True, **options)
             name, _ = pick_split(where, list(tables), split)
             table = tables[name]
+            # A stream without declared features infers them from its first rows.
             table = table if table.features else table._resolve_features()
         named = TableOptions(media_column=media_column, label_column=label_column, id_column=id_column)
         columns = choose_columns(where, list(table.features), modality, named)

@@ -1,6 +1,6 @@
-"""Tables: one reader for every format, what their columns mean, and the samples that they list.
+"""Tables: reading csv, tsv, jsonl, json and parquet, choosing columns, and listing samples.
 
-A table points to files (csv, tsv, jsonl, json, parquet), holds their bytes (parquet), or holds texts.
+A table contains paths of files, the bytes of files (parquet only), or texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmcon.sources.listing import GROUP, Listing, TableOptions, split_listing
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
-# Names by which columns are usually called, in the order of preference.
+# Common names of columns, in order of preference.
 FILE = ("file", "path", "file_name", "filename", "file_path", "filepath")
 MEDIA = {
     "image": ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", *FILE),
@@ -34,15 +34,15 @@ NONE = "none"
 
 
 def list_table(path: str | Path, *, split: str = "train", modality: str = "image", options: TableOptions) -> Listing:
-    """A table whose rows point to files, hold the bytes of files, or hold texts.
+    """List a table whose rows contain paths of files, bytes of files, or texts.
 
-    Samples are split by the split column if there is one, else by identity.
+    Samples are split by the split column, or without one by a hash of their ids.
 
     Args:
         path: the table: .csv, .tsv, .jsonl, .json or .parquet.
-        split: "train", "test" (also found as val, validation, ...), another value of the split column, or "all".
-        modality: what the media are.
-        options: what the columns mean, and what is held out where there is no split column.
+        split: "train", "test" (also matches val, validation, ...), another value of the split column, or "all".
+        modality: the modality of the media.
+        options: the meaning of the columns, and the held-out share without a split column.
     """
     file, where = Path(path).expanduser(), f"table {str(path)!r}"
     table = read_table(file)
@@ -65,9 +65,10 @@ def list_table(path: str | Path, *, split: str = "train", modality: str = "image
     )
     # Equal texts stay in one split, as equal values of the group column do.
     group = options.group_column or GROUP.get(modality)
-    by = table.get(group) if group else cells if modality == "text" and ids is None else None
-    rule = repr(group) if group and by is not None else "identity"
-    listing = split_listing(listing, split, options, own=table.get(options.split_column), by=by, rule=rule)
+    group_by = table.get(group) if group else cells if modality == "text" and ids is None else None
+    note = repr(group) if group and group_by is not None else "identity"
+    split_column = table.get(options.split_column)
+    listing = split_listing(listing, split, options, split_column=split_column, group_by=group_by, note=note)
     _check_files(listing)
     return listing
 
@@ -76,7 +77,7 @@ def read_table(file: Path) -> dict[str, list[Any]]:
     """The columns of a table by name; an empty cell is None.
 
     Raises:
-        DataError: there is no such file, its format is another, or a line of it cannot be read.
+        DataError: the file does not exist, has another format, or contains a line that cannot be read.
     """
     where = f"table {file.name!r}"
     if not file.is_file():
@@ -88,6 +89,7 @@ def read_table(file: Path) -> dict[str, list[Any]]:
 
         return parquet.read_table(file).to_pydict()
     try:
+        # Spreadsheets write a byte-order mark, which would become a part of the first column's name.
         lines = list(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""))
     except UnicodeDecodeError as error:
         raise DataError(where, expected="text in UTF-8", got=str(error), fix="save it as UTF-8") from None
@@ -100,7 +102,7 @@ def read_table(file: Path) -> dict[str, list[Any]]:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table by their meaning, and a note on each that was guessed."""
+    """The columns of a table by meaning, and a note on each guessed column."""
 
     media: str
     label: str | None
@@ -110,17 +112,17 @@ class Columns:
 
 
 def choose_columns(where: str, available: Sequence[str], modality: str, options: TableOptions) -> Columns:
-    """Take the columns that were named, and guess the others by their usual names; "none" means no such column.
+    """Choose the named columns, and guess the others from common names; "none" means no such column.
 
     Raises:
-        DataError: a named column is missing, or no column fits the media.
+        DataError: a named column is missing, or no column of media was found.
     """
     text = options.text_columns or ()
     if text and modality != "text":
         fix = "modality='text', or ('image', 'text')"
         raise InputError(where, expected="text_columns with texts", got=f"modality {modality!r}", fix=fix)
     named = {"media": text[0] if text else options.media_column, "label": options.label_column, "id": options.id_column}
-    # Spans of one video are several samples, so that a video's id is no name for them.
+    # Spans of one video are several samples, so the id of a video is not unique.
     usual = {"media": MEDIA.get(modality, (modality,)), "label": LABEL, "id": () if modality == "video" else ID}
     lowered = {column.lower(): column for column in reversed(available)}
     chosen: dict[str, str | None] = {}
@@ -142,12 +144,12 @@ def choose_columns(where: str, available: Sequence[str], modality: str, options:
 
 
 def sample_names(media: Sequence[Any], ids: Sequence[Any] | None, *, numbered: bool = False) -> list[str]:
-    """What samples are called: by their ids, else by their paths, else by the numbers of their rows.
+    """Sample names: the id column, else the path, else the row number.
 
     Args:
         media: the cells of the media column.
         ids: the cells of the id column, if any.
-        numbered: for texts, of which several may be equal: count the repeats.
+        numbered: number equal names, for texts, which may repeat.
     """
     if ids is not None:
         return [str(i) for i in ids]
@@ -162,7 +164,7 @@ def sample_names(media: Sequence[Any], ids: Sequence[Any] | None, *, numbered: b
 
 
 def _media_cells(where: str, table: dict[str, list[Any]], columns: Columns) -> list[Any]:
-    """The cells of the media column, none of which may be empty; for texts, those of all columns of a sample."""
+    """The cells of the media column, none of which may be empty; for texts, a cell has all columns of a sample."""
     if columns.texts:
         return list(zip(*(table[name] for name in columns.texts), strict=True))
     cells = table[columns.media]
@@ -174,7 +176,7 @@ def _media_cells(where: str, table: dict[str, list[Any]], columns: Columns) -> l
 
 
 def _check_files(listing: Listing) -> None:
-    """The first paths must exist, so that a wrong root is known before the first epoch. Videos are all opened."""
+    """Check that the first paths exist, to find a wrong root before the first epoch; videos are all opened anyway."""
     paths = [cell for cell in listing.cells[:100] if isinstance(cell, str)]
     absent = [path for path in paths if not (listing.root / path).is_file()]
     if absent and listing.modality in ("image", "audio"):
@@ -187,7 +189,7 @@ def _check_files(listing: Listing) -> None:
 
 
 def _json(where: str, lines: list[str], *, whole: bool) -> list[dict[str, Any]]:
-    """The records of JSON lines, or of one list of objects."""
+    """Parse JSON lines, or one list of objects."""
     records = []
     for number, line in [(1, "".join(lines))] if whole else enumerate(lines, 1):
         if line.strip():

@@ -1,4 +1,4 @@
-"""Texts as a source, in one column or in several that say the same."""
+"""Text sources: texts in one column, or in parallel columns (translations, title and body)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from mmcon.sources.listing import Listing, handle_opener
 
 @final
 class TextSource(Source):
-    """Texts in memory, in one column or in several that say the same (translations, title and body).
+    """Texts in memory, in one column or in parallel columns (translations, title and body).
 
-    Empty texts, and values that are not text, are refused with the number of the first: they would all be positives of
-    one another.
+    Empty texts and values that are not text raise DataError: equal texts would all be positives of one another.
 
     Args:
         texts: `n` strings; or by column `n` strings each.
-        ids: `n` names of the samples; by default the texts of the first column, where they differ, else the numbers.
+        ids: `n` names of the samples; by default the texts of the first column if they all differ, else the indices.
         options: as for Source, such as labels and classes.
     """
 
@@ -38,13 +37,13 @@ class TextSource(Source):
         super().__init__(ids=stable_ids(known), modality="text", **options)
 
     def open(self, rows: Positions) -> list[TextHandle]:
-        """The samples as handles, the columns as versions."""
+        """Open samples as handles, with the columns as versions."""
         names, columns = tuple(self.texts), list(self.texts.values())
         positions = torch.as_tensor(rows).tolist()
         return [TextHandle(tuple(c[i] for c in columns), names, id=f"{self.name}[{i}]") for i in positions]
 
     def column(self, name: str) -> TextSource:
-        """The same samples with one column alone."""
+        """The same samples with a single column."""
         if name not in self.texts:
             raise DataError(self.name, expected=f"a column among {list(self.texts)}", got=repr(name))
         plain = TextSource({name: self.texts[name]}, name=f"{self.name}, {name}")
@@ -53,7 +52,7 @@ class TextSource(Source):
 
 
 def text_source(listing: Listing) -> TextSource | DatasetSource:
-    """Texts of a listing: a table's in memory, others when they are needed."""
+    """Open a listing as texts: in memory for a table, else read when they are needed."""
     cells, columns = listing.cells, listing.versions
     if not listing.is_lazy:
         texts = {name: [cell[i] for cell in cells] for i, name in enumerate(columns)}

@@ -1,4 +1,7 @@
-"""Unreadable files: each is left out, counted, and named with its reason in a quarantine file; too many are refused."""
+"""Check files when a source is opened: leave out unreadable ones and list them in a quarantine file.
+
+Files that fail during training are left out in `mmcon.loading.pipeline`; `mmcon.training.logging` lists those of a run.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ def keep_readable(
     max_failures: float,
     quarantine: str | Path | None,
 ) -> tuple[Listing, list[Any]]:
-    """The samples that could be read, with a note on the others, and what was read of each.
+    """Return the readable samples with their opened values; leave out and report the rest.
 
     Args:
         listing: the samples.
-        attempt: reads the sample at a position; DataError or OSError says that it is unreadable.
-        max_failures: the share of unreadable files beyond which the source is refused.
-        quarantine: a file to which unreadable ones are written, one JSON line each; those that it lists already are
-            left out unread.
+        attempt: opens the sample at an index; DataError or OSError means that it is unreadable.
+        max_failures: the highest accepted share of unreadable files.
+        quarantine: a file to which unreadable files are written, one JSON line each; files that it already lists are
+            left out without reading.
     """
     known = set(read_quarantine(quarantine))
 
@@ -60,7 +63,7 @@ def read_quarantine(file: str | Path | None) -> list[str]:
 def report_failures(
     where: str, failures: Mapping[str, str], total: int, max_failures: float, quarantine: str | Path | None
 ) -> None:
-    """Write unreadable files to the quarantine file; refuse a source of which too large a share is unreadable."""
+    """Write unreadable files to the quarantine file; raise DataError if their share exceeds `max_failures`."""
     if not failures:
         return
     if quarantine is not None:

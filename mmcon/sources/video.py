@@ -1,7 +1,7 @@
-"""Videos as a source: clips whose headers are read when the source is made, and long ones cut into windows.
+"""Video sources: clips whose headers are read when the source is made; long clips can be cut into windows.
 
-Files without a readable image are left out then, counted and named, and a span can be drawn later without touching a
-file.
+Files without a readable frame are left out and reported. Frame times are later drawn from the headers, without reading
+a file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -36,11 +37,11 @@ _SPAN_COLUMNS = ("start_seconds", "end_seconds", "frames_per_second")
 
 @final
 class ClipSource(Source):
-    """Clips whose headers are read.
+    """Clips with known headers.
 
     Args:
         clips: the handles.
-        options: as for Source; ids come from the clips' names, and from their spans where several are of one video.
+        options: as for Source; ids are hashes of the clips' names, and of their spans if a video has several clips.
     """
 
     def __init__(self, clips: Sequence[VideoHandle], **options: Any) -> None:
@@ -51,19 +52,19 @@ class ClipSource(Source):
         super().__init__(ids=stable_ids(names), modality="video", facts=facts, **options)
 
     def open(self, rows: Positions) -> list[VideoHandle]:
-        """The handles at positions."""
+        """The handles, by index."""
         positions: list[int] = torch.as_tensor(rows).tolist()
         return [self.clips[row] for row in positions]
 
     def windows(self, seconds: int | float, *, step: int | float | None = None) -> ClipSource:
-        """Cut every clip into windows, each a sample; a clip shorter than one stays whole.
+        """Cut every clip into windows, one sample each; a clip shorter than a window is one sample.
 
-        Times stay those of the whole video, and `group` says which video a sample is from. So affinities of time reach
-        across windows, and all windows of a video stay in its split.
+        Times are on the clock of the whole video, and the column `group` identifies the video. So time affinities are
+        defined between windows, and all windows of a video stay in one split.
 
         Args:
             seconds: the length of a window.
-            step: from one start to the next; by default the length.
+            step: seconds from one start to the next; by default the length.
         """
         step = step or seconds
         if seconds <= 0 or step <= 0:
@@ -95,19 +96,19 @@ def video_source(
     max_failures: float = 0.1,
     quarantine: str | Path | None = None,
 ) -> ClipSource | DatasetSource:
-    """Videos, or spans of them where a table has `start_seconds` and `end_seconds`.
+    """Open a listing as videos, or as spans of videos if a table has `start_seconds` and `end_seconds`.
 
-    Further columns of a table that hold numbers, such as an annotator's scores, become columns of the index. A table
-    may give `frames_per_second`. Videos in archives and on hubs are opened only when they are needed, without windows.
+    Further numeric columns of a table, such as annotation scores, become columns of the index. A table may have a
+    column `frames_per_second`. Videos in archives and on hubs are opened when they are needed, and have no windows.
 
     Args:
         listing: the samples.
-        frames_per_second: the rate of folders of frames.
+        frames_per_second: the frame rate of folders of frames.
         decoder: `pyav`, `torchcodec` or `auto`.
-        cache_gigabytes: keep decoded frames, up to so much in each process.
-        max_failures: the share of unreadable files beyond which the source is refused.
-        quarantine: a file to which unreadable ones are written, one JSON line each; those that it lists already are
-            left out unread.
+        cache_gigabytes: the size of a cache of decoded frames in each process.
+        max_failures: the highest accepted share of unreadable files.
+        quarantine: a file to which unreadable files are written, one JSON line each; files that it already lists are
+            left out without reading.
     """
     cache = FrameCache(int(cache_gigabytes * GIGABYTE)) if cache_gigabytes else None
 
@@ -128,8 +129,8 @@ def video_source(
     return ClipSource(clips, columns=_numbers(kept.columns), **kept.options)
 
 
-def _numbers(columns: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
-    """The columns that hold a number for every sample, other than those that say where a span is and how fast."""
+def _numbers(columns: Mapping[str, Sequence[Any]]) -> dict[str, Float64[Tensor, " n"]]:
+    """The numeric columns, except those of the spans and the frame rate."""
     numbers = {}
     for name, values in columns.items():
         try:

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mmcon.batch import count_rows, tree_map
-from mmcon.loading.mixing import apply_mixing, mixing_child
+from mmcon.loading.mixup_partners import apply_mixing, mixing_child
 from mmcon.random import Keys, keys, stable_ids
 from mmcon.samplers.base import BatchSampler
 from mmcon.views import (
@@ -38,10 +39,10 @@ from mmcon.views import (
 
 
 class LawBroken(AssertionError):
-    """A component breaks a law; the message has both, and the observation."""
+    """A component violates a law; the message names the component, the law and the observed behavior."""
 
     def __init__(self, component: Any, law: str, observed: str) -> None:
-        super().__init__(f"{component!r} breaks the law {law!r}: {observed}")
+        super().__init__(f"{component!r} violates the law {law!r}: {observed}")
 
 
 def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 1)) -> None:
@@ -65,11 +66,11 @@ def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 
         if any(part.scope == "stateful" for _, part in view.children()):
             continue  # its views depend on earlier batches, as the scope declares
         if mixing_child(view) is not None:
-            _partners_alone_matter(view, samples, params, n)
+            _partner_independence(view, samples, params, n)
             continue
         _apply_is_a_function(view, samples, params)
-        _alone_equals_in_a_batch(view, samples, params, n)
-        _over_equals_anew(view, samples, params)
+        _batch_independence(view, samples, params, n)
+        _in_place_equals_out_of_place(view, samples, params)
         _sizes_are_as_declared(view, samples, params)
     _pickles(view)
 
@@ -112,16 +113,18 @@ def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None
 
 
 def _draws_are_functions_of_keys(view: ViewGenerator, samples: Any, table: Keys) -> Params:
-    """Draws are bitwise the same in any split of the batch, twice in a row, and touch no global random state."""
+    """Draws are bitwise the same in any split of the batch, twice in a row, and change no global random state."""
     chain, meta = as_chain(view), meta_of(samples, view.modality)
     with unchanged_global_randomness(view, "draw"):
         params = chain.draw(table, meta)
     if not _equal(chain.draw(table, meta), params):
-        raise LawBroken(view, "draw is a function", "the same keys gave other parameters the second time")
+        raise LawBroken(view, "draw is a function", "a second draw with the same keys has other parameters")
     for part in (slice(0, 1), slice(1, None), torch.tensor([2, 0])):
         split = chain.draw(table[part], select_samples(meta, part))
         if not _equal(split, select_samples(params, part)):
-            raise LawBroken(view, "draws do not depend on the batch", f"samples {part} alone have other parameters")
+            raise LawBroken(
+                view, "draws do not depend on the batch", f"samples {part} have other parameters without the rest"
+            )
     return params
 
 
@@ -138,13 +141,13 @@ def _apply_is_a_function(view: ViewGenerator, samples: Any, params: Params) -> N
     with unchanged_global_randomness(view, "apply"):
         views = collate(as_chain(view).apply(samples, params))
     if not _equal(collate(as_chain(view).apply(samples, params)), views):
-        raise LawBroken(view, "apply is a function", "the same parameters gave other views the second time")
+        raise LawBroken(view, "apply is a function", "a second call with the same parameters returns other views")
     tensors = isinstance(samples, Tensor | Mapping) or all(isinstance(s, Tensor) for s in samples)
     if (tensors and not _equal(samples, before[0])) or not _equal(params, before[1]):
         raise LawBroken(view, "apply changes nothing", "the samples or the parameters were modified")
 
 
-def _alone_equals_in_a_batch(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
+def _batch_independence(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
     """The view of a sample has the same bits alone as in the batch."""
     chain = as_chain(view)
     together = collate(chain.apply(samples, params))
@@ -152,30 +155,30 @@ def _alone_equals_in_a_batch(view: ViewGenerator, samples: Any, params: Params, 
         one = slice(row, row + 1)
         alone = collate(chain.apply(_rows(samples, one), select_samples(params, one)))
         if not _equal(alone, _rows(together, one)):
-            raise LawBroken(view, "alone equals in a batch", f"sample {row} differs")
+            raise LawBroken(view, "batch independence", f"sample {row} differs")
 
 
-def _partners_alone_matter(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
-    """A mixed sample gets the same bits from its partner alone as in the batch, and partners are in the batch."""
-    chain, places = as_chain(view), torch.arange(n)
+def _partner_independence(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
+    """A mixed view has the same bits with its partner alone as in the batch, and partners are in the batch."""
+    chain, positions = as_chain(view), torch.arange(n)
     mixing = mixing_child(chain)
     assert mixing is not None
-    partners = mixing.generator.partners(mixing.own_params(params), places, n)
+    partners = mixing.generator.partners(mixing.own_params(params), positions, n)
     if not bool(((partners >= 0) & (partners < n)).all()):
         raise LawBroken(view, "partners are in the batch", f"of {n} samples, {partners.tolist()}")
-    drawn = collate(chain.apply_ragged(samples, params))
-    together = apply_mixing(chain, drawn, params, partners)
-    if not _equal(apply_mixing(chain, drawn, params, partners), together):
-        raise LawBroken(view, "apply is a function", "the same parameters gave other views the second time")
+    unmixed = collate(chain.apply_ragged(samples, params))
+    together = apply_mixing(chain, unmixed, params, partners)
+    if not _equal(apply_mixing(chain, unmixed, params, partners), together):
+        raise LawBroken(view, "apply is a function", "a second call with the same parameters returns other views")
     for row in range(n):
         two = torch.tensor([row, int(partners[row])])
-        alone = apply_mixing(chain, _rows(drawn, two), select_samples(params, two), torch.tensor([1]))
+        alone = apply_mixing(chain, _rows(unmixed, two), select_samples(params, two), torch.tensor([1]))
         if not _equal(alone, _rows(together, slice(row, row + 1))):
-            raise LawBroken(view, "partners alone matter", f"sample {row} differs without the rest of the batch")
+            raise LawBroken(view, "partner independence", f"sample {row} differs without the rest of the batch")
 
 
-def _over_equals_anew(view: ViewGenerator, samples: Any, params: Params) -> None:
-    """A part that can work in place makes the same bits there."""
+def _in_place_equals_out_of_place(view: ViewGenerator, samples: Any, params: Params) -> None:
+    """`apply_` returns the same bits as `apply`."""
     chain = as_chain(view)
     batch = collate(chain.apply_ragged(samples, params))
     for name, part in chain.children():
@@ -183,17 +186,17 @@ def _over_equals_anew(view: ViewGenerator, samples: Any, params: Params) -> None
             continue
         made = part.apply(batch, params[name])
         if part.copy_into is not None:
-            over, anew = torch.empty(batch.shape), torch.empty(batch.shape)
-            part.copy_into(batch, over, name)
-            part.apply_(over, params[name])
-            part.copy_into(made, anew, name)
-            if not _equal(over, anew):
-                raise LawBroken(view, "in place equals anew", f"{name} gave other views in place")
+            in_place, expected = torch.empty(batch.shape), torch.empty(batch.shape)
+            part.copy_into(batch, in_place, name)
+            part.apply_(in_place, params[name])
+            part.copy_into(made, expected, name)
+            if not _equal(in_place, expected):
+                raise LawBroken(view, "in place equals out of place", f"{name} gave other views in place")
         batch = made
 
 
 def _sizes_are_as_declared(view: ViewGenerator, samples: Any, params: Params) -> None:
-    """The facts that the generator says it leaves are those of its views."""
+    """`output_meta` matches the sizes of the views."""
     declared = as_chain(view).output_meta(meta_of(samples, view.modality), params)
     found = meta_of(collate(as_chain(view).apply(samples, params)), view.modality)
     for name in set(declared) & set(found):
@@ -205,7 +208,7 @@ def _pickles(view: ViewGenerator) -> None:
     try:
         pickle.loads(pickle.dumps(view))
     except Exception as error:
-        raise LawBroken(view, "travels to workers", f"it does not pickle: {error!r}") from error
+        raise LawBroken(view, "pickles for workers", f"it does not pickle: {error!r}") from error
 
 
 @contextmanager
@@ -228,7 +231,7 @@ def _global_randomness() -> dict[str, Any]:
     }
 
 
-def _rows(batch: Any, rows: slice | Tensor) -> Any:
+def _rows(batch: Any, rows: slice | Int[Tensor, " r"]) -> Any:
     if isinstance(batch, Tensor | Mapping):
         return tree_map(lambda x: x[rows], batch)
     return batch[rows]

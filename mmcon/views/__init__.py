@@ -1,13 +1,12 @@
-"""The contract of view generators: random functions of samples, written as ordinary functions of keys.
+"""View generators (augmentations): `draw` turns keys into parameters, `apply` computes views from them.
 
-A generator has two methods. `draw` turns keys into parameters that can be read, logged and replayed; `apply` makes the
-views from samples and parameters, without randomness. So a view depends on its key and its sample alone: not on the
-worker, the rank or the rest of the batch.
+Parameters can be read, logged and replayed. `apply` uses no randomness. So a view depends only on its key and its
+sample: not on the worker, the rank or the rest of the batch.
 
 >>> class Brightness(ViewGenerator):
 ...     modality = "image"
 ...
-...     def draw(self, keys, meta):  # keys: one a sample; meta: what headers say, such as height and width, `b` each
+...     def draw(self, keys, meta):  # keys: one per sample; meta: header facts such as height and width, `b` each
 ...         return {"factor": keys.uniform("factor", 0.5, 1.5)}  # `b` float64, on the CPU
 ...
 ...     def apply(self, batch, params):  # batch: `b c h w`
@@ -17,10 +16,10 @@ worker, the rank or the rest of the batch.
 Optional methods and attributes (see `ViewGenerator`):
 
 - `output_meta`: the sizes or lengths of the views, for the next draw of a chain;
-- `columns`: drawn values that the index table of the batch gets, such as the time of a clip;
-- `scope`: what draws depend on; `partners`: which other samples of the global batch a sample is mixed with;
-- `ragged`: takes samples of differing sizes, undecoded ones among them;
-- `copy_into` and `apply_`: works in place.
+- `columns`: drawn values for the index table of the batch, such as the time of a clip;
+- `scope`: which fields of the key draws depend on; `partners`: the sample of the global batch to mix each sample with;
+- `ragged`: `apply` takes samples of different sizes, also undecoded ones;
+- `copy_into` and `apply_`: an in-place variant of `apply`.
 
 A `Chain` draws the parameters of all its children at once, before anything is decoded. Its leading ragged children run
 sample by sample on the worker; the other children run on the collated batch, on the device. `mmcon.testing.check_view`

@@ -1,4 +1,4 @@
-"""Generators for any modality: the identity, and plain functions, third-party transforms among them."""
+"""View generators for any modality: the identity, and an adapter for plain functions and third-party transforms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmcon.views.generator import Meta, Params, ViewGenerator
 
 @final
 class Identity(ViewGenerator):
-    """The sample itself: nothing is drawn and nothing changes."""
+    """The unchanged sample; nothing is drawn."""
 
     ragged: ClassVar[bool] = True
 
@@ -34,12 +34,12 @@ class Identity(ViewGenerator):
 
 @final
 class FunctionView(ViewGenerator):
-    """A plain function of one sample as a view generator.
+    """An adapter that makes a plain function of one sample a view generator.
 
     Args:
         function: `f(x, generator)`, with all randomness from the torch.Generator; or a third-party `f(x)` that uses the
             global random states of torch, NumPy and Python, which are seeded before each call and restored after it.
-            Either takes one decoded sample and returns a tensor, whose size may differ from sample to sample.
+            The function takes one decoded sample and returns a tensor; sizes may differ between samples.
         modality: the modality of the samples.
         name: by default the function's name.
     """
@@ -58,11 +58,11 @@ class FunctionView(ViewGenerator):
         return self._modality
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw one seed a sample, `b` int64."""
+        """Draw one seed per sample, `b` int64."""
         return {"seed": keys.bits("seed")}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Call the function once a sample, with the sample's seed."""
+        """Call the function once per sample, with the sample's seed."""
         samples = batch if isinstance(batch, Tensor) else [s.decode() if hasattr(s, "decode") else s for s in batch]
         out = [self._call(sample, int(seed)) for sample, seed in zip(samples, params["seed"], strict=True)]
         equal = len({tuple(sample.shape) for sample in out}) == 1

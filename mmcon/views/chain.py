@@ -1,4 +1,4 @@
-"""Generators one after another, split into a stage on single samples and a stage on the collated batch."""
+"""Chains of view generators: a per-sample stage (before collate) and a batched stage (after collate)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmcon.views.buffers import empty_buffer, keep_freed_memory
 from mmcon.views.generator import Meta, Params, ViewGenerator, in_scope
 from mmcon.views.params import select_samples
 
-# On a CPU about this many numbers at a time go through all batched children, so that they stay in the cache.
+# On a CPU the batched children run on chunks of about this many numbers, which stay in the cache.
 NUMBERS_PER_CHUNK = 1 << 21
 
 Children = Sequence[tuple[str, ViewGenerator]]
@@ -23,16 +23,16 @@ Children = Sequence[tuple[str, ViewGenerator]]
 
 @final
 class Chain(ViewGenerator):
-    """Generators one after another.
+    """A sequence of view generators, applied in order.
 
-    Each child draws from a child key of its own name, so that an added generator changes no other draws; repeated names
-    are numbered (`flip`, `flip.2`). Each draw sees the sizes that the child before it declares in `output_meta`. An
-    inner chain is flattened.
+    Each child draws from a child key of its own name, so an added generator does not change the draws of the others.
+    Repeated names are numbered (`flip`, `flip.2`). Each draw gets the sizes that the previous child returns from
+    `output_meta`. An inner chain is flattened.
 
     >>> chain = Chain(("crop", RandomResizedCrop(size=96)), ("flip", Flip()))
 
     Args:
-        generators: in order; (name, generator) pairs set the names, else the registered name or the class name counts.
+        generators: in order; a (name, generator) pair sets the name, by default the registered name or the class name.
         name: the registered name of the chain.
     """
 
@@ -64,7 +64,7 @@ class Chain(ViewGenerator):
 
     @property
     def preserves_labels(self) -> bool:  # type: ignore[override]
-        """Whether all children do."""
+        """Whether all children preserve labels."""
         return all(child.preserves_labels for _, child in self._children)
 
     def children(self) -> tuple[tuple[str, ViewGenerator], ...]:
@@ -83,13 +83,13 @@ class Chain(ViewGenerator):
         return params
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """What is known after the last child."""
+        """Facts of the views after the last child."""
         for name, child in self._children:
             meta = child.output_meta(meta, params[name])
         return meta
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Shaped[Tensor, "b ..."]]:
-        """The columns of all children; of two with the same name the later counts."""
+        """The columns of all children; a later child replaces a column of the same name."""
         columns: dict[str, Tensor] = {}
         for name, child in self._children:
             columns |= child.columns(meta, params[name])
@@ -97,25 +97,26 @@ class Chain(ViewGenerator):
         return columns
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Both stages, one after the other."""
+        """Run the per-sample stage, collate, and run the batched stage."""
         return self.apply_batched(collate(self.apply_ragged(batch, params)), params)
 
     def apply_ragged(self, samples: Any, params: Params) -> Any:
-        """The leading ragged children, where samples are decoded."""
+        """The per-sample stage: the leading ragged children, which decode samples."""
         for name, child in self._children[: self._first_batched]:
             samples = child.apply(samples, params[name])
         return samples
 
     def apply_batched(self, batch: Any, params: Params) -> Any:
-        """The other children, on a collated batch; on a CPU in chunks, so that all passes stay in the cache.
+        """The batched stage: the other children, on a collated batch; on a CPU in chunks that stay in the cache.
 
-        A view does not depend on the rest of the batch, so the result is the same without chunks.
+        A view does not depend on the rest of the batch, so chunks do not change the result.
         """
         children = self._children[self._first_batched :]
         independent = all(child.scope in ("sample", "clip", "batch") for _, child in children)
         if len(children) < 2 or not independent or not isinstance(batch, Tensor) or batch.device.type != "cpu":
             return _run(children, batch, params)
         keep_freed_memory()
+        # Smaller chunks would also split the images that share an order of color jitter into smaller groups.
         few = max(1, NUMBERS_PER_CHUNK // max(1, batch[:1].numel()))
         if all(child.copy_into is not None for _, child in children):
             return self._in_place(children, batch, params, few)
@@ -148,12 +149,12 @@ class Chain(ViewGenerator):
 
 
 def as_chain(generator: ViewGenerator) -> Chain:
-    """A generator as a chain; one that is no chain becomes the only child."""
+    """Convert a generator to a chain; a generator that is not a chain becomes its only child."""
     return generator if isinstance(generator, Chain) else Chain(generator, name=generator.name)
 
 
 def collate(samples: Any) -> Any:
-    """Decode what is undecoded and stack samples of one shape; a batch that is collated already is returned."""
+    """Decode undecoded samples and stack samples of one shape; a collated batch is returned unchanged."""
     if not isinstance(samples, list | tuple):
         return samples
     decoded: list[Any] = [s if isinstance(s, Tensor | Mapping) else s.decode() for s in samples]
@@ -185,7 +186,7 @@ def _chunks(children: Children, params: Params, count: int, few: int) -> Iterato
 def _flattened(
     generators: Sequence[ViewGenerator | tuple[str, ViewGenerator]],
 ) -> Iterator[tuple[str, ViewGenerator]]:
-    """Names and single generators; the children of a named inner chain get its name as a prefix."""
+    """Yield names and single generators; the children of a named inner chain get its name as a prefix."""
     for item in generators:
         if isinstance(item, ViewGenerator):
             yield from item.children()

@@ -1,4 +1,4 @@
-"""The base class of view generators: what draws may depend on, and what is known of a sample before it is decoded."""
+"""The base class of view generators (augmentations)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmcon.random import Keys
 Scope = Literal["sample", "clip", "batch", "partner", "stateful"]
 SCOPES: tuple[Scope, ...] = ("sample", "clip", "batch", "partner", "stateful")
 
-# What is known of each sample before it is decoded: named columns with leading axis b, such as height and width.
+# Header facts of each sample, known before it is decoded: named columns with leading axis b, such as height and width.
 Meta = dict[str, Tensor]
 # Drawn parameters: nested dicts of CPU tensors with leading axis b.
 Params = dict[str, Any]
 
-# What the shape of a tensor says, by modality: name -> axis.
+# Facts from the shape of a tensor, by modality: name -> axis.
 SHAPE_META: dict[str, dict[str, int]] = {
     "image": {"channels": -3, "height": -2, "width": -1},
     "audio": {"length": -1},
@@ -44,15 +44,15 @@ class ViewGenerator(ABC):
 
     Attributes:
         modality: the modality of its input, or "any".
-        scope: what its draws depend on: "sample" all fields of the key; "clip" the same, one draw for all frames of a
-            view; "batch" the seed and the global step; "partner" the key, and the views of another sample of the global
-            batch; "stateful" the key, and a memory that is kept in the training process.
-        ragged: whether `apply` takes samples of differing sizes, undecoded handles among them (a sequence of samples,
-            or a stacked tensor where all sizes are equal), and not only a collated batch.
-        undecoded_only: whether a ragged generator takes nothing but undecoded samples, so that it must come first.
-        preserves_labels: whether the label of a sample is true of its views; False where time runs backwards.
-        copy_into: copies a batch into the float32 buffer that `apply_` changes; None where there is no `apply_`. A
-            chain of generators that all have it allocates one buffer, not one tensor a child: allocation would take
+        scope: what its views depend on. "sample": all fields of the key; "clip": the same, with one draw for all frames
+            of a view; "batch": the seed and the global step; "partner": the key, and the view of another sample of the
+            global batch; "stateful": the key, and a memory in the training process.
+        ragged: whether `apply` takes samples of different sizes, also undecoded handles (a sequence of samples, or a
+            stacked tensor if all sizes are equal), and not only a collated batch.
+        undecoded_only: whether a ragged generator requires undecoded handles, so that it must come first in a chain.
+        preserves_labels: whether views keep the label of their sample; False, for example, for reversed time.
+        copy_into: copies a batch into the float32 buffer that `apply_` changes; None without `apply_`. A chain of
+            generators that all have it allocates one buffer instead of one tensor per child: allocation would take
             longer than most operations.
     """
 
@@ -62,26 +62,26 @@ class ViewGenerator(ABC):
     undecoded_only: ClassVar[bool] = False
     preserves_labels: ClassVar[bool] = True
     copy_into: ClassVar[CopyInto | None] = None
-    #: The registered name; without one, the class name is the generator's name in a chain.
+    #: The registered name; if empty, the class name is the generator's name in a chain.
     name: str = ""
 
     @abstractmethod
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw parameters with leading axis `b` from `b` keys and from what is known of the samples."""
+        """Draw parameters with leading axis `b` from `b` keys and the header facts of the samples."""
 
     @abstractmethod
     def apply(self, batch: Any, params: Params) -> Any:
-        """Make the views: a function of the samples and the parameters alone.
+        """Compute the views, a function of the samples and the parameters only.
 
-        Parameters are on the CPU, whatever the device of the samples is.
+        Parameters are on the CPU for samples on any device.
         """
 
     def apply_(self, batch: Float32[Tensor, "b ..."], params: Params) -> None:
-        """As `apply`, bit by bit, but in place; for generators that have `copy_into`."""
+        """Compute the same bits as `apply`, in place; for generators with `copy_into`."""
         raise NotImplementedError(f"{type(self).__name__} does not work in place: call apply")
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """What is known of the views before they are made; by default what was known of the samples."""
+        """Facts of the views, such as their size, before they are computed; by default those of the samples."""
         return meta
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Shaped[Tensor, "b ..."]]:
@@ -89,33 +89,33 @@ class ViewGenerator(ABC):
         return {}
 
     def partners(self, params: Params, positions: Int[Tensor, " b"], n: int) -> Int[Tensor, " b"]:
-        """For scope "partner": the position in the global batch of each sample's partner, `b` int64.
+        """For scope "partner": the index in the global batch of each sample's partner, `b` int64.
 
-        The loader makes the partners' views from the partners' own keys, with the children of the chain before this
-        one, and calls `apply(batch, params, partners=views)`.
+        The loader computes the partners' views from the partners' own keys, with the preceding children of the chain,
+        and calls `apply(batch, params, partners=views)`.
 
         Args:
             params: the drawn parameters.
-            positions: the samples' own positions in the global batch.
+            positions: the indices of the samples in the global batch.
             n: the size of the global batch.
         """
         raise NotImplementedError(f"{type(self).__name__} has scope {self.scope!r} and no partners")
 
     def children(self) -> tuple[tuple[str, ViewGenerator], ...]:
-        """The single generators in order, by name; a generator that is no chain is its own only child."""
+        """The single generators in order, by name; a generator that is not a chain is its own only child."""
         return ((self.name or type(self).__name__, self),)
 
     def apply_ragged(self, samples: Any, params: Params) -> Any:
-        """The stage before collation, where samples are decoded."""
+        """The per-sample stage (before collate), which decodes samples."""
         return self.apply(samples, params) if self.ragged else samples
 
     def apply_batched(self, batch: Any, params: Params) -> Any:
-        """The stage after collation, on the device of the batch."""
+        """The batched stage (after collate), on the device of the batch."""
         return batch if self.ragged else self.apply(batch, params)
 
     @final
     def __call__(self, batch: Any, keys: Keys) -> Any:
-        """Draw and apply.
+        """Draw parameters and apply them.
 
         Raises:
             InputError: the batch and the keys differ in length.
@@ -135,12 +135,12 @@ class ViewGenerator(ABC):
 
 
 def in_scope(keys: Keys, scope: Scope) -> Keys:
-    """The keys that a generator of this scope draws from: those of the whole batch for scope "batch"."""
+    """The keys that a generator of this scope draws from: for scope "batch", keys shared by the whole batch."""
     return keys.for_batch() if scope == "batch" else keys
 
 
 def meta_of(batch: Any, modality: str) -> Meta:
-    """What is known of samples without decoding them: from headers, from one-dimensional columns, or from a shape.
+    """Facts of samples without decoding them: from headers, from one-dimensional columns, or from shapes.
 
     Args:
         batch: a sequence of samples (handles with a `facts` mapping of numbers, or tensors), a stacked tensor, or a

@@ -1,4 +1,4 @@
-"""Drawn parameters as data: nested dicts of CPU tensors with leading axis `b`; selection, checks, JSON."""
+"""Drawn parameters (nested dicts of CPU tensors with leading axis `b`): selection, checks and JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def select_samples(params: Any, index: Any) -> Any:
 
 
 def params_to_json(params: Params) -> str:
-    """Parameters as JSON; float64 is exact."""
+    """Convert parameters to JSON; float64 values are exact."""
 
     def plain(node: Any) -> Any:
         if isinstance(node, Tensor):
@@ -36,7 +36,7 @@ def params_to_json(params: Params) -> str:
 
 
 def params_from_json(text: str) -> Params:
-    """Parameters from the JSON of `params_to_json`."""
+    """Read parameters from the JSON of `params_to_json`."""
 
     def rebuild(node: dict[str, Any]) -> Any:
         if set(node) == {"dtype", "shape", "values"}:
@@ -47,7 +47,7 @@ def params_from_json(text: str) -> Params:
 
 
 def describe_sample(params: Params, index: int) -> dict[str, Any]:
-    """One sample's parameters as Python numbers."""
+    """The parameters of one sample as Python numbers."""
 
     def plain(node: Any) -> Any:
         return (
@@ -58,7 +58,7 @@ def describe_sample(params: Params, index: int) -> dict[str, Any]:
 
 
 def check_params(name: str, params: Params, samples: Sequence[Any] | int) -> None:
-    """Refuse parameters that are not nested dicts of CPU tensors with as many rows as there are samples."""
+    """Raise InputError unless parameters are nested dicts of CPU tensors with one row per sample."""
     n = samples if isinstance(samples, int) else len(samples)
 
     def visit(path: str, node: Any) -> None:

@@ -14,7 +14,7 @@ from mmcon.affinity import Dense, MixedLabel, MultiLabel, SameLabel
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import ConfigError, InputError
 from mmcon.loading.loader import ViewLoader
-from mmcon.loading.mixing import add_partners
+from mmcon.loading.mixup_partners import add_partners
 from mmcon.loading.streaming import StreamLoader
 from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.objective.queue import Queue
@@ -275,7 +275,7 @@ def test_a_view_that_mixes_with_more_than_its_partner_breaks_a_law():
         def mean(others):
             return others.mean(0)
 
-    with pytest.raises(LawBroken, match="partners alone matter"):
+    with pytest.raises(LawBroken, match="partner independence"):
         check_view(WithTheMean(), torch.rand(5, 3, 6, 6))
     check_view(mixed(), torch.rand(5, 3, 16, 16))
 

@@ -115,7 +115,7 @@ def test_tempered_classes_come_in_proportion_to_their_size_to_alpha(sizes, seed,
     seen = sum(torch.bincount(labels[sampler.epoch_order(epoch)[0]], minlength=len(sizes)) for epoch in range(epochs))
     due = share * sampler.steps_per_epoch * epochs
     assert bool(((seen / 2 - due).abs() < epochs).all())
-    assert torch.allclose(sampler.due * torch.tensor(sizes), 2 * share * sampler.steps_per_epoch)
+    assert torch.allclose(sampler.uses_per_epoch * torch.tensor(sizes), 2 * share * sampler.steps_per_epoch)
 
 
 @settings(max_examples=20, deadline=None)

@@ -374,10 +374,10 @@ def test_a_stream_that_ends_early_starts_anew():
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_streams_of_the_datasets_library(kind, tables, shards, images):
     if kind == "parquet":
-        stream = Stream.of(tables, split="train")
+        stream = Stream.from_hub(tables, split="train")
     else:
         data = {"train": sorted(str(f) for f in shards.glob("train*.tar"))}
-        stream = Stream.of("webdataset", data_files=data, media_column="png", label_column="cls")
+        stream = Stream.from_hub("webdataset", data_files=data, media_column="png", label_column="cls")
     rows = list(stream.read_from(0))
     assert [r.name for r in rows] == [p["id"] for p in images[:60]]
     assert [r.name for r in stream.read_from(40)] == [p["id"] for p in images[40:60]]
@@ -389,8 +389,8 @@ def test_streams_of_the_datasets_library(kind, tables, shards, images):
 
 def test_streams_that_cannot_be_used(tables):
     with pytest.raises(DataError, match="give classes="):
-        next(iter(Stream.of(tables, label_column="class_name").read_from(0)))
-    named = Stream.of(tables, label_column="class_name", classes=["T-shirt/top", "trouser", "pullover"])
+        next(iter(Stream.from_hub(tables, label_column="class_name").read_from(0)))
+    named = Stream.from_hub(tables, label_column="class_name", classes=["T-shirt/top", "trouser", "pullover"])
     assert next(iter(named.read_from(0))).label in (0, 1, 2)
     with pytest.raises(ConfigError, match="raise buffer"):
         whole(numbers(100), buffer=5)

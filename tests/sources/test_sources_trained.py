@@ -181,10 +181,10 @@ def test_a_stream_is_trained_from_and_resumed(kind, tmp_path, images):
 
     def loader():
         if kind == "tables":
-            stream = Stream.of(path, split="train")
+            stream = Stream.from_hub(path, split="train")
         else:
             files = {"train": [str(path / "train-000.tar")]}
-            stream = Stream.of("webdataset", data_files=files, media_column="png", label_column="cls")
+            stream = Stream.from_hub("webdataset", data_files=files, media_column="png", label_column="cls")
         return StreamLoader(stream, views(), batch_size=30, steps_per_epoch=2, seed=0, buffer=40)
 
     whole = losses(tmp_path / "whole", loader())

@@ -197,11 +197,11 @@ def test_the_laws_catch_who_breaks_them():
 
     samples = torch.stack(images(same=True))
     for broken, law in (
-        (AnotherInPlace(), "in place equals anew"),
+        (AnotherInPlace(), "in place equals out of place"),
         (Counts(), "draw is a function"),
         (DrawsByPosition(), "draws do not depend on the batch"),
         (Global(), "no global randomness"),
-        (LooksAtTheBatch(), "alone equals in a batch"),
+        (LooksAtTheBatch(), "batch independence"),
         (WritesToItsInput(), "apply changes nothing|apply is a function"),
     ):
         with pytest.raises(LawBroken, match=law):

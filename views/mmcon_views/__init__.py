@@ -1,1 +1,1 @@
-"""The built-in view generators, by modality; they arrive by the same entry points as a third party's."""
+"""The built-in view generators by modality, registered by entry points, as third-party generators are."""

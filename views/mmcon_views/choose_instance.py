@@ -1,4 +1,4 @@
-"""One instance of a sample for each view: samples with several recordings, captions or photographs."""
+"""Draw one instance of a sample for each view, for samples with several recordings, captions or photographs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mmcon.views import Meta, Params, ViewGenerator
 @final
 @register_view("any/instance", modality="any")
 class ChooseInstance(ViewGenerator):
-    """A uniformly drawn instance of the sample for each view; a sample without instances is returned itself.
+    """A uniformly drawn instance of the sample for each view; a sample without instances is returned unchanged.
 
     >>> view = Chain(create_view("any/instance"), create_view("audio/speech"))
 
     Args:
-        random: False takes the first instance always, for evaluation.
+        random: False always selects the first instance, for evaluation.
     """
 
     ragged: ClassVar[bool] = True
@@ -32,12 +32,12 @@ class ChooseInstance(ViewGenerator):
         self.random = random
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw `instance`, `b` int64, its index."""
+        """Draw `instance`, `b` int64, the index of the instance."""
         count = meta["instances"] if self.random and "instances" in meta else 1
         return {"instance": keys.integers("instance", 0, count)}
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """The meta of the drawn instance."""
+        """The header facts of the drawn instance."""
         if "instances" not in meta:
             return meta
         chosen: Meta = {name: column for name, column in meta.items() if "/" not in name and name != "instances"}
@@ -47,7 +47,7 @@ class ChooseInstance(ViewGenerator):
         return chosen
 
     def apply(self, batch: Sequence[Any] | Shaped[Tensor, "b ..."], params: Params) -> Any:
-        """The handles of the drawn instances; other handles, and stacked tensors, do not change."""
+        """The handles of the drawn instances; other handles and stacked tensors are unchanged."""
         if isinstance(batch, Tensor):
             return batch
         return [

@@ -1,4 +1,4 @@
-"""Wrappers that change which views a draw is for: one draw for all views of a sample, or every second view only."""
+"""Wrappers that share a draw between all views of a sample, or restrict a generator to every second view."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmcon.views import Meta, Params, Scope, ViewGenerator
 
 @final
 class SharedByViews(ViewGenerator):
-    """A generator whose draws are the same in every view of a sample: its key has no view.
+    """A generator with the same draws in every view of a sample, from keys without the field `view`.
 
     Args:
         generator: a single generator, not a chain.
@@ -29,28 +29,28 @@ class SharedByViews(ViewGenerator):
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
-        """Whether the generator is."""
+        """Whether the wrapped generator is ragged."""
         return self.generator.ragged
 
     @property
     def scope(self) -> Scope:  # type: ignore[override]
-        """The generator's where that is "partner" or "batch", else "sample"."""
+        """The wrapped generator's scope if it is "partner" or "batch", else "sample"."""
         return self.generator.scope if self.generator.scope in ("partner", "batch") else "sample"
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw from keys without the view."""
+        """Draw from keys without the field `view`."""
         return self.generator.draw(without_view(keys), meta)
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """The generator's output meta."""
+        """The wrapped generator's output meta."""
         return self.generator.output_meta(meta, params)
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Shaped[Tensor, "b ..."]]:
-        """The generator's columns."""
+        """The wrapped generator's columns."""
         return self.generator.columns(meta, params)
 
     def partners(self, params: Params, positions: Int[Tensor, " b"], n: int) -> Int[Tensor, " b"]:
-        """The generator's partners: the same in every view of a sample."""
+        """The wrapped generator's partners, the same in every view of a sample."""
         return self.generator.partners(params, positions, n)
 
     def apply(self, batch: Any, params: Params, **partners: Any) -> Any:
@@ -60,7 +60,7 @@ class SharedByViews(ViewGenerator):
 
 @final
 class OnSecondViews(ViewGenerator):
-    """A generator with a drawn `apply`, restricted to every second view of a sample: views 1, 3, and so on.
+    """A generator with a drawn parameter `apply`, restricted to every second view of a sample: views 1, 3, and so on.
 
     Args:
         generator: a generator with a parameter `apply` (`b` bool), such as image/solarize.
@@ -80,7 +80,7 @@ class OnSecondViews(ViewGenerator):
         return self.generator.scope
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw as the generator does, then set `apply` to False in views 0, 2, and so on."""
+        """Draw the wrapped generator's parameters, then set `apply` to False in views 0, 2, and so on."""
         params = self.generator.draw(keys, meta)
         return {**params, "apply": params["apply"] & (keys.fields[:, FIELDS.index("view")] % 2 == 1)}
 
@@ -90,7 +90,7 @@ class OnSecondViews(ViewGenerator):
 
 
 def without_view(keys: Keys) -> Keys:
-    """Keys that all views of a sample share; keys of a whole batch are shared already."""
+    """Drop the field `view`, so that all views of a sample share draws; keys of a whole batch are shared already."""
     if keys.of_batch:
         return keys
     shared = Keys(keys.fields, step=keys.step).drop("view", *keys.dropped)

@@ -1,10 +1,10 @@
-"""The data that comes with the package: small, real where not declared synthetic, each with its license.
+"""Small data sets in the package, each with its license and a flag if it is synthetic.
 
     from mmcon.sources import bundled
 
     bundled.names()                    # the names of the sets
     bundled.path("fashion", "train")   # a parquet file
-    bundled.rows("emoji", "test", ["id", "name_en", "name_fr"])   # a dict a row
+    bundled.rows("emoji", "test", ["id", "name_en", "name_fr"])   # one dict per row
     bundled.card("fashion")            # title, license, source, counts, columns
 
 A set is a folder: a parquet file for each split (or a media file), `card.json`, and the license texts. The modules of
@@ -37,7 +37,7 @@ def path(name: str, split: str | None = None) -> Path:
     """The folder of a set, or, with a split's name, that split's parquet file.
 
     Raises:
-        UnknownNameError: there is no such set, or it has no such split; the message has the nearest names.
+        UnknownNameError: the set or the split does not exist; the message has the nearest names.
     """
     if name not in names():
         _refuse("samples", "the name of a bundled set", name, names())
@@ -51,10 +51,10 @@ def path(name: str, split: str | None = None) -> Path:
 
 
 def rows(name: str, split: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a split, media still encoded; with columns named, only these are read.
+    """The rows of a split, with encoded media; only the given columns are read.
 
     Raises:
-        UnknownNameError: there is no such set, split or column; the message has the nearest names.
+        UnknownNameError: the set, the split or a column does not exist; the message has the nearest names.
     """
     import pyarrow.parquet as parquet
 
@@ -72,12 +72,12 @@ def splits_of(name: str) -> list[str]:
 
 
 def match(name: str, split: str) -> str:
-    """The split of a set that a name means: `val` finds the test split; a name that means none stays as it is."""
+    """The split of a set that matches a name (`val` matches the test split); without a match, the name unchanged."""
     return match_split(splits_of(name), split) or split
 
 
 def decode(encoded: Sequence[bytes], *, channels: int) -> UInt8[Tensor, "n c h w"]:
-    """Encoded images of one size, stacked."""
+    """Decode images of one size and stack them."""
     from torchvision.io import ImageReadMode, decode_image
 
     mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
@@ -85,10 +85,10 @@ def decode(encoded: Sequence[bytes], *, channels: int) -> UInt8[Tensor, "n c h w
 
 
 def card(name: str) -> dict[str, Any]:
-    """What a set is: title, license, source, whether it is synthetic, counts by split, columns and their meaning.
+    """Metadata of a set: title, license, source, whether it is synthetic, counts by split, columns and their meaning.
 
     Raises:
-        UnknownNameError: there is no such set; the message has the nearest names.
+        UnknownNameError: the set does not exist; the message has the nearest names.
     """
     return json.loads((path(name) / "card.json").read_text(encoding="utf-8"))
 

@@ -1,7 +1,7 @@
 """The bundled emoji as sources that are joined by sample: two vendors' drawings, names in six languages, spoken names.
 
     seen = create_source("samples/emoji", split="train")                     # Noto's drawings
-    unseen = create_source("samples/emoji", split="test", vendor="twemoji")  # a style that training need never see
+    unseen = create_source("samples/emoji", split="test", vendor="twemoji")  # an unseen drawing style
     pairs = create_source("samples/emoji-pairs", split="train")              # drawings with English names and keywords
     three = JoinedSource(seen, create_source("samples/emoji-names"), create_source("samples/emoji-spoken"))
 
@@ -30,7 +30,7 @@ Level = Literal["group", "subgroup"]
 def emoji_drawings(
     split: str = "train", vendor: Literal["noto", "twemoji"] = "noto", labels: Level = "group"
 ) -> TensorSource:
-    """Drawings of emoji, bundled: color on white, `3 32 32`, labeled by group (9) or subgroup (96)."""
+    """Bundled drawings of emoji: color on white, `3 32 32`, labeled by group (9) or subgroup (96)."""
     split = bundled.match("emoji", split)
     rows = bundled.rows("emoji", split, ["id", vendor, labels])
     return TensorSource(
@@ -43,7 +43,7 @@ def emoji_drawings(
 
 @register_source("samples/emoji-names", modality="text")
 def emoji_names(split: str = "train", languages: Sequence[str] = LANGUAGES, labels: Level = "group") -> TextSource:
-    """Names of emoji, bundled: parallel in six languages, labeled by group (9) or subgroup (96)."""
+    """Bundled names of emoji: parallel in six languages, labeled by group (9) or subgroup (96)."""
     split = bundled.match("emoji", split)
     rows = bundled.rows("emoji", split, ["id", labels, *(f"name_{language}" for language in languages)])
     return TextSource(
@@ -71,17 +71,17 @@ def emoji_texts(split: str = "train") -> TextSource:
 def emoji_pairs(split: str = "train", vendor: Literal["noto", "twemoji"] = "noto") -> JoinedSource:
     """Drawings of emoji with their English names and keywords, labeled by subgroup (96).
 
-    Retrieval on training pairs measures memory. Retrieval on drawings by `twemoji`, on which nothing is trained, and on
-    the test split measures what was learned.
+    Retrieval on training pairs measures memorization. Retrieval on drawings by `twemoji`, which are not trained on, and
+    on the test split measures generalization.
     """
     return JoinedSource(emoji_drawings(split, vendor, "subgroup"), emoji_texts(split))
 
 
 @register_source("samples/emoji-spoken", modality="audio")
 def emoji_spoken(split: str = "train", rate_hz: int = 16_000) -> GroupedSource:
-    """Names of emoji, spoken by a synthesizer in up to four languages and voices: several instances of a sample.
+    """Synthesized speech of the names of emoji in up to four languages and voices: several instances of a sample.
 
-    About a third of the emoji have none. Synthetic speech: a figure on it says nothing about speech of people.
+    About a third of the emoji have no recording. Results on synthetic speech do not transfer to human speech.
     """
     split = bundled.match("spoken", split)
     rows = bundled.rows("spoken", split, ["id", "emoji", "audio", "language"])
@@ -97,7 +97,7 @@ def emoji_spoken(split: str = "train", rate_hz: int = 16_000) -> GroupedSource:
 
 
 def _labels(rows: Sequence[dict[str, Any]], level: str) -> dict[str, Any]:
-    """Labels of a level, numbered by the names in both splits, so that the splits count alike."""
+    """Labels of a level, numbered over the names of both splits, so that both splits have equal labels."""
     every = [row[level] for split in bundled.splits_of("emoji") for row in bundled.rows("emoji", split, [level])]
     labels, classes = number_texts("samples/emoji", [row[level] for row in rows], sorted(set(every)))
     return {"labels": labels, "classes": classes}

@@ -12,7 +12,7 @@ from mmcon.sources.base import TensorSource
 
 @register_source("samples/fashion", modality="image")
 def fashion(split: str = "train") -> TensorSource:
-    """Fashion-MNIST, the bundled subset: 10,000 training and 2,000 test images of ten classes, `1 28 28`."""
+    """The bundled subset of Fashion-MNIST: 10,000 training and 2,000 test images of ten classes, `1 28 28`."""
     split = bundled.match("fashion", split)
     rows = bundled.rows("fashion", split, ["id", "image", "label"])
     return TensorSource(

@@ -1,4 +1,4 @@
-"""Bundled clips: photographs in motion, and five seconds of a film."""
+"""Bundled clips: moving Fashion-MNIST images, and five seconds of a film."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def motion(
     label: Literal["class", "motion"] = "class",
     cache_gigabytes: int | float = 1,
 ) -> ClipSource:
-    """Bundled clips, declared synthetic: Fashion-MNIST images in eight motions, 64×64, two seconds each.
+    """Bundled synthetic clips: Fashion-MNIST images with eight kinds of motion, 64×64, two seconds each.
 
     Args:
         split: "train" or "test"; no image is in both.
-        label: which of the two is the label, the class of clothing or the motion; the other is a further column.
-        cache_gigabytes: keep decoded frames, up to so much in each process.
+        label: the label, "class" (of clothing) or "motion"; the other is a further column.
+        cache_gigabytes: the size of a cache of decoded frames in each process.
     """
     split = bundled.match("motion", split)
     rows = bundled.rows("motion", split)
@@ -44,11 +44,11 @@ def motion(
 
 @register_source("samples/clip", modality="video")
 def real_clip(split: str = "train", window_seconds: int | float = 0) -> ClipSource:
-    """The bundled real clip: five seconds of the film Big Buck Bunny. It is in every split.
+    """The bundled film clip, the same in every split: five seconds of Big Buck Bunny.
 
     Args:
         split: any name.
-        window_seconds: cut it into windows of this length; 0: whole.
+        window_seconds: cut the clip into windows of this length; 0: one sample.
     """
     whole = ClipSource([film()], name="samples/clip")
     return whole.windows(window_seconds) if window_seconds else whole

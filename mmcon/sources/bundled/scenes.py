@@ -1,9 +1,9 @@
-"""Synthetic clips with nuisance: clothing on a path before a background of a film, under a shaking camera.
+"""Synthetic clips with nuisance factors (background, camera shake, flicker).
 
-The clips of `samples/scenes` are made when the source is opened: a photograph of clothing moves, turns and grows before
-a background that is cut from the film, while the camera shakes and the light flickers. What is constant in a clip (the
-object, the background) and what is drawn for each frame (shake, flicker) carry no information on time; only the
-position of the object on its path does. So two frames whose pixels are similar need not be near in time.
+The clips of `samples/scenes` are computed when the source is opened: a Fashion-MNIST image moves, rotates and grows in
+front of a background from the bundled film, with camera shake and flicker. Constant factors of a clip (object,
+background) and factors drawn for each frame (shake, flicker) carry no information on time; only the position of the
+object on its path does. So two frames with similar pixels need not be close in time.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from mmcon.sources.video import ClipSource
 SIDE, FRAMES_PER_SECOND, SECONDS = 48, 12, 4
 FRAMES = FRAMES_PER_SECOND * SECONDS
 CLIPS = {"train": 160, "test": 80}
-# Pixels by which the background is displaced from frame to frame, and shares of the light.
+# The largest displacement of the background between frames, in pixels, and bounds of the brightness factor.
 SHAKE, LIGHT = 3, (0.7, 1.3)
 
 
 @register_source("samples/scenes", modality="video")
 def scenes(split: str = "train", seed: int = 0) -> ClipSource:
-    """Synthetic clips with nuisance: clothing on a path before backgrounds of a film, with camera shake and flicker.
+    """Synthetic clips with nuisance factors: moving clothing over film backgrounds, with camera shake and flicker.
 
-    Four seconds at 12 frames a second, 48×48. No photograph is in both splits, nor is a frame of the film.
+    Four seconds at 12 frames a second, 48×48. The splits share no clothing image and no frame of the film.
 
     Args:
         split: "train" or "test".
-        seed: of the paths, backgrounds, shake and light.
+        seed: the seed of paths, backgrounds, shake and brightness.
     """
     split = bundled.match("fashion", split)
     names, labels, images = _clothing(split)
@@ -59,7 +59,7 @@ def scenes(split: str = "train", seed: int = 0) -> ClipSource:
 
 
 def _clothing(split: str) -> tuple[list[str], Tensor, Float[Tensor, "b 1 28 28"]]:
-    """Names, classes and images: equally many of every class, in the order of the bundled set."""
+    """Names, classes and images, with equal numbers of every class, in the order of the bundled set."""
     labels = torch.tensor([row["label"] for row in bundled.rows("fashion", split, ["label"])])
     each = CLIPS[split] // 10
     rows = torch.cat([(labels == label).nonzero()[:each, 0] for label in range(10)])
@@ -72,7 +72,7 @@ def _clothing(split: str) -> tuple[list[str], Tensor, Float[Tensor, "b 1 28 28"]
 def _objects_on_paths(
     images: Float[Tensor, "b 1 28 28"], draws: Keys
 ) -> tuple[Float[Tensor, "b t 3 h w"], Float[Tensor, "b t 1 h w"]]:
-    """Each image on a straight path, turning and growing evenly: in its color, and its mask over the background."""
+    """The colored frames and the masks of each image, which rotates and grows uniformly along a straight path."""
     b = len(images)
     now = torch.linspace(-1, 1, FRAMES, dtype=torch.float64)
     direction = draws.uniform("direction", 0, 2 * math.pi)
@@ -92,12 +92,12 @@ def _objects_on_paths(
     still = images.repeat_interleave(FRAMES, 0)
     gray = F.grid_sample(still, grid, align_corners=False).unflatten(0, (b, FRAMES))
     color = draws.uniform("colour", 0.4, 1, shape=(3,)).float()[:, None, :, None, None]
-    # Photographs of clothing have a black background: what is not nearly black is cloth.
+    # Fashion-MNIST images have a black background, so the mask is where they are not nearly black.
     return gray * color, (gray * 4).clamp(0, 1)
 
 
 def _backgrounds(split: str, draws: Keys) -> Float[Tensor, "b t 3 h w"]:
-    """A region of a frame of the film behind each clip, displaced anew in every frame."""
+    """The background of each clip: a region of one frame of the film, with a random displacement in every frame."""
     frames = film().decode(torch.arange(52, dtype=torch.float64) / 10, shorter_side=120)
     half = frames[:26] if split == "train" else frames[26:]
     which = draws.integers("ground", 0, len(half))

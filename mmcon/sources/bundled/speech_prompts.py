@@ -13,7 +13,7 @@ from mmcon.sources.labels import number_texts
 def speech(split: str = "train", *, rate_hz: int = 8_000) -> DatasetSource:
     """The bundled prompts in English, Spanish and French; classes are prompts, and no prompt is in both splits.
 
-    Each language is one voice and one recording chain: a classifier of them is not language identification.
+    Each language has one voice and one recording chain, so a classifier of the languages may use either.
     """
     split = bundled.match("speech", split)
     rows = bundled.rows("speech", split, ["id", "audio", "prompt", "language"])

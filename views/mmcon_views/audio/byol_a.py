@@ -21,11 +21,11 @@ from mmcon_views.audio.waveform import Range, on_device_of
 
 @register_view("audio/byol-a", modality="audio")
 def byol_a(*, mean: float = -5.0, std: float = 4.5, version: Literal[1, 2] = 1) -> Chain:
-    """BYOL-A (Niizumi et al. 2021): .95 s as log-mel 64 × 96, mixup with a memory, a random resize crop.
+    """BYOL-A (Niizumi et al. 2021): 0.95 s as log-mel 64 × 96, mixup with a memory, a random resize crop.
 
-    Log-mels are standardized before these operations with the mean and std of the data (measure yours), and after them.
-    Deviation: the latter uses the statistics of each sample, not those of the batch, so that a view does not depend on
-    its batch.
+    Log-mels are standardized before these operations, with the mean and std of the data (measure yours), and again
+    after them. Deviation: the second standardization uses the statistics of each sample, not of the batch, so that a
+    view does not depend on its batch.
     """
     fader = [("fader", Fader())] if version == 2 else []
     return Chain(
@@ -51,12 +51,12 @@ def byol_a_v2(*, mean: float = -5.0, std: float = 4.5) -> Chain:
 class ResizeCrop(ViewGenerator):
     """BYOL-A's random resize crop: a box of a canvas that is longer than the spectrogram, resized to the spectrogram.
 
-    Niizumi et al. 2021. The canvas holds the real frames at its center and zeros (the mean) around them. Interpolation
-    is bicubic with aligned corners. Deviation: at the edge of the box it reads beyond the box, where the released code
-    replicates the edge.
+    Niizumi et al. 2021. The canvas has the real frames at its center and zeros (the mean) around them. Interpolation is
+    bicubic with aligned corners. Deviation: interpolation at the edge of the box reads beyond the box; the released
+    code replicates the edge.
 
     Args:
-        canvas: length of the canvas over that of the real frames.
+        canvas: length of the canvas over the number of real frames.
         band_scale: bounds of the box's height, as a fraction of the bands.
         frame_scale: bounds of the box's length, as a fraction of the real frames.
     """
@@ -98,7 +98,7 @@ class ResizeCrop(ViewGenerator):
             -1,
         )
         real = ops.valid(length, t)[:, None, None]
-        # Padding is zeroed first: outside of the real frames the canvas is zero.
+        # Padding is set to zero first, since the canvas is zero outside of the real frames.
         sampled = torch.nn.functional.grid_sample(torch.where(real, x, 0.0), grid, "bicubic", "zeros", True)
         return {**batch, "log_mel": torch.where(real, sampled, x)}
 
@@ -135,9 +135,9 @@ class Fader(ViewGenerator):
 class MixupMemory(ViewGenerator):
     """BYOL-A's log-mixup-exp with a memory of past samples: log((1 − λ) eˣ + λ eᶻ), λ = α·U(0, 1).
 
-    Its scope is stateful: the memory is kept in the training process (each rank has its own, of its own samples), and
-    checkpoints hold it through `state_dict`. The first batch is not mixed. Deviation: a batch is mixed with the memory
-    before that batch, where the released code goes sample by sample.
+    Its scope is stateful: the memory is in the training process (each rank has a memory of its own samples), and
+    checkpoints contain it through `state_dict`. The first batch is not mixed. Deviation: a batch is mixed with the
+    memory before that batch; the released code mixes and stores sample by sample.
 
     Args:
         alpha: the largest weight of the past sample.
@@ -170,7 +170,7 @@ class MixupMemory(ViewGenerator):
             # log((1 - λ) eˣ + λ eᶻ) without the exponentials, which float32 could not hold for large log-mels.
             mixed = torch.logaddexp(x + torch.log1p(-share), held[which].to(x) + share.log())
             out = torch.where(real, mixed, x)
-        # Outside of the real frames the memory holds silence: the logarithm of 0.
+        # Outside of the real frames the memory has silence, the logarithm of 0.
         unmixed = torch.where(real, x.detach(), -torch.inf)
         past = unmixed if held is None else torch.cat([held.to(x), unmixed])
         self._memory = past[-self.size :].clone()

@@ -16,7 +16,7 @@ from mmcon_views.audio.time_pitch import PitchShift, Shift, TimeMask, TimeStretc
 def clar(*, window_seconds: float = 1.0, rate_hz: int = 16_000, p: float = 0.5, log_mel: bool = True) -> Chain:
     """CLAR (Al-Tahan and Mohsenzadeh 2021): fade, mask, stretch, pitch, roll and noise, each with probability p.
 
-    Deviation: the paper compares pairs of these; here each is drawn independently.
+    Deviation: the paper compares pairs of these operations; here each is drawn independently.
     """
     crossing = [("log-mel", LogMel(rate_hz=rate_hz)), ("standardize", Standardize())] if log_mel else []
     return Chain(

@@ -24,7 +24,7 @@ class Codec(ViewGenerator):
 
     Args:
         codecs: the codecs that may be drawn: "mp3", "ogg", "mu-law".
-        compression: bounds, from 0 (best quality) to 1 (smallest).
+        compression: bounds of the compression, from 0 (best quality) to 1 (smallest).
         rate_hz: the sample rate.
         p: the probability of any codec.
     """

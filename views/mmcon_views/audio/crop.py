@@ -1,4 +1,4 @@
-"""The crop of a recording: a window of fixed length, of which only that span is decoded."""
+"""Random crops of recordings: a window of fixed length; only that span is decoded."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from mmcon_views.audio.waveform import signal_and_length
 class WaveformCrop(ViewGenerator):
     """A window of fixed length at a random position of a recording; only that span is decoded.
 
-    Shorter recordings are padded at the end with zeros, which `length` marks, or repeated.
+    Shorter recordings are repeated, or padded at the end with zeros (`length` is the number of real samples).
 
     Args:
         window_seconds: the length of the view.
         rate_hz: the sample rate; handles must have it.
         position: "random", "start" or "center".
         pad: "zero" or "loop".
-        normalize: "clip" divides by the L2 norm of the whole recording, which is then decoded whole; "none" does not.
+        normalize: "clip" divides by the L2 norm of the whole recording, which is then completely decoded; or "none".
 
     >>> view = WaveformCrop(window_seconds=0.5, rate_hz=16_000)
     >>> view.apply(torch.randn(2, 1, 16_000), {"start": torch.tensor([0, 8_000])})["signal"].shape

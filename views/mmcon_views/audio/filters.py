@@ -1,4 +1,4 @@
-"""Low-pass, high-pass and band-pass filters of second order."""
+"""Second-order low-pass, high-pass and band-pass filters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmcon_views.audio.waveform import Range, silence_padded, with_signal
 
 @final
 class PassFilter(ViewGenerator):
-    """A second-order filter with a cutoff of its own for each sample, drawn log-uniformly.
+    """A second-order filter with a log-uniformly drawn cutoff for each sample.
 
     Args:
         kind: "low", "high" or "band".
@@ -53,17 +53,17 @@ class PassFilter(ViewGenerator):
 
 @register_view("audio/low-pass", modality="audio")
 def low_pass(*, cutoff_hz: Range = (1_000.0, 7_500.0), q: float = 0.707, rate_hz: int = 16_000, p: float = 1.0) -> Any:
-    """A low pass of second order, with a log-uniformly drawn cutoff."""
+    """A second-order low-pass filter with a log-uniformly drawn cutoff."""
     return PassFilter("low", cutoff_hz=cutoff_hz, q=q, rate_hz=rate_hz, p=p)
 
 
 @register_view("audio/high-pass", modality="audio")
 def high_pass(*, cutoff_hz: Range = (20.0, 1_000.0), q: float = 0.707, rate_hz: int = 16_000, p: float = 1.0) -> Any:
-    """A high pass of second order, with a log-uniformly drawn cutoff."""
+    """A second-order high-pass filter with a log-uniformly drawn cutoff."""
     return PassFilter("high", cutoff_hz=cutoff_hz, q=q, rate_hz=rate_hz, p=p)
 
 
 @register_view("audio/band-pass", modality="audio")
 def band_pass(*, center_hz: Range = (200.0, 4_000.0), q: float = 0.707, rate_hz: int = 16_000, p: float = 1.0) -> Any:
-    """A band pass of second order (peak gain 1), with a log-uniformly drawn center."""
+    """A second-order band-pass filter (peak gain 1) with a log-uniformly drawn center."""
     return PassFilter("band", cutoff_hz=center_hz, q=q, rate_hz=rate_hz, p=p)

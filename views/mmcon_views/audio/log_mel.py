@@ -1,4 +1,4 @@
-"""From waveforms to log-mel spectrograms, and their standardization.
+"""Log-mel spectrograms of waveforms, and their standardization.
 
 A batch of spectrograms is `{"log_mel": b c f t, "length": b}`: mel bands from low to high, frames, and the number of
 real frames of each row.
@@ -128,7 +128,7 @@ class LogMel(ViewGenerator):
 @final
 @register_view("audio/standardize", modality="audio")
 class Standardize(ViewGenerator):
-    """Subtract a mean and divide by a standard deviation: given ones, or those of each sample's real frames."""
+    """Standardize by a given mean and standard deviation, or by those of each sample's real frames."""
 
     modality: ClassVar[str] = "audio"
 
@@ -155,5 +155,5 @@ class Standardize(ViewGenerator):
 
 
 def sum_per_sample(x: Float[Tensor, "b c f t"]) -> Float[Tensor, "b 1 1 1"]:
-    """The sum over a sample, rows first: the same bits in any batch."""
+    """The sum over a sample, first along rows, with the same bits in any batch."""
     return x.sum(-1, keepdim=True).sum(-2, keepdim=True).sum(-3, keepdim=True)

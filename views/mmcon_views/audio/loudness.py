@@ -15,7 +15,7 @@ from mmcon_views.audio.waveform import Range, on_device_of, silence_padded, unif
 @final
 @register_view("audio/gain", modality="audio")
 class Gain(ViewGenerator):
-    """A gain in dB."""
+    """A drawn gain in dB."""
 
     modality: ClassVar[str] = "audio"
 
@@ -34,7 +34,7 @@ class Gain(ViewGenerator):
 @final
 @register_view("audio/polarity", modality="audio")
 class Polarity(ViewGenerator):
-    """The negated waveform, with probability p."""
+    """Invert the sign of the waveform with probability p."""
 
     modality: ClassVar[str] = "audio"
 
@@ -54,7 +54,7 @@ class Polarity(ViewGenerator):
 @final
 @register_view("audio/clipping", modality="audio")
 class Clipping(ViewGenerator):
-    """Clipping at a level relative to the peak, in dB."""
+    """Clip the waveform at a drawn level in dB relative to its peak."""
 
     modality: ClassVar[str] = "audio"
 

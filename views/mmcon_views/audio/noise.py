@@ -28,7 +28,7 @@ class Noise(ViewGenerator):
 
     Args:
         snr_db: bounds of the ratio, over the real samples of a row. Silence stays silent.
-        slope_db: bounds of the spectrum's slope in dB an octave: 0 white, −3 pink, −6 brown, +3 blue.
+        slope_db: bounds of the spectral slope in dB per octave: 0 white, −3 pink, −6 brown, +3 blue.
         p: the probability of any noise.
     """
 
@@ -56,8 +56,8 @@ class Noise(ViewGenerator):
 class Background(ViewGenerator):
     """A span of a background recording, added at a signal-to-noise ratio in dB.
 
-    The generator holds the recordings, so that its scope is `sample`: the recording and the span depend on the key
-    alone. Short recordings are repeated.
+    The background recordings are part of the generator, so its scope is `sample`: recording and span depend only on the
+    key. Short recordings are repeated.
 
     Args:
         recordings: a folder of audio files, or paths.

@@ -1,10 +1,10 @@
-"""Tempo and pitch of waveforms by a phase vocoder, and speed by resampling; each row has its own factors.
+"""Change tempo and pitch of waveforms by a phase vocoder, and speed by resampling; each row has its own factors.
 
 Quality: frames of 64 ms (at 16 kHz), a Hann window, fourfold overlap, no phase locking: the textbook vocoder (Flanagan
-and Golden 1966; Dolson 1986), as in torchaudio. A change of tempo keeps the pitch of steady tones to a cent; attacks
-smear over a frame. At tempo 1 and pitch 0 the signal does not change. Pitch shifts are exact to 3 cents down to an
-octave below and to 7 cents up to an octave above (the length of a synthesized frame is a multiple of four samples);
-steady tones lose up to 1.1 dB.
+and Golden 1966; Dolson 1986), as in torchaudio. A change of tempo keeps the pitch of steady tones to a cent; transients
+are smeared over a frame. Tempo 1 and pitch 0 leave the signal unchanged. Pitch shifts are exact to 3 cents for shifts
+down to an octave below, and to 7 cents up to an octave above (the length of a synthesized frame is a multiple of four
+samples); steady tones lose up to 1.1 dB.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def advance_phases(spectrum: Complex[Tensor, "b t f"], positions: Float[Tensor, 
 
     Args:
         spectrum: frames of a short-time Fourier transform.
-        positions: where frames are read, in units of frames.
+        positions: fractional frame positions.
     """
     padded = torch.nn.functional.pad(torch.view_as_real(spectrum), (0, 0, 0, 0, 0, 2))
     padded = torch.view_as_complex(padded)
     left = positions.floor().long().clamp(max=spectrum.shape[1])
     rows = torch.arange(len(spectrum), device=spectrum.device)[:, None]
     magnitude, unit = padded.abs(), padded.sgn()
-    # An empty bin has phase 0, as torch.angle has it.
+    # An empty bin has phase 0, as in torch.angle.
     unit = torch.where(magnitude == 0, torch.ones_like(unit), unit)
     share = (positions - left)[..., None].to(magnitude.dtype)
     mixed = torch.lerp(magnitude[rows, left], magnitude[rows, left + 1], share)
@@ -51,10 +51,10 @@ def change_tempo_and_pitch(
     semitones: Float[Tensor, " b"],
     frame: int = 1024,
 ) -> Float[Tensor, "b c t"]:
-    """Change tempo (2 is twice as fast) and pitch of each row; the width stays, and `new_length` samples are real.
+    """Change tempo (2 is twice as fast) and pitch of each row; the width is kept, and `new_length` samples are real.
 
-    The pitch changes since synthesized frames differ in length from the analyzed ones, so that the same bins are other
-    frequencies; bins above the new Nyquist frequency are lost.
+    Synthesized frames have another length than analyzed frames, so that the same bins have other frequencies, which
+    changes the pitch. Bins above the new Nyquist frequency are lost.
     """
     hop, t = frame // 4, signal.shape[-1]
     window = torch.hann_window(frame, device=signal.device)
@@ -81,7 +81,7 @@ def new_length(length: Int[Tensor, " b"], tempo: Float[Tensor, " b"], t: int) ->
 
 
 def synthesis_frame(semitones: Float[Tensor, " b"], frame: int) -> Int[Tensor, " b"]:
-    """The length of synthesized frames, a multiple of four; a higher pitch is a shorter frame."""
+    """The length of synthesized frames, a multiple of four; shorter frames have a higher pitch."""
     exact = frame * exp(-semitones.to("cpu", torch.float64) * (math.log(2) / 12))
     return torch.round(exact / 4).long().clamp(min=4) * 4
 

@@ -23,14 +23,14 @@ from mmcon_views.audio.waveform import Range, silence_padded, with_signal
 class Reverb(ViewGenerator):
     """Reverberation: convolution with an impulse response.
 
-    Without recordings the response is a direct impulse and a tail of noise that decays by 60 dB in the drawn time.
+    Without recordings, the response is a direct impulse and a noise tail that decays by 60 dB in the drawn time.
 
     >>> far_away = mmcon.create_view("audio/reverb", decay_seconds=(0.4, 0.8))
 
     Args:
         decay_seconds: bounds of the time in which the tail decays by 60 dB.
         wet_db: bounds of the tail's energy relative to the direct impulse.
-        impulses: recorded responses, as paths or a folder, in place of synthetic ones.
+        impulses: recorded responses, as paths or a folder, instead of synthetic ones.
         rate_hz: the sample rate.
         p: the probability of any reverberation.
     """

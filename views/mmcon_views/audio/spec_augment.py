@@ -21,16 +21,16 @@ from mmcon_views.audio.waveform import on_device_of
 class SpecAugment(ViewGenerator):
     """SpecAugment: time warping, and masks over bands and over frames (Park et al. 2019, arXiv 1904.08779).
 
-    Deviation: the warp is piecewise linear along time; the paper's image warp differs from it at the borders only.
+    Deviation: the warp is piecewise linear along time; the paper's image warp differs from it only at the borders.
 
     Args:
-        warp: the largest displacement of the anchor, in frames (the paper's W); 0 for none.
+        warp: the largest displacement of the anchor frame, in frames (the paper's W); 0 for none.
         bands: the widest mask over bands (F).
         band_masks: the number of masks over bands (m_F).
         frames: the widest mask over frames (T).
         frame_masks: the number of masks over frames (m_T).
         max_share: the largest fraction of the real frames that a mask covers (p).
-        fill: the masked value; 0 is the mean of standardized spectrograms, "mean" the sample's own mean.
+        fill: the masked value; 0 is the mean of standardized spectrograms, "mean" the mean of the sample.
 
     >>> view = SpecAugment(bands=8, frames=10)
     >>> batch = {"log_mel": torch.randn(2, 1, 64, 100), "length": torch.tensor([100, 60])}
@@ -119,7 +119,7 @@ def spans(
 def warp_time(
     x: Spectrogram, length: Int[Tensor, " b"], anchor: Float[Tensor, " b"], by: Float[Tensor, " b"], most: int
 ) -> Spectrogram:
-    """Displace an anchor frame and stretch both sides to it, by linear interpolation; rows too short do not change."""
+    """Displace an anchor frame and stretch both sides by linear interpolation; too short rows are unchanged."""
     room = length - 2 * most
     source_anchor = most + anchor * room.clamp(min=0)
     target_anchor = source_anchor + by * (room > 0)

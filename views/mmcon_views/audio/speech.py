@@ -1,4 +1,4 @@
-"""The evaluation view of audio, and views for speech."""
+"""The evaluation view of audio, and training views for speech."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmcon_views.audio.time_pitch import PitchShift, Shift, TimeStretch
 
 @register_view("audio/plain", modality="audio")
 def plain(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 64) -> Chain:
-    """For evaluation: the center window as a standardized log-mel spectrogram; nothing is drawn."""
+    """The evaluation view: the center window as a standardized log-mel spectrogram; nothing is drawn."""
     return Chain(
         ("crop", WaveformCrop(window_seconds=window_seconds, rate_hz=rate_hz, position="center")),
         ("log-mel", LogMel(rate_hz=rate_hz, bands=bands)),
@@ -27,7 +27,7 @@ def plain(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 64
 
 @register_view("audio/speech", modality="audio")
 def speech(*, window_seconds: float = 2.0, rate_hz: int = 16_000, bands: int = 64, strength: float = 1.0) -> Chain:
-    """For speech (ours): shift, tempo, pitch, gain and noise, then a fader and small masks on the log-mel.
+    """Views for speech (our design): shift, tempo, pitch, gain and noise, then a fader and small masks on the log-mel.
 
     Args:
         window_seconds: the length of a view.

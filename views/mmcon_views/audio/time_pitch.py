@@ -1,4 +1,4 @@
-"""Time and pitch: shifts, time masks, speed, tempo and pitch of waveforms."""
+"""Shifts, time masks, speed, tempo and pitch of waveforms."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Speed(ViewGenerator):
         return {"percent": torch.where(keys.bernoulli("on", self.p), drawn_percent, 100)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Resample each row; the width stays, and longer rows are cut."""
+        """Resample each row; the width is kept, and longer rows are cut."""
         signal, length = silence_padded(batch)
         new = self._length(length.cpu(), params, signal.shape[-1]).to(length)
         return with_signal(batch, phase_vocoder.change_speed(signal, length, params["percent"]), new)
@@ -111,7 +111,7 @@ class TimeStretch(ViewGenerator):
         return {"tempo": uniform_or_neutral(keys, "tempo", self.tempo, self.p, 1.0)}
 
     def apply(self, batch: Any, params: Params) -> Any:
-        """Stretch; the width stays, and longer rows are cut."""
+        """Stretch; the width is kept, and longer rows are cut."""
         signal, length = silence_padded(batch)
         rate = params["tempo"].cpu()
         played = phase_vocoder.change_tempo_and_pitch(
@@ -157,7 +157,7 @@ class PitchShift(ViewGenerator):
 
 
 def _stretched(meta: Meta, length: Any) -> Meta:
-    """Lengths after a change of tempo where the width of the rows is known; else the meta has no length."""
+    """Lengths after a change of tempo if the width of the rows is known; else the meta has no length."""
     if "width" in meta:
         return {**meta, "length": length(meta["length"], meta["width"])}
     return {name: fact for name, fact in meta.items() if name != "length"}

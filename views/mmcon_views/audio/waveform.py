@@ -4,8 +4,8 @@ Waveform views take and return `{"signal": b c t, "length": b}`, or a tensor `b 
 batch does not change; `length` is the number of real samples of each row. Padding is never read, and is silence in the
 output.
 
-With probability 1 − p a draw is the neutral value (0 dB, tempo 1, an infinite SNR), so that parameters describe what is
-applied to every sample.
+With probability 1 − p, a draw is the neutral value (0 dB, tempo 1, an infinite SNR), so that the parameters describe
+the operation on every sample.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Waveform operations as pure functions of a batch: `signal` is `b c t`, `length` the number of real samples a row.
+"""Waveform operations as pure functions of a batch: `signal` is `b c t`, `length` the number of real samples per row.
 
-Padding stays zero. Parameters have one value a row. Sums have a fixed order, so that a row alone gets the same bits as
-in a batch; for the same reason some operations go row by row.
+Padding stays zero. Parameters have one value per row. Sums have a fixed order, so that the bits of a row do not depend
+on its batch; for the same reason some operations run row by row.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def column(values: Shaped[Tensor, " b"], like: Shaped[Tensor, "..."]) -> Shaped[
 
 
 def from_db(level_db: Float[Tensor, " b"], per_decade: float = 20.0) -> Float64[Tensor, " b"]:
-    """The factor of a level in dB, the same bits in any batch; amplitudes have 20 dB a decade, powers 10."""
+    """The factor of a level in dB, with the same bits in any batch; 20 dB per decade for amplitudes, 10 for powers."""
     return exp((level_db.to("cpu", torch.float64) * (math.log(10) / per_decade)).clamp(-700, 700))
 
 
 def energy(signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c 1"]:
-    """Sums of squares, row by row: the same bits in any batch."""
+    """Sums of squares by row, with the same bits in any batch."""
     return torch.stack([row.square().sum(-1, keepdim=True) for row in signal])
 
 
@@ -52,9 +52,9 @@ def amplify(signal: Float[Tensor, "b c t"], gain_db: Float[Tensor, " b"]) -> Flo
 
 
 def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.device) -> Float[Tensor, "b c t"]:
-    """Standard normal noise from one seed a row: SplitMix64 over a counter, then Box–Muller in float32.
+    """Standard normal noise from one seed per row: SplitMix64 over a counter, then Box–Muller in float32.
 
-    Longer noise begins with the shorter. Devices agree up to the rounding of log and cosine.
+    The first samples do not depend on the length. Devices agree up to the rounding of log and cosine.
     """
     pairs = -(-t // 32) * 16  # whole SIMD vectors, so that no vector spans two rows
     at = torch.arange(1, channels * pairs + 1, device=device) * _GOLDEN
@@ -72,7 +72,7 @@ def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.de
 
 
 def color_noise(noise: Float[Tensor, "b c t"], slope_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
-    """Colored noise: the spectrum of white noise with a slope in dB an octave: 0 white, −3 pink, −6 brown, +3 blue."""
+    """Color white noise by a spectral slope in dB per octave: 0 white, −3 pink, −6 brown, +3 blue."""
     t, slopes = noise.shape[-1], slope_db.tolist()
     octaves = torch.arange(t // 2 + 1, device=noise.device, dtype=torch.float32).clamp(min=1).log2()
     octaves = octaves - octaves[-1]

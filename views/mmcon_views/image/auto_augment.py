@@ -1,7 +1,7 @@
 """AutoAugment: one of 25 learned pairs of operations, by torchvision's policies or TensorFlow's policy v0.
 
-The draw gives each image two operations and their magnitudes in the operations' own units; `apply_operations` applies
-them. The policy tables are compared with torchvision's and timm's in a test.
+`draw` selects two operations per image and their magnitudes in the operations' units; `apply_operations` applies them.
+A test compares the policy tables with torchvision's and timm's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmcon_views.image.sizes import input_sizes
 
 
 def parse_policy(table: str) -> tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...]:
-    """Sub-policies from a table, one a line: twice an operation, its probability and its level (- for none)."""
+    """Parse sub-policies, one per line: two operations, each with its probability and level (- for none)."""
     rows = [line.split() for line in table.strip().splitlines()]
     return tuple(
         tuple((row[i], float(row[i + 1]), 0 if row[i + 2] == "-" else int(row[i + 2])) for i in (0, 3))  # type: ignore[misc]
@@ -123,7 +123,7 @@ class AutoAugment(ViewGenerator):
     """One of 25 learned pairs of operations (Cubuk et al. 2019).
 
     Policies "imagenet" and "cifar10" are torchvision's, with ten magnitude bins, signed enhancements and black fill.
-    "tf-v0" is TensorFlow's, which SupCon's released code uses: another table, enhancements from .1 to 1.9, translations
+    "tf-v0" is TensorFlow's, used by SupCon's released code: another table, enhancements from 0.1 to 1.9, translations
     up to 250 pixels, SolarizeAdd, gray fill.
 
     >>> view = mmcon.create_view("image/autoaugment", policy="cifar10")

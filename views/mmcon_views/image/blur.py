@@ -1,4 +1,4 @@
-"""Gaussian blur, with a standard deviation of its own for each image; kernels are separable, columns first."""
+"""Gaussian blur with one standard deviation per image; the kernel is separable and applied to columns first."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_, to_float
 
-# Up to this many pixels, images are blurred together on a CPU; larger ones one by one, each with the taps it needs.
+# Up to this many pixels, images are blurred together on a CPU; larger images one by one, each with only its own taps.
 SMALL = 64 * 64
-# Above this reach, products with a band matrix, in blocks of so many pixels, are faster than sums tap by tap.
+# Above reach FAR, products with a band matrix in blocks of BLOCK pixels are faster than sums tap by tap.
 FAR, BLOCK = 4, 16
 
 
@@ -48,7 +48,7 @@ def gaussian_blur(
         x: images.
         sigma: one an image, in pixels.
         radius: taps on each side of the center.
-        outside: the gray of a constant border, in place of reflection.
+        outside: the gray of a constant border, instead of reflection.
     """
     return convolve(x, gaussian_weights(sigma, radius), outside)
 

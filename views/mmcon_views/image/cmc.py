@@ -21,7 +21,7 @@ from mmcon_views.image.rand_augment import RandAugment
 from mmcon_views.image.sizes import Size
 from mmcon_views.shared_draws import SharedByViews
 
-# sRGB primaries to CIE XYZ (IEC 61966-2-1), over the D65 white.
+# sRGB primaries to CIE XYZ (IEC 61966-2-1), divided by the D65 white point.
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 _WHITE = (0.95047, 1.0, 1.08883)
 # ITU-R BT.601 in the studio range, as in scikit-image: luminance from 16 to 235, chroma from 16 to 240 about 128.
@@ -29,7 +29,7 @@ _YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786,
 _YCBCR_ZERO = (16.0, 128.0, 128.0)
 _LUMINANCE = (0.299, 0.587, 0.114)
 _YDBDR = ((0.299, 0.587, 0.114), (-0.450, -0.883, 1.333), (-1.333, 1.116, 0.217))
-# The normalization of CMC's released code: in Lab the middle and half of each channel's range; measured values else.
+# The normalization of CMC's released code: for Lab the center and half of each channel's range, else measured values.
 MEAN = {
     "lab": (50.0, (98.233 - 86.183) / 2, (94.478 - 107.857) / 2),
     "ycbcr": (116.151, 121.080, 132.342),
@@ -152,9 +152,9 @@ def cmc(
 ) -> Chain:
     """CMC's views: crop, flip, then the luminance (1 channel) or the chroma (2 channels) of a color space.
 
-    An edge map (1 channel) can be a further view. All views of a sample have the same crop and flip, since the view is
-    not in their keys. In the YDbDr space of the second version (PyContrast), jitter (.4, .4, .4, .1) with probability
-    .8, blur .5 and the RandAugment operations that do not change colors follow the flip.
+    An edge map (1 channel) can be a further view. All views of a sample have the same crop and flip, since their keys
+    omit the view. In the YDbDr space of the second version (PyContrast), the flip is followed by jitter (0.4, 0.4, 0.4,
+    0.1) with p = 0.8, blur with p = 0.5, and the RandAugment operations that do not change colors.
 
     >>> views = [mmcon.create_view("image/cmc", channels=c) for c in ("luminance", "chroma")]
 

@@ -1,6 +1,6 @@
-"""Color: brightness, contrast, saturation, hue, grayscale and solarization, as in torchvision.
+"""Color operations: brightness, contrast, saturation, hue, grayscale and solarization, as in torchvision.
 
-Pure functions of float images `b c h w` in [0, 1] with one factor an image, and the generators that draw the factors.
+Pure functions of float images `b c h w` in [0, 1] with one factor per image, and generators that draw the factors.
 Saturation, hue and grayscale do not change images of one channel.
 """
 
@@ -36,7 +36,7 @@ Factor = Float[Tensor, "b 1 1 1"]
 
 
 def luma(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
-    """The gray value of each pixel; an image of one channel is returned itself."""
+    """The gray value of each pixel; an image of one channel is returned unchanged."""
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, dim=1)
@@ -128,7 +128,7 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_strengths(where: str, **strengths: float) -> None:
-    """Refuse strengths below 0, and a hue above half a circle."""
+    """Raise InputError for strengths below 0 or a hue above half a circle."""
     if min(strengths.values()) < 0 or strengths["hue"] > 0.5:
         got = ", ".join(f"{name}={strength}" for name, strength in strengths.items())
         raise InputError(where, expected="strengths of at least 0, hue at most .5", got=got)
@@ -217,7 +217,7 @@ class ColorJitter(ViewGenerator):
 
 
 def simclr_jitter(strength: float, p: float = 0.8) -> ColorJitter:
-    """SimCLR's color jitter at strength s: .8s, .8s, .8s and .2s, with probability p."""
+    """SimCLR's color jitter at strength s: 0.8s, 0.8s, 0.8s and 0.2s, with probability p."""
     return ColorJitter(**simclr_ranges(strength), p=p)
 
 
@@ -229,7 +229,7 @@ def simclr_ranges(s: float) -> dict[str, float]:
 @register_view("image/grayscale", modality="image")
 @final
 class Grayscale(ViewGenerator):
-    """The gray value in all channels, with probability p.
+    """Convert to gray, with all channels kept, with probability p.
 
     Args:
         p: the probability.
@@ -257,10 +257,10 @@ class Grayscale(ViewGenerator):
 @register_view("image/solarize", modality="image")
 @final
 class Solarize(ViewGenerator):
-    """Inversion of values at or above a threshold, with probability p (DINO's second global crop).
+    """Invert values at or above a threshold, with probability p (DINO's second global crop).
 
     Args:
-        threshold: from 0 to 1; 128/255 is that of pipelines in bytes.
+        threshold: from 0 to 1; 128/255 is the threshold of uint8 pipelines.
         p: the probability.
     """
 

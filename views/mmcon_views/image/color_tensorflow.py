@@ -133,14 +133,14 @@ class TensorFlowJitter(ViewGenerator):
 
 
 def simclr_jitter_tf(strength: float, brightness: str) -> TensorFlowJitter:
-    """TensorFlow's color jitter at strength s: .8s, .8s, .8s and .2s, with probability .8."""
+    """TensorFlow's color jitter at strength s: 0.8s, 0.8s, 0.8s and 0.2s, with probability 0.8."""
     return TensorFlowJitter(**simclr_ranges(strength), brightness_is=brightness)
 
 
 @register_view("image/linear-hue", modality="image")
 @final
 class LinearHue(ViewGenerator):
-    """A rotation of the hue in the plane of YIQ's I and Q: linear up to clipping, and not the hue of HSV.
+    """Rotate the hue in the I-Q plane of YIQ, which is linear up to clipping and differs from the hue of HSV.
 
     Args:
         hue: the rotation is a uniform fraction in [−hue, hue] of the circle; from 0 to .5.

@@ -1,6 +1,6 @@
-"""Operations that several corruptions use: blurs with other libraries' borders, zoom, motion kernel, octave noise.
+"""Operations of several corruptions: blurs with other libraries' borders, zoom, motion kernel, octave noise.
 
-All take one image `c h w` on the CPU.
+All operations take one image `c h w` on the CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 
 def scale_of(x: Float[Tensor, "c h w"]) -> float:
-    """The shorter side over 224, where lengths in pixels are defined."""
+    """The shorter side over 224, the size for which lengths in pixels are defined."""
     return min(x.shape[-2:]) / 224
 
 
@@ -37,7 +37,7 @@ def _smoothing(size: int, sigma: float, reach: int, edges: str) -> Float[Tensor,
 def blurred(
     x: Float[Tensor, "c h w"], sigma: float, *, deviations: float = 4.0, edges: str = "nearest"
 ) -> Float[Tensor, "c h w"]:
-    """Gaussian blur as in scikit-image: truncated at so many standard deviations, with replicated borders."""
+    """Gaussian blur as in scikit-image: truncated at `deviations` standard deviations, with replicated borders."""
     reach = int(deviations * sigma + 0.5)
     if reach < 1:
         return x
@@ -67,14 +67,14 @@ def clipped_zoom(x: Float[Tensor, "c h w"], zoom: float) -> Float[Tensor, "c h w
 
 
 def through_pillow(x: Float[Tensor, "c h w"], function: Callable[[Image.Image], Image.Image]) -> Float[Tensor, "c h w"]:
-    """Apply a function of Pillow images, in bytes."""
+    """Convert to a uint8 Pillow image, apply a function, and convert back."""
     pixels = (x * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     back = np.array(function(Image.fromarray(pixels if x.shape[0] == 3 else pixels[..., 0])))
     return torch.from_numpy(back if back.ndim == 3 else back[..., None]).permute(2, 0, 1).to(torch.float32) / 255
 
 
 def octaves(h: int, w: int, decay: float, rng: Generator) -> Float[Tensor, "h w"]:
-    """Noise in [0, 1] whose detail fades by `decay` an octave."""
+    """Noise in [0, 1] whose amplitude decreases by `decay` per octave."""
     total, weight, cells = torch.zeros(h, w), 1.0, 2
     while cells <= max(h, w):
         coarse = torch.rand(1, 1, cells + 1, cells + 1, generator=rng)
@@ -95,7 +95,7 @@ def motion_kernel(radius: float, sigma: float, angle: float) -> Float[Tensor, "k
 
 
 def brighter(x: Float[Tensor, "c h w"], add: float) -> Float[Tensor, "c h w"]:
-    """Add to the value of HSV, clipped: all channels scale together."""
+    """Add to the value of HSV, clipped, by scaling all channels together."""
     value = x.amax(0, keepdim=True)
     target = (value + add).clamp(0, 1)
     return torch.where(value > 0, x * target / value.clamp(min=1e-6), target.expand_as(x))

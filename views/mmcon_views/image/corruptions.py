@@ -1,16 +1,17 @@
 """Corruptions in the style of ImageNet-C (Hendrycks and Dietterich 2019), at severities 1 to 5.
 
-They measure robustness. The strengths are the published ones, defined at 224 px; lengths in pixels are scaled by the
-shorter side over 224. **A score on these is not an ImageNet-C score**. Deviations:
+Corruptions measure robustness. The strengths are the published ones, defined at 224 px; lengths in pixels are scaled by
+the shorter side over 224. **Scores on these corruptions are not ImageNet-C scores**. Deviations:
 
-- *frost*: the original blends photographs of frost; here procedural ice (ridged noise) has the published weights;
-- *fog*: noise of several octaves in place of a diamond-square fractal;
+- *frost*: the original blends photographs of frost; here procedural ice (ridged noise) with the published weights;
+- *fog*: noise of several octaves instead of a diamond-square fractal;
 - *snow* and *motion-blur*: our own code of ImageMagick's motion kernel, with replicated borders;
-- *glass-blur*: all pixels of a pass move at once, where the original swaps pixels one after another;
+- *glass-blur*: all pixels of a pass move at once; the original swaps pixels one after another;
 - *spatter*: drops of water lack the original's shading by edges and distances.
 
 The others (the noises, defocus, gaussian and zoom blur, brightness, contrast, saturate, elastic, pixelate, JPEG) follow
-their definitions. One seed an image is drawn, and expanded on the CPU, so that all devices give the same result.
+their definitions. One seed per image is drawn; random numbers are generated from it on the CPU, so that results do not
+depend on the device.
 """
 
 from __future__ import annotations

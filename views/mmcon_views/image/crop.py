@@ -40,8 +40,8 @@ class RandomResizedCrop(ViewGenerator):
         area: bounds of the crop's area, as fractions of the image's.
         aspect: bounds of width over height.
         interpolation: "bilinear", "bicubic" or "nearest".
-        bytes: keep images that are resampled in bytes as uint8, for a chain whose later children convert to float32: a
-            quarter of the memory and of the transfer to a GPU.
+        bytes: keep images that are resampled in uint8 as uint8, for a chain whose later children convert to float32:
+            this takes a quarter of the memory and of the transfer to a GPU.
     """
 
     modality: ClassVar[str] = "image"
@@ -127,8 +127,8 @@ class Crop(ViewGenerator):
 
     Args:
         size: side of the square output, or (height, width).
-        padding: pixels that are added on each side first.
-        fill: their value: a gray from 0 to 1, or "reflect".
+        padding: pixels that are first added on each side.
+        fill: the value of added pixels: a gray from 0 to 1, or "reflect".
         center: crop at the center; nothing is drawn.
     """
 
@@ -190,12 +190,12 @@ class Crop(ViewGenerator):
 class CropWithin(ViewGenerator):
     """A crop inside a region that all views of a sample share, in one resampling.
 
-    The region differs from epoch to epoch, and keeps the motion between views of one video; the crop within it is drawn
-    for each view.
+    The region changes in each epoch and, since it is shared, keeps the motion between views of one video; the crop
+    inside it is drawn for each view.
 
     Args:
-        shared: draws the region; only its `area` and `aspect` are used.
-        crop: draws within the region.
+        shared: the generator of the region; only its `area` and `aspect` are used.
+        crop: the generator of the crop inside the region.
     """
 
     modality: ClassVar[str] = "image"
@@ -242,7 +242,7 @@ def crop_flip(
 
 
 def pad(image: Num[Tensor, "c h w"], by: int, fill: float | str) -> Num[Tensor, "c h2 w2"]:
-    """An image with `by` pixels added on each side; a gray is in the image's own units."""
+    """Add `by` pixels on each side of an image; a gray is in the units of the image."""
     if fill == "reflect":
         return F.pad(image[None], (by, by, by, by), mode="reflect")[0]
     value = float(fill) * (255 if image.dtype == torch.uint8 else 1)

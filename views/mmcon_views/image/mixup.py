@@ -1,12 +1,11 @@
 """Mixup and CutMix: views that mix a sample with a partner from the global batch.
 
-The partner is drawn as a number u in [0, 1): with n samples in the global batch, the partner of the sample at position
-i is at (i + 1 + ⌊u (n − 1)⌋) mod n (`partner_positions`). The global batch does not depend on the world size, and
-neither does the partner. A loader passes the partners' views to `apply`; without them, the given batch counts as the
-global one.
+A number u in [0, 1) is drawn for each sample. In a global batch of n samples, the partner of sample i is sample
+(i + 1 + ⌊u (n − 1)⌋) mod n (`partner_positions`). The global batch does not depend on the world size, and neither does
+the partner. A loader passes the partners' views to `apply`; without them, the given batch is taken as the global batch.
 
-The mixed label has weight `share` on the own class and 1 − share on the partner's. The index table of the batch gets
-`share`, and from the loader `partner_label` and `partner_sample`, for `mmcon.affinity.MixedLabel`.
+The mixed label has weight `share` on the sample's class and 1 − share on the partner's class. The generator adds the
+column `share` to the index table, and the loader `partner_label` and `partner_sample`, for `mmcon.affinity.MixedLabel`.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def beta(keys: Keys, name: str, alpha: float) -> Float64[Tensor, " b"]:
         return keys.uniform(name, shape=(2 * int(alpha) - 1,)).sort(dim=1).values[:, int(alpha) - 1]
     if not 0 < alpha < 1:
         raise InputError("beta", expected="alpha in (0, 1] or a whole number", got=str(alpha))
-    # A pair is accepted with a probability above a half, so that 60 tries fail less than once in 10^18 draws.
+    # A pair is accepted with a probability above 1/2, so 60 tries fail less than once in 10^18 draws.
     # 2^-54 keeps the logarithm of a uniform of 0 finite.
     powers = exp(log(keys.uniform(name, shape=(60, 2)) + 2.0**-54) / alpha)
     total = powers[..., 0] + powers[..., 1]
@@ -141,8 +140,8 @@ class Mixup(_Mixing):
 class CutMix(_Mixing):
     """CutMix: a box of the partner's view replaces that of the sample (Yun et al. 2019).
 
-    The box has √(1 − λ) of each side, with λ from Beta(α, α), and a uniformly drawn center. It is clipped at the edges,
-    and `share` is the fraction of the image that stays the sample's own.
+    The sides of the box are √(1 − λ) times those of the image, with λ from Beta(α, α); its center is uniform. The box
+    is clipped at the edges, and `share` is the fraction of the image outside of the box.
 
     Args:
         alpha: α.

@@ -16,7 +16,7 @@ from mmcon_views.image.pixels import check_choice
 
 @register_view("image/swav", modality="image")
 def swav(*, crop: Literal["global", "local"] = "global", size: int | None = None) -> Chain:
-    """One view of SwAV's multi-crop: two global crops of 224 px (area .14–1) and six local ones of 96 px (.05–.14).
+    """One view of SwAV's multi-crop: two global crops of 224 px (area 0.14–1) and six local of 96 px (0.05–0.14).
 
     Args:
         crop: "global" or "local"; `mmcon_views.image.multi_crop.multi_crop("swav")` gives all eight.
@@ -37,10 +37,10 @@ def swav(*, crop: Literal["global", "local"] = "global", size: int | None = None
 
 @register_view("image/dino", modality="image")
 def dino(*, crop: Literal["global-1", "global-2", "local"] = "global-1", size: int | None = None) -> Chain:
-    """One view of DINO's multi-crop: two global crops of 224 px (area .4–1) and eight local of 96 px (.05–.4).
+    """One view of DINO's multi-crop: two global crops of 224 px (area 0.4–1) and eight local of 96 px (0.05–0.4).
 
-    Bicubic; jitter (.4, .4, .2, .1) with probability .8, gray .2; blur with probability 1, .1 and .5 (global 1,
-    global 2, local); solarize .2 on the second global crop.
+    Bicubic; jitter (0.4, 0.4, 0.2, 0.1) with p = 0.8, grayscale with p = 0.2; blur with p = 1, 0.1 and 0.5 (global 1,
+    global 2, local); solarization with p = 0.2 on the second global crop.
 
     Args:
         crop: "global-1", "global-2" or "local"; `mmcon_views.image.multi_crop.multi_crop("dino")` gives all ten.

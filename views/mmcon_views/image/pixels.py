@@ -1,9 +1,9 @@
 """Batches of images: checks, conversion to float32, and operations on some images of a batch.
 
-A batch is `b c h w`, uint8 or float in [0, 1]; operations return float32 in [0, 1]. A sample alone gets the same bits
-as in any batch, by three rules: operations are elementwise, or gather taps in a fixed order; sums over an image go
-along rows, then along columns, never over the flattened batch; the choice between two algorithms depends on the size
-and the device of an image, never on the number of images.
+A batch is `b c h w`, uint8 or float in [0, 1]; operations return float32 in [0, 1]. The bits of a view do not depend on
+its batch, by three rules. Operations are elementwise, or gather taps in a fixed order. Sums over an image are along
+rows, then along columns, never over the flattened batch. The choice between two algorithms depends on the size and the
+device of an image, never on the number of images.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mmcon.errors import DataError, InputError
 # About this many numbers at a time, so that the passes of an operation stay in a core's cache; measured from 2^14 to
 # 2^20 on two machines.
 CHUNK = 1 << 17
-# f(images, *parameters) -> images, with one parameter value an image.
+# f(images, *parameters) -> images, with one parameter value per image.
 ImageFunction = Callable[..., Tensor]
 
 
 def to_float(batch: Shaped[Tensor, "..."], where: str) -> Float32[Tensor, "b c h w"]:
-    """Check a batch and convert it to float32 in [0, 1]; a float32 batch is returned itself."""
+    """Check a batch and convert it to float32 in [0, 1]; a float32 batch is returned without a copy."""
     check_batch(batch, where)
     if batch.dtype == torch.uint8:
         return batch.to(torch.float32).div_(255)
@@ -48,7 +48,7 @@ def float_copy(batch: Shaped[Tensor, "..."], where: str) -> Float32[Tensor, "b c
 
 
 def check_batch(batch: Any, where: str) -> None:
-    """Refuse what is not a batch of images: wrong axes, channels, types, and (on a CPU) numbers outside [0, 1]."""
+    """Raise an error for a batch with wrong axes, channels, types, or (on a CPU) values outside [0, 1]."""
     if not isinstance(batch, Tensor) or batch.dim() != 4:
         got = f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
         raise InputError(
@@ -61,7 +61,7 @@ def check_batch(batch: Any, where: str) -> None:
 
 
 def check_image(image: Shaped[Tensor, "..."], where: str, sample: str = "") -> None:
-    """Refuse a tensor whose last axes are not `c h w` with one or three channels, or whose values are no pixels."""
+    """Raise an error unless the last axes are `c h w` with one or three channels, and the values are pixels."""
     where = f"{where}, sample {sample}" if sample else where
     if image.dim() < 3 or image.shape[-3] not in (1, 3):
         raise InputError(
@@ -170,6 +170,6 @@ def sample_names(samples: Any) -> list[str]:
 
 
 def check_choice(where: str, option: str, value: str, known: Any) -> None:
-    """Refuse an unknown value of an option."""
+    """Raise InputError for an unknown value of an option."""
     if value not in known:
         raise InputError(where, expected=f"{option} among {sorted(known)}", got=repr(value))

@@ -1,8 +1,8 @@
 """Operations of AutoAugment and RandAugment as in torchvision: each `f(images, magnitude) -> images`.
 
-Images are float32 `b c h w` in [0, 1]. Magnitudes are one an image, in the operation's own unit, which its docstring
-gives; operations without a magnitude ignore it. Magnitudes of geometric operations are on the CPU, where their matrices
-are made; the others are on the device of the images.
+Images are float32 `b c h w` in [0, 1]. There is one magnitude per image, in the unit that the docstring of the
+operation states; operations without a magnitude ignore it. Magnitudes of geometric operations are on the CPU, where
+their matrices are computed; the others are on the device of the images.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def sharpness(x: Images, factor: Magnitude) -> Images:
 
 
 def affine(x: Images, matrix: Float[Tensor, "b 2 3"], *, fill: float = 0.0, interpolation: str = "nearest") -> Images:
-    """Resample each image once: the output pixel at (x, y) from the center is read at matrix · (x, y, 1), in pixels.
+    """Resample each image once: output pixel (x, y), relative to the center, is input pixel matrix · (x, y, 1).
 
     Args:
         x: images.

@@ -1,7 +1,6 @@
 """RandAugment: a few random operations at one strength, as in torchvision, TensorFlow and timm.
 
-The draw gives each image its operations and their magnitudes in the operations' own units; `apply_operations` applies
-them.
+`draw` selects operations for each image and their magnitudes in the operations' units; `apply_operations` applies them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from mmcon_views.image.policy_operations import NAMES, OPERATIONS, Fill, Functio
 from mmcon_views.image.policy_variants import PILLOW, TENSORFLOW
 from mmcon_views.image.sizes import input_sizes
 
-# The fill that timm's training scripts pass, in whole bytes.
+# The fill of timm's training scripts, in uint8 steps.
 IMAGENET_MEAN = (124 / 255, 116 / 255, 104 / 255)
 TORCHVISION_OPERATIONS = NAMES[:14]
 TF_OPERATIONS = (
@@ -42,7 +41,7 @@ class RandAugment(ViewGenerator):
 
     - "torchvision": 2 of 14 operations, bin 9 of 31; signed enhancements; black fill.
     - "tf": TensorFlow's, used by SupCon: 2 of 16 operations and the identity, level 10; translations up to 100 pixels,
-      cutout up to 80 pixels a side; gray fill.
+      cutout up to 80 pixels per side; gray fill.
     - "timm": `rand-n2-m10-mstd0.5`: 2 of 15 operations, each with probability .5 and a level from a normal distribution
       with mean 10 and deviation .5, clipped to 0..10; translations up to .45 of the size; bilinear or bicubic geometry,
       as drawn; ImageNet's mean color as fill.
@@ -52,7 +51,7 @@ class RandAugment(ViewGenerator):
 
     Args:
         variant: "torchvision", "tf", "timm" or "color-safe".
-        operations: their number.
+        operations: the number of operations.
         level: the strength: a bin of 0..30 for torchvision, 0 to 10 for the others; by default that of the variant.
     """
 

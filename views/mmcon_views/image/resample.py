@@ -26,7 +26,7 @@ SMALL = 64 * 64
 
 
 def check_interpolation(where: str, interpolation: str) -> None:
-    """Refuse an unknown filter."""
+    """Raise InputError for an unknown filter."""
     if interpolation not in ("bilinear", "bicubic", "nearest"):
         raise InputError(where, expected="interpolation bilinear, bicubic or nearest", got=repr(interpolation))
 
@@ -36,8 +36,8 @@ def resample(
 ) -> Num[Tensor, "b c h w"]:
     """Resample a region of each image to one size, antialiased as in Pillow.
 
-    Images in uint8 above SMALL pixels are resampled in bytes on a CPU, rounded to 1/255 as in any pipeline of bytes;
-    all others are resampled in float32.
+    uint8 images above SMALL pixels are resampled in uint8 on a CPU, rounded to 1/255 as in other uint8 pipelines; all
+    others are resampled in float32.
 
     Args:
         batch: handles, images `c h w`, or a stacked batch `b c h w`.
@@ -115,7 +115,7 @@ def resize_image(image: Num[Tensor, "c h w"], size: tuple[int, int], interpolati
         return F.interpolate(whole, size, mode=interpolation, antialias=True)[0]
     # torch has no antialiasing of half precision on a CPU.
     image = image.to(torch.float32)
-    # Where neither side shrinks the filter is not widened: the kernel without antialiasing is the same, twice as fast.
+    # If neither side shrinks, the filter is not widened: the kernel without antialiasing is equal and twice as fast.
     shrinks = image.shape[-2] > size[0] or image.shape[-1] > size[1]
     smooth = shrinks or interpolation != "bilinear"
     return F.interpolate(image[None], size, mode=interpolation, antialias=smooth)[0].clamp_(0, 1)
@@ -159,7 +159,7 @@ def _gather_rows(
 def taps(
     start: Int[Tensor, " b"], length: Int[Tensor, " b"], out: int, interpolation: str, scale: float = 1.0
 ) -> list[tuple[Int[Tensor, "b out"], Float[Tensor, "b out"]]]:
-    """Indices and weights that resample `length` pixels from `start` to `out` pixels, a pair for each tap.
+    """Indices and weights for resampling `length` pixels from `start` on to `out` pixels, one pair per tap.
 
     As in Pillow: the filter is widened by the reduction and clipped at the edges of the region, and its weights sum to
     1. Sums go tap by tap, so that the weights of one image do not depend on the number of taps of another.

@@ -1,4 +1,4 @@
-"""Resizing without a draw, for evaluation: whole images, and center crops."""
+"""Deterministic resizing and center crops, for evaluation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Resize(ViewGenerator):
 
 @register_view("image/center-crop", modality="image")
 def center_crop(*, size: Size = 224, keep: float = 224 / 256, interpolation: Interpolation = "bilinear") -> Resize:
-    """For evaluation: a center crop; nothing is drawn.
+    """The evaluation view: a center crop; nothing is drawn.
 
     The default keeps 224/256 of the shorter side: "resize to 256, center crop 224", in one resampling.
 

@@ -25,9 +25,9 @@ def simclr(
 ) -> Chain:
     """SimAugment of SimCLR (Chen et al. 2020, appendix A) with torchvision's color jitter.
 
-    Crop, flip, jitter with probability .8, grayscale with .2, blur with .5. The published settings are strength 1 with
-    blur at 224 px and, for CIFAR-10, strength .5 without blur; SupCon's for CIFAR are area (.2, 1), bilinear, strength
-    .5, no blur. Gray images (Fashion-MNIST, 28 px) get crop, flip, brightness and contrast.
+    Crop, flip, jitter with p = 0.8, grayscale with p = 0.2, blur with p = 0.5. The published settings are strength 1
+    with blur at 224 px and, for CIFAR-10, strength 0.5 without blur; SupCon's for CIFAR are area (0.2, 1), bilinear,
+    strength 0.5, no blur. Gray images (Fashion-MNIST, 28 px) get crop, flip, brightness and contrast.
 
     >>> view = mmcon.create_view("image/simclr", size=28, strength=0.5, area=(0.2, 1.0))
 
@@ -61,9 +61,10 @@ def simclr_tf(
     brightness: str = "multiplied",
     blur: bool | None = None,
 ) -> Chain:
-    """SimAugment of SimCLR with TensorFlow's color jitter: crop, flip, jitter .8, gray .2, blur .5.
+    """SimAugment of SimCLR with TensorFlow's color jitter.
 
-    Brightness is added in SimCLR's first version and multiplied in the second; the blur pads with black. Deviations
+    Crop, flip, jitter with p = 0.8, grayscale with p = 0.2, blur with p = 0.5. Brightness is added in SimCLR's first
+    version and multiplied in the second; the blur pads with black. Deviations
     from the released code: the crop is that of `image/simclr` (TensorFlow draws aspect and height uniformly, and
     resamples without antialiasing), and the blur is drawn for each image (the released code draws one for a batch).
 

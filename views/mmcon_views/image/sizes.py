@@ -1,4 +1,4 @@
-"""Heights and widths: of a `size` option, of the input of a generator, and of its output."""
+"""Heights and widths of a `size` option, and of the input and the output of a generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SupCon's views: with AutoAugment, SimAugment with a warp, and stacked RandAugment in its three published orders."""
+"""SupCon's views: AutoAugment, SimAugment with a warp, and stacked RandAugment in its three published orders."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def simclr_supcon(
     jitter: Literal["tensorflow", "torchvision"] = "tensorflow",
     blur: float = 0.5,
 ) -> Chain:
-    """SimAugment of SupCon's released code: crop (bilinear), flip, jitter .8, gray .2, warp, blur .5.
+    """SimAugment of SupCon's released code.
 
-    The warp has probability 0 by default, as in the released hyper-parameters.
+    Bilinear crop, flip, jitter with p = 0.8, grayscale with p = 0.2, warp, blur with p = 0.5. The warp has p = 0 by
+    default, as in the released hyper-parameters.
 
     Args:
         size: side of the square output, or (height, width).
@@ -72,8 +73,8 @@ def simclr_supcon(
 def stacked_talk(*, size: Size = 224, strength: float = 1.0, area: tuple[float, float] = (0.08, 1.0)) -> Chain:
     """Stacked RandAugment in the order of a talk by SupCon's authors: crop, RandAugment, color jitter, Gaussian blur.
 
-    The talk gives only the order. Our choices: a flip after the crop, RandAugment of TensorFlow, jitter and blur of
-    SimCLR.
+    The talk gives only the order. Our choices are a flip after the crop, TensorFlow's RandAugment, and SimCLR's jitter
+    and blur.
 
     Args:
         size: side of the square output, or (height, width).
@@ -100,7 +101,9 @@ def stacked_supcon(
     jitter: Literal["tensorflow", "torchvision"] = "tensorflow",
     blur: float = 0.5,
 ) -> Chain:
-    """Stacked RandAugment of SupCon's released code: crop, flip, jitter .8, RandAugment(2, 10), gray .2, warp, blur.
+    """Stacked RandAugment of SupCon's released code.
+
+    Crop, flip, jitter with p = 0.8, RandAugment(2, 10), grayscale with p = 0.2, warp, blur.
 
     Args:
         size: side of the square output, or (height, width).
@@ -124,11 +127,13 @@ def stacked_supcon(
 
 @register_view("image/stacked-randaugment-infomin", modality="image")
 def stacked_infomin(*, size: Size = 224, area: tuple[float, float] = (0.2, 1.0)) -> Chain:
-    """InfoMin's (PyContrast's) views: crop, flip, jitter (.8, .8, .8, .2) .8, blur .5, timm's RandAugment, gray .2.
+    """InfoMin's views (PyContrast).
+
+    Crop, flip, jitter (0.8, 0.8, 0.8, 0.2) with p = 0.8, blur with p = 0.5, timm's RandAugment, grayscale with p = 0.2.
 
     Args:
         size: side of the square output, or (height, width).
-        area: bounds of the crop's area, as fractions of the image's: from .2, or .08 in another published setting.
+        area: bounds of the crop's area, as fractions of the image's: from 0.2, or 0.08 in another published setting.
     """
     return Chain(
         ("crop", RandomResizedCrop(size=size, area=area, bytes=True)),

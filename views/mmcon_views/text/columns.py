@@ -1,4 +1,4 @@
-"""Columns of a source as views of a text: translations, title and body, question and answer."""
+"""Views of a text from parallel columns: translations, title and body, question and answer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mmcon.views import Meta, Params, ViewGenerator
 @final
 @register_view("text/column", modality="text")
 class Column(ViewGenerator):
-    """One column of the source as the view: a translation, the body under a title, the answer to a question.
+    """A fixed column of the text as the view, such as a translation, the body or the answer.
 
     Args:
-        column: its name.
+        column: the name of the column.
     """
 
     modality: ClassVar[str] = "text"
@@ -32,7 +32,7 @@ class Column(ViewGenerator):
         return {}
 
     def apply(self, batch: Sequence[TextHandle], params: Params) -> list[TextHandle]:
-        """The column of every text."""
+        """Select the column of every text."""
         return [text.version(self.column) for text in batch]
 
 
@@ -42,7 +42,7 @@ class AnyColumn(ViewGenerator):
     """A uniformly drawn column for each view, so that training sees all pairs of columns.
 
     Args:
-        columns: their names; by default all columns of the text.
+        columns: the names of the columns; by default all columns of the text.
     """
 
     modality: ClassVar[str] = "text"
@@ -57,7 +57,7 @@ class AnyColumn(ViewGenerator):
         return {"position": keys.uniform("place")}
 
     def apply(self, batch: Sequence[TextHandle], params: Params) -> list[TextHandle]:
-        """The drawn column of every text."""
+        """Select the drawn column of every text."""
         out = []
         for text, position in zip(batch, params["position"].tolist(), strict=True):
             names = self.names or text.names

@@ -18,13 +18,13 @@ class Declutr(ViewGenerator):
     """A span of a document, as in DeCLUTR (Giorgi et al. 2021, section 3.1), counted in words.
 
     The length of an anchor is min + (max - min)·Beta(4, 2), that of a positive min + (max - min)·Beta(2, 4), so that
-    anchors are long and positives short. A positive begins between its own length before the anchor and the anchor's
-    end, so that it is adjacent to the anchor, overlaps it or is inside it. A Beta with integer parameters is an order
-    statistic of uniforms. Deviations: lengths count words, not tokens; a text of fewer than `shortest` words is used
-    whole.
+    anchors are long and positives short. The start of a positive is between the anchor's start minus the positive's
+    length and the anchor's end, so a positive is adjacent to the anchor, overlaps it or is inside it. A Beta with
+    integer parameters is an order statistic of uniforms. Deviations: lengths count words, not tokens; a text of fewer
+    than `shortest` words is used whole.
 
     Args:
-        role: "anchor" or "positive"; both draw the same anchor of a sample.
+        role: "anchor" or "positive"; both roles draw the same anchor for a sample.
         shortest: the fewest words in a span.
         longest: the most words in a span.
     """
@@ -43,7 +43,7 @@ class Declutr(ViewGenerator):
         self.role, self.shortest, self.longest = role, shortest, longest
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw lengths and positions, each `b` float64 in [0, 1); those of the anchor have the key of view 0."""
+        """Draw lengths and positions, each `b` float64 in [0, 1); those of the anchor from the key of view 0."""
         fields = keys.fields.clone()
         # A positive must know the anchor's span, so both roles draw it from the key of view 0.
         fields[:, FIELDS.index("view")] = 0

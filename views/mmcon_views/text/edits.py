@@ -19,14 +19,14 @@ from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.text.tokens import check_share
 
-# uniforms(name, n): n uniforms in [0, 1) of one text, a stream of its own for each name.
+# uniforms(name, n): n uniforms in [0, 1) of one text, independent between names.
 Uniforms = Callable[[str, int], list[float]]
 
 
 class TextEdit(ViewGenerator):
-    """Base class: draws one seed a text; a subclass edits a string with the uniforms that the seed expands to.
+    """Base class: draws one seed per text; a subclass edits a string with uniforms that are generated from the seed.
 
-    The uniforms of a text depend on its seed alone, not on the other texts of the batch.
+    The uniforms of a text depend only on its seed, not on the other texts of the batch.
     """
 
     modality: ClassVar[str] = "text"
@@ -34,11 +34,11 @@ class TextEdit(ViewGenerator):
     undecoded_only: ClassVar[bool] = True
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw one seed a text, `b` int64."""
+        """Draw one seed per text, `b` int64."""
         return {"seed": keys.bits("seed")}
 
     def apply(self, batch: Sequence[TextHandle | str], params: Params) -> list[TextHandle]:
-        """Edit text by text."""
+        """Edit each text."""
         texts = as_text_handles(batch)
         table = _UniformTable(params["seed"], longest=2 + max((len(text.value) for text in texts), default=0))
         return [text.only(self.edit(text.value, partial(table.row, i))) for i, text in enumerate(texts)]
@@ -51,7 +51,7 @@ class TextEdit(ViewGenerator):
 @final
 @register_view("text/word-delete", modality="text")
 class WordDelete(TextEdit):
-    """Delete each word with a probability (EDA's random deletion, Wei and Zou 2019); one word always stays.
+    """Delete each word with a probability (EDA's random deletion, Wei and Zou 2019); at least one word is kept.
 
     Args:
         share: the probability.
@@ -71,7 +71,7 @@ class WordDelete(TextEdit):
 @final
 @register_view("text/word-swap", modality="text")
 class WordSwap(TextEdit):
-    """Swap pairs of words, share × words times (EDA's random swap), at least once where there are two words.
+    """Swap pairs of words, share × words times (EDA's random swap), at least once in a text of two words or more.
 
     Args:
         share: swaps per word.
@@ -95,7 +95,7 @@ class WordSwap(TextEdit):
 @final
 @register_view("text/case-noise", modality="text")
 class CaseNoise(TextEdit):
-    """Write each word in lower case, in capitals or with a capital first letter, with a probability.
+    """Change each word, with a probability, to lower case, upper case or a capital first letter.
 
     Args:
         share: the probability.
@@ -117,10 +117,10 @@ class CaseNoise(TextEdit):
 @final
 @register_view("text/typos", modality="text")
 class Typos(TextEdit):
-    """Delete, double or exchange with the next each inner character of a word, with a probability.
+    """Delete each inner character of a word, double it or swap it with the next one, with a probability.
 
     Args:
-        share: the probability for a character.
+        share: the probability per character.
     """
 
     def __init__(self, share: float = 0.03) -> None:
@@ -144,11 +144,11 @@ class Typos(TextEdit):
 
 
 class _UniformTable:
-    """Uniforms that each seed expands to, by name, for all texts at once: one text at a time costs a millisecond each.
+    """Uniforms by seed and name, generated for all texts at once, since a call per text takes a millisecond.
 
     Args:
-        seeds: one a text.
-        longest: the most uniforms that are asked for; the first n do not depend on it.
+        seeds: one seed per text.
+        longest: the highest number of uniforms per call; the first n uniforms do not depend on it.
     """
 
     def __init__(self, seeds: Int[Tensor, " b"], *, longest: int) -> None:

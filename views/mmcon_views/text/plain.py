@@ -1,4 +1,4 @@
-"""Chains of text views: for evaluation, and with word deletion for training."""
+"""Text chains: for evaluation, and for training with word deletion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmcon_views.text.tokens import TokenView
 
 @register_view("text/words", modality="text")
 def words(*, word_delete: float = 0.1, tokenizer: str = "words", max_tokens: int = 32) -> Chain:
-    """A drawn column of the text with word deletion, as tokens: a plain view for training.
+    """A simple training view: a drawn column of the text with word deletion, as tokens.
 
     Args:
         word_delete: the probability that a word is deleted.
@@ -25,7 +25,7 @@ def words(*, word_delete: float = 0.1, tokenizer: str = "words", max_tokens: int
 
 @register_view("text/plain", modality="text")
 def plain(*, tokenizer: str = "words", max_tokens: int = 32) -> Chain:
-    """For evaluation: the first column of the text as tokens; nothing is drawn.
+    """The evaluation view: the first column of the text as tokens; nothing is drawn.
 
     Args:
         tokenizer: as for text/tokens.

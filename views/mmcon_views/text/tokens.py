@@ -1,7 +1,7 @@
 """Tokenization of texts, and views of tokens: dropout of tokens and masked spans.
 
-Views after `text/tokens` take and return `{"input_ids": b t, "attention_mask": b t}`. The uniforms of a text depend on
-its drawn seed alone, neither on the other texts nor on the padding.
+Views after `text/tokens` take and return `{"input_ids": b t, "attention_mask": b t}`. The uniforms of a text depend
+only on its drawn seed, neither on the other texts nor on the padding.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Tokens = dict[str, Int[Tensor, "..."]]
 class TokenView(ViewGenerator):
     """Tokenization: `{"input_ids": b t, "attention_mask": b t}` int64, truncated and padded to `max_tokens`.
 
-    With a fixed width a sample's tokens are the same in any batch. The cost is a few bytes of transfer, since encoders
-    drop columns that are padding in the whole batch.
+    With a fixed width, a sample's tokens are the same in any batch. This costs only a few bytes of transfer, since
+    encoders drop columns that are padding in the whole batch.
 
     >>> view = Chain(create_view("text/tokens", max_tokens=32), create_view("text/token-dropout"))
 
     Args:
-        tokenizer: the name or the local folder of a transformers tokenizer; or "words": hashed words and their letter
-            trigrams, without a vocabulary file (for the embedding bag).
+        tokenizer: the name or the local folder of a transformers tokenizer; or "words": hashes of words and their
+            letter trigrams, without a vocabulary file (for the embedding bag).
         max_tokens: the width t.
         vocabulary: the number of token ids of "words".
     """
@@ -79,16 +79,17 @@ class TokenView(ViewGenerator):
 
 @register_view("text/simcse", modality="text")
 def simcse(tokenizer: str = "words", max_tokens: int = 64) -> TokenView:
-    """The same text as every view; the views differ by the encoder's dropout (Gao et al. 2021: dropout .1, T .05).
+    """SimCSE (Gao et al. 2021): all views are the same tokens; only the encoder's dropout makes them differ.
 
-    Pass this view twice and train an encoder with dropout: each row of a batch has its own dropout mask.
+    Pass this view twice and train an encoder with dropout (0.1 in the paper, with temperature 0.05): each row of a
+    batch has its own dropout mask.
     """
     return TokenView(tokenizer, max_tokens)
 
 
 @lru_cache(maxsize=8)
 def load_tokenizer(name: str) -> Any:
-    """A transformers tokenizer by name or folder, cached."""
+    """Load a transformers tokenizer by name or folder, cached."""
     from transformers import AutoTokenizer
 
     try:
@@ -110,7 +111,7 @@ def _hash(piece: str, vocabulary: int) -> int:
 
 
 def _hashed(text: str, vocabulary: int) -> list[int]:
-    """Ids of the words and of the letter trigrams of each word with its boundaries; 0 is padding."""
+    """Token ids of the words and of their letter trigrams, including word boundaries; 0 is padding."""
     pieces: list[str] = []
     for word in text.lower().split():
         bounded = f"<{word}>"
@@ -121,7 +122,7 @@ def _hashed(text: str, vocabulary: int) -> list[int]:
 @final
 @register_view("text/token-dropout", modality="text")
 class TokenDropout(ViewGenerator):
-    """Remove each token from the attention mask with a probability; the special tokens at the ends stay.
+    """Remove each token from the attention mask with a probability, except special tokens at the ends.
 
     Args:
         share: the probability.
@@ -182,18 +183,18 @@ class SpanMask(ViewGenerator):
 
 
 def _uniforms(seed: Int[Tensor, " b"], name: str, like: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """Uniforms from one seed a row; a longer row begins with the uniforms of the shorter."""
+    """Uniforms from one seed per row; the first uniforms do not depend on the width."""
     return keys(sample=seed.cpu()).child("tokens").uniform(name, shape=(like.shape[1],)).to(like.device)
 
 
 def _inner(mask: Int[Tensor, "b t"], first: int, last: int) -> Bool[Tensor, "b t"]:
-    """The mask of a text's tokens without the first and the last few."""
+    """The mask of a text's tokens, without the first and last few."""
     number = mask.cumsum(1) - 1
     return (mask > 0) & (number >= first) & (number < mask.sum(1, keepdim=True) - last)
 
 
 def check_share(where: str, share: float) -> float:
-    """Refuse a share outside of [0, 1)."""
+    """Raise InputError if a share is outside of [0, 1)."""
     if not 0 <= share < 1:
         raise InputError(where, expected="0 <= share < 1", got=str(share))
     return share

@@ -1,9 +1,8 @@
-"""Views of a clip by their frame times, which are drawn from the header before anything is decoded.
+"""Clip samplers: draw the frame times of a view from the clip's header, then decode only these frames.
 
-Every view here is one generator, `ClipSampler`, with a sampler of frame times (`mmcon_views.video.frame_times`). It
-draws in seconds from the clip's duration and frame rate, and `apply` decodes only those frames. It fills four columns
-of the index table for graded affinities of time: `time` (center of the span), `time_start`, `time_end` (seconds on the
-clip's clock) and `group` (the clip).
+Every view of this module is a `ClipSampler` with a sampler of frame times (`mmcon_views.video.frame_times`). Times are
+seconds, drawn from the clip's duration and frame rate. A clip sampler adds four columns to the index table, for time
+affinities: `time` (center of the span), `time_start`, `time_end` (seconds on the clip's clock) and `group` (the clip).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from mmcon_views.video.frame_times import (
     UniformStart,
 )
 
-# A bare tensor of frames has no clock: its times are counted in frames.
+# A tensor of frames has no frame rate: its times are frame numbers.
 BARE_FRAMES_PER_SECOND = 1.0
 LOOP_TOLERANCE_SECONDS = 1e-4
 Short = Literal["hold", "loop", "error"]
@@ -39,12 +38,12 @@ Short = Literal["hold", "loop", "error"]
 
 @final
 class ClipSampler(ViewGenerator):
-    """Draw the frame times of a view from a clip's header, then decode these frames and no others.
+    """Draw the frame times of a view from a clip's header, then decode only these frames.
 
     Args:
-        frame_times: the sampler.
-        shorter_side: scale frames down to this while they are decoded; smaller frames keep their size.
-        short: what to do where the clip is shorter than the view: `hold` its last frame, `loop` it, or `error`.
+        frame_times: the sampler of frame times.
+        shorter_side: scale frames down to this shorter side while they are decoded; smaller frames keep their size.
+        short: for clips shorter than the view: `hold` repeats the last frame, `loop` repeats the clip, `error` raises.
         name: the registered name.
     """
 
@@ -61,11 +60,11 @@ class ClipSampler(ViewGenerator):
 
     @property
     def preserves_labels(self) -> bool:  # type: ignore[override]
-        """False where a speed is drawn: a walk becomes a run."""
+        """False if a speed is drawn, which turns a walk into a run."""
         return self.frame_times.keeps_speed
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw `times` (`b t`, seconds); the other parameters are the span, a frame's duration and the clip's id."""
+        """Draw `times` (`b t`, seconds); further parameters are the span, the frame duration and the clip's id."""
         clips = self._clip_spans(keys, meta)
         times, step, overlap, speed = self.frame_times.draw(keys, clips)
         # Half a frame before the end still shows the last frame, whatever the header's duration was rounded to.
@@ -84,7 +83,7 @@ class ClipSampler(ViewGenerator):
         end = torch.minimum(times[:, -1] + step, clips.end)
         if self.short == "loop":
             length = clips.end - clips.begin
-            # Durations in headers are rounded: a time just before the end must wrap to the beginning.
+            # Header durations are rounded, so a time just before the end must wrap to the beginning.
             since = times - clips.begin[:, None] + LOOP_TOLERANCE_SECONDS
             times = clips.begin[:, None] + torch.remainder(since, length[:, None])
         params = {
@@ -120,7 +119,7 @@ class ClipSampler(ViewGenerator):
         return known
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Shaped[Tensor, "b ..."]]:
-        """`time`, `time_start`, `time_end` (seconds), `group`; `overlap` of paired views; `speed` where drawn."""
+        """`time`, `time_start`, `time_end` (seconds) and `group`; `overlap` for paired views; `speed` if drawn."""
         start, end = params["start"], params["end"]
         columns = {"time": (start + end) / 2, "time_start": start, "time_end": end, "group": params["group"]}
         return columns | {name: params[name] for name in ("overlap", "speed") if name in params}
@@ -195,8 +194,8 @@ def speed_clip(
 ) -> ClipSampler:
     """A clip from a uniformly drawn start, slower or faster by a drawn factor.
 
-    Labels are not preserved: a walk becomes a run.
-    The index table gets a column `speed`, which can be a label (Wang et al. 2020, pace prediction).
+    Labels are not preserved, since a walk may look like a run. The index table gets a column `speed`, which can be a
+    label (Wang et al. 2020, pace prediction).
 
     Args:
         frames: frames in the view.
@@ -226,10 +225,10 @@ def dense_clip(*, frames: int = 16, shorter_side: int | None = None, short: Shor
 
 @register_view("video/sparse-clip", modality="video")
 def sparse_clip(*, frames: int = 8, shorter_side: int | None = None) -> ClipSampler:
-    """A frame of each of equal segments of the whole clip (Wang et al. 2016, TSN).
+    """One random frame from each of several equal segments of the whole clip (Wang et al. 2016, TSN).
 
     Args:
-        frames: segments, and frames in the view.
+        frames: the number of segments, and of frames in the view.
         shorter_side: frames are scaled down to this while they are decoded.
     """
     return ClipSampler(SegmentSampling(frames), shorter_side=shorter_side, name="video/sparse-clip")
@@ -239,7 +238,7 @@ def sparse_clip(*, frames: int = 8, shorter_side: int | None = None) -> ClipSamp
 def cvrl_clip(
     *, frames: int = 16, stride: int | float = 2, rate_hz: int | float | None = None, shorter_side: int | None = None
 ) -> ClipSampler:
-    """Two clips whose starts are k apart, with density 1 − k/K up to the longest that fits (Qian et al. 2021, CVRL).
+    """Two clips with a gap k between starts, of density ∝ 1 − k/K up to the longest gap K (Qian et al. 2021, CVRL).
 
     Pass the same object for both views.
 
@@ -307,7 +306,7 @@ def tclr_clip(
 
 @register_view("video/window-frames", modality="video")
 def window_frames(*, views: int, rate_hz: int | float | None = None, shorter_side: int | None = None) -> ClipSampler:
-    """The frames of a drawn window, one a view: view v is frame v of the window.
+    """Single frames of a drawn window: view v is frame v of the window.
 
     Args:
         views: frames in the window; pass the same object for as many views.
@@ -329,7 +328,7 @@ def grid_clip(
     shorter_side: int | None = None,
     short: Short = "hold",
 ) -> ClipSampler:
-    """For evaluation: the center, or `views` clips at equally spaced starts from the beginning to the end.
+    """The evaluation view: the center clip, or `views` clips at equally spaced starts from the beginning to the end.
 
     Args:
         frames: frames in each view.

@@ -1,4 +1,4 @@
-"""Changes of the frame order: reversal and shuffled segments. Labels are not preserved; the change can be a label."""
+"""Changes of the frame order: reversal and shuffled segments. Labels are not preserved; the order can be a label."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mmcon_views.video.per_clip import check_clips
 @register_view("video/reverse", modality="video")
 @final
 class Reverse(ViewGenerator):
-    """Frames in reverse order with probability p. Labels are not preserved: sitting down becomes standing up.
+    """Reverse the frames with probability p. Labels are not preserved: sitting down becomes standing up.
 
-    The index table gets a column `reversed`, 1 where frames are reversed, which can be a label.
+    The index table gets a column `reversed`, 1 for reversed frames, which can be a label.
 
     Args:
         p: the probability.
@@ -38,7 +38,7 @@ class Reverse(ViewGenerator):
         return {"reverse": keys.bernoulli("reverse", self.p)}
 
     def apply(self, batch: Shaped[Tensor, "b t c h w"], params: Params) -> Shaped[Tensor, "b t c h w"]:
-        """Reverse the frames where drawn."""
+        """Reverse the frames of the drawn clips."""
         check_clips(batch, "video/reverse")
         return torch.where(params["reverse"].to(batch.device)[:, None, None, None, None], batch.flip(1), batch)
 
@@ -50,12 +50,12 @@ class Reverse(ViewGenerator):
 @register_view("video/shuffle", modality="video")
 @final
 class Shuffle(ViewGenerator):
-    """Segments of the view in a drawn order. Labels that depend on time are not preserved.
+    """Shuffle the segments of the view with probability p. Labels that depend on time are not preserved.
 
-    The index table gets a column `shuffled`, 0 where the order has not changed.
+    The index table gets a column `shuffled`, 0 for an unchanged order.
 
     Args:
-        segments: their number, as equal in length as the frames allow; None: every frame is one.
+        segments: the number of segments, of about equal length; None: every frame is a segment.
         p: the probability of a drawn order.
     """
 

@@ -1,7 +1,7 @@
 """Samplers of frame times: from keys and the time spans of clips to the times, in seconds, of a view's frames.
 
-A sampler sees where a clip begins and ends and its frame rate. Samplers that relate several views of one sample (CVRL,
-TCLR) draw the common values from a key without the view's number, so that views are made independently.
+A sampler gets the beginning, the end and the frame rate of a clip. Samplers that relate several views of one sample
+(CVRL, TCLR) draw the shared values from a key without the view number, so that each view is computed independently.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mmcon.random import FIELDS, Keys
 
 @dataclass(frozen=True)
 class ClipSpans:
-    """What frame times are sampled from, one row a clip.
+    """The input of a frame-time sampler, one row per clip.
 
     Attributes:
-        begin: where the usable span begins, seconds.
-        end: where it ends.
-        frames_per_second: the clip's rate.
-        view: the number of the view.
+        begin: the beginning of the clip, seconds.
+        end: the end of the clip, seconds.
+        frames_per_second: the clip's frame rate.
+        view: the view number.
     """
 
     begin: Float64[Tensor, " b"]
@@ -42,8 +42,8 @@ class SampledTimes(NamedTuple):
     Attributes:
         times: the frame times of each view, seconds.
         step: the duration of one frame of the view, seconds.
-        overlap: the fraction of a view's span that its partner covers too, where views are sampled in pairs.
-        speed: the factor by which a view runs faster than the clip, where it is drawn.
+        overlap: the fraction of a view's span that the other view of the pair also covers; None without pairs.
+        speed: the factor by which a view is faster than the clip; None if it is not drawn.
     """
 
     times: Float64[Tensor, "b t"]
@@ -53,11 +53,11 @@ class SampledTimes(NamedTuple):
 
 
 class FrameTimeSampler(ABC):
-    """A rule from keys and clip spans to frame times."""
+    """A sampler that draws frame times from keys and clip spans."""
 
     @property
     def keeps_speed(self) -> bool:
-        """Whether a view runs at the speed of its clip."""
+        """Whether views have the speed of their clip."""
         return True
 
     @abstractmethod
@@ -70,10 +70,10 @@ class FrameSpacing:
     """The number of frames and the time between them.
 
     Attributes:
-        frames: in a view.
+        frames: the number of frames in a view.
         stride: steps from frame to frame.
-        rate_hz: steps a second; None: the clip's own rate, so that a step is one frame, as published settings count.
-        speed: bounds of a factor on the step, drawn log-uniformly: (1, 1) draws none.
+        rate_hz: steps per second; None: the clip's frame rate, so that a step is one frame, as in published settings.
+        speed: bounds of a factor on the step, drawn log-uniformly; (1, 1): no draw.
     """
 
     frames: int
@@ -97,7 +97,7 @@ class FrameSpacing:
         return self.stride / rate * self.speed_factor(keys)
 
     def speed_factor(self, keys: Keys) -> Float64[Tensor, " b"]:
-        """The drawn speed; 1 where none is drawn."""
+        """The drawn speed; 1 if no speed is drawn."""
         if self.keeps_speed:
             return torch.ones(len(keys), dtype=torch.float64)
         return keys.log_uniform("speed", *self.speed)
@@ -124,13 +124,13 @@ class UniformStart(FrameTimeSampler):
 
 @dataclass(frozen=True)
 class EvenlySpacedClips(FrameTimeSampler):
-    """View v of `views` at the v-th of equally spaced starts; a single view is at the center. Nothing is drawn."""
+    """View v of `views` starts at the v-th of equally spaced starts; a single view is central. Nothing is drawn."""
 
     spacing: FrameSpacing
     views: int = 1
 
     def draw(self, keys: Keys, clips: ClipSpans) -> SampledTimes:
-        """Draw nothing: the start follows from the view's number."""
+        """Draw nothing: the start follows from the view number."""
         step = self.spacing.step(keys, clips)
         fraction = (clips.view % self.views) / (self.views - 1) if self.views > 1 else 0.5
         start = clips.begin + fraction * latest_start(step, self.spacing.frames, clips)
@@ -139,7 +139,7 @@ class EvenlySpacedClips(FrameTimeSampler):
 
 @dataclass(frozen=True)
 class SegmentSampling(FrameTimeSampler):
-    """The whole clip in equal segments, and one frame time drawn in each (Wang et al. 2016, TSN)."""
+    """One frame time drawn in each of several equal segments of the clip (Wang et al. 2016, TSN)."""
 
     frames: int
 
@@ -152,11 +152,11 @@ class SegmentSampling(FrameTimeSampler):
 
 @dataclass(frozen=True)
 class ClipPairs(FrameTimeSampler):
-    """Views in pairs (0 and 1, 2 and 3, …) with a drawn gap between their starts.
+    """Pairs of views (0 and 1, 2 and 3, …) with a drawn gap between their starts.
 
     Attributes:
-        spacing: of each view.
-        density: of the gap k up to K, the longest that fits: `falling` is 1 − k/K (CVRL), `even` is flat.
+        spacing: the frame spacing of each view.
+        density: the density of the gap k up to the longest gap K: `falling` is 1 − k/K (CVRL), `even` is uniform.
         longest_seconds: a further bound of K (ρBYOL).
     """
 
@@ -165,7 +165,7 @@ class ClipPairs(FrameTimeSampler):
     longest_seconds: int | float = math.inf
 
     def draw(self, keys: Keys, clips: ClipSpans) -> SampledTimes:
-        """Draw the gap, the earlier start and which view is the earlier one."""
+        """Draw the gap, the earlier start and the earlier view."""
         shared = shared_keys(keys, 2)
         step = self.spacing.step(keys, clips)
         room = latest_start(step, self.spacing.frames, clips)
@@ -217,7 +217,7 @@ class FrameWindow(FrameTimeSampler):
 
 
 def latest_start(step: Float64[Tensor, " b"], frames: int, clips: ClipSpans) -> Float64[Tensor, " b"]:
-    """The latest start of a view of so many frames, in seconds after the clip's beginning."""
+    """The latest start of a view with this number of frames, in seconds after the clip's beginning."""
     return (clips.end - clips.begin - frames * step).clamp(min=0)
 
 
@@ -227,7 +227,7 @@ def even_times(start: Float64[Tensor, " b"], step: Float64[Tensor, " b"], frames
 
 
 def shared_keys(keys: Keys, together: int) -> Keys:
-    """Keys that `together` consecutive views share: the view's number becomes that of the group."""
+    """Keys that `together` consecutive views share: the view number becomes the number of their group."""
     fields = keys.fields.clone()
     # The group's number stays in the key: two pairs of one sample draw independently.
     fields[:, FIELDS.index("view")] //= together

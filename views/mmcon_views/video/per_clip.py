@@ -1,4 +1,4 @@
-"""Image generators on clips: one draw for all frames of a clip."""
+"""Apply image generators to clips, with one draw for all frames of a clip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmcon_views.image.resize import Resize
 class PerClip(ViewGenerator):
     """An image generator on clips: all frames of a view get the same draw, so that motion is kept.
 
-    Takes clips `b t c h w`, or a sequence of clips `t c h w`, or handles, of differing sizes and lengths.
+    It takes clips `b t c h w`, or a sequence of clips `t c h w` or handles, of different sizes and lengths.
 
     >>> flip = PerClip(mmcon.create_view("image/flip"))
     >>> clips = flip(clips, mmcon.keys(seed=0, epoch=0, sample=ids))
@@ -47,11 +47,11 @@ class PerClip(ViewGenerator):
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
-        """Whether the image generator is."""
+        """Whether the image generator is ragged."""
         return self.image.ragged
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
-        """Draw once a clip, as for an image."""
+        """Draw once per clip, as for an image."""
         return self.image.draw(keys.for_batch() if self.image.scope == "batch" else keys, meta)
 
     def apply(self, batch: Any, params: Params) -> Any:
@@ -73,7 +73,7 @@ class PerClip(ViewGenerator):
         return torch.stack(views) if len({view.shape for view in views}) == 1 else views
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """The sizes of the image generator; the number of frames stays."""
+        """The sizes of the image generator; the number of frames is unchanged."""
         return self.image.output_meta(meta, params)
 
     def columns(self, meta: Meta, params: Params) -> dict[str, Shaped[Tensor, "b ..."]]:
@@ -96,7 +96,7 @@ class PerClip(ViewGenerator):
 
 
 def per_clip(generator: ViewGenerator) -> ViewGenerator:
-    """An image generator, or every child of a chain of them, with one draw for all frames of a clip."""
+    """Wrap an image generator, or every child of a chain, with one draw for all frames of a clip."""
     if isinstance(generator, Chain):
         return Chain(*((name, PerClip(child)) for name, child in generator.children()), name=generator.name)
     return PerClip(generator)
@@ -108,7 +108,7 @@ def _resample_clips(
     image: RandomResizedCrop | Resize | CropWithin,
     name: str,
 ) -> Float32[Tensor, "b t c h2 w2"]:
-    """All frames of a clip have the same crop, so they are resampled as the channels of one image, in a single call."""
+    """Resample all frames of a clip as the channels of one image, in a single call, since they have the same crop."""
     boxes = torch.stack([box[side] for side in ("top", "left", "height", "width")], dim=1).tolist()
     # One call for 3t channels, in place of one for each frame.
     out = torch.empty(len(clips), *clips[0].shape[:2], *image.size)
@@ -122,7 +122,7 @@ def _resample_clips(
 
 
 def _is_large(clip: Shaped[Tensor, "t c h w"], size: tuple[int, int]) -> bool:
-    """Whether torch's own kernels resample the frames, as they do images of this size (see `resample`)."""
+    """Whether torch's kernels resample the frames, by the same rule as for images (see `resample`)."""
     return max(clip.shape[-1] * clip.shape[-2], size[0] * size[1]) > SMALL
 
 
@@ -133,6 +133,6 @@ def _repeat(params: Any, rows: slice | Int[Tensor, " m"], times: int) -> Any:
 
 
 def check_clips(batch: Shaped[Tensor, "..."], where: str) -> None:
-    """Refuse what is not a batch of clips."""
+    """Raise InputError unless a batch has the shape `b t c h w`."""
     if batch.dim() != 5:
         raise InputError(where, expected="clips `b t c h w`", got=f"shape {tuple(batch.shape)}")

@@ -1,4 +1,4 @@
-"""Published views of videos: a sampler of clips, then image operations with one draw for all frames of a view.
+"""Published video views: a clip sampler, then image operations with one draw for all frames of a view.
 
 The chains take undecoded clips of any size and length, decode only the drawn frames, and return float32 `b t c h w` in
 [0, 1].
@@ -35,11 +35,10 @@ def graded(
     positions: int | None = None,
     short: Short = "hold",
 ) -> Chain:
-    """A clip from a uniformly drawn start, with weak crops and color jitter: for affinities that are graded by time.
+    """A clip from a uniformly drawn start, with weak crops and color jitter, for time affinities.
 
-    Strong crops and flips hide the motion that shows the time, so crops keep half of the image or more, and flips
-    are off. A `framing` varies the images without that cost: it is a first crop, and a flip, that all views of a sample
-    share.
+    Strong crops and flips hide the motion that indicates time, so crops keep at least half of the image, and flips are
+    off. A `framing` varies the images without this effect: a first crop and a flip that all views of a sample share.
 
     >>> view = mmcon.create_view("video/graded", size=32, frames=2, rate_hz=12)
 
@@ -50,10 +49,11 @@ def graded(
         stride: steps from frame to frame.
         area: bounds of the crop's area, as fractions of the image.
         strength: s of SimCLR's color jitter.
-        flip: whether to flip horizontally, once a clip, with probability .5.
-        framing: bounds of the area of a first crop that all views of a sample share, as they share a flip; `area` is
+        flip: whether to flip horizontally, once per clip, with probability 0.5.
+        framing: bounds of the area of a first crop, which all views of a sample share, with a shared flip; `area` is
             then a fraction of that crop.
-        positions: in place of a drawn start, as many equally ssamplingd starts, one a view: for evaluation under crops.
+        positions: the number of equally spaced starts, one per view, instead of a drawn start: for evaluation with
+            crops.
         short: `hold`, `loop` or `error` where the clip is shorter than the view.
     """
     sampling: dict[str, Any] = {"frames": frames, "stride": stride, "rate_hz": rate_hz, "short": short}
@@ -79,10 +79,10 @@ def graded(
 
 @register_view("video/cvrl", modality="video")
 def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | float = 2) -> Chain:
-    """CVRL (Qian et al. 2021): two clips whose gap has a falling density; one image draw a clip.
+    """CVRL (Qian et al. 2021): two clips whose gap has a falling density; one draw of image operations per clip.
 
-    Crop of area .3 to 1 and aspect .5 to 2, flip, SimCLR's jitter at strength 1, gray .2, blur; the second clip is also
-    solarized with probability .2.
+    Crop of area 0.3 to 1 and aspect 0.5 to 2, flip, SimCLR's jitter at strength 1, grayscale with p = 0.2, blur; the
+    second clip is also solarized with p = 0.2.
 
     Args:
         size: side of the square output, or (height, width).
@@ -105,7 +105,7 @@ def cvrl(*, size: int | tuple[int, int] = 224, frames: int = 16, stride: int | f
 
 @register_view("video/tclr", modality="video")
 def tclr(*, size: int | tuple[int, int] = 112, frames: int = 16, skip: int = 4, dense: int = 4) -> Chain:
-    """TCLR (Dave et al. 2022): a sparse clip and dense clips of its span; one crop, flip, jitter and gray a clip.
+    """TCLR (Dave et al. 2022): a sparse clip and dense clips of its span; one crop, flip, jitter and gray per clip.
 
     Args:
         size: side of the square output, or (height, width).
@@ -162,7 +162,7 @@ def plain(
     views: int = 1,
     short: Short = "hold",
 ) -> Chain:
-    """For evaluation: the clip's center, or `views` equally spaced starts, resized; nothing is drawn.
+    """The evaluation view: the clip's center, or `views` equally spaced starts, resized; nothing is drawn.
 
     Args:
         size: side of the square output, or (height, width).
@@ -190,7 +190,7 @@ def _spatial_chain(
     blur: bool = False,
     name: str,
 ) -> Chain:
-    """A clip sampler, then a crop, a flip and the chosen operations, each drawn once a clip."""
+    """A clip sampler, then a crop, a flip and the chosen operations, each drawn once per clip."""
     crop = RandomResizedCrop(
         size=size, area=(float(area[0]), float(area[1])), aspect=(float(aspect[0]), float(aspect[1]))
     )
@@ -205,6 +205,6 @@ def _spatial_chain(
 
 
 def _decoding_side(size: int | tuple[int, int], area: tuple[int | float, int | float]) -> int:
-    """The shorter side at which decoded frames hold enough pixels for a crop of the mean area."""
+    """The shorter side at which decoded frames have enough pixels for a crop of the mean area."""
     side = min(size if isinstance(size, tuple) else (size, size))
     return round(side / ((area[0] + area[1]) / 2) ** 0.5 + 0.5)

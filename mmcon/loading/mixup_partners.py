@@ -1,8 +1,8 @@
-"""Partners for views that mix samples: which samples a rank also has to make, and how they are mixed in.
+"""Mixup and CutMix in the loader: load the partner samples, which may belong to other ranks, and mix them in.
 
-A generator of scope "partner" (mixup, CutMix) names a partner in the global batch for each sample. The partner's view
-has the same view number and is made by its own key, up to the child of the chain that mixes. So a mixed view is a
-function of the global batch: the world size and the number of workers do not change a bit of it.
+A generator of scope "partner" (mixup, CutMix) draws a partner in the global batch for each sample. The partner's view
+has the same view number and is computed from the partner's own key, by the children of the chain before the mixing one.
+So a mixed view depends only on the global batch, and its bits are the same for any world size and number of workers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class MixingChild(NamedTuple):
     """The child of a generator that mixes samples.
 
     Attributes:
-        position: its position among the children.
-        name: its name among them.
+        position: its index among the children.
+        name: its name in the chain.
         generator: the child.
-        is_root: whether it is the generator itself, so that its parameters are not nested under its name.
+        is_root: whether the generator is not a chain, so that its parameters are not nested under its name.
     """
 
     position: int
@@ -35,7 +35,7 @@ class MixingChild(NamedTuple):
     is_root: bool
 
     def own_params(self, params: Params) -> Params:
-        """Its parameters among those of the whole generator."""
+        """The parameters of this child, from those of the whole generator."""
         return params if self.is_root else params[self.name]
 
 
@@ -43,8 +43,8 @@ def mixing_child(generator: ViewGenerator) -> MixingChild | None:
     """The child of a generator that needs partners, or None.
 
     Raises:
-        ConfigError: there are two (the second would need partners of partners), or one and a stateful child (which
-            would take partners into its memory).
+        ConfigError: there are two (the second would need partners of partners), or one and a stateful child (whose
+            memory would get the partners too).
     """
     children = generator.children()
     found = [
@@ -56,7 +56,7 @@ def mixing_child(generator: ViewGenerator) -> MixingChild | None:
     if len(found) + len(stateful) > 1:
         raise ConfigError(
             f"view {generator.name or type(generator).__name__!r}",
-            expected="at most one child that mixes samples, and no stateful child beside it",
+            expected="at most one child that mixes samples, and no stateful child with it",
             got=str([*(mixing.name for mixing in found), *stateful]),
             fix="use a separate view for each",
         )
@@ -64,20 +64,20 @@ def mixing_child(generator: ViewGenerator) -> MixingChild | None:
 
 
 def check_partners(generators: Sequence[ViewGenerator], batch_size: int) -> None:
-    """Raise ConfigError, before the first step, where views need partners and the global batch has one sample."""
+    """Raise ConfigError if views need partners and the global batch has one sample."""
     for generator in generators:
         mixing = mixing_child(generator)
         if mixing is not None and batch_size < 2:
             raise ConfigError(
                 mixing.name,
-                expected="a global batch of at least 2, in which each sample has a partner",
+                expected="a global batch of at least 2, so that each sample has a partner",
                 got=f"batch_size={batch_size}",
                 fix="raise --batch-size",
             )
 
 
 def add_partners(own: Int[Tensor, " n"], partners: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
-    """The views that a rank has to make: its own, then those that are only partners; and where each partner is.
+    """Add partner samples to a rank's shard; return all samples, the rank's own first, and the index of each partner.
 
     >>> add_partners(torch.tensor([0, 1]), torch.tensor([7, 0]))
     (tensor([0, 1, 7]), tensor([2, 0]))
@@ -88,10 +88,10 @@ def add_partners(own: Int[Tensor, " n"], partners: Int[Tensor, " n"]) -> tuple[I
 
 
 def with_partner_columns(index: Index, partners: Int[Tensor, " n"]) -> Index:
-    """The table of a rank's own views, with the `partner_sample` and, where there are labels, `partner_label` of each.
+    """The index table of a rank's own views, with columns `partner_sample` and, if there are labels, `partner_label`.
 
     Args:
-        index: the table of all `m` views that the rank made, its own first.
+        index: the table of all `m` views that the rank computes, its own first.
         partners: for each own view, the row of its partner in `index`.
     """
     own = index.take(slice(len(partners)))
@@ -99,7 +99,7 @@ def with_partner_columns(index: Index, partners: Int[Tensor, " n"]) -> Index:
 
 
 def as_own_partners(index: Index) -> Index:
-    """The table of views that are not mixed, in a batch with mixed ones: each is its own partner, with share 1."""
+    """The index table of unmixed views in a batch with mixed ones: each view is its own partner, with share 1."""
     return index.with_columns(share=torch.ones(index.n, dtype=torch.float64), **_partner_columns(index))
 
 
@@ -108,13 +108,13 @@ def _partner_columns(partners: Index) -> dict[str, Shaped[Tensor, "n ..."]]:
 
 
 def apply_mixing(generator: ViewGenerator, samples: Any, params: Params, partners: Int[Tensor, " n"]) -> Any:
-    """The batched stage of a generator that mixes.
+    """The batched stage of a generator that mixes samples.
 
     Args:
-        generator: has one child of scope "partner".
-        samples: `m` samples after the ragged stage, of which the first n become views.
-        params: the parameters of all of them.
-        partners: for each of the first n, the row of `samples` that it is mixed with.
+        generator: a generator with one child of scope "partner".
+        samples: `m` collated samples: the rank's own n, then those that are only partners.
+        params: the parameters of all `m` samples.
+        partners: for each own sample, the row of its partner in `samples`.
 
     Returns:
         The n views.
