@@ -140,7 +140,7 @@ def explain_backend(
 
 
 class SupConLoss(torch.nn.Module):
-    """Supervised contrastive loss with the call of SupContrast's `SupConLoss`.
+    """Supervised contrastive loss with the interface of SupContrast's `SupConLoss`.
 
     It differs from that code in three conventions: features are scaled to unit length here; anchors without positives
     leave the mean (`reduction="all"` counts them as 0); the loss is not multiplied by temperature / base temperature.

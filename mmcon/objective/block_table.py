@@ -122,7 +122,7 @@ class BlockTable:
 
 
 class FixedTemperature(nn.Module):
-    """A temperature given as a number or a bare parameter, with the call of `LearnableTemperature`."""
+    """A temperature given as a number or a parameter, with the interface of `LearnableTemperature`."""
 
     def __init__(self, value: float | Float[Tensor, ""]) -> None:
         super().__init__()

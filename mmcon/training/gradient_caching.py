@@ -148,6 +148,7 @@ class _TwoPassModel(ABC):
         return embeddings
 
     def first_pass(self, counts: Mapping[str, int]) -> list[Float[Tensor, "_ _"]]:
+        """The embeddings of all chunks without a graph, in the order of `names`; records generator states."""
         whole: dict[tuple[str, str], Float[Tensor, "_ _"]] = {}
         for chunk in self.chunks:
             # Before the pass: the second pass starts from the same states and draws the same dropout masks.
