@@ -220,7 +220,7 @@ def _gather_table(name: Any, tables: Mapping[Any, Index], headers: Headers, devi
 
 def _all_gather_rows(local: Shaped[Tensor, " local *shape"], sizes: list[int]) -> Shaped[Tensor, " n *shape"]:
     """The rows of all ranks in the order of ranks, padded to the longest for the transfer."""
-    # gloo has no booleans, and all_gather takes tensors of one size.
+    # all_gather takes tensors of one size; booleans travel as bytes, which every backend supports.
     carried = local.to(torch.uint8) if local.dtype == torch.bool else local
     padded = carried.new_zeros((max(sizes), *local.shape[1:]))
     padded[: len(local)] = carried
