@@ -113,6 +113,6 @@ def test_row_sums_of_a_multiple_leave_self_out(affinity):
     labels = torch.tensor([0, 0, 1])
     single = MultiLabel(targets, measure="cosine") if affinity == "several labels" else SameLabel(labels)
     sums, valid = (single * 3.0).row_sums(torch.arange(3))
-    dense = 3 * single.dense()
+    dense = 3 * single.dense().double()  # row sums are float64
     assert torch.allclose(sums, dense.sum(1) - dense.diagonal(), atol=1e-6)
     assert valid.tolist() == [True, True, False]
