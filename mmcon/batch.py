@@ -151,7 +151,7 @@ class ViewBatch:
         )
 
     def pin_memory(self) -> ViewBatch:
-        """The batch in page-locked memory, from which a copy to a GPU does not block; parameters stay as they are."""
+        """The batch in page-locked memory, from which a copy to a GPU does not block; parameters are unchanged."""
         return ViewBatch(
             views=tree_map(Tensor.pin_memory, self.views),
             index={name: table.map(Tensor.pin_memory) for name, table in self.index.items()},

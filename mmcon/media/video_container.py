@@ -202,7 +202,7 @@ class VideoFile(VideoHandle):
                 raise MissingDependencyError(self.name, expected="TorchCodec", got=repr(error), fix=fix) from error
             return None
         begin = decoder.metadata.begin_stream_seconds or 0.0
-        # TorchCodec refuses a time at or after the end of the stream.
+        # TorchCodec raises on a time at or after the end of the stream.
         last = decoder.metadata.end_stream_seconds - 1e-3
         try:
             return decoder.get_frames_played_at([min(begin + t + SAME_TIME_SECONDS, last) for t in times]).data

@@ -39,7 +39,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         sums = all_reduce_sum_with_gradient(torch.cat([input.sum(axes), local_n]))
         n = sums[-1].detach()
         mean = sums[:-1] / n
-        # Two passes: the difference E[x²] - μ² loses its digits where the mean is large.
+        # Two passes: the difference E[x²] - μ² loses precision for a large mean.
         centered = input - mean.view(shape)
         variance = all_reduce_sum_with_gradient(centered.square().sum(axes)) / n
         self._update_running_statistics(mean.detach(), variance.detach() * n / (n - 1), n)

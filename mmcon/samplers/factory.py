@@ -56,7 +56,7 @@ def create_batch_sampler(
 
 
 def _check_labels(source: Source, name: str, objective: str) -> None:
-    """Raise ConfigError where the objective or the sampler needs labels that the source does not have."""
+    """Raise ConfigError if the objective or the sampler needs labels and the source has none."""
     labels = source.labels
     if objective != "simclr" and (labels is None or len(labels.unique()) < 2):
         raise ConfigError(

@@ -109,7 +109,7 @@ def _samples_of(where: str, file: Path) -> Iterator[tuple[str, dict[str, Member]
     """The samples of an archive: the name of each, and its members by suffix."""
     samples: dict[str, dict[str, Member]] = {}
     try:
-        # "r:" refuses compressed archives: only members of an uncompressed one have offsets to seek to.
+        # "r:" raises on compressed archives, since only members of an uncompressed one have offsets to seek to.
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 if member.isfile():

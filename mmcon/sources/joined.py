@@ -36,7 +36,7 @@ class JoinedSource(Source):
                 got=f"none in {apart}",
                 fix="give a sample the same id in every source",
             )
-        # The joined index holds only columns that every sample has; each member keeps its own.
+        # The joined index contains only columns that every sample has; members keep their other columns.
         columns: dict[str, Tensor] = {}
         for aligned in self._aligned.values():
             whole = bool((aligned.positions >= 0).all())

@@ -40,13 +40,13 @@ def path(name: str, split: str | None = None) -> Path:
         UnknownNameError: the set or the split does not exist; the message has the nearest names.
     """
     if name not in names():
-        _refuse("samples", "the name of a bundled set", name, names())
+        _raise_unknown("samples", "the name of a bundled set", name, names())
     folder = _FOLDER / name
     if split is None:
         return folder
     splits = splits_of(name)
     if split not in splits:
-        _refuse(f"samples {name!r}", "the name of a split", split, splits)
+        _raise_unknown(f"samples {name!r}", "the name of a split", split, splits)
     return folder / f"{split}.parquet"
 
 
@@ -62,7 +62,7 @@ def rows(name: str, split: str, columns: Sequence[str] | None = None) -> list[di
     known = parquet.read_schema(file).names
     for column in columns or ():
         if column not in known:
-            _refuse(f"samples {name!r}", "the name of a column", column, known)
+            _raise_unknown(f"samples {name!r}", "the name of a column", column, known)
     return parquet.read_table(file, columns=list(columns) if columns else None).to_pylist()
 
 
@@ -93,5 +93,5 @@ def card(name: str) -> dict[str, Any]:
     return json.loads((path(name) / "card.json").read_text(encoding="utf-8"))
 
 
-def _refuse(where: str, expected: str, got: str, known: list[str]) -> None:
+def _raise_unknown(where: str, expected: str, got: str, known: list[str]) -> None:
     raise UnknownNameError(where, expected=expected, got=repr(got), fix=nearest(got, known))

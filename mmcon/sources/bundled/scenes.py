@@ -33,7 +33,7 @@ SHAKE, LIGHT = 3, (0.7, 1.3)
 def scenes(split: str = "train", seed: int = 0) -> ClipSource:
     """Synthetic clips with nuisance factors: moving clothing over film backgrounds, with camera shake and flicker.
 
-    Four seconds at 12 frames a second, 48×48. The splits share no clothing image and no frame of the film.
+    Four seconds at 12 frames per second, 48×48. The splits share no clothing image and no frame of the film.
 
     Args:
         split: "train" or "test".

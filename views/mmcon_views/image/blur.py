@@ -64,7 +64,7 @@ def convolve(
     Args:
         x: images.
         weights: the right half of each kernel, from the center, on the CPU.
-        outside: the gray of a constant border, in place of reflection.
+        outside: the gray of a constant border, instead of reflection.
     """
     weights = weights.to(torch.float32)
     weights = torch.where(weights > 1e-7, weights, 0.0)
@@ -165,7 +165,7 @@ class Blur(ViewGenerator):
         return {"apply": keys.bernoulli("apply", self.p), "sigma": keys.uniform("sigma", *self.sigma)}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Blur where drawn."""
+        """Blur the selected images."""
         x = to_float(batch, self.name or "image/blur")
         weights = gaussian_weights(params["sigma"], self._radius(x))
         return map_selected(x, params["apply"], partial(convolve, outside=self.outside), weights)

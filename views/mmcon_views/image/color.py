@@ -206,7 +206,7 @@ class ColorJitter(ViewGenerator):
         return draw_jitter(keys, self.strengths, self.p)
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Adjust the colors where drawn."""
+        """Adjust the colors of the selected images."""
         out = float_copy(batch, self.name or "image/color-jitter")
         self.apply_(out, params)
         return out
@@ -246,7 +246,7 @@ class Grayscale(ViewGenerator):
         return {"apply": keys.bernoulli("apply", self.p)}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Convert to gray where drawn."""
+        """Convert the selected images to gray."""
         return map_selected(to_float(batch, self.name or "image/grayscale"), params["apply"], gray)
 
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
@@ -275,7 +275,7 @@ class Solarize(ViewGenerator):
         return {"apply": keys.bernoulli("apply", self.p)}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Invert where drawn."""
+        """Invert the selected images."""
         return map_selected(to_float(batch, self.name or "image/solarize"), params["apply"], self._invert)
 
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:

@@ -55,7 +55,7 @@ def hsv_saturation(x: Images, factor: Factor) -> Images:
     if x.shape[1] == 1:
         return x
     high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    # Gray pixels have no saturation to scale: any finite limit leaves them as they are.
+    # Gray pixels have no saturation to scale: any finite limit leaves them unchanged.
     most = high / (high - low).clamp_(min=1e-12)
     return (high - (high - x).mul_(torch.minimum(factor.expand_as(most), most))).clamp_(0, 1)
 
@@ -121,7 +121,7 @@ class TensorFlowJitter(ViewGenerator):
         return draw_jitter(keys, self.strengths, self.p, added=self.brightness_is == "added")
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Adjust the colors where drawn."""
+        """Adjust the colors of the selected images."""
         out = float_copy(batch, self.name or "image/color-jitter-tf")
         self.apply_(out, params)
         return out
@@ -159,7 +159,7 @@ class LinearHue(ViewGenerator):
         return {"apply": keys.bernoulli("apply", self.p), "hue": keys.uniform("hue", -self.hue, self.hue)}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Rotate where drawn."""
+        """Rotate the hue of the selected images."""
         x = to_float(batch, self.name or "image/linear-hue")
         (where,) = as_columns(x, params["apply"])
         return torch.where(where.bool(), linear_hue(x, params["hue"].to(torch.float32).view(-1, 1, 1, 1)), x)

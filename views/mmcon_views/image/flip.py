@@ -33,7 +33,7 @@ class Flip(ViewGenerator):
         return {"flip": keys.bernoulli("flip", self.p)}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Num[Tensor, "b c h w"]:
-        """Flip where drawn; the dtype stays."""
+        """Flip the selected images; the dtype is unchanged."""
         check_batch(batch, self.name or "image/flip")
         return map_selected(batch, params["flip"], _flipped)
 

@@ -51,7 +51,7 @@ def solarize_add(x: Images, addition: Magnitude) -> Images:
 def posterize(x: Images, bits: Magnitude) -> Images:
     """X rounded down to so many bits (0 to 8)."""
     levels = torch.ldexp(torch.ones_like(bits), bits)
-    # White would have a level of its own; torchvision gives it the uppermost.
+    # White alone would be in one more level; torchvision assigns it to the highest one.
     return torch.minimum((x * levels).floor(), levels - 1).clamp(min=0) / levels
 
 

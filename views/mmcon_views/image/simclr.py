@@ -37,7 +37,7 @@ def simclr(
         area: bounds of the crop's area, as fractions of the image's.
         interpolation: the filter of the crop.
         grayscale: the probability of a gray view.
-        blur: whether to blur with probability .5; by default where the size is above 64.
+        blur: whether to blur with p = 0.5; by default for sizes above 64.
     """
     # The paper leaves the blur out for CIFAR-10, at 32 px.
     small = min(size if isinstance(size, tuple) else (size, size)) <= 64
@@ -75,7 +75,7 @@ def simclr_tf(
         strength: s of the color jitter: .8s, .8s, .8s and .2s.
         area: bounds of the crop's area, as fractions of the image's.
         brightness: "added" (version 1) or "multiplied" (version 2).
-        blur: whether to blur with probability .5; by default where the size is above 64.
+        blur: whether to blur with p = 0.5; by default for sizes above 64.
     """
     small = min(size if isinstance(size, tuple) else (size, size)) <= 64
     children = [

@@ -41,7 +41,7 @@ class Warp(ViewGenerator):
         return {"apply": keys.bernoulli("apply", self.p), "moves": moves}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Warp where drawn, with replicated borders."""
+        """Warp the selected images, with replicated borders."""
         return map_selected(to_float(batch, self.name or "image/warp"), params["apply"], _warp, params["moves"])
 
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:

@@ -67,7 +67,7 @@ class ClipSampler(ViewGenerator):
         """Draw `times` (`b t`, seconds); further parameters are the span, the frame duration and the clip's id."""
         clips = self._clip_spans(keys, meta)
         times, step, overlap, speed = self.frame_times.draw(keys, clips)
-        # Half a frame before the end still shows the last frame, whatever the header's duration was rounded to.
+        # Half a frame before the end is still the last frame, for any rounding of the header's duration.
         last = clips.end - 0.5 / clips.frames_per_second
         over = times[:, -1] > clips.end
         if self.short == "error" and bool(over.any()):
@@ -106,7 +106,7 @@ class ClipSampler(ViewGenerator):
         return [clip.decode(t, shorter_side=self.shorter_side) for clip, t in zip(handles, times, strict=True)]
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
-        """The number of frames and their rate, and the scaled size where a shorter side is set."""
+        """The number of frames and their rate, and the scaled size if a shorter side is set."""
         count = params["times"].shape[1]
         known = {**meta, "frames": torch.full_like(params["group"], count), "frames_per_second": 1 / params["step"]}
         if self.shorter_side is not None and "height" in meta and "width" in meta:
@@ -173,10 +173,10 @@ def random_clip(
     Args:
         frames: frames in the view.
         stride: steps from frame to frame.
-        rate_hz: steps a second; None: the clip's own rate.
+        rate_hz: steps per second; None: the clip's frame rate.
         speed: bounds of a drawn factor on the step; see video/speed.
         shorter_side: frames are scaled down to this while they are decoded.
-        short: `hold`, `loop` or `error` where the clip is shorter than the view.
+        short: `hold`, `loop` or `error` for clips shorter than the view.
     """
     rule = UniformStart(FrameSpacing(frames, stride, rate_hz, speed))
     return ClipSampler(rule, shorter_side=shorter_side, short=short, name="video/random-clip")
@@ -200,10 +200,10 @@ def speed_clip(
     Args:
         frames: frames in the view.
         stride: steps from frame to frame.
-        rate_hz: steps a second; None: the clip's own rate.
+        rate_hz: steps per second; None: the clip's frame rate.
         speed: bounds of the factor, drawn log-uniformly: at 2 the view takes half as long as its span.
         shorter_side: frames are scaled down to this while they are decoded.
-        short: `hold`, `loop` or `error` where the clip is shorter than the view.
+        short: `hold`, `loop` or `error` for clips shorter than the view.
     """
     rule = UniformStart(FrameSpacing(frames, stride, rate_hz, speed))
     return ClipSampler(rule, shorter_side=shorter_side, short=short, name="video/speed")
@@ -216,7 +216,7 @@ def dense_clip(*, frames: int = 16, shorter_side: int | None = None, short: Shor
     Args:
         frames: frames in the view.
         shorter_side: frames are scaled down to this while they are decoded.
-        short: `hold`, `loop` or `error` where the clip is shorter than the view.
+        short: `hold`, `loop` or `error` for clips shorter than the view.
     """
     return ClipSampler(
         UniformStart(FrameSpacing(frames)), shorter_side=shorter_side, short=short, name="video/dense-clip"
@@ -245,7 +245,7 @@ def cvrl_clip(
     Args:
         frames: frames in each view.
         stride: steps from frame to frame.
-        rate_hz: steps a second; None: the clip's own rate.
+        rate_hz: steps per second; None: the clip's frame rate.
         shorter_side: frames are scaled down to this while they are decoded.
     """
     return ClipSampler(
@@ -270,7 +270,7 @@ def bounded_gap_clip(
         gap_seconds: the longest gap.
         frames: frames in each view.
         stride: steps from frame to frame.
-        rate_hz: steps a second; None: the clip's own rate.
+        rate_hz: steps per second; None: the clip's frame rate.
         shorter_side: frames are scaled down to this while they are decoded.
     """
     if gap_seconds < 0:
@@ -296,7 +296,7 @@ def tclr_clip(
         frames: frames in each view.
         skip: the sparse clip's stride; that of the dense clips is 1.
         dense: the number of dense clips.
-        rate_hz: steps a second; None: the clip's own rate.
+        rate_hz: steps per second; None: the clip's frame rate.
         shorter_side: frames are scaled down to this while they are decoded.
     """
     return ClipSampler(
@@ -310,7 +310,7 @@ def window_frames(*, views: int, rate_hz: int | float | None = None, shorter_sid
 
     Args:
         views: frames in the window; pass the same object for as many views.
-        rate_hz: frames a second; None: the clip's own rate.
+        rate_hz: frames per second; None: the clip's frame rate.
         shorter_side: frames are scaled down to this while they are decoded.
     """
     return ClipSampler(
@@ -333,10 +333,10 @@ def grid_clip(
     Args:
         frames: frames in each view.
         stride: steps from frame to frame.
-        rate_hz: steps a second; None: the clip's own rate.
+        rate_hz: steps per second; None: the clip's frame rate.
         views: the number of starts.
         shorter_side: frames are scaled down to this while they are decoded.
-        short: `hold`, `loop` or `error` where the clip is shorter than the view.
+        short: `hold`, `loop` or `error` for clips shorter than the view.
     """
     rule = EvenlySpacedClips(FrameSpacing(frames, stride, rate_hz), views)
     return ClipSampler(rule, shorter_side=shorter_side, short=short, name="video/grid-clip")

@@ -110,7 +110,7 @@ def _resample_clips(
 ) -> Float32[Tensor, "b t c h2 w2"]:
     """Resample all frames of a clip as the channels of one image, in a single call, since they have the same crop."""
     boxes = torch.stack([box[side] for side in ("top", "left", "height", "width")], dim=1).tolist()
-    # One call for 3t channels, in place of one for each frame.
+    # One call for 3t channels instead of one call per frame.
     out = torch.empty(len(clips), *clips[0].shape[:2], *image.size)
     for row, (clip, (top, left, height, width)) in enumerate(zip(clips, boxes, strict=True)):
         check_image(clip, name)

@@ -45,7 +45,7 @@ def graded(
     Args:
         size: side of the square output, or (height, width).
         frames: frames in the view.
-        rate_hz: steps a second; None: the clip's own rate.
+        rate_hz: steps per second; None: the clip's frame rate.
         stride: steps from frame to frame.
         area: bounds of the crop's area, as fractions of the image.
         strength: s of SimCLR's color jitter.
@@ -54,7 +54,7 @@ def graded(
             then a fraction of that crop.
         positions: the number of equally spaced starts, one per view, instead of a drawn start: for evaluation with
             crops.
-        short: `hold`, `loop` or `error` where the clip is shorter than the view.
+        short: `hold`, `loop` or `error` for clips shorter than the view.
     """
     sampling: dict[str, Any] = {"frames": frames, "stride": stride, "rate_hz": rate_hz, "short": short}
     sampling["shorter_side"] = _decoding_side(
@@ -167,10 +167,10 @@ def plain(
     Args:
         size: side of the square output, or (height, width).
         frames: frames in each view.
-        rate_hz: steps a second; None: the clip's own rate.
+        rate_hz: steps per second; None: the clip's frame rate.
         stride: steps from frame to frame.
         views: the number of starts; pass the same object for as many views.
-        short: `hold`, `loop` or `error` where the clip is shorter than the view.
+        short: `hold`, `loop` or `error` for clips shorter than the view.
     """
     side = min(size if isinstance(size, tuple) else (size, size))
     sampler = clip_sampler.grid_clip(
