@@ -38,7 +38,7 @@ def pixels(batch: ViewBatch) -> Float[Tensor, "b d"]:
 def extract_all(
     run: Run, encoders: Mapping[str, tuple[Encode, Views]], train: Source, test: Source, *, batch_size: int = 512
 ) -> dict[str, tuple[Features, Features]]:
-    """Features of the training and of the test split under each encoder; every sample is encoded once. Collective.
+    """Features of the training and of the test split under each encoder; every sample is encoded once. Every rank must call this.
 
     The ranks share the samples and exchange the features as files in `features/` of the run folder.
 

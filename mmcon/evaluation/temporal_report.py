@@ -50,7 +50,7 @@ def evaluate_videos(
     *,
     views: Mapping[str, Views],
 ) -> dict[str, Any]:
-    """The temporal metrics of several models, under several kinds of views; their tables are printed. Collective.
+    """The temporal metrics of several models, under several kinds of views; their tables are printed. Every rank calls it.
 
     Also those of the first model's embeddings in each of its spaces, and those of raw pixels.
 

@@ -116,3 +116,11 @@ def test_row_sums_of_a_multiple_leave_self_out(affinity):
     dense = 3 * single.dense().double()  # row sums are float64
     assert torch.allclose(sums, dense.sum(1) - dense.diagonal(), atol=1e-6)
     assert valid.tolist() == [True, True, False]
+
+
+def test_given_weights_are_symmetric_only_where_candidates_are_the_anchors():
+    weights, rows = torch.tensor([[1.0, 0.5], [0.5, 1.0]]), torch.tensor([0, 1])
+    assert Dense(weights).symmetric
+    assert Dense(weights, rows).symmetric
+    assert not Dense(weights, rows, torch.tensor([1, 0])).symmetric
+    assert not Dense(torch.tensor([[1.0, 0.5], [0.2, 1.0]])).symmetric
