@@ -93,7 +93,8 @@ Runs = dict[str, list[dict[str, Any]]]
 def of_image_text(found: Runs) -> str:
     """Recall at 1 and 10 from images to texts on each set, zero-shot top-1, and the modality gap."""
     columns: dict[str, Callable[[dict[str, Any]], list[float]]] = {
-        f"{name.replace('_', ' ')}, R@1 / R@10": lambda run, name=name: recalls(run[name]["first_to_second"]) for name in SETS
+        f"{name.replace('_', ' ')}, R@1 / R@10": lambda run, name=name: recalls(run[name]["first_to_second"])
+        for name in SETS
     }
     columns["zero-shot, another vendor"] = lambda run: [run["zero_shot"]["another_vendor"]]
     columns["zero-shot, held out"] = lambda run: [run["zero_shot"]["held_out"]]
@@ -106,7 +107,9 @@ def of_multimodal(found: Runs) -> str:
     return table(
         found,
         {
-            f"{pair}, {split.replace('_', ' ')}": lambda run, split=split, pair=pair: recalls(run[split][pair]["first_to_second"])
+            f"{pair}, {split.replace('_', ' ')}": lambda run, split=split, pair=pair: recalls(
+                run[split][pair]["first_to_second"]
+            )
             for split in ("training_samples", "held_out")
             for pair in ("image-audio", "image-text", "text-audio")
         },

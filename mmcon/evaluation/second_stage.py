@@ -38,9 +38,10 @@ def pixels(batch: ViewBatch) -> Float[Tensor, "b d"]:
 def extract_all(
     run: Run, encoders: Mapping[str, tuple[Encode, Views]], train: Source, test: Source, *, batch_size: int = 512
 ) -> dict[str, tuple[Features, Features]]:
-    """Features of the training and of the test split under each encoder; every sample is encoded once. Every rank must call this.
+    """Features of the training and of the test split under each encoder; every sample is encoded once.
 
-    The ranks share the samples and exchange the features as files in `features/` of the run folder.
+    Every rank must call this. The ranks share the samples and exchange the features as files in `features/` of the run
+    folder.
 
     Args:
         run: gives the folder, the device and the ranks.

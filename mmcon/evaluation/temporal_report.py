@@ -50,9 +50,10 @@ def evaluate_videos(
     *,
     views: Mapping[str, Views],
 ) -> dict[str, Any]:
-    """The temporal metrics of several models, under several kinds of views; their tables are printed. Every rank calls it.
+    """The temporal metrics of several models, under several kinds of views; their tables are printed.
 
-    Also those of the first model's embeddings in each of its spaces, and those of raw pixels.
+    Every rank must call this. The result also has those of the first model's embeddings in each of its spaces, and
+    those of raw pixels.
 
     Args:
         run: gives the folder, the device, the ranks, and the seed of the intervals.
