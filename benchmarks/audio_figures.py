@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+import mmcon
 from mmcon.evaluation.audio import across_languages
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.retrieval import retrieve
@@ -87,7 +88,8 @@ def train(data: str, objective: str, seed: int, options: argparse.Namespace) -> 
     settings = {"data": data, "objective": objective, "seed": seed, "output_dir": folder}
     settings |= {"window_seconds": options.window_seconds} if options.window_seconds else {}
     config = recipe.Config(**settings, max_steps=options.steps, cpu=True, log_every=20, force=True, resume=True)
-    sampler = recipe.make_sampler(config, recipe.open_splits(config)[0])
+    train = mmcon.create_source(config.data, modality="audio", split="train", rate_hz=config.sample_rate_hz)
+    sampler = recipe.make_sampler(config, train)
     epochs = -(-options.steps // sampler.steps_per_epoch)
     recipe.main(replace(config, epochs=epochs))
     figures = json.loads((folder / "results.json").read_text())

@@ -34,6 +34,7 @@ import torch
 import mmcon
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.statistics import bootstrap, paired_permutation
+from mmcon.evaluation.temporal_report import space_embeddings
 from mmcon.report.video_sheet import write_similarity_by_lag
 
 FIGURES = ("lag_correlation", "retrieval_seconds", "lag_error_seconds", "order_accuracy")
@@ -105,13 +106,12 @@ def summary(output: Path) -> None:
 
 def picture(output: Path, experiment: str) -> None:
     """Cosine by lag in the fast space on held-out clips, for both objectives, with the first seed."""
-    video_graded = recipe()
     lines: dict[str, list[Features]] = defaultdict(list)
     for objective in ("graded", "binary"):
         for run in sorted((output / experiment / f"{objective}-seed0").glob("*/model")):
             features = Features.load(run.parent / "features" / "trained_plain-test.safetensors")
             model = mmcon.ContrastiveModel.from_pretrained(run)
-            lines[f"{objective}, fast space"].append(video_graded.embedded(model, "fast", features))
+            lines[f"{objective}, fast space"].append(space_embeddings(model, "fast", features))
     by_line = {name: Features.cat(tables) for name, tables in lines.items()}
     write_similarity_by_lag(output / f"{experiment}_similarity_by_lag.png", by_line)
 

@@ -33,6 +33,7 @@ from mmcon.registry import create
 from mmcon.samplers.base import BatchSampler
 from mmcon.sources.base import Source, Subset
 from mmcon.sources.few_labels import few_labels
+from mmcon.sources.text import TextSource
 from mmcon.training.optim import create_optimizer_and_schedule
 
 BUNDLED = "samples/emoji-names"
@@ -81,6 +82,8 @@ def main(config: Config) -> None:
     train, test = (
         mmcon.create_source(config.data, modality="text", split=split, **table) for split in ("train", "test")
     )
+    if not isinstance(train, TextSource):
+        raise ConfigError("--data", expected="a table of texts", got=train.name, fix="save it as .csv or .jsonl")
     whole = train
     if config.labels_per_class:
         train = few_labels(whole, per_class=config.labels_per_class, seed=config.seed)

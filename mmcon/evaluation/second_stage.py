@@ -54,13 +54,14 @@ def extract_all(
     def extract(name: str, split: str, source: Source) -> Features:
         encode, views = encoders[name]
         encode = encode.to(run.device) if isinstance(encode, nn.Module) else encode
-        loader = one_pass(
-            source, views, batch_size=batch_size, device=run.device, rank=run.rank, world_size=run.world_size
-        )
+        ranks = min(run.world_size, len(source))  # a rank without samples extracts nothing
         stem = run.folder / "features" / f"{name.replace(' ', '_')}-{split}"
-        shards = [f"-rank{rank}" for rank in range(run.world_size)] if run.world_size > 1 else [""]
+        shards = [f"-rank{rank}" for rank in range(ranks)] if run.world_size > 1 else [""]
         files = [stem.with_name(f"{stem.name}{shard}.safetensors") for shard in shards]
-        extract_features(encode, loader).save(files[run.rank])
+        if run.rank < ranks:
+            shard = {"rank": run.rank, "world_size": ranks}
+            loader = one_pass(source, views, batch_size=batch_size, device=run.device, **shard)
+            extract_features(encode, loader).save(files[run.rank])
         run.accelerator.wait_for_everyone()
         return Features.cat([Features.load(file) for file in files])
 

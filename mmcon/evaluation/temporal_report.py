@@ -75,7 +75,7 @@ def evaluate_videos(
             continue
         features = dict(zip(encoders, extracted.values(), strict=True))
         for space in models[trained].spaces:
-            known, queried = (_embeddings(models[trained], space, split) for split in features[trained])
+            known, queried = (space_embeddings(models[trained], space, split) for split in features[trained])
             features[space] = known, queried
         metrics[kind] = {name: evaluate_temporal(*splits, seed=run.seed) for name, splits in features.items()}
         run.print(f"{kind}\n{temporal_metrics_table(metrics[kind])}")
@@ -142,7 +142,7 @@ def small_frames(batch: ViewBatch) -> Float[Tensor, "n d"]:
 
 
 @torch.no_grad()
-def _embeddings(model: ContrastiveModel, space: str, features: Features) -> Features:
+def space_embeddings(model: ContrastiveModel, space: str, features: Features) -> Features:
     """The embeddings in a space, computed from features by its projection head."""
     head: Any = model.heads[space]
     device = next(head.parameters()).device

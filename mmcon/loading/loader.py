@@ -240,9 +240,11 @@ def one_pass(
 ) -> Iterator[ViewBatch]:
     """Iterate over every sample of a source once, in order, for evaluation; each rank gets its shard of every batch."""
     sampler = _SequentialSampler(len(source), max(batch_size, world_size))
-    yield from ViewLoader(
+    loader = ViewLoader(
         source, views, sampler, seed=0, workers=workers, device=device, rank=rank, world_size=world_size
     )
+    # The shard of a short last batch may be empty.
+    yield from (batch for batch in loader if batch.modalities)
 
 
 class _SequentialSampler(BatchSampler):

@@ -34,16 +34,17 @@ def check_options(where: str, options: Mapping[str, Any], known: Iterable[str]) 
     Raises:
         ConfigError: `options` has a name that is not in `known`.
     """
-    names = sorted(known)
+    names = known if isinstance(known, frozenset) else frozenset(known)
     for name in options:
         if name not in names:
+            names = sorted(names)
             raise ConfigError(where, expected=f"options among {names}", got=repr(name), fix=nearest(name, names))
 
 
 def reject_unknown_options(target: Target) -> Target:
     """Decorate a function or a class: an unknown keyword raises `ConfigError` in place of Python's `TypeError`."""
     function = target.__init__ if isinstance(target, type) else target
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    known = frozenset(inspect.signature(function).parameters) - {"self"}
 
     @functools.wraps(function)
     def checked(*arguments: Any, **options: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from mmcon.affinity import Affinity, SameSample
@@ -68,6 +69,14 @@ def check_shared_samples(
             got=f"none in {source}",
             fix="give a sample the same id in both sources, leave the pair out, or use SameLabel",
         )
+
+
+def check_unique_labels(labels: Iterable[str]) -> None:
+    """Raise ConfigError if two blocks have the same sides in one space."""
+    for label, count in Counter(labels).items():
+        if count > 1:
+            expected = "each pair of sides once in a space"
+            raise ConfigError("Objective", expected=expected, got=f"{count} blocks {label!r}")
 
 
 def _unknown(block: Block, what: str, name: str, known: Iterable[str], which: str = "") -> ConfigError:

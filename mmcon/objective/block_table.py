@@ -16,7 +16,7 @@ from mmcon.affinity import Affinity, as_affinity, as_number
 from mmcon.errors import ConfigError
 from mmcon.losses.negative_weights import HardNegatives
 from mmcon.losses.settings import LossSettings
-from mmcon.objective.block_checks import check_blocks, check_shared_samples, has_both_sides
+from mmcon.objective.block_checks import check_blocks, check_shared_samples, check_unique_labels, has_both_sides
 from mmcon.objective.pair_blocks import Block, Name, blocks_by_space
 from mmcon.sources.base import Source
 from mmcon.sources.joined import modality_pair_counts
@@ -71,13 +71,11 @@ class BlockTable:
         """
         present = frozenset(names)
         if present not in self._resolved:
-            found: dict[str, SpaceBlock | None] = {}
-            for space, block in blocks_by_space(self.blocks, self.union, present):
-                if (label := block.label(space)) in found:
-                    expected = "each pair of sides once in a space"
-                    raise ConfigError("Objective", expected=expected, got=f"two blocks {label!r}")
-                found[label] = self._resolve_block(space, block, present)
-            self._resolved[present] = found
+            blocks = list(blocks_by_space(self.blocks, self.union, present))
+            check_unique_labels(block.label(space) for space, block in blocks)
+            self._resolved[present] = {
+                block.label(space): self._resolve_block(space, block, present) for space, block in blocks
+            }
         return self._resolved[present]
 
     def check(self, spaces: Mapping[str, Iterable[str]], source: Any, views: Mapping[str, int] | None) -> None:
@@ -85,7 +83,9 @@ class BlockTable:
         check_blocks(self.blocks, spaces, views)
         names = [(space, modality) for space, modalities in spaces.items() for modality in modalities]
         counts = modality_pair_counts(source) if isinstance(source, Source) and self.blocks is not None else None
-        for space, block in blocks_by_space(self.blocks, self.union, names):
+        blocks = list(blocks_by_space(self.blocks, self.union, names))
+        check_unique_labels(block.label(space) for space, block in blocks)
+        for space, block in blocks:
             if has_both_sides(space, block, spaces):
                 affinity, _ = self._affinity(space, block), self._temperature(space, block)
                 if counts is not None:

@@ -42,6 +42,10 @@ def audio_source(
         handle=opener,
         names=listing.names,
         modality="audio",
-        categories={name: list(map(str, listing.columns[name])) for name in columns if name in listing.columns},
+        categories={
+            name: list(map(str, listing.columns[name]))
+            for name in columns
+            if name in listing.columns and name != listing.label_column
+        },
         **listing.options,
     )

@@ -82,10 +82,6 @@ def create_source(
 def source_name(data: str, modality: str | tuple[str, ...] | None = None) -> str:
     """The registered name of the source that opens a data set; a registered name is returned unchanged."""
     wanted = (modality,) if isinstance(modality, str) else modality or ()
-    for name in wanted:
-        if name not in MODALITIES:
-            fix = nearest(name, list(MODALITIES))
-            raise UnknownNameError("create_source", expected="a modality", got=repr(name), fix=fix)
     if data in [entry.name for entry in entries("source")]:
         has = lookup("source", data).modality
         if wanted and has not in ("any", "+".join(wanted)):
@@ -93,6 +89,10 @@ def source_name(data: str, modality: str | tuple[str, ...] | None = None) -> str
             expected, fix = f"a source of modality {'+'.join(wanted)!r}", f"bundled are {', '.join(fitting) or 'none'}"
             raise DataError(f"create_source({data!r})", expected=expected, got=f"modality {has!r}", fix=fix)
         return data
+    for name in wanted:
+        if name not in MODALITIES:
+            fix = nearest(name, list(MODALITIES))
+            raise UnknownNameError("create_source", expected="a modality", got=repr(name), fix=fix)
     layout = _layout(data)
     if len(wanted) > 1:
         if layout != "table":

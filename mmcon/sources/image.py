@@ -11,7 +11,7 @@ from mmcon.errors import DataError
 from mmcon.sources.base import DatasetSource
 from mmcon.sources.listing import Listing, handle_opener
 from mmcon.sources.splits import is_train
-from mmcon.sources.unreadable import keep_readable
+from mmcon.sources.unreadable import keep_readable, read_quarantine
 
 # Folders of at most this many files are checked by default: reading all headers takes about half a minute.
 CHECKED = 100_000
@@ -48,7 +48,7 @@ def image_source(
             _ = handle.facts if level == "headers" else handle.decode()
 
     kept = listing
-    if level != "none" or quarantine is not None:
+    if level != "none" or read_quarantine(quarantine):
         kept, _ = keep_readable(listing, attempt, max_failures=max_failures, quarantine=quarantine)
     if listing.folder and kept.labels is not None and is_train(listing.split):
         _check_every_class_is_left(kept)

@@ -45,6 +45,7 @@ class Listing:
         split: the requested split.
         versions: for texts, the names of the columns in a cell.
         notes: what was guessed.
+        label_column: the column that has the labels; it is one of `columns` too.
     """
 
     where: str
@@ -60,6 +61,7 @@ class Listing:
     split: str = "train"
     versions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    label_column: str | None = None
 
     def select(self, keep: Sequence[int], *notes: str) -> Listing:
         """A subset of the samples, by index, with further notes."""
@@ -84,6 +86,8 @@ class Listing:
 
     def file(self, position: int) -> str:
         """The path of a sample's file, or the sample's name if it is not a file."""
+        if self.is_lazy:
+            return self.names[position]
         cell = self.cells[position]
         return str(self.root / cell) if isinstance(cell, str | Path) else self.names[position]
 

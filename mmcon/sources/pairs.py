@@ -54,7 +54,10 @@ def joined_table(
 
 def _instances(pairs: Listing, modality: str, options: TableOptions) -> GroupedSource:
     """A further modality of the pairs, with all instances of each sample; a pair without a file is left out."""
-    columns = choose_columns(pairs.where, list(pairs.columns), modality, options)
+    # The labels are texts of a modality only if their column is named, such as that of class names.
+    named = {options.media_column, *(options.text_columns or ())}
+    available = [name for name in pairs.columns if name != pairs.label_column or name in named]
+    columns = choose_columns(pairs.where, available, modality, options)
     cells: list[Any] = list(pairs.columns[columns.media])
     if columns.texts:
         cells = list(zip(*(pairs.columns[name] for name in columns.texts), strict=True))

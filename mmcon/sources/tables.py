@@ -49,7 +49,7 @@ def list_table(path: str | Path, *, split: str = "train", modality: str = "image
     columns = choose_columns(where, list(table), modality, options)
     cells, ids = table[columns.media], table[columns.id] if columns.id else None
     labels, classes = encode_labels(where, table[columns.label], options.classes) if columns.label else (None, ())
-    used = (columns.media, columns.label, options.split_column)
+    used = (columns.media, options.split_column)
     listing = Listing(
         where,
         f"{file.name} ({split})",
@@ -62,6 +62,7 @@ def list_table(path: str | Path, *, split: str = "train", modality: str = "image
         root=Path(options.root).expanduser() if options.root is not None else file.parent,
         versions=columns.texts,
         notes=columns.notes,
+        label_column=columns.label,
     )
     # Equal texts stay in one split, as equal values of the group column do.
     group = options.group_column or GROUP.get(modality)

@@ -34,7 +34,7 @@ def keep_readable(
     known = set(read_quarantine(quarantine))
 
     def read(position: int) -> tuple[Any, str | None]:
-        if listing.file(position) in known:
+        if known and listing.file(position) in known:
             return None, "listed in the quarantine file"
         try:
             return attempt(position), None

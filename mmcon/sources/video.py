@@ -126,7 +126,8 @@ def video_source(
         opener = handle_opener("video", frames_per_second=frames_per_second, decoder=decoder, cache=cache)
         return DatasetSource(listing.cells, handle=opener, names=listing.names, modality="video", **listing.options)
     kept, clips = keep_readable(listing, open_clip, max_failures=max_failures, quarantine=quarantine)
-    return ClipSource(clips, columns=_numbers(kept.columns), **kept.options)
+    further = {name: cells for name, cells in kept.columns.items() if name != kept.label_column}
+    return ClipSource(clips, columns=_numbers(further), **kept.options)
 
 
 def _numbers(columns: Mapping[str, Sequence[Any]]) -> dict[str, Float64[Tensor, " n"]]:

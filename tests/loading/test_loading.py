@@ -208,6 +208,13 @@ def test_one_pass_returns_every_sample_once_in_order():
     assert sorted(torch.cat(seen).tolist()) == list(range(100, 100 + N))
 
 
+def test_one_pass_has_no_batch_without_samples_where_the_last_batch_is_smaller_than_the_world():
+    # 22 samples in batches of 7 leave one, which the last of two ranks gets.
+    ranks = [list(one_pass(Pictures(), {"image": [Window()]}, batch_size=7, rank=p, world_size=2)) for p in range(2)]
+    assert [len(batches) for batches in ranks] == [3, 4]
+    assert all(batch.modalities for batches in ranks for batch in batches)
+
+
 def test_invalid_arguments_raise():
     with pytest.raises(ConfigError, match=r"views for \['image'\]; got views for \['audio'\]"):
         loader(views={"audio": [Identity()]})

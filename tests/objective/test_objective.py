@@ -128,7 +128,7 @@ BAD = {
     "(?s)Block.*'weights'.*did you mean 'weight'": lambda: Objective(
         affinity=SameLabel(), temperature=0.1, blocks=[{"anchors": "image", "weights": 2.0}]
     ),
-    "two blocks 'joint/image'": lambda: Objective(
+    "2 blocks 'joint/image'": lambda: Objective(
         affinity=SameLabel(), temperature=0.1, blocks=[Block("image"), Block("image", affinity=SameSample())]
     )(BOTH, TABLES),
     "none of them": lambda: Objective(affinity=SameLabel(), temperature=0.1, blocks=[Block("sound")])(BOTH, TABLES),

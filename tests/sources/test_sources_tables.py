@@ -14,15 +14,16 @@ from torchvision.io import encode_png
 
 import mmcon
 from mmcon.affinity import SameLabel
-from mmcon.errors import ConfigError, DataError
+from mmcon.errors import ConfigError, DataError, UnknownNameError
 from mmcon.loading.loader import ViewLoader
 from mmcon.loading.streaming import StreamLoader
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder
 from mmcon.models.shared_spaces import SharedSpace
 from mmcon.samplers.uniform import UniformSampler
+from mmcon.sources import hub
 from mmcon.sources.archives import expand_pattern
-from mmcon.sources.base import DatasetSource
+from mmcon.sources.base import DatasetSource, TensorSource
 from mmcon.sources.bundled.fashion_images import fashion
 from mmcon.sources.factory import create_source
 from mmcon.sources.streaming import Stream, StreamSample
@@ -295,6 +296,38 @@ def test_tables_of_the_datasets_library(tables, images, tmp_path):
         create_source(tables, label_column="classname", cache_dir=cache)
     with pytest.raises(DataError, match="a split among"):
         create_source(tables, split="other", cache_dir=cache)
+
+
+def test_a_quarantine_file_makes_no_source_read_its_images_when_it_opens(tables, tmp_path, monkeypatch):
+    read = []
+    original = hub.TableCells.__getitem__
+    monkeypatch.setattr(hub.TableCells, "__getitem__", lambda cells, i: read.append(i) or original(cells, i))
+    source = create_source(tables, cache_dir=str(tmp_path / "cache"), quarantine=tmp_path / "quarantine.jsonl")
+    assert source.open([0])[0].facts["height"] == 28
+    assert not read
+
+
+def test_the_labels_of_pairs_may_be_their_texts(files, images):
+    path = files / "named.csv"
+    lines = [f"media/{image['id']}.png,{image['class_name']}" for image in images[:30]]
+    path.write_text("image,kind\n" + "\n".join(lines) + "\n")
+    options = {"split": "all", "text_columns": ("kind",), "label_column": "kind"}
+    pairs = create_source(path, modality=("image", "text"), **options)
+    text = pairs.members["text"].open([0])[0].instances[0].value
+    assert text == pairs.classes[int(pairs.labels[0])] == images[0]["class_name"]
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_registered_source_of_a_new_modality_opens_with_its_modality():
+    @mmcon.register_source("mine/series", modality="series")
+    def series(split: str = "train") -> TensorSource:
+        return TensorSource(torch.zeros(3, 2), modality="series")
+
+    assert create_source("mine/series", modality="series").modality == "series"
+    with pytest.raises(DataError, match="modality 'series'"):
+        create_source("mine/series", modality="image")
+    with pytest.raises(UnknownNameError, match="a modality"):
+        create_source("photos.csv", modality="imag")
 
 
 def test_hub_names_without_a_network(monkeypatch):
