@@ -1,4 +1,6 @@
-"""Mixup and CutMix in the loader: load the partner samples, which may belong to other ranks, and mix them in.
+"""Mixup and CutMix in the loader: the partner samples that a rank needs too, and the step that mixes them in.
+
+`mmcon.loading.pipeline` loads the partners, which may belong to other ranks.
 
 A generator of scope "partner" (mixup, CutMix) draws a partner in the global batch for each sample. The partner's view
 has the same view number and is computed from the partner's own key, by the children of the chain before the mixing one.

@@ -1,4 +1,7 @@
-"""The P×K sampler: P classes × K samples in every global batch, at a chosen class frequency."""
+"""The P×K sampler: P classes × K samples in every global batch, at a chosen class frequency.
+
+`block_schedule` chooses the classes of each batch, and `class_streams` the samples of each class.
+"""
 
 from __future__ import annotations
 

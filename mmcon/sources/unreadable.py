@@ -1,6 +1,7 @@
 """Check files when a source is opened: leave out unreadable ones and list them in a quarantine file.
 
-Files that fail during training are left out in `mmcon.loading.pipeline`; `mmcon.training.logging` lists those of a run.
+A handle in `mmcon.media` raises the DataError of a file. Files that fail during training are left out in
+`mmcon.loading.pipeline`; `mmcon.training.logging` lists those of a run.
 """
 
 from __future__ import annotations

@@ -339,5 +339,5 @@ def test_the_recipe_runs_and_leaves_its_figures(tmp_path: Path):
         spectrum = results[state]["slow"]["slowness_spectrum"]
         assert 0 < spectrum[0] <= spectrum[-1]
         assert len(results[state]["slow"]["slowness"]) == 64
-    assert "nearest neighbour" in done.stdout
+    assert "nearest neighbor" in done.stdout
     assert "slowest three" in done.stdout
