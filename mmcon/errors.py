@@ -64,6 +64,10 @@ class CheckpointError(MmconError, RuntimeError):
     """A checkpoint is missing, incomplete, or does not match the object that loads it."""
 
 
+class StorageError(MmconError, OSError):
+    """A file cannot be written: the disk is full or read-only, or its folder is gone."""
+
+
 class NonFiniteError(MmconError, FloatingPointError):
     """A loss or a gradient is not finite; the message has the keys that replay the batch."""
 
