@@ -1,0 +1,92 @@
+"""What every decoder of a file goes through: regular files only, one kind of error, and a record for a time limit.
+
+    size = file_size(path, name)                 # DataError unless it is a regular file
+    with decoder_errors(name):                   # any exception of the library becomes a DataError with the name
+        image = Image.open(path)
+
+Libraries raise almost any type on a damaged file (`struct.error`, `IndexError`, `RuntimeError`), so that no list of
+types is complete. Native code that does not return cannot be interrupted; so the training process reads when a worker
+process began its current decoding, and ends a worker that takes too long (`mmcon.loading.workers`).
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+
+from mmcon.errors import DataError, MmconError
+
+DAMAGED = "replace or remove the file; `mmcon doctor --data PATH` lists all such files"
+"""The usual fix of a file that cannot be decoded."""
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO (named pipe)"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+# Where a worker process records when its current decoding began: one number of shared memory, 0 between decodings.
+_began: Float64[np.ndarray, "1"] | None = None
+
+
+@contextmanager
+def decoder_errors(name: str, *, expected: str = "a readable file", fix: str = DAMAGED) -> Iterator[None]:
+    """Convert every exception of a decoder to a DataError that names the sample; errors of this package pass through.
+
+    Args:
+        name: the sample in the message: its path, or its name in the source.
+        expected: what the decoder should find, such as "a readable image".
+        fix: the likely correction.
+    """
+    is_outermost = _began is not None and not _began[0]
+    if is_outermost:
+        restart_time_limit()
+    try:
+        yield
+    except MmconError:
+        raise
+    except Exception as error:  # any type: see above
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise DataError(name, expected=expected, got=reason, fix=fix) from error
+    finally:
+        if is_outermost and _began is not None:
+            _began[0] = 0.0
+
+
+def file_size(path: str | Path, name: str) -> int:
+    """The size of a regular file in bytes, without opening it: opening a FIFO waits forever, and a device has no end.
+
+    Raises:
+        DataError: there is no file at the path, it is not a regular file, or it may not be looked at.
+    """
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError as error:
+        raise DataError(name, expected="a file", got=f"none at {str(path)!r}", fix="check the path") from error
+    except (OSError, ValueError) as error:  # a forbidden folder, a loop of links, a null byte in the name
+        got = f"{type(error).__name__}: {error}"
+        raise DataError(name, expected="a file", got=got, fix="check the path") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((words for matches, words in _KINDS if matches(status.st_mode)), "another kind of entry")
+        raise DataError(name, expected="a regular file", got=kind, fix="remove it, or copy its content to a file")
+    return status.st_size
+
+
+def restart_time_limit() -> None:
+    """Begin the time limit of the current decoding anew: a long decoding calls it after each frame or block."""
+    if _began is not None:
+        _began[0] = time.monotonic()
+
+
+def record_decoding(began: Float64[np.ndarray, "1"] | None) -> None:
+    """Record in shared memory when each decoding of this process begins, for the time limit on worker processes."""
+    global _began
+    _began = began
