@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import DataError, InputError, NonFiniteError
 from mmcon.loading.loader import Views, one_pass
+from mmcon.models.evaluation_mode import evaluation_mode
 from mmcon.sources.base import Source, TensorSource
 from mmcon.sources.joined import JoinedSource
 
@@ -173,18 +173,6 @@ def precompute_features(model: nn.Module, source: Source, views: Views, **option
             )
         )
     return members[0] if len(members) == 1 else JoinedSource(*members)
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[nn.Module]:
-    """Set a module to evaluation mode in a `with` block, then restore the mode of each of its submodules."""
-    modes = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
-    try:
-        yield module
-    finally:
-        for submodule, training in modes.items():
-            submodule.training = training
 
 
 def _only_modality(batch: ViewBatch, modality: str | None) -> str:

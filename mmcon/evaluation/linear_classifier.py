@@ -23,7 +23,7 @@ from torch.nn import functional
 from mmcon.batch import ViewBatch
 from mmcon.distributed.collectives import all_reduce_mean
 from mmcon.errors import ConfigError, DataError, InputError
-from mmcon.evaluation.features import evaluation_mode
+from mmcon.models.evaluation_mode import evaluation_mode
 from mmcon.training.optim import create_optimizer, create_schedule
 
 BatchNorm = Literal["frozen", "updated"]

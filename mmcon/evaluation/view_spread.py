@@ -198,7 +198,7 @@ def score_registered_views(
 def _encoder(name: str, size: int, channels: int) -> ViewEncoder:
     """A saved model, or an encoder by name, as a function from views to features."""
     if (Path(name) / "model.safetensors").is_file():
-        model = ContrastiveModel.from_pretrained(name).eval()
+        model = ContrastiveModel.from_pretrained(name)
         return lambda views: model.features(views, "image")
     encoder = create_encoder(name, pretrained=True, image_size=size, in_channels=channels).eval()
     return lambda views: encoder(views)

@@ -63,7 +63,8 @@ class LogMelConv(nn.Module):
                 got=str(shape),
                 fix="end the view with audio/log-mel and as many bands",
             )
-        x, length = views["log_mel"].contiguous(memory_format=torch.channels_last), views["length"]
+        # As `contiguous(memory_format=torch.channels_last)`, which vmap does not support.
+        x, length = views["log_mel"].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), views["length"]
         for layer in self.layers:
             x = layer(x)
             length = -(-length // 2)

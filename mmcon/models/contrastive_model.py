@@ -2,9 +2,13 @@
 
 encoder = create_encoder("resnet50")
 model = ContrastiveModel(encoders={"image": encoder}, spaces={"shared": SharedSpace(dim=128)})
-embeddings = model(batch)                      # {"shared": {"image": unit rows `n d`}}
+embeddings = model(batch)                      # in training: {"shared": {"image": unit rows `n d`}}
 features = model.features(images, "image")     # before the head: the input of every evaluation
+embeddings = model.embed(images, "image")      # after the head: {"shared": unit rows `n d`}
 model.save_pretrained("run/model"); ContrastiveModel.from_pretrained("run/model")
+
+`model(batch)` runs in the mode of the model and has gradients. `features` and `embed` run in evaluation mode, without
+gradients, and restore the mode, so that a result depends neither on the other rows nor on earlier calls.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, InputError
 from mmcon.models import saving
 from mmcon.models.encoders import create_encoder
+from mmcon.models.evaluation_mode import evaluation_mode
 from mmcon.models.precomputed import PrecomputedFeatures
 from mmcon.models.projection_heads import ProjectionHead
 from mmcon.models.shared_spaces import SharedSpace
@@ -64,11 +69,8 @@ class ContrastiveModel(nn.Module):
         """Embeddings of the modalities of a batch, by space and modality: unit rows in the order of the index table."""
         embeddings: dict[str, dict[str, Tensor]] = {name: {} for name in self.spaces}
         for modality in batch.modalities:
-            features = self._encode(batch, modality)
-            for name, heads in self.heads.items():
-                if self.towers[modality][0] in heads:  # type: ignore[operator]
-                    projected = [heads[tower](rows) for tower, rows in features]  # type: ignore[index]
-                    embeddings[name][modality] = projected[0] if len(projected) == 1 else torch.cat(projected)
+            for name, rows in self._project(self._encode(batch, modality)).items():
+                embeddings[name][modality] = rows
         return embeddings
 
     @overload
@@ -76,29 +78,34 @@ class ContrastiveModel(nn.Module):
     @overload
     def features(self, views: Any, modality: str | None = None) -> Float[Tensor, "n f"]: ...
     def features(self, views: Any, modality: str | None = None) -> Any:
-        """Features of the encoders, before the projection heads, in the order of the rows.
+        """Features of the encoders, before the projection heads, in the order of the rows; in evaluation mode.
 
         Args:
             views: a ViewBatch; stacked views (a tensor, or a dict of tensors); or a tuple of such stacks.
             modality: the modality of the views; with a ViewBatch, None returns a dict of all modalities.
+
+        Returns:
+            Rows without gradient, also for a model in training mode, whose mode is restored.
         """
-        if isinstance(views, ViewBatch):
-            if modality is None:
-                return {name: self.features(views, name) for name in views.modalities}
-            return torch.cat([features for _, features in self._encode(views, modality)])
-        if modality is None and len(self.towers) == 1:
-            modality = next(iter(self.towers))
-        towers = self._towers_of(modality)
-        stacks = views if isinstance(views, tuple) else (views,)
-        if len(towers) == 1:
-            return encode_stacks(self.encoders[towers[0]], stacks)
-        if len(stacks) != len(towers):
-            raise InputError(
-                f"features of {modality!r}",
-                expected=f"{len(towers)} stacks of views, one an encoder, or a ViewBatch",
-                got=f"{len(stacks)}",
-            )
-        return torch.cat([encode_stacks(self.encoders[t], (s,)) for t, s in zip(towers, stacks, strict=True)])
+        if isinstance(views, ViewBatch) and modality is None:
+            return {name: self.features(views, name) for name in views.modalities}
+        with evaluation_mode(self), torch.inference_mode():
+            features = torch.cat([rows for _, rows in self._encode_any(views, modality)])
+        return features.clone()  # autograd refuses inference tensors, and a probe may be trained on features
+
+    def embed(self, views: Any, modality: str | None = None) -> dict[str, Float[Tensor, "n d"]]:
+        """Embeddings of one modality by space: unit rows in the order of the rows; in evaluation mode.
+
+        Args:
+            views: as in `features`.
+            modality: the modality of the views; optional if the model has one.
+
+        Returns:
+            By space with a head of this modality, rows without gradient.
+        """
+        with evaluation_mode(self), torch.inference_mode():
+            embeddings = self._project(self._encode_any(views, modality))
+        return {name: rows.clone() for name, rows in embeddings.items()}
 
     def modalities_by_space(self) -> dict[str, list[str]]:
         """By space, the modalities that have a projection head into it."""
@@ -137,7 +144,7 @@ class ContrastiveModel(nn.Module):
         revision: str | None = None,
         encoders: Mapping[str, nn.Module | Sequence[nn.Module]] | None = None,
     ) -> ContrastiveModel:
-        """Load a model from a folder, or from a hub name and revision.
+        """Load a model in evaluation mode from a folder, or from a hub name and revision; `train()` it to go on.
 
         Args:
             name: a folder that `save_pretrained` wrote, or the name of such a model on the hub.
@@ -151,7 +158,7 @@ class ContrastiveModel(nn.Module):
         config = saving.read_config(folder)
         model = cls(encoders or _create_encoders(config, folder), _create_spaces(config))
         saving.load_weights(model, folder)
-        return model
+        return model.eval()
 
     def _create_heads(self, name: str, space: SharedSpace) -> nn.ModuleDict:
         unknown = sorted(set(space.modalities or ()) - set(self.towers))
@@ -170,6 +177,33 @@ class ContrastiveModel(nn.Module):
                 fix="ContrastiveModel(encoders={modality: encoder, ...})",
             )
         return self.towers[modality]
+
+    def _project(self, features: list[tuple[str, Float[Tensor, "_ _f"]]]) -> dict[str, Float[Tensor, "n _d"]]:
+        """Embeddings of the towers of one modality, by space with a head for it."""
+        embeddings = {}
+        for name, heads in self.heads.items():
+            if features[0][0] in heads:  # type: ignore[operator]
+                projected = [heads[tower](rows) for tower, rows in features]  # type: ignore[index]
+                embeddings[name] = projected[0] if len(projected) == 1 else torch.cat(projected)
+        return embeddings
+
+    def _encode_any(self, views: Any, modality: str | None) -> list[tuple[str, Float[Tensor, "_ _f"]]]:
+        """Features of a batch, or of stacked views, each with the name of its tower."""
+        if modality is None and len(self.towers) == 1:
+            modality = next(iter(self.towers))
+        towers = self._towers_of(modality)
+        if isinstance(views, ViewBatch):
+            return self._encode(views, str(modality))
+        stacks = views if isinstance(views, tuple) else (views,)
+        if len(towers) == 1:
+            return [(towers[0], encode_stacks(self.encoders[towers[0]], stacks))]
+        if len(stacks) != len(towers):
+            raise InputError(
+                f"features of {modality!r}",
+                expected=f"{len(towers)} stacks of views, one an encoder, or a ViewBatch",
+                got=f"{len(stacks)}",
+            )
+        return [(t, encode_stacks(self.encoders[t], (stack,))) for t, stack in zip(towers, stacks, strict=True)]
 
     def _encode(self, batch: ViewBatch, modality: str) -> list[tuple[str, Float[Tensor, "_ _f"]]]:
         """Features in the order of the rows, each with the name of its tower (the encoder of a modality or view)."""

@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mmcon.errors import InputError
+from mmcon.models.image_input import check_pixel_range
 
 
 @final
@@ -47,6 +48,7 @@ class ImageEncoder(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.feature_dim, self.image_size, self.fixed_size = feature_dim, image_size, fixed_size
         self.made_from: dict[str, Any] | None = None
+        self._range_is_known = False
         # Not persistent: the statistics follow from the encoder's name; a state dict contains only learned weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -60,18 +62,21 @@ class ImageEncoder(nn.Module):
         """Features of images `n c h w`, floats in [0, 1].
 
         Raises:
-            InputError: the images have another shape or dtype, or the network does not return features `n d`.
+            InputError: the images have another shape or dtype, a pixel is far above 1 (checked in evaluation mode and
+                in the first batch of training), or the network does not return features `n d`.
         """
         self._check(views)
         if views.shape[1] == 1 and self.in_channels > 1:
             views = views.expand(-1, self.in_channels, -1, -1)
-        normalized = (views - self.mean) / self.std
-        features = self.network(normalized.contiguous(memory_format=torch.channels_last))
-        if not isinstance(features, Tensor) or features.shape != (len(views), self.feature_dim):
+        # As `contiguous(memory_format=torch.channels_last)`, which vmap does not support.
+        normalized = ((views - self.mean) / self.std).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        features = self.network(normalized)
+        # Not len(): it would fix the batch size of an exported program.
+        if not isinstance(features, Tensor) or features.shape != (views.shape[0], self.feature_dim):
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise InputError(
                 self._name,
-                expected=f"features of shape {(len(views), self.feature_dim)}",
+                expected=f"features of shape {(views.shape[0], self.feature_dim)}",
                 got=str(got),
                 fix="choose an encoder that pools to one vector an image, or wrap one that does and register it",
             )
@@ -91,8 +96,12 @@ class ImageEncoder(nn.Module):
                 got=f"{views.dtype} of shape {tuple(views.shape)}",
                 fix=f"create_encoder(..., in_channels={views.shape[1]})"
                 if is_float_batch
-                else "end the views with a generator that returns float images of one size",
+                else "divide integers by 255; end the views with a generator that returns float images of one size",
             )
+        # Reading a value waits for the device, so in training only the first batch is checked.
+        if not (self.training and self._range_is_known):
+            check_pixel_range(views, self._name)
+            self._range_is_known = True
         if self.fixed_size and views.shape[-2:] != (self.image_size, self.image_size):
             raise InputError(
                 self._name,

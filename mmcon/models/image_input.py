@@ -1,4 +1,4 @@
-"""Adapt the first layers of an image network to other channels and small images, and convert its loading errors."""
+"""Input of image networks: the range of pixels, other numbers of channels, small images, and loading errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 from mmcon.errors import InputError
 from mmcon.models.pretrained import model_load_errors
@@ -15,6 +17,23 @@ from mmcon.models.pretrained import model_load_errors
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Up to this side in pixels, a stem that divides the resolution by four leaves too few positions (8 × 8 of 32 × 32).
 SMALL_IMAGE_SIZE = 64
+# Pixels in [0, 1] and standardized channels stay below it; an image in 0-255 exceeds it unless it is black.
+LARGEST_PIXEL = 10.0
+
+
+def check_pixel_range(pixels: Float[Tensor, "..."], where: str) -> None:
+    """Check that images are not in 0-255.
+
+    The check reads the pixels, so it is left out where a value cannot be read: in compilation, export and vmap.
+
+    Raises:
+        InputError: a pixel is above `LARGEST_PIXEL`.
+    """
+    if torch.compiler.is_compiling() or is_batchedtensor(pixels) or not pixels.numel():
+        return
+    largest = float(pixels.detach().amax())
+    if largest > LARGEST_PIXEL:
+        raise InputError(where, expected="pixels in [0, 1]", got=f"a pixel of {largest:.4g}", fix="divide by 255")
 
 
 def image_load_errors(name: str) -> AbstractContextManager[None]:

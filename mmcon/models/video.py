@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmcon.errors import InputError
 from mmcon.models.encoders import create_encoder
-from mmcon.models.image_input import IMAGENET_MEAN, IMAGENET_STD
+from mmcon.models.image_input import IMAGENET_MEAN, IMAGENET_STD, check_pixel_range
 from mmcon.models.pretrained import model_load_errors
 from mmcon.registry import register_encoder
 
@@ -77,7 +77,7 @@ class FrameEncoder(nn.Module):
         """Features of clips `n t c h w`."""
         _check_clips(clips, "mmcon/frames")
         features = self.encoder(rearrange(clips, "n t c h w -> (n t) c h w"))
-        features = rearrange(features, "(n t) d -> n t d", n=len(clips))
+        features = rearrange(features, "(n t) d -> n t d", n=clips.shape[0])
         if self.pooling == "max":
             return reduce(features, "n t d -> n d", "max")
         mean = reduce(features, "n t d -> n d", "mean")
@@ -119,12 +119,16 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.network, self.feature_dim, self.name = network, feature_dim, name
         self.frames, self.size, self.token = frames, size, token
+        self._range_is_known = False
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     def forward(self, clips: Shaped[Tensor, "..."]) -> Float[Tensor, "n d"]:
         """Features of clips `n t c h w`."""
         _check_clips(clips, self.name)
+        if not (self.training and self._range_is_known):  # as in ImageEncoder
+            check_pixel_range(clips, self.name)
+            self._range_is_known = True
         frames, size = clips.shape[1], tuple(clips.shape[-2:])
         wrong_size = self.size is not None and size != (self.size, self.size)
         if (self.frames is not None and frames != self.frames) or wrong_size:

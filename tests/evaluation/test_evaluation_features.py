@@ -4,7 +4,8 @@ from torch import nn
 
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import DataError, InputError, NonFiniteError
-from mmcon.evaluation.features import Features, evaluation_mode, extract_features
+from mmcon.evaluation.features import Features, extract_features
+from mmcon.models.evaluation_mode import evaluation_mode
 
 
 def batches(n: int = 10, size: int = 4, **extra):

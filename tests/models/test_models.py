@@ -145,6 +145,33 @@ def test_images_that_do_not_fit(tiny):
         tiny(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_images_from_0_to_255_are_refused(training):
+    encoder = create_encoder("mmcon/resnet-tiny", in_channels=1).train(training)
+    with pytest.raises(InputError, match=r"pixels in \[0, 1\]; got a pixel of 25\d(.|\n)*divide by 255"):
+        encoder(255 * images())
+    model = ContrastiveModel({"image": encoder})
+    for call in (model.features, model.embed):
+        with pytest.raises(InputError, match="divide by 255"):
+            call(255 * images())
+        with pytest.raises(InputError, match=r"torch\.uint8(.|\n)*divide integers by 255"):
+            call((255 * images()).to(torch.uint8))
+    encoder(3 * images() - 2)  # standardized channels
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("mmcon/resnet-tiny", {"image_size": 28}), ("resnet18", {"image_size": 28})]
+)
+def test_an_encoder_is_exported_and_vectorized(name, options):
+    torch.manual_seed(0)
+    encoder = create_encoder(name, **options).eval()
+    x = images(4, c=3)
+    with torch.no_grad():
+        program = torch.export.export(encoder, (x[:2],), dynamic_shapes=({0: torch.export.Dim("n", min=2)},))
+        torch.testing.assert_close(program.module()(x), encoder(x))
+        torch.testing.assert_close(torch.vmap(lambda image: encoder(image[None])[0])(x), encoder(x))
+
+
 def test_registered_encoders(own_registry):
     @register_encoder("test/mean-colour", modality="image")
     class MeanColour(nn.Module):
@@ -193,6 +220,25 @@ def test_features_come_before_the_head(tiny):
     torch.testing.assert_close(model.features(batch_of(image=[x]))["image"], tiny(x))
     with pytest.raises(InputError, match="'sound'"):
         model.features(x, "sound")
+
+
+def test_features_and_embeddings_do_not_depend_on_the_mode_or_the_batch(tiny):
+    model = ContrastiveModel({"image": tiny}, {"shared": SharedSpace(dim=16)}).train()
+    model.heads.eval()  # the mode of each submodule is restored
+    modes, state = [m.training for m in model.modules()], copy.deepcopy(model.state_dict())
+    x = images(8)
+    batch = batch_of(image=[x])
+    features, embeddings = model.features(x, "image"), model.embed(x)["shared"]
+    torch.testing.assert_close(features[:2], model.features(x[:2], "image"))
+    torch.testing.assert_close(embeddings[:2], model.embed(batch, "image")["shared"][:2])
+    assert [m.training for m in model.modules()] == modes
+    torch.testing.assert_close(model.state_dict(), state)
+    torch.testing.assert_close(features, tiny.eval()(x))
+    torch.testing.assert_close(embeddings, model.eval()(batch)["shared"]["image"])
+    assert not any((features.requires_grad, embeddings.requires_grad, features.is_inference()))
+    nn.Linear(128, 2)(features).sum().backward()  # a probe can be trained on them
+    with pytest.raises(InputError, match="'sound'"):
+        model.embed(x, "sound")
 
 
 def test_heads():
@@ -253,7 +299,8 @@ def test_save_and_load(tiny, tmp_path):
     model = ContrastiveModel({"image": tiny}, {"shared": SharedSpace(dim=16, modalities=("image",))}).eval()
     batch = batch_of(image=[images()])
     model.save_pretrained(tmp_path / "model")
-    again = ContrastiveModel.from_pretrained(tmp_path / "model").eval()
+    again = ContrastiveModel.from_pretrained(tmp_path / "model")
+    assert not any(module.training for module in again.modules())
     assert torch.equal(again(batch)["shared"]["image"], model(batch)["shared"]["image"])
     assert again.spaces == model.spaces
     assert sorted(f.name for f in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
