@@ -96,7 +96,7 @@ def killed_at_every_step(folder: Path, job: Job) -> str:
 def killed_in_a_checkpoint(folder: Path) -> str:
     """Kill while a checkpoint is written: in the state, in the manifest, after each, and before the rename."""
     _, whole = run_forked(folder / "whole", Job())
-    write = checkpoint._write
+    write = checkpoint.write_through
     for name in (checkpoint.MANIFEST, "state.pt"):
         for finished in (False, True):
 
@@ -107,9 +107,9 @@ def killed_in_a_checkpoint(folder: Path) -> str:
                 write(path, content)
 
             run = folder / f"{name}-{finished}"
-            checkpoint._write = killing_write
+            checkpoint.write_through = killing_write
             status, _ = run_forked(run, Job())
-            checkpoint._write = write
+            checkpoint.write_through = write
             check(status == -signal.SIGKILL, f"killed in {name}: {status}")
             resumed = run_forked(run, Job(resume=True))
             check(resumed == (0, whole[CHECKPOINT_EVERY:]), f"killed in {name}: the resumed steps differ")

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmcon.errors import CheckpointError
+from mmcon.files import sync_folder, write_through
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.pt"
+#: What the name of a damaged checkpoint begins with, after it was set aside.
+DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,14 @@ class Checkpoints:
 
     Attributes:
         folder: their folder; the first checkpoint creates it.
-        keep: how many of the newest are kept, besides the best one by `score`.
+        keep: how many of the newest valid ones are kept, besides the best one by `score`.
+        log: receives messages.
     """
 
     folder: Path
     keep: int = 2
+    log: Callable[[str], Any] = field(default=print, repr=False, compare=False)
+    _checked: dict[Path, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def save(self, step: int, state: Mapping[str, Any], *, score: float | None = None) -> Path:
         """Write the state of a step, then remove all but the newest `keep` and the best.
@@ -49,55 +57,89 @@ class Checkpoints:
         temporary = self.folder / f".{path.name}.{os.getpid()}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            _write(temporary / "state.pt", lambda file: torch.save(dict(state), file))
-            manifest = {"step": step, "score": score, "files": {"state.pt": _fingerprint(temporary / "state.pt")}}
-            _write(temporary / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
-            _sync_folder(temporary)
+            # Not with its parents: a run folder that was deleted in the run is an error, and not a new folder.
+            self.folder.mkdir(exist_ok=True)
+            temporary.mkdir()
+            write_through(temporary / STATE, lambda file: torch.save(dict(state), file))
+            manifest = {"step": step, "score": score, "files": {STATE: _fingerprint(temporary / STATE)}}
+            write_through(temporary / MANIFEST, json.dumps(manifest, indent=1))
+            sync_folder(temporary)
             if path.exists():
                 shutil.rmtree(path)
             temporary.rename(path)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            there = self.folder.parent.exists()
             raise CheckpointError(
                 f"checkpoint {path}",
                 expected="free space on the disk, and permission to write",
-                got=f"{type(error).__name__}: {error}",
-                fix="free space, or choose another --output-dir; earlier checkpoints are intact",
+                got=f"{type(error).__name__}: {error}"
+                if there
+                else f"{self.folder.parent}, which was deleted or moved",
+                fix="free space, or choose another --output-dir; earlier checkpoints are intact"
+                if there
+                else "do not move the folder of a run at work",
             ) from error
+        self._checked[path] = _signature(path)
         self._remove_old()
         return path
 
     def newest(self, *, before: int | None = None) -> Path | None:
         """The newest valid checkpoint (below a step, if given), or None."""
-        paths = [path for path in self.all() if before is None or int(path.name.removeprefix("step-")) < before]
+        paths = [path for path in self.all() if before is None or _step(path) < before]
         return next((path for path in reversed(paths) if not find_faults(path)), None)
 
     def all(self) -> list[Path]:
-        """Every finished checkpoint, oldest first, valid or damaged."""
-        return sorted(self.folder.glob("step-*"))
+        """Every finished checkpoint, oldest first, valid or damaged, without those that were set aside."""
+        return sorted((path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=_step)
 
     def best(self) -> Path | None:
-        """The checkpoint with the highest score, or None if no checkpoint has one."""
-        scored = [(score, path) for path in self.all() if (score := _score(path)) is not None]
-        return max(scored)[1] if scored else None
+        """The valid checkpoint with the highest score, or None if no valid checkpoint has one."""
+        return next((path for path in self._by_score() if not find_faults(path)), None)
+
+    def lost(self) -> list[str]:
+        """The damaged checkpoints with their faults, if there are checkpoints and none is valid; else nothing."""
+        paths = [*self.all(), *sorted(self.folder.glob(f"{DAMAGED}*"))]
+        return [] if self.newest() else [f"{path.name}: {'; '.join(find_faults(path))}" for path in paths]
+
+    def set_aside_damaged(self) -> None:
+        """Rename damaged checkpoints to `damaged-step-…`, so that they count no longer, and log each.
+
+        A checkpoint that was written or checked by this process, and has not changed since, is not read again.
+        """
+        for path in self.all():
+            if self._checked.get(path) == (now := _signature(path)):
+                continue
+            if not (faults := find_faults(path)):
+                self._checked[path] = now
+                continue
+            names = (f"{DAMAGED}{path.name}{'' if i == 1 else f'-{i}'}" for i in range(1, 1_000_000))
+            aside = next(name for name in names if not (self.folder / name).exists())
+            path.rename(self.folder / aside)
+            self.log(f"checkpoint {path.name} is damaged ({'; '.join(faults)}); it is set aside as {aside}")
 
     def _remove_old(self) -> None:
+        self.set_aside_damaged()
         paths = self.all()
-        kept = {*paths[-self.keep :], self.best()}
+        kept = {*paths[-self.keep :], *self._by_score()[:1]}
         for path in paths:
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
+    def _by_score(self) -> list[Path]:
+        """The checkpoints that have a score, best first; of equal scores the newest first."""
+        scored = [(score, path) for path in self.all() if (score := _score(path)) is not None]
+        return [path for _, path in sorted(scored, reverse=True)]
+
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read the state of a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: the checkpoint is damaged; the message lists the files.
+        CheckpointError: the checkpoint is damaged, or holds more than tensors and plain values; the message says which.
     """
     faults = find_faults(path)
     if faults:
@@ -107,47 +149,63 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             got="; ".join(faults),
             fix="resume from the one before it, which --resume does",
         )
-    # A pickle could run code; a checkpoint of another source must not.
-    return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        # A pickle could run code; a checkpoint of another source must not.
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise TypeError("no state of a run")
+    except Exception as error:  # the reader of another program's files raises errors of any type
+        raise CheckpointError(
+            f"checkpoint {path}",
+            expected="tensors and plain values, as Run.save writes them",
+            got=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+            fix="use a checkpoint that a run has written; nothing of this one was run",
+        ) from error
+    return state
 
 
 def find_faults(path: Path) -> list[str]:
     """The differences between a checkpoint and its manifest; none if it is valid."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        listed = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = _read_manifest(path)["files"][STATE]
+    except (OSError, ValueError, RecursionError) as error:
         return [f"{MANIFEST} cannot be read ({type(error).__name__})"]
-    return [f"{name} is missing or differs" for name, entry in listed.items() if not _matches(path / name, entry)]
+    try:
+        return [] if _fingerprint(path / STATE, expected["bytes"]) == expected else [f"{STATE} is missing or differs"]
+    except OSError:
+        return [f"{STATE} is missing or differs"]
 
 
-def _matches(path: Path, entry: Mapping[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == entry["bytes"] and _fingerprint(path) == dict(entry)
+def _read_manifest(path: Path) -> dict[str, Any]:
+    match json.loads((path / MANIFEST).read_text(encoding="utf-8")):
+        case {"files": {"state.pt": {"bytes": int(), "sha256": str()}}} as manifest:
+            return manifest
+        case _:
+            raise ValueError("no size and hash of the state")
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _score(path: Path) -> float | None:
     try:
-        return json.loads((path / MANIFEST).read_text())["score"]
-    except (OSError, ValueError, KeyError):
+        score = _read_manifest(path).get("score")
+    except (OSError, ValueError, RecursionError):
         return None
+    return score if isinstance(score, int | float) and math.isfinite(score) else None
 
 
-def _write(path: Path, write: Any) -> None:
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+def _signature(path: Path) -> tuple[int, ...]:
+    """Numbers that change when a file of a checkpoint is written."""
+    facts = [(path / name).stat() for name in (STATE, MANIFEST) if (path / name).exists()]
+    return tuple(number for fact in facts for number in (fact.st_ino, fact.st_size, fact.st_mtime_ns))
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable only once its folder is flushed.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path, size: int | None = None) -> dict[str, Any]:
+    """Size and hash of a file; a file of another size than the given one is not read."""
+    actual = path.stat().st_size
+    if size is not None and actual != size:
+        return {"bytes": actual}
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"bytes": actual, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -71,7 +71,32 @@ DAMAGE = {
     "no manifest": (lambda place: (place / MANIFEST).unlink(), "manifest.json cannot be read"),
     "half a manifest": (lambda place: (place / MANIFEST).write_text('{"step": 3'), "manifest.json cannot be read"),
     "an empty manifest": (lambda place: (place / MANIFEST).write_text(""), "manifest.json cannot be read"),
-    "no files listed": (lambda place: (place / MANIFEST).write_text('{"step": 3}'), "manifest.json cannot be read"),
+    **{
+        f"manifest {text[:40]}": (
+            lambda place, text=text: (place / MANIFEST).write_text(text, encoding="utf-8", errors="surrogateescape"),
+            "manifest.json cannot be read",
+        )
+        for text in (
+            '{"step": 3}',
+            '{"step": 3, "files": {}}',
+            "null",
+            "[1, 2]",
+            '{"files": null}',
+            '{"files": {"state.pt": null}}',
+            '{"files": {"state.pt": {"bytes": "many", "sha256": 3}}}',
+            '{"files": {"state.pt": {"bytes": 3}}}',
+            '{"files": {"' + "n" * 5000 + '": {"bytes": 3, "sha256": ""}}}',
+            '{"files": {"../../state.pt": {"bytes": 3, "sha256": ""}}}',
+            "[" * 100_000,
+            '{"step": ' + "9" * 10_000 + "}",
+            "\udcff\udcfe",
+        )
+    },
+    "manifest is a folder": (lambda place: ((place / MANIFEST).unlink(), (place / MANIFEST).mkdir()), "cannot be read"),
+    "state is a folder": (
+        lambda place: ((place / "state.pt").unlink(), (place / "state.pt").mkdir()),
+        "state.pt is miss",
+    ),
 }
 
 
@@ -85,6 +110,81 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(three, kind):
         load_checkpoint(newest)
     assert three.newest().name == "step-000000020"
     assert load_checkpoint(three.newest())["step"] == 20
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_checkpoints_do_not_count_and_are_set_aside(three, kind, capsys):
+    """Two of two kept are damaged: the new ones stay, and the damaged ones keep their content under another name."""
+    kept = Checkpoints(three.folder, keep=2)
+    for place in kept.all()[1:]:
+        DAMAGE[kind][0](place)
+    kept.save(40, state(40))
+    assert names(kept) == [10, 40]
+    kept.save(50, state(50))
+    assert names(kept) == [40, 50]
+    assert sorted(place.name for place in kept.folder.iterdir() if place.name.startswith("damaged")) == [
+        "damaged-step-000000020",
+        "damaged-step-000000030",
+    ]
+    assert "step-000000020 is damaged" in capsys.readouterr().out
+    assert kept.lost() == []
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_the_best_is_never_a_damaged_one(tmp_path, kind):
+    kept = Checkpoints(tmp_path, keep=3)
+    for step, score in ((1, 0.5), (2, 0.9), (3, 0.1)):
+        kept.save(step, state(step), score=score)
+    DAMAGE[kind][0](kept.best())
+    assert kept.best().name == "step-000000001"
+    kept.save(4, state(4))
+    assert kept.best().name == "step-000000001"
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", '"high"', "null", "[1]", "true && false"])
+def test_a_score_that_is_no_number_does_not_count(tmp_path, score):
+    kept = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        kept.save(step, state(step), score=0.5)
+    text = (kept.all()[1] / MANIFEST).read_text()
+    (kept.all()[1] / MANIFEST).write_text(text.replace('"score": 0.5', f'"score": {score}'))
+    assert kept.best().name == "step-000000001"
+
+
+def test_only_checkpoints_that_are_all_damaged_are_lost(three):
+    assert three.lost() == []
+    for place in three.all()[1:]:
+        truncate(place)
+    assert three.lost() == []
+    truncate(three.all()[0])
+    assert len(three.lost()) == 3
+    three.set_aside_damaged()
+    assert names(three) == []
+    assert [text.split(":")[0] for text in three.lost()] == [f"damaged-step-0000000{step}" for step in (10, 20, 30)]
+
+
+def test_a_second_damaged_checkpoint_of_a_step_gets_a_name_of_its_own(three):
+    for _ in range(2):
+        truncate(three.save(40, state(40)))
+        three.set_aside_damaged()
+    assert {place.name for place in three.folder.glob("damaged-*")} == {
+        f"damaged-step-000000040{n}" for n in ("", "-2")
+    }
+
+
+def test_other_files_among_the_checkpoints_are_left_alone(three):
+    for name in ("step-notes", "step-1.txt", "notes.txt"):
+        (three.folder / name).write_text("mine")
+    three.save(40, state(40))
+    assert names(three) == [20, 30, 40]
+    assert {"step-notes", "step-1.txt", "notes.txt"} <= {place.name for place in three.folder.iterdir()}
+
+
+def test_a_run_folder_that_is_gone_is_named(three, tmp_path):
+    kept = Checkpoints(tmp_path / "run" / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"run, which was deleted or moved"):
+        kept.save(1, state(1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_the_newest_and_the_best_stay(tmp_path):
@@ -113,7 +213,7 @@ def test_a_step_can_be_saved_again(three):
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_full_disk_leaves_what_was_there(three, monkeypatch, written):
     """The disk is full at the state (0) or at the manifest (1); the folder that was begun is gone afterwards."""
-    write, count = checkpoint._write, iter(range(10))
+    write, count = checkpoint.write_through, iter(range(10))
 
     def full(path, content):
         if next(count) == written:
@@ -121,7 +221,7 @@ def test_a_full_disk_leaves_what_was_there(three, monkeypatch, written):
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint, "write_through", full)
     with pytest.raises(CheckpointError, match=r"step-000000040(.|\n)*No space left on device(.|\n)*free space"):
         three.save(40, state(40))
     assert names(three) == [10, 20, 30]
@@ -137,7 +237,7 @@ def test_a_write_that_died_leaves_nothing_that_counts(three, monkeypatch):
         path.write_bytes(b"half")
         raise Died
 
-    monkeypatch.setattr(checkpoint, "_write", dies)
+    monkeypatch.setattr(checkpoint, "write_through", dies)
     with pytest.raises(Died):
         three.save(40, state(40))
     monkeypatch.undo()
@@ -156,7 +256,6 @@ def test_the_manifest_lists_sizes_and_hashes(three):
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     """Only tensors and plain values are read back: a file from elsewhere cannot execute anything."""
-    import pickle
     from pathlib import Path
 
     class Evil:
@@ -165,6 +264,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 
     kept = Checkpoints(tmp_path / "checkpoints")
     kept.save(1, {"model": Evil()})
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(CheckpointError, match=r"tensors and plain values(.|\n)*UnpicklingError(.|\n)*nothing of this"):
         load_checkpoint(kept.newest())
     assert not (tmp_path / "touched").exists()

@@ -101,14 +101,14 @@ def test_a_crash_while_a_checkpoint_is_written(uninterrupted, tmp_path, monkeypa
     trace, _ = uninterrupted
     from mmcon.training import checkpoint
 
-    write = checkpoint._write
+    write = checkpoint.write_through
 
     def dies(path, content):
         write(path, content)
         if path.parent.name.startswith(".step-000000008"):
             raise Crash
 
-    monkeypatch.setattr(checkpoint, "_write", dies)
+    monkeypatch.setattr(checkpoint, "write_through", dies)
     with pytest.raises(Crash):
         train(tmp_path, memory=True)
     monkeypatch.undo()
@@ -124,7 +124,7 @@ def test_a_full_disk_fails_the_checkpoint_and_says_so(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint, "write_through", full)
     with pytest.raises(CheckpointError, match=r"No space left on device(.|\n)*earlier checkpoints are intact"):
         train(tmp_path, resume=True)
     assert load_checkpoint(tmp_path / "checkpoints" / "step-000000004")["step"] == 4
