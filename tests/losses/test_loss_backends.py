@@ -1,9 +1,11 @@
 """Tiles agree with the dense reference on paths of their own: asymmetric weights and learnable kernels."""
 
+import math
+
 import pytest
 import torch
 
-from mmcon.affinity import Dense, LabelKernel
+from mmcon.affinity import Dense, LabelKernel, SameLabel
 from mmcon.losses import weighted_supcon
 
 
@@ -42,3 +44,48 @@ def test_a_learnable_width_receives_the_same_gradient_by_tiles(form, row_normali
     assert dense[-1] != 0
     for expected, found in zip(dense, tiled, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+@pytest.mark.parametrize("denominator", ["one", "negatives", "all"])
+def test_a_kernel_above_zero_everywhere_takes_its_negatives_from_their_weights(backend, denominator):
+    rows, labels = unit_rows(5), torch.tensor([0.0, 0.3, 1.0, 1.4, 2.0], dtype=torch.float64)
+    weight = torch.exp(-((labels[:, None] - labels[None]) ** 2) / 2)
+    far = (labels[:, None] - labels[None]).abs() / 2
+    expected = 0.0
+    for i in range(5):
+        others = [j for j in range(5) if j != i]
+        e = {j: math.exp(float(rows[i] @ rows[j]) / 0.2) for j in others}
+        push = sum(float(far[i, j]) * e[j] for j in others)
+        for j in others:
+            below = push + {"one": e[j], "negatives": 0.0, "all": sum(e.values())}[denominator]
+            share = float(weight[i, j]) / sum(float(weight[i, k]) for k in others)
+            expected -= share * math.log(e[j] / below) / 5
+    found = weighted_supcon(
+        rows,
+        None,
+        LabelKernel(labels, width=1.0),
+        temperature=0.2,
+        denominator=denominator,
+        negative_weights=Dense(far),
+        backend=backend,
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_similarity_of_the_candidates_alone_gives_the_anchors_no_gradient():
+    anchors, candidates = unit_rows(6).requires_grad_(), unit_rows(6, seed=1).requires_grad_()
+    found = {}
+    for backend in ("dense", "tiled"):
+        loss = weighted_supcon(
+            anchors,
+            candidates,
+            SameLabel(torch.arange(6) // 2, torch.arange(6) // 2),
+            temperature=0.2,
+            similarity=lambda a, c: c[:, 0].expand(len(a), -1),
+            backend=backend,
+        )
+        found[backend] = torch.autograd.grad(loss, [anchors, candidates], allow_unused=True, materialize_grads=True)
+    for dense, tiled in zip(found["dense"], found["tiled"], strict=True):
+        torch.testing.assert_close(tiled, dense)
+    assert not found["tiled"][0].any()
