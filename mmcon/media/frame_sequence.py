@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmcon.errors import DataError
+from mmcon.media.decoding import decoder_errors, file_size, restart_time_limit
+from mmcon.media.image import MAX_PIXELS
 from mmcon.media.video import SAME_TIME_SECONDS, FrameStack, VideoHandle, VideoHeader, scaled
+
+MAX_ANIMATION_PIXELS = 1 << 32
+"""The largest accepted animation, in pixels of all its frames: two thousand frames of a full HD screen."""
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
@@ -45,10 +51,7 @@ class FrameFolder(VideoHandle):
                 got=f"frames_per_second={frames_per_second}",
                 fix="open_video(folder, frames_per_second=25), or a column frames_per_second in the manifest",
             )
-        from PIL import Image
-
-        with _data_errors(str(self.files[0])), Image.open(self.files[0]) as first:
-            width, height = first.size
+        width, height = _image_size(self.files[0])
         count = len(self.files)
         super().__init__(
             name or str(folder), VideoHeader(count / frames_per_second, float(frames_per_second), count, height, width)
@@ -70,12 +73,12 @@ class FrameFolder(VideoHandle):
     def _image(self, file: Path) -> UInt8[Tensor, "c h w"]:
         from torchvision.io import ImageReadMode, decode_image
 
-        with _data_errors(str(file)):
-            image = decode_image(str(file), ImageReadMode.RGB)
-        if image.shape[-2:] != (self.header.height, self.header.width):
+        width, height = _image_size(file)
+        if (height, width) != (self.header.height, self.header.width):
             expected = f"{self.header.height}×{self.header.width}, the size of the first frame"
-            raise DataError(str(file), expected=expected, got="×".join(map(str, image.shape[-2:])))
-        return image
+            raise DataError(str(file), expected=expected, got=f"{height}×{width}")
+        with decoder_errors(str(file)):
+            return decode_image(str(file), ImageReadMode.RGB)
 
 
 @final
@@ -86,41 +89,73 @@ class AnimatedImage(VideoHandle):
     """
 
     def __init__(self, file: str | Path, *, name: str = "") -> None:
-        from PIL import Image
-
         self.file = Path(file)
-        with _data_errors(str(file)), Image.open(self.file) as image:
+        with _opened(self.file) as image:
             width, height = image.size
-            durations = [_milliseconds(image, i) for i in range(getattr(image, "n_frames", 1))]
+            count = getattr(image, "n_frames", 1)
+            if count * width * height > MAX_ANIMATION_PIXELS:
+                fix = "convert it to a video file, or leave it out"
+                expected, got = f"at most {MAX_ANIMATION_PIXELS:,} pixels", f"{count:,} frames of {height}×{width}"
+                raise DataError(str(file), expected=f"an animation of {expected}", got=got, fix=fix)
+            durations = [_milliseconds(image, i) for i in range(count)]
         # Summed in whole milliseconds, which are exact; seconds would add rounding errors.
         ends = torch.tensor(durations, dtype=torch.float64).cumsum(0) / 1000
         self.times, self.end = [0.0, *ends[:-1].tolist()], float(ends[-1])
-        count = len(durations)
         super().__init__(name or str(file), VideoHeader(self.end, count / self.end, count, height, width))
 
     def read(self, times: Sequence[float], shorter_side: int | None) -> UInt8[Tensor, "t c h w"]:
-        """Decode all frames and select."""
-        return self.decode_all(shorter_side).read(times, None)
+        """Decode from the start to the last requested frame, and keep the requested ones."""
+        shown = [max(0, bisect.bisect_right(self.times, t + SAME_TIME_SECONDS) - 1) for t in times]
+        decoded = self._decode(sorted(set(shown)), shorter_side)
+        return torch.stack([decoded[number] for number in shown])
 
     def decode_all(self, shorter_side: int | None) -> FrameStack:
         """Decode all frames."""
-        from PIL import Image
+        decoded = self._decode(range(len(self.times)), shorter_side)
+        rate, stack = self.header.frames_per_second, torch.stack([*decoded.values()])
+        return FrameStack(stack, times=self.times, frames_per_second=rate, name=self.name, end=self.end)
+
+    def _decode(self, numbers: Sequence[int], shorter_side: int | None) -> dict[int, UInt8[Tensor, "c h w"]]:
+        """Frames by their number, ascending, each scaled as soon as it is decoded."""
         from torchvision.transforms.functional import pil_to_tensor
 
-        with _data_errors(str(self.file)), Image.open(self.file) as image:
-            frames = []
-            for number in range(len(self.times)):
+        frames = {}
+        with _opened(self.file) as image:
+            if image.size != (self.header.width, self.header.height):
+                got = f"{image.height}×{image.width}"
+                expected = f"{self.header.height}×{self.header.width} pixels, as its header said before"
+                raise DataError(str(self.file), expected=expected, got=got, fix="do not replace files during a run")
+            for number in numbers:
                 image.seek(number)
-                frames.append(pil_to_tensor(image.convert("RGB")))
-        rate = self.header.frames_per_second
-        stack = scaled(torch.stack(frames), shorter_side)
-        return FrameStack(stack, times=self.times, frames_per_second=rate, name=self.name, end=self.end)
+                frames[number] = scaled(pil_to_tensor(image.convert("RGB"))[None], shorter_side)[0]
+                restart_time_limit()
+        return frames
+
+
+def _image_size(file: Path) -> tuple[int, int]:
+    """Width and height from the header of an image."""
+    with _opened(file) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """An image of Pillow after its header was read. Any error, also in the body, is a DataError that names the file."""
+    from PIL import Image
+
+    file_size(file, str(file))
+    with decoder_errors(str(file)), Image.open(file) as image:
+        if image.width * image.height > MAX_PIXELS:
+            got = f"{image.height:,} × {image.width:,}"
+            raise DataError(str(file), expected=f"at most {MAX_PIXELS:,} pixels", got=got, fix="scale it down")
+        yield image
 
 
 def _milliseconds(image: Any, number: int) -> float:
     """The duration of a frame, which Pillow sets when it loads the frame."""
     image.seek(number)
     image.load()
+    restart_time_limit()
     return float(image.info.get("duration", 0) or 100)
 
 
@@ -134,14 +169,3 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     """A sort key that puts `2` before `10`."""
     pieces = (piece for piece in re.split(r"(\d+)", name) if piece)
     return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
-
-
-@contextmanager
-def _data_errors(name: str) -> Iterator[None]:
-    """Convert a library's errors on a damaged file to a DataError with the name of the file."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
-        raise DataError(name, expected="a readable file", got=f"{type(error).__name__}: {error}") from error

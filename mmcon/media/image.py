@@ -11,13 +11,19 @@ What a file may contain, and how it is handled:
 - *alpha*: composited over `background`, by default white, so that colors of fully transparent pixels do not appear;
 - *16 bits*: the upper 8 are kept; 32-bit integers beyond that range, and floats, raise DataError;
 - *animations*: the first frame;
-- *truncated or corrupt files*: DataError with the name of the sample. Nothing is repaired silently.
+- *odd EXIF tags*: an image whose tags cannot be read is taken as upright;
+- *very large images*: DataError before decoding, above `max_pixels` or if the file is far too small for its pixels;
+- *FIFOs, devices, sockets*: DataError, without opening them;
+- *truncated or corrupt files*, and files that changed after their header was read: DataError with the name of the
+  sample. Nothing is repaired silently.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -25,13 +31,29 @@ from typing import Any, final
 import numpy as np
 import torch
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
+from mmcon.media.decoding import decoder_errors, file_size
+from mmcon.media.image_pixels import read_region, upright_size
 
 Region = tuple[int, int, int, int]
-_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on swap height and width
+
+MAX_PIXELS = 100 << 20
+"""The largest accepted image by default: cameras have up to 102 megapixels. Decoding takes about 7 bytes a pixel."""
+
+# Decoders that hold several copies of an image, or all its coefficients, at once; a third of the pixels is accepted.
+_HUNGRY = ("WEBP", "AVIF", "JPEG2000")
+# Larger images of fewer bytes a pixel are bombs or cut off: the best compressors need a byte for some hundred pixels.
+_SMALL_PIXELS, _PIXELS_PER_BYTE = 1 << 24, 4096
+# No format that starts other programs (EPS) or hands over to plug-ins (WMF, HDF5).
+# fmt: off
+_FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "DIB", "ICO", "PCX", "PSD", "DDS",
+    "SGI", "QOI",
+)
+# fmt: on
 
 
 @final
@@ -43,6 +65,9 @@ class ImageHandle:
         id: the name of the sample in messages; by default the path.
         channels: the channels that `decode` returns: 3 (RGB) or 1 (gray).
         background: the color, 0 to 255, behind transparent pixels.
+        max_pixels: the largest accepted image, up to Pillow's own limit; WebP, AVIF, JPEG 2000 and progressive JPEG up
+            to a third of it, since their decoders take more memory. An encoded image has at most 8 bytes for each of
+            these pixels.
     """
 
     def __init__(
@@ -52,10 +77,11 @@ class ImageHandle:
         id: str = "",
         channels: int = 3,
         background: tuple[int, int, int] = (255, 255, 255),
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if channels not in (1, 3):
             raise InputError("ImageHandle", expected="channels as 1 (gray) or 3 (RGB)", got=str(channels))
-        self.source, self.channels, self.background = source, channels, background
+        self.source, self.channels, self.background, self.max_pixels = source, channels, background, max_pixels
         self.id = id or (str(source) if isinstance(source, str | Path) else f"an image from {type(source).__name__}")
 
     def __repr__(self) -> str:
@@ -68,15 +94,8 @@ class ImageHandle:
         Raises:
             DataError: the header cannot be read.
         """
-        with self._open() as image:
-            width, height = image.size
-            try:
-                # In a PNG the tag may follow the pixels, so that reading it may fail on broken pixels.
-                turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            except (OSError, ValueError, SyntaxError, EOFError) as error:
-                raise self._unreadable(error) from error
-            if turned:
-                width, height = height, width
+        with self._opened() as image:
+            width, height = upright_size(image)
         return {"channels": self.channels, "height": height, "width": width}
 
     def decode(self, region: Region | None = None, size: tuple[int, int] | None = None) -> UInt8[Tensor, "c h w"]:
@@ -103,37 +122,50 @@ class ImageHandle:
                 expected=f"a region inside {facts['height']} × {facts['width']} pixels",
                 got=f"top {top}, left {left}, height {height}, width {width}",
             )
-        pixels = self._pixels(min(height // size[0], width // size[1]) if size and min(size) > 0 else 1)
-        rows = _scaled_range(top, height, pixels.shape[0] / facts["height"])
-        columns = _scaled_range(left, width, pixels.shape[1] / facts["width"])
-        return torch.from_numpy(pixels[rows, columns]).permute(2, 0, 1)
+        shrink = min(height // size[0], width // size[1]) if size and min(size) > 0 else 1
+        with self._opened() as image:
+            upright = upright_size(image)
+            if upright != (facts["width"], facts["height"]):
+                got = f"{upright[1]} × {upright[0]}"
+                expected = f"{facts['height']} × {facts['width']} pixels, as its header said before"
+                raise DataError(repr(self), expected=expected, got=got, fix="do not replace files during a run")
+            if shrink >= 2 and image.format == "JPEG":
+                # libjpeg scales before the inverse transform, which costs less than to decode all pixels.
+                image.draft(image.mode, (-(-image.width // shrink), -(-image.height // shrink)))
+            image.load()
+            region = top, left, height, width
+            pixels = read_region(image, region, upright, channels=self.channels, background=self.background)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _pixels(self, shrink: int) -> UInt8[np.ndarray, "h w c"]:
-        """Decode the full image; a JPEG at 1/shrink of its scale or larger."""
-        with self._open() as image:
-            width, height = image.size
-            try:
-                if shrink >= 2 and image.format == "JPEG":
-                    # libjpeg scales before the inverse transform, which costs less than to decode all pixels.
-                    image.draft(image.mode, (-(-width // shrink), -(-height // shrink)))
-                upright = ImageOps.exif_transpose(image)
-                flat = np.array(_flatten(upright, self.channels, self.background))
-            except (OSError, ValueError, SyntaxError, EOFError) as error:
-                raise self._unreadable(error) from error
-        return flat if flat.ndim == 3 else flat[:, :, None]
+    @contextmanager
+    def _opened(self) -> Iterator[Image.Image]:
+        """The image after its header was read; any error becomes a DataError, also one in the body of the statement."""
+        fix = "open it in an image viewer; remove it, or save it again"
+        with decoder_errors(repr(self), expected="a readable image", fix=fix), warnings.catch_warnings():
+            # A photo beyond 90 megapixels is large, not an attack, and odd tags do not cost a photo.
+            warnings.filterwarnings("ignore", module="PIL")
+            if not isinstance(self.source, str | Path | bytes):
+                yield Image.fromarray(self._array(self.source))
+                return
+            file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+            size = len(self.source) if isinstance(self.source, bytes) else file_size(self.source, repr(self))
+            self._check(size <= 8 * self.max_pixels, f"at most {8 * self.max_pixels:,} bytes", f"{size:,}")
+            with Image.open(file, formats=_FORMATS) as image:
+                self._check_pixels(image, size)
+                yield image
 
-    def _open(self) -> Image.Image:
-        try:
-            with warnings.catch_warnings():
-                # A photo beyond 90 megapixels is large, not an attack; at twice that Pillow still raises.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                if isinstance(self.source, bytes):
-                    return Image.open(io.BytesIO(self.source))
-                if isinstance(self.source, str | Path):
-                    return Image.open(self.source)
-                return Image.fromarray(self._array(self.source))
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise self._unreadable(error) from error
+    def _check_pixels(self, image: Image.Image, file_size: int) -> None:
+        """Raise DataError before pixels are decoded that would take too much memory."""
+        pixels, kind = image.width * image.height, image.format
+        limit = self.max_pixels // (3 if kind in _HUNGRY or "progressive" in image.info else 1)
+        self._check(pixels <= limit, f"at most {limit:,} pixels ({kind})", f"{image.height:,} × {image.width:,}")
+        enough = pixels <= max(_SMALL_PIXELS, _PIXELS_PER_BYTE * file_size)
+        self._check(enough, f"a byte for {_PIXELS_PER_BYTE:,} pixels", f"{file_size:,} bytes for {pixels:,} pixels")
+
+    def _check(self, holds: bool, expected: str, got: str) -> None:
+        if not holds:
+            fix = "remove the file or scale it down, or raise the limit with max_pixels"
+            raise DataError(repr(self), expected=f"an image of {expected}", got=got, fix=fix)
 
     def _array(self, source: Shaped[np.ndarray, "..."] | Shaped[Tensor, "..."]) -> UInt8[np.ndarray, "h w *c"]:
         array = source.permute(1, 2, 0).cpu().numpy() if isinstance(source, Tensor) and source.dim() == 3 else source
@@ -149,36 +181,6 @@ class ImageHandle:
         if array.dtype != np.uint8:
             array = (array >> 8 * (array.dtype.itemsize - 1)).astype(np.uint8)
         return np.ascontiguousarray(array[:, :, 0] if channels == 1 and array.ndim == 3 else array)
-
-    def _unreadable(self, error: Exception) -> DataError:
-        return DataError(
-            repr(self),
-            expected="a readable image",
-            got=f"{type(error).__name__}: {error}",
-            fix="open it in an image viewer; remove it, or save it again",
-        )
-
-
-def _scaled_range(start: int, length: int, scale: float) -> slice:
-    """A range of pixels at another scale: rounded, and at least one pixel."""
-    first = round(start * scale)
-    return slice(first, max(round((start + length) * scale), first + 1))
-
-
-def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
-    """Convert any mode of Pillow to 8-bit RGB or gray, and composite transparent pixels over the background."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is unknown; save them as 8 or 16 bits")
-    if image.mode.startswith("I"):
-        # Modes I and I;16 hold 16 bits, which Pillow's own conversion would clip at 255.
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ValueError(f"numbers from {wide.min()} to {wide.max()}, beyond 16 bits")
-        image = Image.fromarray((wide >> 8).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, (*background, 255)), over)
-    return image.convert("RGB" if channels == 3 else "L")
 
 
 def open_images(sources: Any, **options: Any) -> list[ImageHandle]:

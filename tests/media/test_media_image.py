@@ -1,6 +1,11 @@
 """Image handles: headers, regions, scaled decoding, and every kind of file that people have."""
 
+import contextlib
 import io
+import os
+import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -89,3 +94,133 @@ def test_missing_files_floats_and_regions_outside_are_refused(tmp_path):
         ImageHandle(np.zeros((4, 4, 3))).decode()
     with pytest.raises(InputError, match="48 × 64"):
         ImageHandle(ramp()).decode(region=(40, 0, 9, 9))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_every_orientation_of_every_region_is_that_of_the_turned_image(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if form == "WEBP" else {}
+    photo = ImageHandle(saved(Image.fromarray(ramp(40, 56)), form, exif=exif, **options))
+    stored = ImageHandle(saved(Image.fromarray(ramp(40, 56)), form, **options)).decode().permute(1, 2, 0).numpy()
+    # The definition of the tag: the side of the image at which row 0 and column 0 of the stored pixels are shown.
+    turned = np.swapaxes(stored, 0, 1) if orientation >= 5 else stored
+    turned = turned[::-1] if orientation in (3, 4, 7, 8) else turned  # row 0 at the bottom
+    turned = turned[:, ::-1] if orientation in (2, 3, 6, 7) else turned  # column 0 at the right
+    assert photo.facts == {"channels": 3, "height": turned.shape[0], "width": turned.shape[1]}
+    assert np.array_equal(photo.decode().permute(1, 2, 0).numpy(), turned)
+    part = photo.decode(region=(3, 5, 17, 29)).permute(1, 2, 0).numpy()
+    assert np.array_equal(part, turned[3:20, 5:34])
+
+
+def test_a_large_image_is_converted_in_strips(monkeypatch):
+    array = np.random.default_rng(0).integers(0, 256, (50, 30, 4), dtype=np.uint8)
+    whole = ImageHandle(saved(Image.fromarray(array))).decode()
+    monkeypatch.setattr("mmcon.media.image_pixels._STRIP_PIXELS", 100)
+    assert torch.equal(ImageHandle(saved(Image.fromarray(array))).decode(), whole)
+    assert torch.equal(ImageHandle(saved(Image.fromarray(array))).decode((7, 2, 30, 21)), whole[:, 7:37, 2:23])
+
+
+def with_exif(jpeg, entries):
+    entries = sorted(entries)
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+
+
+@pytest.mark.parametrize(("tag", "kind", "value"), [
+    (0x0128, 1, 2), (0x010F, 11, 72), (0x011A, 2, 72), (0x0128, 4, 70_000), (0x8769, 4, 7), (0x8769, 2, 1 << 30),
+    (0x0112, 3, 99), (0x0112, 2, 0), (0x0112, 4, 1 << 31),
+])  # fmt: skip
+def test_odd_exif_tags_do_not_cost_the_photo(tag, kind, value):
+    jpeg = saved(Image.new("RGB", (60, 40), "red"), "JPEG")
+    odd = [(tag, kind, 1, value)]
+    turned = ImageHandle(with_exif(jpeg, odd if tag == 0x0112 else [(0x0112, 3, 1, 6), *odd]))
+    height, width = (40, 60) if tag == 0x0112 else (60, 40)
+    assert turned.facts == {"channels": 3, "height": height, "width": width}
+    assert turned.decode().shape == (3, height, width)
+
+
+def test_tags_that_cannot_be_read_leave_the_photo_upright():
+    jpeg = saved(Image.new("RGB", (60, 40), "red"), "JPEG")
+    photo = ImageHandle(jpeg[:2] + b"\xff\xe1\0\x10Exif\0\0II*\0\xff\xff\xff\x7f" + jpeg[2:])
+    assert photo.decode().shape == (3, 40, 60)
+
+
+def png_of_size(width, height, data=b""):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("stage", ["facts", "decode"])
+def test_bombs_are_refused_before_their_pixels_are_decoded(stage, tmp_path):
+    def refused(source, message, **options):
+        handle = ImageHandle(source, id="bomb", **options)
+        with pytest.raises(DataError, match=rf"bomb(.|\n)*{message}"):
+            handle.decode() if stage == "decode" else handle.facts
+
+    refused(png_of_size(20_000, 6_000), r"at most 104,857,600 pixels \(PNG\); got 6,000 × 20,000")
+    refused(png_of_size(200_000, 60_000), "DecompressionBombError")  # Pillow's own limit comes first
+    refused(png_of_size(9_000, 9_000), "a byte for 4,096 pixels; got .* bytes for 81,000,000 pixels")
+    refused(saved(Image.new("RGB", (64, 48))), "at most 3,000 pixels", max_pixels=3_000)
+    for form, options in (("WEBP", {}), ("AVIF", {}), ("JPEG2000", {}), ("JPEG", {"progressive": True})):
+        refused(saved(Image.new("RGB", (64, 48)), form, **options), r"at most 2,000 pixels", max_pixels=6_000)
+    assert ImageHandle(saved(Image.new("RGB", (64, 48)), "JPEG"), max_pixels=3_072).decode().shape == (3, 48, 64)
+    endless = tmp_path / "endless.webp"
+    endless.write_bytes(saved(Image.new("RGB", (64, 48)), "WEBP"))
+    os.truncate(endless, 1 << 40)
+    refused(endless, "at most 838,860,800 bytes; got 1,099,511,627,776")
+
+
+@pytest.mark.slow
+def test_a_photo_of_many_pixels_takes_little_memory(python, tmp_path):
+    """30 megapixels, of which a view needs a part: the decoded image (4 bytes a pixel), and no second copy of it."""
+    (tmp_path / "large.png").write_bytes(png_of_size(6_000, 5_000, zlib.compress(bytes((1 + 3 * 6_000) * 5_000), 1)))
+    done = python(
+        "import resource, sys\n"
+        "from mmcon.media import ImageHandle\n"
+        "photo = ImageHandle(sys.argv[1])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert photo.decode(region=(4_000, 3_000, 224, 224)).shape == (3, 224, 224)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n",
+        tmp_path / "large.png",
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 160 << 10  # KiB; the decoded image has 114 MiB
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop"])
+def test_what_is_no_regular_file_is_refused_without_opening_it(kind, tmp_path):
+    path = tmp_path / "photo.jpg"
+    make = {"fifo": os.mkfifo, "folder": os.mkdir, "loop": lambda p: p.symlink_to(p), "device": None}[kind]
+    make(path) if make else path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"photo\.jpg(.|\n)*got (a FIFO|a device|a folder|OSError)"):
+        ImageHandle(path).facts  # noqa: B018
+
+
+def test_a_file_that_was_replaced_after_its_header_was_read_is_refused(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(saved(Image.fromarray(ramp())))
+    photo = ImageHandle(path)
+    assert photo.facts["height"] == 48
+    path.write_bytes(saved(Image.fromarray(ramp(20, 30))))
+    with pytest.raises(DataError, match=r"48 × 64 pixels, as its header said before; got 20 × 30"):
+        photo.decode(region=(0, 0, 40, 40))
+
+
+def test_damaged_avif_raises_nothing_but_data_errors():
+    draw, clean = random.Random(0), saved(Image.new("RGB", (60, 40), "red"), "AVIF")
+    for _ in range(300):
+        data = bytearray(clean)
+        data[draw.randrange(len(data))] = draw.randrange(256)
+        with contextlib.suppress(DataError):
+            ImageHandle(bytes(data)).decode()
+
+
+def test_postscript_is_not_handed_to_another_program():
+    with pytest.raises(DataError, match="cannot identify image file"):
+        ImageHandle(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", id="x.jpg").decode()
