@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mmcon.errors import DataError, InputError
 from mmcon.random import stable_ids
+from mmcon.sources.fingerprint import file_sizes, fingerprint_of
 from mmcon.sources.labels import check_labels, number_texts
 
 Positions = Int[Tensor, " m"] | Sequence[int]
@@ -35,6 +37,7 @@ class Source(ABC):
         facts: header facts of the media, `n` each, such as `length`, if known: headers are then not read.
         name: the name of the source in messages.
         notes: what was guessed or left out when the source was made, one sentence each, for `describe`.
+        root: the folder that paths of files are relative to.
     """
 
     def __init__(
@@ -49,9 +52,10 @@ class Source(ABC):
         facts: Mapping[str, Shaped[Tensor, "..."]] | None = None,
         name: str = "",
         notes: Sequence[str] = (),
+        root: Path = Path(),
     ) -> None:
         self.ids, self.modality, self.name = ids, modality, name or type(self).__name__
-        self.notes = tuple(notes)
+        self.notes, self.root = tuple(notes), root
         self.facts: dict[str, Tensor] = dict(facts or {})
         self.columns: dict[str, Tensor] = dict(columns or {})
         self.categories: dict[str, tuple[str, ...]] = {}
@@ -91,6 +95,17 @@ class Source(ABC):
         classes = f", {len(self.classes)} classes" if self.labels is not None else ", no labels"
         lines = [f"{self.name}: {len(self):,} {self.modality} samples{classes}"]
         return "\n  ".join([*lines, *self.notes])
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """The number of samples, and hashes of their ids, their labels and the sizes of their files, in order.
+
+        No file is read. Two fingerprints are compared by `mmcon.sources.fingerprint.fingerprint_changes`.
+        """
+        return fingerprint_of(self.ids, self.labels, self.byte_sizes)
+
+    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """The sizes of the samples' files (-1: no file), by index; None if the media are not files."""
+        return None
 
     def _check(self) -> None:
         lengths = {"ids": len(self.ids)} | {name: len(column) for name, column in self.columns.items()}
@@ -189,6 +204,10 @@ class DatasetSource(Source):
         names = [str(row) if self.names is None else self.names[row] for row in positions]
         return [self.handle(item, name) for item, name in zip(items, names, strict=True)]
 
+    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """The sizes of the items of a list; None for a dataset, whose items would have to be read."""
+        return file_sizes([self.items[row] for row in rows.tolist()], self.root) if type(self.items) is list else None
+
 
 @final
 class Subset(Source):
@@ -215,6 +234,10 @@ class Subset(Source):
     def open(self, rows: Positions) -> Any:
         """Open the samples in the original source."""
         return self.source.open(self.rows[torch.as_tensor(rows)])
+
+    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """The sizes in the original source."""
+        return self.source.byte_sizes(self.rows[rows])
 
     def present(self, rows: Int[Tensor, " m"]) -> Bool[Tensor, " m"] | None:
         """A mask of the samples that have media in the original source; None if all have."""

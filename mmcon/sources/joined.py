@@ -73,6 +73,11 @@ class JoinedSource(Source):
         for member in self._aligned.values():
             member.columns[name] = column
 
+    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """The sizes in all members that have files, one member after another."""
+        sizes = [member.byte_sizes(rows) for member in self.members.values()]
+        return [size for own in sizes if own is not None for size in own] if any(s is not None for s in sizes) else None
+
     def open(self, rows: Positions) -> Any:
         """Raise InputError: samples of several modalities are opened in the members."""
         fix = "source.members[modality].open(rows)"
@@ -102,6 +107,11 @@ class _Reindexed(Source):
 
     def open(self, rows: Positions) -> Any:
         return self.source.open(self.positions[torch.as_tensor(rows)])
+
+    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        there = self.positions[rows]
+        sizes = self.source.byte_sizes(there.clamp(min=0))
+        return None if sizes is None else [size if row >= 0 else -1 for size, row in zip(sizes, there, strict=True)]
 
 
 @final
@@ -144,6 +154,10 @@ class GroupedSource(Source):
         owned = [self._order[s : s + c] for s, c in zip(self._starts[positions], self._counts[positions], strict=True)]
         opened = iter(self.source.open(torch.cat(owned)) if owned else ())
         return [Instances([next(opened) for _ in own], max_instances=self.widest) for own in owned]
+
+    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """The size of the first instance of each sample."""
+        return self.source.byte_sizes(self._order[self._starts[rows]])
 
 
 def modality_pair_counts(source: Source) -> dict[tuple[str, str], int]:

@@ -82,7 +82,13 @@ class Listing:
     @property
     def options(self) -> dict[str, Any]:
         """The options that every source takes from a listing."""
-        return {"labels": self.labels, "classes": self.classes, "name": self.title, "notes": self.notes}
+        return {
+            "labels": self.labels,
+            "classes": self.classes,
+            "name": self.title,
+            "notes": self.notes,
+            "root": self.root,
+        }
 
     def file(self, position: int) -> str:
         """The path of a sample's file, or the sample's name if it is not a file."""

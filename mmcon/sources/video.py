@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -19,6 +19,7 @@ from mmcon.media.video import Decoder, VideoHandle, VideoSpan
 from mmcon.media.video_files import FrameCache
 from mmcon.random import stable_ids
 from mmcon.sources.base import DatasetSource, Positions, Source
+from mmcon.sources.fingerprint import file_sizes
 from mmcon.sources.listing import Listing, handle_opener
 from mmcon.sources.unreadable import keep_readable
 
@@ -55,6 +56,10 @@ class ClipSource(Source):
         """The handles, by index."""
         positions: list[int] = torch.as_tensor(rows).tolist()
         return [self.clips[row] for row in positions]
+
+    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """The sizes of the videos' files; -1 for a folder of frames."""
+        return file_sizes([self.clips[row] for row in rows.tolist()], Path())
 
     def windows(self, seconds: int | float, *, step: int | float | None = None) -> ClipSource:
         """Cut every clip into windows, one sample each; a clip shorter than a window is one sample.

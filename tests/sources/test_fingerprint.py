@@ -1,0 +1,81 @@
+"""Fingerprints: equal for equal data, and different for each kind of change that a resumed run must notice."""
+
+import pytest
+import torch
+from torchvision.io import write_png
+
+from mmcon.sources.base import Subset, TensorSource
+from mmcon.sources.factory import create_source
+from mmcon.sources.fingerprint import MEASURED, file_sizes, fingerprint_changes, fingerprint_of
+from mmcon.sources.joined import JoinedSource
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                write_png(torch.full((3, 8, 8), 40 * i, dtype=torch.uint8), str(tmp_path / split / name / f"{i}.png"))
+    return tmp_path
+
+
+def moved(folder):
+    (folder / "train" / "cat" / "1.png").rename(folder / "train" / "dog" / "9.png")
+
+
+def relabeled(folder):
+    (folder / "train" / "bird").mkdir()
+    write_png(torch.zeros(3, 8, 8, dtype=torch.uint8), str(folder / "train" / "bird" / "0.png"))
+    (folder / "train" / "cat" / "1.png").unlink()
+
+
+def grown(folder):
+    write_png(torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8), str(folder / "train" / "cat" / "1.png"))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda folder: None, []),
+        (lambda folder: (folder / "val" / "cat" / "1.png").unlink(), []),
+        (
+            lambda folder: (folder / "train" / "cat" / "1.png").unlink(),
+            ["5 samples instead of 6", "other samples or another order", "other labels", "files of other sizes"],
+        ),
+        (moved, ["other samples or another order", "other labels"]),
+        (relabeled, ["other samples or another order", "other labels"]),
+        (grown, ["files of other sizes"]),
+    ],
+    ids=["same", "other split", "removed", "moved", "relabeled", "replaced"],
+)
+def test_a_change_of_the_data_changes_the_fingerprint(folder, change, found):
+    before = create_source(folder).fingerprint()
+    change(folder)
+    assert fingerprint_changes(before, create_source(folder).fingerprint()) == found
+
+
+def test_fingerprints_of_subsets_and_joined_sources(folder):
+    source = create_source(folder)
+    assert source.fingerprint() == Subset(source, range(6)).fingerprint()
+    assert source.fingerprint() != Subset(source, [1, 0, 2, 3, 4, 5]).fingerprint()
+    names = TensorSource(torch.zeros(6, 2), ids=source.ids, modality="text")
+    before = JoinedSource(source, names).fingerprint()
+    grown(folder)
+    assert fingerprint_changes(before, JoinedSource(create_source(folder), names).fingerprint()) == [
+        "files of other sizes"
+    ]
+
+
+def test_sizes_of_every_kind_of_cell(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    cells = ["a", tmp_path / "a", b"123", ("x.tar", 512, 7), {"bytes": b"1", "path": "a"}, {"bytes": None, "path": "a"}]
+    assert file_sizes([*cells, "absent", object()], tmp_path) == [5, 5, 3, 7, 1, 5, -1, -1]
+
+
+def test_a_million_samples_ask_for_the_sizes_of_a_part():
+    asked = []
+    fingerprint_of(torch.arange(1_300_000), None, lambda rows: asked.append(rows) or [1] * len(rows))
+    (rows,) = asked
+    assert len(rows) == len(rows.unique()) == MEASURED
+    assert (int(rows[0]), int(rows[-1])) == (0, 1_299_987)  # 99,999 · 13
