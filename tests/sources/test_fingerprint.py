@@ -16,7 +16,7 @@ def folder(tmp_path):
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(3):
-                write_png(torch.full((3, 8, 8), 40 * i, dtype=torch.uint8), str(tmp_path / split / name / f"{i}.png"))
+                write_png(torch.zeros(3, 8, 8, dtype=torch.uint8), str(tmp_path / split / name / f"{i}.png"))
     return tmp_path
 
 
