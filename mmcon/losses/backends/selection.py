@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mmcon.affinity import ClassFactor
 from mmcon.errors import InputError
 from mmcon.losses.backends import symmetric
 from mmcon.losses.backends.dense import dense_losses
@@ -13,8 +14,10 @@ from mmcon.losses.settings import WHERE
 
 #: Up to this many pairs a full matrix takes 1 MiB in float32 and is faster than the bookkeeping of tiles.
 MAX_DENSE_PAIRS = 512 * 512
-#: Presets whose weights the Triton kernels support: classes, over all candidates.
-TRITON_PRESETS = ("supcon_out", "simclr", "clip", "clip_one_way", "multiple_negatives", "moco")
+#: Presets that the Triton kernels support: weights of classes, negatives of weight 1.
+TRITON_PRESETS = (
+    "supcon_out", "supcon_in", "simclr", "sincere", "dcl", "clip", "clip_one_way", "cmc", "multiple_negatives", "moco",
+)  # fmt: skip
 
 
 class BackendChoice(NamedTuple):
@@ -31,28 +34,40 @@ def supported_backends(preset: str) -> tuple[str, ...]:
 
 def choose_backend(problem: Problem) -> BackendChoice:
     """The backend that `auto` selects."""
-    pairs = problem.affinity.shape[0] * problem.affinity.shape[1]
-    if problem.anchors.is_cuda and pairs > MAX_DENSE_PAIRS:
-        from mmcon.losses.backends import triton
-
-        if (reason := triton.unsupported_reason(problem)) is None:
-            return BackendChoice("triton", f"{pairs} pairs of rows on a GPU, with class weights over all candidates")
-        return BackendChoice("tiled", f"{pairs} pairs are computed tile by tile; not triton: {reason}")
-    if pairs <= MAX_DENSE_PAIRS:
-        return BackendChoice("dense", f"{pairs} pairs are few enough for a full matrix")
-    how = "each pair once, with shared exponentials" if symmetric.supports(problem) else "in the general form"
-    return BackendChoice("tiled", f"{pairs} pairs are computed tile by tile, {how}")
+    return _choice(problem, _class_weights(problem))
 
 
 def compute(problem: Problem) -> AnchorLosses:
     """The loss of each anchor, by the backend of the settings."""
-    asked = problem.settings.backend
-    backend = choose_backend(problem).backend if asked == "auto" else asked
+    asked, weights = problem.settings.backend, _class_weights(problem)
+    backend = _choice(problem, weights).backend if asked == "auto" else asked
     if backend != "triton":
         return {"dense": dense_losses, "tiled": tiled_losses}[backend](problem)
-    from mmcon.losses.backends import triton
-
-    if (reason := triton.unsupported_reason(problem)) is not None:
+    if not isinstance(weights, ClassFactor):
         fix = "use backend='tiled', which supports every setting in O(n) memory, or 'auto'"
-        raise InputError(WHERE, expected="settings that backend 'triton' supports", got=reason, fix=fix)
-    return triton.triton_losses(problem)
+        raise InputError(WHERE, expected="settings that backend 'triton' supports", got=weights, fix=fix)
+    from mmcon.losses.backends.triton import triton_losses
+
+    return triton_losses(problem, weights)
+
+
+def _class_weights(problem: Problem) -> ClassFactor | str:
+    """The weights for the Triton kernels, or why these are not used; computed once, since it sorts the labels."""
+    asked, (a, c) = problem.settings.backend, problem.affinity.shape
+    if asked == "triton" or (asked == "auto" and problem.anchors.is_cuda and a * c > MAX_DENSE_PAIRS):
+        from mmcon.losses.backends.triton import supported_weights
+
+        return supported_weights(problem)
+    return "not asked for"
+
+
+def _choice(problem: Problem, weights: ClassFactor | str) -> BackendChoice:
+    pairs = problem.affinity.shape[0] * problem.affinity.shape[1]
+    if pairs <= MAX_DENSE_PAIRS:
+        return BackendChoice("dense", f"{pairs} pairs are few enough for a full matrix")
+    if isinstance(weights, ClassFactor):
+        return BackendChoice("triton", f"{pairs} pairs of rows on a GPU, with class weights")
+    if problem.anchors.is_cuda:
+        return BackendChoice("tiled", f"{pairs} pairs are computed tile by tile; not triton: {weights}")
+    how = "each pair once, with shared exponentials" if symmetric.supports(problem) else "in the general form"
+    return BackendChoice("tiled", f"{pairs} pairs are computed tile by tile, {how}")
