@@ -7,9 +7,11 @@ loaded again, one by one, in a separate worker process. The sample whose loading
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmcon.errors import DataError
+from mmcon.loading.worker_processes import WorkerStream, begin_worker, signals_blocked
 
 _IDLE = -1
 
@@ -53,7 +56,7 @@ class TrackedDataset(Dataset):
 
 def iterate_items(
     items: TrackedDataset, numbers: Iterable[int], *, workers: int, prefetch: int = 2, pinned: bool = False
-) -> Iterator[Any]:
+) -> WorkerStream:
     """Load items in order by worker processes. A killed worker raises on the next fetch.
 
     Args:
@@ -67,20 +70,22 @@ def iterate_items(
     # handler is restored.
     in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
     before = signal.getsignal(signal.SIGCHLD) if in_main else None
-    stream = iter(
-        DataLoader(
-            items,
-            sampler=numbers,  # type: ignore[arg-type]  (any iterable of numbers works)
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=prefetch,
-            pin_memory=pinned,
-            collate_fn=_unchanged,
+    with signals_blocked():
+        stream = iter(
+            DataLoader(
+                items,
+                sampler=numbers,  # type: ignore[arg-type]  (any iterable of numbers works)
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=prefetch,
+                pin_memory=pinned,
+                collate_fn=_unchanged,
+                worker_init_fn=partial(_begin_worker, os.getpid()),
+            )
         )
-    )
     if in_main:
         signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
-    return stream
+    return WorkerStream(stream)
 
 
 def is_worker_death(error: Exception) -> bool:
@@ -129,6 +134,10 @@ def worker_death_error(fatal: list[str], steps: list[int]) -> DataError:
         got=f"one that was killed (at work on steps {at}); all of its samples can be made on a second try",
         fix="most often memory ran out: lower --workers or the batch; `mmcon doctor` checks shared memory",
     )
+
+
+def _begin_worker(parent: int, worker: int) -> None:
+    begin_worker(parent)
 
 
 def _unchanged(item: Any) -> Any:

@@ -1,0 +1,103 @@
+"""The life of worker processes: they outlast signals to their process group, and end with the training process.
+
+On SIGTERM or SIGINT the training process finishes its step and writes a checkpoint, for which it needs its workers. So
+these ignore the signals, and watch their parent instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+#: Seconds that workers have to end by themselves, before they are killed.
+PATIENCE_SECONDS = 4.0
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+_streams: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Delay stop signals while workers start, and block them in the workers until these ignore them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin_worker(parent: int) -> None:
+    """Set up the current process as a worker of a parent process: ignore stop signals, and end when the parent ends.
+
+    torch's own watch of the parent does not end a worker that waits for a full pipe to be read.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+class WorkerStream:
+    """The items of a DataLoader with worker processes, which end with this object or with the program.
+
+    torch waits five seconds for each worker and then sends SIGTERM, and multiprocessing waits at exit without a limit.
+
+    Args:
+        items: the iterator of the DataLoader.
+    """
+
+    def __init__(self, items: Any) -> None:
+        self._items, self._parent = items, os.getpid()
+        self.workers: list[Any] = list(items._workers)
+        _streams.add(self)
+
+    def __iter__(self) -> WorkerStream:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._items)
+
+    def close(self) -> None:
+        """End the workers, stopped ones too, within `PATIENCE_SECONDS`."""
+        # A fork of the training process has a copy of this object.
+        if self._items is None or self._parent != os.getpid():
+            return
+        items, self._items = self._items, None
+        for worker in self.workers:
+            if worker.is_alive():
+                os.kill(worker.pid, signal.SIGCONT)
+        killer = threading.Timer(PATIENCE_SECONDS, self._kill)
+        killer.daemon = True
+        killer.start()
+        items.__del__()  # torch's own shutdown under its public name
+        killer.cancel()
+        self._kill()
+
+    def _kill(self) -> None:
+        for worker in self.workers:
+            if worker.is_alive():
+                worker.kill()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    for stream in list(_streams):
+        stream.close()

@@ -1,0 +1,74 @@
+"""Worker processes outlast stop signals, and end with the training process, whatever state they are in."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from mmcon.loading.workers import TrackedDataset, iterate_items
+
+# Each way to end, in a fork: its status, the seconds that it took, and the workers that it left.
+PROGRAM = """
+import json, os, signal, sys, time
+from mmcon.loading.workers import TrackedDataset, iterate_items
+
+class Left(Exception):
+    pass
+
+for number, end in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(json.dumps([status, time.time()]), flush=True)
+        continue
+    # Items are larger than a pipe, so that workers wait for it to be read.
+    stream = iterate_items(TrackedDataset(lambda item: "x" * 300_000, 2), range(100), workers=2)
+    next(stream)
+    for worker in stream.workers:
+        os.kill(worker.pid, number)
+    print(json.dumps([worker.pid for worker in stream.workers]), time.time(), flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    exec(end)
+    break
+"""
+ENDS = {"os.kill(os.getpid(), 9)": -9, "os._exit(3)": 3, "sys.exit(4)": 4, "raise Left": 1, "del stream": 0}
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_workers_go_on_after_a_stop_signal(number):
+    stream = iterate_items(TrackedDataset(lambda item: item * 2, 2), range(20), workers=2)
+    assert next(stream) == 0
+    for worker in stream.workers:
+        os.kill(worker.pid, number)
+    assert list(stream) == list(range(2, 40, 2))
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_program_and_stopped_ones_do_not_hold_it(python):
+    """Killed, left at once, left in order, by an error, or after the loader, with workers at work and stopped ones."""
+    orderly = [end for end, status in ENDS.items() if status in (0, 1, 4)]
+    cases = [(int(signal.SIGCONT), end) for end in ENDS] + [(int(signal.SIGSTOP), end) for end in orderly]
+    done = python(PROGRAM, json.dumps(cases))
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 * len(cases), done.stdout + done.stderr
+    workers = []
+    for (number, end), began, ended in zip(cases, lines[::2], lines[1::2], strict=True):
+        pids, _, start = began.rpartition(" ")
+        status, end_time = json.loads(ended)
+        assert status == ENDS[end], (number, end)
+        assert end_time - float(start) < 10, (number, end)
+        workers += json.loads(pids)
+    deadline = time.monotonic() + 5
+    while (left := list(filter(alive, workers))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
