@@ -9,35 +9,50 @@ What a file may contain, and how it is handled:
 
 - *rate and channels*: converted to the audio format, by windowed-sinc resampling and the mean of the channels. All
   handles of a source have the same format;
-- *8, 16, 24, 32 bits, floats*: float32, full scale at ±1;
-- *video files*: their first audio stream;
+- *8, 16, 24, 32 bits, floats, telephone codecs* (A-law, µ-law, GSM 6.10, G.721, G.723, ADPCM): float32, full scale
+  at ±1;
+- *video files*: their first audio stream, from its first sample on;
 - *silence*: like any other recording;
 - *NaN or infinite samples*: DataError with the name of the sample, or zeros (`on_non_finite`);
+- *truncated files* (the container states more bytes than the file has, or an Ogg file has no last page): DataError when
+  the header is read, or what is there (`on_short`);
 - *fewer samples than the header states*: DataError, or zeros at the end (`on_short`). Compressed containers (mp4,
-  webm) and mp3 only estimate their length: up to a tenth of a second is padded with zeros, and samples of an mp3
-  without a Xing header beyond the estimate are not read;
-- *truncated or corrupt files*: DataError with the name of the sample.
+  webm) and mp3 only estimate their length: up to a tenth of a second is padded with zeros;
+- *an mp3 or aac file that does not state its length*: its packets are counted, and all of it is read;
+- *corrupt files*: DataError with the name of the sample.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor, nn
 
 from mmcon.errors import DataError, InputError
-from mmcon.media.audio_files import AUDIO_CONTAINER_SUFFIXES, AUDIO_SUFFIXES, AudioHeader, open_audio_file
+from mmcon.media.audio_files import (
+    AUDIO_CONTAINER_SUFFIXES,
+    AUDIO_SUFFIXES,
+    AudioHeader,
+    read_audio_header,
+    read_audio_span,
+)
+from mmcon.media.resampling import resample_span, resampled_length
 
-# torchaudio's resampling kernel has about rate·rate/gcd² entries; a pair of rates with a larger kernel raises.
-_LARGEST_KERNEL = 20_000_000
+# By dtype of samples in memory: the value of silence, and full scale.
+_INTEGERS = {
+    torch.int8: (0, 1 << 7),
+    torch.uint8: (1 << 7, 1 << 7),
+    torch.int16: (0, 1 << 15),
+    torch.uint16: (1 << 15, 1 << 15),
+    torch.int32: (0, 1 << 31),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,8 @@ class AudioFormat:
         channels: 1 averages all channels; 2 or more accepts files with that number of channels, and repeats the
             channel of a mono file.
         on_non_finite: "error" raises on NaN or infinite samples; "zero" replaces them.
-        on_short: "error" raises on a file with fewer samples than its header states; "zero" pads the end.
+        on_short: "error" raises on a truncated file; "zero" takes what is there, and pads with zeros the samples that
+            its header states beyond the last.
     """
 
     rate_hz: int = 16_000
@@ -68,10 +84,14 @@ class AudioHandle:
     """An opened, undecoded recording.
 
     Args:
-        source: a path, the bytes of a file, or samples in memory as a float tensor `t` or `c t`.
+        source: a path, the bytes of a file, or samples in memory, `t`, `c t` or `t c` (the longer axis is the time).
+            Whole numbers of 8, 16 or 32 bits are brought to full scale 1.
         audio_format: the rate and channels that `decode` returns, and the handling of bad files.
         id: the name of the sample in messages; by default the path.
         source_rate_hz: the rate of samples in memory.
+
+    Raises:
+        InputError: samples in memory without a rate, or of another shape or dtype.
     """
 
     def __init__(
@@ -85,8 +105,11 @@ class AudioHandle:
         self.source, self.audio_format = source, audio_format or AudioFormat()
         self.id = id or (str(source) if isinstance(source, str | Path) else f"audio from {type(source).__name__}")
         self.source_rate_hz = source_rate_hz
-        if isinstance(source, np.ndarray | Tensor) and source_rate_hz is None:
-            raise InputError("AudioHandle", expected="source_rate_hz with samples in memory", got="None")
+        if isinstance(source, np.ndarray | Tensor):
+            if not source_rate_hz or source_rate_hz < 0:
+                got = str(source_rate_hz)
+                raise InputError("AudioHandle", expected="source_rate_hz above 0 with samples in memory", got=got)
+            _samples_in_memory(source, self.id)
 
     def __repr__(self) -> str:
         return f"AudioHandle({self.id!r})"
@@ -96,15 +119,21 @@ class AudioHandle:
         """Length, rate and channels from the header of the file.
 
         Raises:
-            DataError: no decoder reads the file.
+            DataError: no decoder reads the file, or it is truncated.
         """
         if isinstance(self.source, np.ndarray | Tensor):
-            samples = torch.as_tensor(self.source)
+            channels, length = _samples_in_memory(self.source, self.id).shape
             assert self.source_rate_hz is not None
-            return AudioHeader(
-                samples.shape[-1], self.source_rate_hz, 1 if samples.dim() == 1 else len(samples), "memory"
+            return AudioHeader(length, self.source_rate_hz, channels, "memory")
+        header = read_audio_header(self.source, self.id)
+        if header.missing and self.audio_format.on_short == "error":
+            raise DataError(
+                f"audio {self.id!r}",
+                expected="a complete file",
+                got=f"one without {header.missing}",
+                fix="replace the file, or take what is there with AudioFormat(on_short='zero')",
             )
-        return open_audio_file(self.source, self.id)[0]
+        return header
 
     @cached_property
     def facts(self) -> dict[str, int]:
@@ -117,7 +146,7 @@ class AudioHandle:
             header = self.header
         except DataError:
             return {"length": 0, "rate_hz": self.audio_format.rate_hz}
-        length = math.ceil(header.length * self.audio_format.rate_hz / header.rate_hz)
+        length = resampled_length(header.length, header.rate_hz, self.audio_format.rate_hz)
         return {"length": length, "rate_hz": self.audio_format.rate_hz}
 
     def decode(self, start: int = 0, length: int | None = None) -> Float[Tensor, "c t"]:
@@ -146,25 +175,19 @@ class AudioHandle:
             )
         if header.rate_hz == self.audio_format.rate_hz:
             return self._mix(self._read(start, length))
-        # In lowest terms the ratio gives the smallest kernel, and the blocks that make a span exact.
-        g = math.gcd(header.rate_hz, self.audio_format.rate_hz)
-        old, new = header.rate_hz // g, self.audio_format.rate_hz // g
-        # A block of `new` samples depends on a block of `old` samples and one filter width on both sides.
-        margin = math.ceil((6 * old / (0.99 * min(old, new)) + 1) / old) + 1
-        first = max(0, start // new - margin)
-        last = math.ceil((start + length) / new) + margin
-        stop = min(last * old, header.length)
-        resampled = resampler(old, new)(self._mix(self._read(first * old, max(0, stop - first * old))))
-        return resampled[:, start - first * new : start - first * new + length].contiguous()
+
+        def read(first: int, count: int) -> Float[Tensor, "c t"]:
+            return self._mix(self._read(first, count))
+
+        return resample_span(read, header.length, header.rate_hz, self.audio_format.rate_hz, start, length)
 
     def _read(self, start: int, length: int) -> Float[Tensor, "c t"]:
         """Read and check samples at the rate of the file."""
         if isinstance(self.source, np.ndarray | Tensor):
-            samples = torch.as_tensor(self.source, dtype=torch.float32)
-            span = (samples if samples.dim() == 2 else samples[None])[:, start : start + length]
+            span = _full_scale(_samples_in_memory(self.source, self.id)[:, start : start + length])
         else:
-            header, file = open_audio_file(self.source, self.id)
-            span = file(start, length)
+            header = self.header
+            span = read_audio_span(self.source, self.id, header, start, length)
             missing = length - span.shape[1]
             slack = header.rate_hz // 10 if header.estimated else 0
             if missing > slack and self.audio_format.on_short == "error":
@@ -203,20 +226,39 @@ class AudioHandle:
         )
 
 
-@lru_cache(maxsize=32)
-def resampler(old: int, new: int) -> nn.Module:
-    """Torchaudio's windowed-sinc resampler for a pair of rates, cached."""
-    import torchaudio
+def _samples_in_memory(source: Shaped[np.ndarray, "..."] | Shaped[Tensor, "..."], name: str) -> Shaped[Tensor, "c t"]:
+    """Samples as `c t`, unscaled and without a copy where the memory allows it.
 
-    g = math.gcd(old, new)
-    if (old // g) * (new // g) > _LARGEST_KERNEL:
-        raise DataError(
-            f"resampling {old} Hz to {new} Hz",
-            expected="rates with a larger common divisor",
-            got=f"a ratio of {old // g}:{new // g}",
-            fix="resample the files once, or choose a rate_hz that divides their rate",
+    Raises:
+        InputError: another number of axes, or numbers whose full scale is unknown.
+    """
+    if isinstance(source, np.ndarray) and source.dtype.kind in "iuf":
+        # Other byte orders and reversed arrays, which torch does not take, are copied.
+        source = torch.from_numpy(np.require(source, source.dtype.newbyteorder("="), ["C", "W"]))
+    if not isinstance(source, Tensor) or not (source.is_floating_point() or source.dtype in _INTEGERS):
+        raise InputError(
+            f"audio {name!r}",
+            expected="samples as floats, or as whole numbers of 8, 16 or 32 bits",
+            got=f"{source.dtype}",
+            fix="divide by full scale: samples / 2**15 for 16 bits",
         )
-    return torchaudio.transforms.Resample(old // g, new // g)
+    if source.dim() not in (1, 2):
+        raise InputError(
+            f"audio {name!r}",
+            expected="samples `t`, `c t` or `t c`",
+            got=f"shape {tuple(source.shape)}",
+            fix="one handle for each recording of a batch",
+        )
+    samples = source if source.dim() == 2 else source[None]
+    return samples.T if samples.shape[0] > samples.shape[1] > 0 else samples
+
+
+def _full_scale(samples: Shaped[Tensor, "c t"]) -> Float32[Tensor, "c t"]:
+    """Samples with full scale at ±1, by their dtype; floats are already."""
+    if samples.is_floating_point():
+        return samples.to(torch.float32)
+    silence, full = _INTEGERS[samples.dtype]
+    return ((samples.to(torch.float64) - silence) / full).to(torch.float32)
 
 
 def open_audio(

@@ -12,7 +12,7 @@ import torch
 
 from mmcon.errors import DataError, InputError, MissingDependencyError
 from mmcon.media import AudioFormat, AudioHandle, audio_files
-from mmcon.media.audio import resampler
+from mmcon.media.resampling import resampler
 from mmcon.views import meta_of
 
 
@@ -158,16 +158,35 @@ def test_a_corrupt_file_is_named_and_spoils_no_batch(tmp_path, content, write):
 
 
 def test_a_missing_file_and_a_span_beyond_the_end(tmp_path, write):
-    with pytest.raises(DataError, match="none at this path"):
+    with pytest.raises(DataError, match=r"gone\.wav'[\s\S]*none at '.*gone\.wav'"):
         AudioHandle(tmp_path / "gone.wav").decode()
     with pytest.raises(InputError, match="within the 20800 samples"):
         AudioHandle(write("a.wav", tone(16_000), 16_000)).decode(20_000, 2_000)
 
 
-def test_rates_without_a_common_divisor_are_refused(write):
-    sound = AudioHandle(torch.zeros(100), source_rate_hz=44_099)
-    with pytest.raises(DataError, match=r"44099:16000"):
-        sound.decode()
+@pytest.mark.parametrize("rate_hz", [44_101, 44_099, 15_999, 8_001])
+def test_rates_without_a_common_divisor_are_resampled(rate_hz):
+    """A tone of 440 Hz keeps its frequency over four seconds, and a span is the same span of the whole."""
+    sound = AudioHandle(torch.from_numpy(tone(rate_hz, seconds=4.0)[:, 0]), source_rate_hz=rate_hz)
+    whole = sound.decode()
+    assert whole.shape == (1, 64_000)
+    expected = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(64_000, dtype=torch.float64) / 16_000)
+    inside = slice(100, 63_900)
+    torch.testing.assert_close(whole[0, inside].double(), expected[inside], atol=3e-4, rtol=0)
+    assert torch.equal(sound.decode(20_001, 7_777), whole[:, 20_001:27_778])
+
+
+@pytest.mark.parametrize("rates", [(44_100, 16_000), (8_000, 44_100), (16_000, 11_025)])
+def test_the_filter_at_each_sample_is_the_kernel_of_torchaudio(rates, monkeypatch):
+    from mmcon.media import resampling
+
+    # torchaudio computes a part of its kernel in float32, hence the tolerance.
+    noise = AudioHandle(torch.randn(9_000, generator=torch.Generator().manual_seed(0)), source_rate_hz=rates[0])
+    noise.audio_format = AudioFormat(rate_hz=rates[1])
+    by_kernel = noise.decode()
+    monkeypatch.setattr(resampling, "_LARGEST_KERNEL", 1)
+    torch.testing.assert_close(noise.decode(), by_kernel, atol=1e-4, rtol=0)
+    torch.testing.assert_close(noise.decode(999, 500), by_kernel[:, 999:1_499], atol=1e-4, rtol=0)
 
 
 def test_decoders_are_tried_in_order(write, monkeypatch):

@@ -105,7 +105,7 @@ def change_speed(
     signal: Float[Tensor, "b c t"], length: Int[Tensor, " b"], percent: Int[Tensor, " b"]
 ) -> Float[Tensor, "b c t"]:
     """Change the speed of each row to a percentage, and the pitch with it (torchaudio's resampling)."""
-    from mmcon.media.audio import resampler
+    from mmcon.media.resampling import resampler
 
     t, out = signal.shape[-1], signal.clone()
     # Row by row: a convolution over many rows may round differently.
