@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from loss_cases import by_loops
 
 from mmcon.affinity import Dense, LabelKernel, SameLabel
-from mmcon.losses import weighted_supcon
+from mmcon.losses import presets, weighted_supcon
 
 
 def unit_rows(n, seed=0):
@@ -89,3 +90,12 @@ def test_a_similarity_of_the_candidates_alone_gives_the_anchors_no_gradient():
     for dense, tiled in zip(found["dense"], found["tiled"], strict=True):
         torch.testing.assert_close(tiled, dense)
     assert not found["tiled"][0].any()
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_debiasing_with_one_negative_or_none(backend):
+    samples = torch.tensor([0, 0, 1])  # two anchors have one negative; the third has no positive
+    preset = presets.debiased(samples=samples, class_prior=0.05) | {"temperature": 0.2}
+    expected, _ = by_loops(unit_rows(3), unit_rows(3), torch.arange(3), preset)
+    found = weighted_supcon(unit_rows(3), None, **{**preset, "reduction": "none"}, backend=backend)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
