@@ -92,10 +92,11 @@ def test_a_similarity_of_the_candidates_alone_gives_the_anchors_no_gradient():
     assert not found["tiled"][0].any()
 
 
+@pytest.mark.parametrize("class_prior", [0.05, 0.99])  # with .99 the lower bound of the corrected sum is the value
 @pytest.mark.parametrize("backend", ["dense", "tiled"])
-def test_debiasing_with_one_negative_or_none(backend):
+def test_debiasing_with_one_negative_or_none(backend, class_prior):
     samples = torch.tensor([0, 0, 1])  # two anchors have one negative; the third has no positive
-    preset = presets.debiased(samples=samples, class_prior=0.05) | {"temperature": 0.2}
+    preset = presets.debiased(samples=samples, class_prior=class_prior) | {"temperature": 0.2}
     expected, _ = by_loops(unit_rows(3), unit_rows(3), torch.arange(3), preset)
     found = weighted_supcon(unit_rows(3), None, **{**preset, "reduction": "none"}, backend=backend)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
