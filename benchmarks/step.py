@@ -3,11 +3,14 @@
     uv run python benchmarks/step.py                  # a few minutes on two cores; on a GPU with --device cuda
     uv run python benchmarks/step.py --steps 400 --batch-size 256
     uv run python benchmarks/step.py --spaces         # pictures and texts in two spaces, CLIP's loss in each
+    uv run python benchmarks/step.py --device cuda --encoder resnet50 --image-size 224 --photos 4096 --workers 8
 
 Both sides train a copy of the reference recipe's encoder with the same loss and optimizer. The run's side is timed from
 asking for a batch, which is ready in memory, to the return of `run.step`: guard, clip, schedule, log, progress and the
 seeding of dropout are in it. Then the time of the views beside the step, and of a checkpoint every hundred steps.
-Ratios are within pairs of neighbouring steps, whose order alternates; intervals are bootstrapped over pairs.
+Ratios are within pairs of neighbouring steps, whose order alternates; intervals are bootstrapped over pairs. With
+`--photos` the source is a folder of so many JPEG files of 500 × 375 pixels, written for the benchmark, and a loop over
+the loader shows the share of the time in which the run waits for data.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.io import write_jpeg
 
 import mmcon
 from mmcon.affinity import SameLabel
@@ -62,12 +68,13 @@ def parts_for(model: nn.Module, device: torch.device, steps: int) -> tuple[nn.Mo
     return own, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
-def by_hand(model: nn.Module, optimizer: Any, schedule: Any) -> Callable[[ViewBatch], None]:
+def by_hand(model: nn.Module, optimizer: Any, schedule: Any, precision: str) -> Callable[[ViewBatch], None]:
     """A step in plain PyTorch."""
 
     def step(batch: ViewBatch) -> None:
-        z = model(batch)["shared"]["image"]
-        loss = weighted_supcon(z, None, SameLabel(batch.index["image"]["label"]), temperature=TEMPERATURE)
+        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=precision == "bf16"):
+            z = model(batch)["shared"]["image"]
+        loss = weighted_supcon(z.float(), None, SameLabel(batch.index["image"]["label"]), temperature=TEMPERATURE)
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -76,15 +83,16 @@ def by_hand(model: nn.Module, optimizer: Any, schedule: Any) -> Callable[[ViewBa
     return step
 
 
-def by_hand_in_spaces(model: nn.Module, optimizer: Any, schedule: Any) -> Callable[[ViewBatch], None]:
+def by_hand_in_spaces(model: nn.Module, optimizer: Any, schedule: Any, precision: str) -> Callable[[ViewBatch], None]:
     """A step of CLIP in two spaces in plain PyTorch, with the same towers and heads."""
     encoders, heads = (getattr(model, name) for name in ("encoders", "heads"))
 
     def step(batch: ViewBatch) -> None:
-        features = {name: encoders[name](batch.views[name][0]) for name in ("image", "text")}
+        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=precision == "bf16"):
+            features = {name: encoders[name](batch.views[name][0]) for name in ("image", "text")}
+            rows = [[head[name](features[name]) for name in ("image", "text")] for head in heads.values()]
         loss = torch.zeros((), device=features["image"].device)
-        for head in heads.values():
-            first, second = (head[name](features[name]) for name in ("image", "text"))
+        for first, second in rows:
             logits, target = first @ second.T / TEMPERATURE, torch.arange(len(first), device=first.device)
             loss = loss + 0.5 * nn.functional.cross_entropy(logits, target)
             loss = loss + 0.5 * nn.functional.cross_entropy(logits.T, target)
@@ -110,15 +118,34 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def loader_of(batch_size: int, device: torch.device, workers: int) -> ViewLoader:
-    source = create_source("samples/fashion", split="train")
+def write_photo(path: Path) -> None:
+    """A JPEG file of smooth noise, about as large as a photograph of its size."""
+    g = torch.Generator().manual_seed(int(path.stem))
+    coarse, fine = torch.rand(1, 3, 24, 32, generator=g), torch.rand(1, 3, 375, 500, generator=g)
+    smooth = nn.functional.interpolate(coarse, (375, 500), mode="bicubic").clamp(0, 1)
+    write_jpeg(((0.9 * smooth + 0.1 * fine)[0] * 255).to(torch.uint8), str(path), quality=85)
+
+
+def photos(folder: Path, count: int) -> Path:
+    """A folder with `count` photos in 16 classes."""
+    paths = [folder / "photos" / f"class-{number % 16:02}" / f"{number}.jpg" for number in range(count)]
+    for path in paths[:16]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        list(pool.map(write_photo, paths, chunksize=32))
+    return folder / "photos"
+
+
+def loader_of(batch_size: int, device: torch.device, workers: int, size: int, folder: Path | None) -> ViewLoader:
+    source = create_source("samples/fashion" if folder is None else str(folder), modality="image", split="train")
     assert source.labels is not None
-    view = mmcon.create_view("image/simclr", size=28, area=(0.5, 1.0), strength=0.5)
+    area = (0.5, 1.0) if folder is None else (0.08, 1.0)
+    view = mmcon.create_view("image/simclr", size=size, area=area, strength=0.5)
     sampler = UniformSampler(source.labels, batch_size=batch_size, seed=0)
     return ViewLoader(source, {"image": [view, view]}, sampler, seed=0, workers=workers, device=device)
 
 
-def loader_of_pairs(batch_size: int, device: torch.device, workers: int) -> ViewLoader:
+def loader_of_pairs(batch_size: int, device: torch.device, workers: int, *_: object) -> ViewLoader:
     source = create_source("samples/emoji-pairs", split="train")
     views = {"image": [mmcon.create_view("image/simclr", size=28)], "text": [mmcon.create_view("text/words")]}
     sampler = UniformSampler(source.ids, batch_size=batch_size, seed=0)
@@ -129,7 +156,8 @@ def compare(
     run: Run, loader: ViewLoader, batches: list[ViewBatch], model: nn.Module, steps: int, spaces: bool
 ) -> tuple[Tensor, Tensor]:
     """Seconds of every step by hand and of every step of the run."""
-    plain = (by_hand_in_spaces if spaces else by_hand)(*parts_for(model, run.device, steps))
+    precision = run.accelerator.mixed_precision
+    plain = (by_hand_in_spaces if spaces else by_hand)(*parts_for(model, run.device, steps), precision)
     own, optimizer, schedule = parts_for(model, run.device, steps)
     settings = presets.clip(temperature=TEMPERATURE) if spaces else presets.supcon_out(temperature=TEMPERATURE)
     objective = mmcon.Objective(**settings)
@@ -164,6 +192,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--spaces", action="store_true", help="two modalities in two spaces")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--image-size", type=int, default=28)
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--photos", type=int, default=0, help="a source of so many JPEG files")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time: on one core of a busy machine")
     options = parser.parse_args()
     if options.cpu_time:
@@ -171,18 +202,24 @@ def main() -> None:
         CLOCK = time.process_time
     with tempfile.TemporaryDirectory() as folder:
         settings = RunSettings(epochs=1, log_every=10, checkpoint_every=10 * options.steps)
-        run = Run(Path(folder) / "run", settings=settings, cpu=options.device == "cpu")
-        report(run, options)
+        run = Run(
+            Path(folder) / "run",
+            settings=settings,
+            cpu=options.device == "cpu",
+            mixed_precision=options.mixed_precision,
+        )
+        report(run, options, photos(Path(folder), options.photos) if options.photos else None)
         run.close()
 
 
-def report(run: Run, options: argparse.Namespace) -> None:
+def report(run: Run, options: argparse.Namespace, folder: Path | None) -> None:
     """Measure and print the tables."""
     make = loader_of_pairs if options.spaces else loader_of
-    loader = make(options.batch_size, run.device, options.workers)
+    loader = make(options.batch_size, run.device, options.workers, options.image_size, folder)
     stream = itertools.chain.from_iterable(itertools.repeat(loader))
     first = [next(stream) for _ in range(8)]
-    encoders = {"image": create_encoder(options.encoder, image_size=28, in_channels=3 if options.spaces else 1)}
+    channels = 3 if options.spaces or folder else 1
+    encoders = {"image": create_encoder(options.encoder, image_size=options.image_size, in_channels=channels)}
     if options.spaces:
         encoders["text"] = create_encoder("text/embedding-bag", modality="text", dropout=0.0)
     names = ("first", "second") if options.spaces else ("shared",)
@@ -200,6 +237,29 @@ def report(run: Run, options: argparse.Namespace) -> None:
     source = "in the training process" if not options.workers else f"waited for, {options.workers} workers"
     print(f"| its views, {source} | {views * 1e3:.1f} | {views / (views + step):.3f} of step and views |")
     print(f"| a checkpoint | {saving * 1e3:.1f} | {saving / (100 * (step + views)):.4f} of a hundred steps |")
+    if folder is not None:
+        share, seconds = waiting(model, stream, run, 40)
+        print(
+            f"| a step with its data, {options.workers} workers | {seconds * 1e3:.1f} | {share:.3f} waiting for data |"
+        )
+
+
+def waiting(model: nn.Module, stream: Iterator[ViewBatch], run: Run, steps: int) -> tuple[float, float]:
+    """The share of the time that a loop over a loader waits for its batches, and the seconds of a step."""
+    step = by_hand(*parts_for(model, run.device, steps), run.accelerator.mixed_precision)
+    waited = began = 0.0
+    for number in range(steps):
+        if number == steps // 4:  # the workers have filled their queues, and the first steps have warmed up
+            wait(run.device)
+            waited, began = 0.0, CLOCK()
+        asked = CLOCK()
+        batch = next(stream)
+        waited += CLOCK() - asked
+        step(batch)
+        # As the run's check of the loss does.
+        wait(run.device)
+    seconds = CLOCK() - began
+    return waited / seconds, seconds / (steps - steps // 4)
 
 
 if __name__ == "__main__":

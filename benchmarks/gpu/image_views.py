@@ -1,15 +1,18 @@
-"""The SimCLR chain at 224 px on a GPU, beside a ResNet-50 training step: how many times faster views are than needed.
+"""The SimCLR chain at 224 px on a GPU, beside kornia, torchvision v2, and a ResNet-50 training step.
 
-    uv run python benchmarks/gpu/image_views.py
+    uv run --with kornia python benchmarks/gpu/image_views.py
 
-`measure` is a function, so that one script can call several of these in one go.
+From a stacked batch of bytes on the device to float views. torchvision v2 draws once for a whole batch, so that it does
+less: all images of a batch have the same crop. mmcon appears three times: with drawing on the host in the same thread,
+with parameters drawn before, as by worker processes, and without the crop, which workers make from files.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,66 +21,118 @@ from mmcon.random import keys
 from mmcon.registry import create_view
 from mmcon.views import as_chain, meta_of
 
+DEVICE = torch.device("cuda")
+SIZE = 224
+
 
 def seconds(run: Callable[[], object], repeats: int = 10) -> float:
-    """The median time of a call on the device, after three calls to warm up."""
-    for _ in range(3):
+    """The median time of a call, after three calls to warm up; the device's queue is empty before and after."""
+    spent = []
+    for number in range(repeats + 3):
+        wait()
+        began = time.perf_counter()
         run()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
+        wait()
+        if number >= 3:
+            spent.append(time.perf_counter() - began)
+    return statistics.median(spent)
+
+
+def wait() -> None:
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times)
 
 
-def views_run(x: Tensor, size: int) -> Callable[[], object]:
-    """The whole chain, drawing included, on a stacked batch of bytes on the device."""
-    chain = as_chain(create_view("image/simclr", size=size, blur=True))
-    meta = meta_of(x, "image")
-    epoch = iter(range(10**9))
+def ours(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    chain = as_chain(create_view("image/simclr", size=SIZE, blur=True))
+    meta, epochs = meta_of(x, "image"), iter(range(10**9))
 
-    def run() -> Tensor:
-        params = chain.draw(keys(seed=0, epoch=next(epoch), sample=torch.arange(len(x))), meta)
-        return chain.apply(x, params)
+    def drawn() -> dict:
+        return chain.draw(keys(seed=0, epoch=next(epochs), sample=torch.arange(len(x))), meta)
 
-    return run
+    yield "mmcon, drawing included", lambda: chain.apply(x, drawn())
+    params = drawn()
+    yield "mmcon", lambda: chain.apply(x, params)
+    cropped = (chain.apply_ragged(x, params) * 255).to(torch.uint8)
+    yield "mmcon, after the crop", lambda: chain.apply_batched(cropped, params)
+    for name, child in chain.children():
+        single = x if name == "crop" else cropped
+        yield f"mmcon, {name} alone", lambda child=child, single=single, own=params[name]: child.apply(single, own)
 
 
-def training_run(batch: int, size: int) -> Callable[[], object]:
+def kornia_batched(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    import kornia.augmentation as K
+
+    for cropping in ("slice", "resample"):
+        chain = K.AugmentationSequential(
+            K.RandomResizedCrop((SIZE, SIZE), scale=(0.08, 1.0), resample="bicubic", cropping_mode=cropping),
+            K.RandomHorizontalFlip(),
+            K.ColorJitter(0.8, 0.8, 0.8, 0.2, p=0.8),
+            K.RandomGrayscale(p=0.2),
+            K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5),
+        )
+        yield f"kornia, {cropping}", lambda chain=chain: chain(x.to(torch.float32).div_(255))
+
+
+def torchvision_batched(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    from torchvision.transforms import v2
+
+    chain = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIZE, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], 0.5),
+        ]
+    )
+    yield "torchvision v2, one draw a batch", lambda: chain(x)
+    # One draw an image, as mmcon and kornia make them, needs a call an image.
+    yield "torchvision v2, image by image", lambda: torch.stack([chain(image) for image in x])
+
+
+def training(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
     """A ResNet-50 step in bfloat16, channels last, with SGD."""
     import torchvision
 
-    model = torchvision.models.resnet50().cuda().to(memory_format=torch.channels_last)
+    model = torchvision.models.resnet50().to(DEVICE).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    x = torch.rand(batch, 3, size, size, device="cuda").contiguous(memory_format=torch.channels_last)
-    y = torch.zeros(batch, dtype=torch.int64, device="cuda")
+    views = torch.rand(len(x), 3, SIZE, SIZE, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    y = torch.zeros(len(x), dtype=torch.int64, device=DEVICE)
 
     def run() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = torch.nn.functional.cross_entropy(model(x), y)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(model(views), y)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return run
-
-
-def measure(batch: int = 256, source: int = 256, size: int = 224) -> dict[str, float]:
-    """Images a second of the views and of the training step, and their ratio."""
-    x = torch.randint(0, 256, (batch, 3, source, source), dtype=torch.uint8, device="cuda")
-    views = batch / seconds(views_run(x, size))
-    training = batch / seconds(training_run(batch, size))
-    return {"views_per_second": views, "training_images_per_second": training, "ratio": views / training}
+    yield "a ResNet-50 training step", run
 
 
 def main() -> None:
-    if not torch.cuda.is_available():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    options = parser.parse_args()
+    global DEVICE
+    DEVICE = torch.device(options.device)
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a GPU")
-    print(torch.cuda.get_device_name(), json.dumps(measure(), indent=2))
+    batch = options.batch_size
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.rand(batch, 3, 32, 32, generator=g)
+    x = (torch.nn.functional.interpolate(coarse, (256, 256), mode="bilinear") * 255).to(torch.uint8).to(DEVICE)
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
+    print(f"{name}, batches of {batch}, 256 px to {SIZE} px\n\n| | images a second | ms |\n|---|---|---|")
+    for tool in (ours, training, kornia_batched, torchvision_batched):
+        try:
+            for label, run in tool(x):
+                spent = seconds(run, 3 if "image by image" in label else 10)
+                print(f"| {label} | {batch / spent:,.0f} | {spent * 1e3:.2f} |", flush=True)
+        except ImportError as missing:
+            print(f"| left out: {missing} | | |")
 
 
 if __name__ == "__main__":

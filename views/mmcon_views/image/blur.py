@@ -15,7 +15,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_, to_float
+from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_, to_device, to_float
 
 # Up to this many pixels, images are blurred together on a CPU; larger images one by one, each with only its own taps.
 SMALL = 64 * 64
@@ -70,7 +70,7 @@ def convolve(
     weights = torch.where(weights > 1e-7, weights, 0.0)
     if x.device.type != "cpu" or x.shape[-2] * x.shape[-1] <= SMALL:
         reach = int((weights > 0).any(0).nonzero().max())
-        columns = weights.to(x.device, non_blocking=True)[:, : reach + 1, None, None, None]
+        (columns,) = to_device(x.device, weights[:, : reach + 1, None, None, None])
         return _tap_by_tap(x, columns.unbind(1), outside).clamp_(max=1)
     blurred = []
     for image, own in zip(x.split(1), weights.tolist(), strict=True):

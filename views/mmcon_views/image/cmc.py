@@ -16,7 +16,7 @@ from mmcon_views.image.blur import Blur
 from mmcon_views.image.color import ColorJitter
 from mmcon_views.image.crop import RandomResizedCrop
 from mmcon_views.image.flip import Flip
-from mmcon_views.image.pixels import to_float
+from mmcon_views.image.pixels import to_device, to_float
 from mmcon_views.image.rand_augment import RandAugment
 from mmcon_views.image.sizes import Size
 from mmcon_views.shared_draws import SharedByViews
@@ -52,7 +52,7 @@ def lab(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """CIE Lab (D65) of sRGB in [0, 1]: L 0 to 100, a and b about −128 to 127."""
     # The curve of sRGB (IEC 61966-2-1) is undone first: Lab is defined on linear light.
     linear = torch.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
-    xyz = linear_channels(linear, _XYZ) / torch.tensor(_WHITE, device=x.device).view(1, 3, 1, 1)
+    xyz = linear_channels(linear, _XYZ) / to_device(x.device, torch.tensor(_WHITE))[0].view(1, 3, 1, 1)
     f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
     fx, fy, fz = f.unbind(1)
     return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], dim=1)
@@ -95,9 +95,8 @@ class ColorChannels(ViewGenerator):
         x = to_float(batch, self.name or "image/color-channels")
         if x.shape[1] != 3:
             raise InputError("image/color-channels", expected="RGB images", got=f"{x.shape[1]} channel")
-        mean, std, zero = (
-            torch.tensor(v[self.space], device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD, self.ZERO)
-        )
+        constants = to_device(x.device, *(torch.tensor(v[self.space]) for v in (MEAN, STD, self.ZERO)))
+        mean, std, zero = (constant.view(1, 3, 1, 1) for constant in constants)
         out = lab(x) if self.space == "lab" else linear_channels(x, _YCBCR if self.space == "ycbcr" else _YDBDR)
         out = (out + zero - mean) / std
         return out[:, self.CHANNELS[self.channels]].contiguous()
@@ -131,8 +130,8 @@ class Edges(ViewGenerator):
         elif x.shape[1] != 1:
             raise InputError("image/edges", expected="RGB or gray images", got=f"{x.shape[1]} channels")
         # Sobel's weights over 8 give the slope of a linear ramp.
-        across = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
-        kernels = torch.stack([across, across.T])[:, None]
+        across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+        (kernels,) = to_device(x.device, torch.stack([across, across.T])[:, None])
         padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
         return torch.nn.functional.conv2d(padded, kernels).square().sum(1, keepdim=True).sqrt()
 

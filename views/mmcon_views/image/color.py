@@ -25,6 +25,7 @@ from mmcon_views.image.pixels import (
     map_indices_,
     map_selected,
     map_selected_,
+    to_device,
     to_float,
 )
 
@@ -115,7 +116,7 @@ def hue_(x: Images, factor: Factor) -> Images:
     torch.div(angle, steep, out=steep).mul_(-2).add_(3)
     angle.addcmul_(high - red, steep)
     torch.copysign(angle, difference, out=angle)
-    turn = 6 * factor - torch.tensor([0.0, 2.0, -2.0], device=x.device).view(1, 3, 1, 1)
+    turn = torch.cat([6 * factor, 6 * factor - 2, 6 * factor + 2], dim=1)
     # To [-3, 3], where the outer absolute value needs no modulo.
     turn = turn - 6 * torch.round(turn / 6)
     torch.addcmul(angle, chroma, turn, out=x)
@@ -149,13 +150,33 @@ def draw_jitter(keys: Keys, strengths: dict[str, float], p: float, *, added: boo
 def jitter_(x: Images, params: Params, operations: tuple[Operation, ...]) -> None:
     """The four operations in place, in each image's own order; images with the same order are processed together."""
     names = ("brightness", "contrast", "saturation", "hue")
-    factors = torch.stack([params[name] for name in names], dim=1).to(x.device, torch.float32)[..., None, None, None]
+    factors = torch.stack([params[name] for name in names], dim=1).to(torch.float32)[..., None, None, None]
+    if x.device.type == "cuda":
+        return _jitter_by_place(x, params, operations, factors)
     rows_by_order: dict[tuple[int, ...], list[int]] = {}
     for row, (applied, order) in enumerate(zip(params["apply"].tolist(), params["order"].tolist(), strict=True)):
         if applied:
             rows_by_order.setdefault(tuple(order), []).append(row)
     for order, rows in rows_by_order.items():
         map_indices_(x, torch.tensor(rows), partial(_apply_in_order, order, operations), factors)
+
+
+def _jitter_by_place(
+    x: Images, params: Params, operations: tuple[Operation, ...], factors: Float[Tensor, "b 4 1 1 1"]
+) -> None:
+    """`jitter_` on a GPU: images with the same operation at a place of the order together, 16 groups in place of 24.
+
+    All indices and factors are copied at once, so that the host runs ahead of the device.
+    """
+    groups = [
+        (operation, (params["apply"] & (params["order"][:, place] == operation)).nonzero().view(-1))
+        for place in range(4)
+        for operation in range(4)
+    ]
+    factors, *indices = to_device(x.device, factors, *(rows for _, rows in groups))
+    for (operation, _), rows in zip(groups, indices, strict=True):
+        if len(rows):
+            x.index_copy_(0, rows, operations[operation](x.index_select(0, rows), factors[rows, operation]))
 
 
 def _apply_in_order(

@@ -28,7 +28,7 @@ from mmcon_views.image.color import (
     jitter_,
     simclr_ranges,
 )  # fmt: skip
-from mmcon_views.image.pixels import as_columns, channel_means, copy_as_float, float_copy, to_float
+from mmcon_views.image.pixels import as_columns, channel_means, copy_as_float, float_copy, to_device, to_float
 
 BRIGHTNESS = ("added", "multiplied")
 
@@ -65,13 +65,14 @@ def linear_hue(x: Images, factor: Factor) -> Images:
     if x.shape[1] == 1:
         return x
     forth = torch.tensor(YIQ, dtype=torch.float64)
-    angle = 2 * math.pi * factor.view(-1).to("cpu", torch.float64)
-    turn = torch.zeros(len(x), 3, 3, dtype=torch.float64)
+    angle = 2 * math.pi * factor.view(-1).to(torch.float64)
+    turn = torch.zeros(len(x), 3, 3, dtype=torch.float64, device=factor.device)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
     turn[:, 2, 1], turn[:, 1, 2] = angle.sin(), -angle.sin()
     # The inverse of the rounded digits, not the published inverse: an angle of 0 must change nothing.
-    matrix = (forth.inverse() @ turn @ forth).to(x.device, x.dtype)
+    back, forth = to_device(factor.device, forth.inverse(), forth)
+    matrix = (back @ turn @ forth).to(x.device, x.dtype)
     red, green, blue = (matrix[:, :, i, None, None] * x[:, i : i + 1] for i in range(3))
     return red.add_(green).add_(blue).clamp_(0, 1)
 

@@ -8,6 +8,7 @@ device of an image, never on the number of images.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,9 +92,26 @@ def check_image(image: Shaped[Tensor, "..."], where: str, sample: str = "") -> N
             )
 
 
+def to_device(device: torch.device, *values: Shaped[Tensor, "..."]) -> list[Shaped[Tensor, "..."]]:
+    """Small tensors of the CPU on the device of the images; to a GPU in one copy that the host does not wait for."""
+    if device.type != "cuda":
+        return [value.to(device) for value in values]
+    # Views of one buffer, each from a multiple of the largest item on.
+    starts = [0, *itertools.accumulate(-(-value.nbytes // 8) * 8 for value in values)]
+    packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+
+    def part(buffer: Shaped[Tensor, "..."], i: int) -> Shaped[Tensor, "..."]:
+        return buffer[starts[i] : starts[i] + values[i].nbytes].view(values[i].dtype).view(values[i].shape)
+
+    for i, value in enumerate(values):
+        part(packed, i).copy_(value)
+    there = packed.to(device, non_blocking=True)
+    return [part(there, i) for i in range(len(values))]
+
+
 def as_columns(batch: Num[Tensor, "b c h w"], *columns: Shaped[Tensor, " b"]) -> list[Float32[Tensor, "b 1 1 1"]]:
     """Parameters as float32 columns on the device of the batch."""
-    return [c.to(batch.device, torch.float32, non_blocking=True).view(-1, 1, 1, 1) for c in columns]
+    return [c.view(-1, 1, 1, 1) for c in to_device(batch.device, *(c.to(torch.float32) for c in columns))]
 
 
 def chunks(batch: Num[Tensor, "b c h w"], indices: Int[Tensor, " k"] | None = None) -> Iterator[Int[Tensor, " few"]]:
@@ -154,7 +172,7 @@ def map_indices_(
             if changed.data_ptr() != images.data_ptr():
                 images.copy_(changed)
         else:
-            on_device = some.to(batch.device, non_blocking=True)
+            (on_device,) = to_device(batch.device, some)
             changed = function(batch.index_select(0, on_device), *(p[some] for p in parameters))
             batch.index_copy_(0, on_device, changed)
 

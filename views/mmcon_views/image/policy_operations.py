@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmcon.views import Params
 from mmcon_views.image.color import brightness, contrast, saturation
-from mmcon_views.image.pixels import map_selected_
+from mmcon_views.image.pixels import map_selected_, to_device
 
 Functions = dict[str, Callable[..., Tensor]]
 Fill = float | tuple[float, float, float]
@@ -110,7 +110,8 @@ def affine_grid(
 ) -> Float[Tensor, "b h w 2"]:
     """The input coordinates of each output pixel for `grid_sample`: the image is from −1 to 1."""
     # torchvision's arithmetic, step by step in float32, so that ties between two pixels are rounded as there.
-    scaled = matrix.to(device, torch.float32).transpose(1, 2) / torch.tensor([width / 2, height / 2], device=device)
+    rows, half = to_device(device, matrix.to(torch.float32), torch.tensor([width / 2, height / 2]))
+    scaled = rows.transpose(1, 2) / half
     points = torch.ones(height, width, 3, device=device)
     points[..., 0] = torch.arange(width, device=device) - (width - 1) / 2
     points[..., 1] = (torch.arange(height, device=device) - (height - 1) / 2)[:, None]
@@ -171,7 +172,7 @@ def rotation_cells(degrees: Float[Tensor, " b"]) -> Cells:
 def cutout(x: Images, box: Float[Tensor, "b 3 1 1"], fill: float = 0.0) -> Images:
     """A square of `fill`; the box holds half its side (pixels), and its center as fractions of height and width."""
     h, w = x.shape[-2:]
-    half, row, column = box.to(x.device, non_blocking=True).split(1, dim=1)
+    half, row, column = to_device(x.device, box)[0].split(1, dim=1)
     down = torch.arange(h, device=x.device).view(1, 1, h, 1) - torch.floor(row * h)
     across = torch.arange(w, device=x.device).view(1, 1, 1, w) - torch.floor(column * w)
     inside = (down >= -half) & (down < half) & (across >= -half) & (across < half)
@@ -234,6 +235,6 @@ def apply_operations(
                 columns = amount.to(torch.float32)[:, :, None, None]
                 if name in GEOMETRIC:
                     return function(images, columns, fill=fill)
-                return function(images, columns.to(images.device, non_blocking=True))
+                return function(images, *to_device(images.device, columns))
 
             map_selected_(x, operation[:, slot] == chosen, some, amounts)

@@ -14,12 +14,14 @@ Both round to bytes after each operation. Here values are not rounded, so they d
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from mmcon_views.image.pixels import map_selected_, to_device
 from mmcon_views.image.policy_operations import (
     OPERATIONS,
     Cells,
@@ -59,21 +61,20 @@ def _pillow(cells: Callable[[Float[Tensor, " b"], int, int], Cells]) -> Callable
     def operation(x: Images, drawn: Float[Tensor, "b 2 1 1"], fill: Fill = 0.0) -> Images:
         m, bicubic = drawn[:, 0].view(-1), drawn[:, 1].view(-1) > 0
         matrix = affine_matrix(m, cells(m, x.shape[-2], x.shape[-1]))
-        out = torch.empty_like(x)
+        out = x.clone()
         for smooth, mode in ((bicubic, "bicubic"), (~bicubic, "bilinear")):
-            if bool(smooth.any()):
-                out[smooth] = _pillow_affine(x[smooth], matrix[smooth], mode, fill)
+            map_selected_(out, smooth, partial(_pillow_affine, mode=mode, fill=fill), matrix)
         return out
 
     return operation
 
 
-def _pillow_affine(x: Images, matrix: Float[Tensor, "b 2 3"], mode: str, fill: Fill) -> Images:
+def _pillow_affine(x: Images, matrix: Float[Tensor, "b 2 3"], *, mode: str, fill: Fill) -> Images:
     """A pixel read outside of the image is `fill` alone; taps outside of the border repeat it."""
     grid = affine_grid(matrix, x.shape[-2], x.shape[-1], x.device)
     out = F.grid_sample(x, grid, mode=mode, padding_mode="border", align_corners=False).clamp_(0, 1)
     inside = ((grid >= -1) & (grid < 1)).all(-1)[:, None]
-    color = torch.tensor(fill, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+    color = to_device(x.device, torch.tensor(fill, dtype=x.dtype))[0].view(1, -1, 1, 1)
     return torch.where(inside, out, color if color.shape[1] in (1, x.shape[1]) else color.mean())
 
 

@@ -7,6 +7,7 @@ number of images, so that a view does not depend on its batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.views import Params, empty_buffer
-from mmcon_views.image.pixels import check_batch, check_image, chunks, sample_names
+from mmcon_views.image.pixels import check_batch, check_image, chunks, sample_names, to_device
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
@@ -126,8 +127,10 @@ def _resample_stacked(
 ) -> Float32[Tensor, "b c h2 w2"]:
     """All images at once: weighted sums of rows, then, on the transposed result, of columns."""
     scale = 1 / 255 if batch.dtype == torch.uint8 else 1.0
-    down = taps(box["top"], box["height"], size[0], interpolation, scale)
-    across = taps(box["left"], box["width"], size[1], interpolation)
+    most = [_most_taps(box[name], out, interpolation) for name, out in zip(("height", "width"), size, strict=True)]
+    top, height, left, width = to_device(batch.device, *(box[name] for name in ("top", "height", "left", "width")))
+    down = taps(top, height, size[0], interpolation, scale, most=most[0])
+    across = taps(left, width, size[1], interpolation, most=most[1])
     out = torch.empty(*batch.shape[:2], *size, device=batch.device)
     for some in chunks(out):
         few = slice(int(some[0]), int(some[-1]) + 1)
@@ -148,16 +151,21 @@ def _gather_rows(
     starts = (torch.arange(b * c, device=batch.device) * h).view(b, c, 1)
     total: Tensor | None = None
     for index, weight in taps_of_rows:
-        at = (starts + index.to(batch.device, non_blocking=True)[:, None]).view(-1)
+        at = (starts + index[:, None]).view(-1)
         rows = flat.index_select(0, at).view(b, c, -1, w)
-        weight = weight.to(batch.device, non_blocking=True)[:, None, :, None]
+        weight = weight[:, None, :, None]
         total = rows.mul_(weight) if total is None else total.addcmul_(rows, weight)
     assert total is not None
     return total
 
 
 def taps(
-    start: Int[Tensor, " b"], length: Int[Tensor, " b"], out: int, interpolation: str, scale: float = 1.0
+    start: Int[Tensor, " b"],
+    length: Int[Tensor, " b"],
+    out: int,
+    interpolation: str,
+    scale: float = 1.0,
+    most: int | None = None,
 ) -> list[tuple[Int[Tensor, "b out"], Float[Tensor, "b out"]]]:
     """Indices and weights for resampling `length` pixels from `start` on to `out` pixels, one pair per tap.
 
@@ -170,9 +178,10 @@ def taps(
         out: the output pixels.
         interpolation: the filter.
         scale: the sum of the weights.
+        most: at least the number of taps, where the lengths are on a GPU: the host would wait for their maximum.
     """
     step = (length.to(torch.float64) / out)[:, None]
-    center = (torch.arange(out, dtype=torch.float64) + 0.5) * step
+    center = (torch.arange(out, dtype=torch.float64, device=start.device) + 0.5) * step
     if interpolation == "nearest":
         nearest = torch.minimum(center.floor().to(torch.int64), length[:, None] - 1)
         return [(start[:, None] + nearest, torch.full_like(center, scale).to(torch.float32))]
@@ -182,7 +191,7 @@ def taps(
     last = torch.minimum((center + support + 0.5).floor(), length[:, None].to(torch.float64))
     kernel = _triangle if interpolation == "bilinear" else _cubic
     positions, weights = [], []
-    for tap in range(int((last - first).max())):
+    for tap in range(int((last - first).max()) if most is None or start.device.type == "cpu" else most):
         at = first + tap
         weights.append(torch.where(at < last, kernel((at - center + 0.5) / wide), 0.0))
         positions.append(start[:, None] + torch.minimum(at, length[:, None] - 1.0).to(torch.int64))
@@ -191,6 +200,11 @@ def taps(
     for weight in weights[1:]:
         total += weight
     return [(at, (weight / total * scale).to(torch.float32)) for at, weight in zip(positions, weights, strict=True)]
+
+
+def _most_taps(length: Int[Tensor, " b"], out: int, interpolation: str) -> int:
+    """A bound of the number of taps: the width of the widest filter."""
+    return math.ceil((2 if interpolation == "bilinear" else 4) * max(1.0, int(length.max()) / out))
 
 
 def _triangle(x: Float64[Tensor, " *shape"]) -> Float64[Tensor, " *shape"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_, to_float
+from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_, to_device, to_float
 
 
 @register_view("image/warp", modality="image")
@@ -55,7 +55,7 @@ def _warp(x: Float[Tensor, "b c h w"], moves: Float[Tensor, "b 4 2"]) -> Float[T
     pixels = torch.cartesian_prod(torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64))
     source = torch.stack([pixels - _displacement(points + move, move, pixels) for move in moves]).view(-1, h, w, 2)
     grid = (source.flip(-1) + 0.5) / torch.tensor([w / 2, h / 2], dtype=torch.float64) - 1
-    grid = grid.to(x.device, torch.float32)
+    (grid,) = to_device(x.device, grid.to(torch.float32))
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
