@@ -1,21 +1,27 @@
-"""All that needs a GPU, in one call: tests, the loss, views, steps and the race to an accuracy, with their tables.
+"""All that needs a GPU, in two calls of at most seven minutes each, the most important first.
 
-    python benchmarks/gpu/everything.py --output gpu.md                       # about twenty minutes
-    python benchmarks/gpu/everything.py --output gpu.md --parts tests loss    # some of it
-    python benchmarks/gpu/everything.py --list                                # the commands, nothing run
+    python benchmarks/gpu/everything.py --output gpu.md                     # the first call
+    python benchmarks/gpu/everything.py --output gpu-2.md --call second     # the rest
+    python benchmarks/gpu/everything.py --parts tests loss                  # some of it
+    python benchmarks/gpu/everything.py --rehearse                          # small sizes, on a CPU
+    python benchmarks/gpu/everything.py --list                              # the commands, nothing run
 
-Every part is a process of its own under a bound on its time, and what it prints is appended to the file as soon as it
-ends, so that a part that fails or is cut off takes nothing from the others. The race reads Fashion-MNIST's four
-idx.gz files from `--fashion`, by default where Debian's package puts them.
+Every command is a process of its own under a bound on its time, and what it prints is appended to the file as soon as
+it ends: a part that fails or is cut off takes nothing from the others. The board reads Fashion-MNIST's four idx.gz
+files from `--fashion`, by default where Debian's package puts them. A machine without a network needs the wheels that
+`tools/missing_wheels.py` lists.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,78 +29,113 @@ import torch
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent
 ROOT = BENCHMARKS.parent
-STEP = str(BENCHMARKS / "step.py")
 
-# By part: its title, the bound on its seconds, and its commands.
-PARTS: dict[str, tuple[str, int, list[list[str]]]] = {
-    "tests": ("Tests", 300, [["-m", "pytest", str(ROOT / "tests" / "test_gpu.py"), "-q", "-p", "no:cacheprovider"]]),
-    "loss": ("The loss", 240, [[str(HERE / "loss.py")]]),
-    "views": ("Image views", 120, [[str(HERE / "image_views.py")]]),
-    "step": (
-        "A step of training",
-        240,
-        [
-            [STEP, "--device", "cuda", "--batch-size", "1024", "--workers", "8"],
-            [STEP, "--device", "cuda", "--batch-size", "128", "--encoder", "resnet50", "--workers", "8"],
-            [STEP, "--device", "cuda", "--spaces", "--workers", "8"],
-        ],
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the tables: the bound on its seconds, its commands, and what replaces their options on a CPU."""
+
+    title: str
+    seconds: int
+    commands: tuple[str, ...]
+    rehearsal: tuple[str, ...]
+
+
+PROCESSES = " -n 6" if find_spec("xdist") else ""
+RESNET50 = "benchmarks/step.py --encoder resnet50 --image-size 224 --mixed-precision bf16"
+BOARD = "benchmarks/time_to_accuracy.py --encoder resnet18 --batch-size 512 --mixed-precision bf16 --workers 12"
+SMALL_BOARD = (
+    "benchmarks/time_to_accuracy.py --images 1000 --target .1 --schedules 1 --batch-size 128"
+    " --mixed-precision bf16 --rates supcon=.004 simclr=.004"
+)
+PARTS = {
+    "tests": Part(
+        "Tests", 120,
+        (f"-m pytest tests/test_gpu.py -q -p no:cacheprovider --durations=8{PROCESSES}",),
+        ("-m pytest tests/test_gpu.py -q -p no:cacheprovider -k synchronized",),
     ),
-    "board": (
-        "Time to accuracy",
-        480,
-        [
-            [
-                str(BENCHMARKS / "time_to_accuracy.py"),
-                *shlex.split("--device cuda --target 0.94 --encoder resnet18 --batch-size 512"),
-                *shlex.split("--mixed-precision bf16 --workers 4"),
-            ]
-        ],
+    "loss": Part(
+        "The loss", 110, ("benchmarks/gpu/loss.py",),
+        ("benchmarks/gpu/loss.py --device cpu --sizes 512 600 --form-size 600",),
     ),
-}
+    "views": Part(
+        "Image views", 50, ("benchmarks/gpu/image_views.py",),
+        ("benchmarks/gpu/image_views.py --device cpu --batch-size 2",),
+    ),
+    "step": Part(
+        "A step of training", 90,
+        (f"{RESNET50} --device cuda --batch-size 128 --photos 3072 --workers 14 --steps 60",),
+        (f"{RESNET50} --encoder mmcon/resnet-tiny --image-size 64 --batch-size 8 --photos 48 --workers 1 --steps 22",),
+    ),
+    "trial": Part(
+        "Time to accuracy, one schedule", 50,
+        (f"{BOARD} --device cuda --target .94 --board supcon --schedules 8 --rates supcon=.004",),
+        (f"{SMALL_BOARD} --board supcon",),
+    ),
+    "board": Part(
+        "Time to accuracy", 200,
+        (f"{BOARD} --device cuda --target .94 --board supcon in simclr cross-entropy --rates supcon=.004 in=.004"
+         " simclr=.004 cross-entropy=.004 --schedules 8",),
+        (f"{SMALL_BOARD} --board supcon simclr",),
+    ),
+    "more steps": Part(
+        "Other steps of training", 60,
+        ("benchmarks/step.py --device cuda --batch-size 1024 --workers 8 --steps 100",
+         "benchmarks/step.py --device cuda --spaces --workers 8 --steps 100"),
+        ("benchmarks/step.py --batch-size 16 --steps 22", "benchmarks/step.py --spaces --batch-size 16 --steps 22"),
+    ),
+}  # fmt: skip
+CALLS = {"first": ("tests", "loss", "views", "step", "trial"), "second": ("loss", "views", "board", "more steps")}
 
 
 def run(command: list[str], seconds: float) -> tuple[str, str]:
     """What a command printed, and how it ended."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "views"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     try:
         done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
-        )
+            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
     except subprocess.TimeoutExpired as late:
-        printed = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
-        return printed, f"cut off after {seconds:.0f} s"
+        printed = [s.decode() if isinstance(s, bytes) else s or "" for s in (late.stdout, late.stderr)]
+        return printed[0] + printed[1][-2000:], f"cut off after {seconds:.0f} s"
     if done.returncode:
-        return done.stdout + done.stderr[-4000:], f"status {done.returncode}"
+        return done.stdout[-12000:] + done.stderr[-4000:], f"status {done.returncode}"
     return done.stdout, ""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("gpu.md"))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--call", choices=CALLS, default="first")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="other parts than those of the call")
     parser.add_argument("--fashion", type=Path, help="the folder of Fashion-MNIST's files")
+    parser.add_argument("--rehearse", action="store_true", help="small sizes on a CPU, to try the scripts")
     parser.add_argument("--list", action="store_true", help="print the commands and end")
     options = parser.parse_args()
-    chosen = {name: PARTS[name] for name in options.parts}
-    if options.fashion and "board" in chosen:
-        title, bound, commands = chosen["board"]
-        chosen["board"] = title, bound, [[*command, "--data", str(options.fashion)] for command in commands]
+    chosen = {name: PARTS[name] for name in options.parts or CALLS[options.call]}
+    commands = {name: part.rehearsal if options.rehearse else part.commands for name, part in chosen.items()}
+    if options.fashion:
+        data = f" --data {shlex.quote(str(options.fashion))}"
+        commands |= {name: tuple(c + data for c in commands[name]) for name in ("trial", "board") if name in commands}
     if options.list:
-        for name, (_, bound, commands) in chosen.items():
-            print(*(f"{name}, {bound} s: python {shlex.join(command)}" for command in commands), sep="\n")
+        for name, part in chosen.items():
+            print(*(f"{name}, {part.seconds} s: python {command}" for command in commands[name]), sep="\n")
+        print(f"{sum(part.seconds for part in chosen.values())} s at most")
         return 0
-    if not torch.cuda.is_available():
-        raise SystemExit("this needs a GPU; --list shows what would run")
-    options.output.write_text(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
+    if not (torch.cuda.is_available() or options.rehearse):
+        raise SystemExit("this needs a GPU; --list shows what would run, --rehearse runs small sizes on a CPU")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    options.output.write_text(f"{device}, torch {torch.__version__}\n")
     failed = []
-    for name, (title, bound, commands) in chosen.items():
+    for name, part in chosen.items():
         began, ends = time.monotonic(), []
-        with options.output.open("a") as file:
-            file.write(f"\n## {title}\n")
-        for command in commands:
-            printed, end = run(command, max(1.0, bound - (time.monotonic() - began)))
+        for i, command in enumerate(commands[name]):
+            printed, end = run(shlex.split(command), max(1.0, part.seconds - (time.monotonic() - began)))
             ends += [end] if end else []
             with options.output.open("a") as file:
-                file.write(f"\n`python {shlex.join(command)}`\n\n{printed}\n{end}\n")
+                heading = "" if i else f"\n## {part.title}\n"
+                file.write(f"{heading}\n`python {command}`\n\n{printed}\n{end}\n")
         print(f"{name}: {'; '.join(ends) or 'done'} in {time.monotonic() - began:.0f} s", flush=True)
         failed += [name] if ends else []
     print(f"tables: {options.output}")
