@@ -17,7 +17,7 @@ def test_all_that_needs_a_gpu_names_programs_that_are_there(call, parts):
     command = [sys.executable, ROOT / "benchmarks" / "gpu" / "everything.py", "--list", "--call", call]
     *listed, bound = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {line.partition(",")[0] for line in listed} == parts
-    assert int(bound.split()[0]) <= 440
+    assert int(bound.split()[0]) <= 420
     for line in listed:
         files = [ROOT / word for word in shlex.split(line.partition(": ")[2]) if word.endswith(".py")]
         assert files, line

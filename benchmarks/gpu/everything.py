@@ -88,13 +88,17 @@ PARTS = {
 CALLS = {"first": ("tests", "loss", "views", "step", "trial"), "second": ("loss", "views", "board", "more steps")}
 
 
-def run(command: list[str], seconds: float) -> tuple[str, str]:
+# Compilation for a CPU takes minutes, and says nothing of a GPU.
+ON_A_CPU = {"MMCON_TEST_DEVICE": "cpu", "TORCHDYNAMO_DISABLE": "1"}
+
+
+def run(command: list[str], seconds: float, environment: dict[str, str]) -> tuple[str, str]:
     """What a command printed, and how it ended."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "views"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     try:
         done = subprocess.run(
             [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, **environment},
         )  # fmt: skip
     except subprocess.TimeoutExpired as late:
         printed = [s.decode() if isinstance(s, bytes) else s or "" for s in (late.stdout, late.stderr)]
@@ -131,7 +135,8 @@ def main() -> int:
     for name, part in chosen.items():
         began, ends = time.monotonic(), []
         for i, command in enumerate(commands[name]):
-            printed, end = run(shlex.split(command), max(1.0, part.seconds - (time.monotonic() - began)))
+            left = max(1.0, part.seconds - (time.monotonic() - began))
+            printed, end = run(shlex.split(command), left, ON_A_CPU if options.rehearse else {})
             ends += [end] if end else []
             with options.output.open("a") as file:
                 heading = "" if i else f"\n## {part.title}\n"
