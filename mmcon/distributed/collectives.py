@@ -11,9 +11,9 @@ once. `global_loss` applies that factor, and no other function does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mmcon.batch import Index
-from mmcon.errors import InputError
+from mmcon.errors import InputError, MmconError
+
+T = TypeVar("T")
 
 #: Backends with a reduce-scatter; with the others an all-reduce takes its place.
 REDUCE_SCATTER_BACKENDS = ("nccl", "gloo")
@@ -134,6 +136,26 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_main_rank(act: Callable[[], T]) -> T:
+    """Call a function on rank 0 alone, and return its value on every rank, picklable. Every rank must call this.
+
+    Raises:
+        MmconError: rank 0 raised it. All ranks raise it, so that none waits for the others.
+    """
+    value: Any = None
+    if get_rank() == 0:
+        try:
+            value = act()
+        except MmconError as error:
+            if get_world_size() == 1:
+                raise
+            value = error
+    value = gather_objects(value)[0]
+    if isinstance(value, MmconError):
+        raise value
+    return value
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ R = TypeVar("R", bound="RunConfig")
 
 # Settings that may change between a run and its continuation, since they do not change what a step computes.
 SAFE_CHANGES = frozenset(
-    {"output_dir", "resume", "force", "max_steps", "workers", "log_every", "checkpoint_every", "keep", "trackers",
-     "profile", "compile", "engine", "config", "on_nonfinite", "max_skips", "keep_best"}
+    {"output_dir", "resume", "restart", "force", "max_steps", "workers", "log_every", "checkpoint_every", "keep",
+     "trackers", "profile", "compile", "engine", "config", "on_nonfinite", "max_skips", "keep_best"}
 )  # fmt: skip
 
 
@@ -52,7 +52,9 @@ class RunSettings:
     trackers: tuple[str, ...] = ()
     """trackers of Accelerate that receive the metrics too, such as tensorboard"""
     force: bool = False
-    """resume although settings changed that alter what is computed"""
+    """resume although settings or data changed that alter what is computed"""
+    restart: bool = False
+    """with --resume: if all checkpoints of the folder are damaged, start anew in a folder beside it (NAME-restart)"""
     workers: int = 0
     """processes that prepare batches; 0 prepares them in the training process"""
     engine: Literal["ddp", "fsdp2"] = "ddp"

@@ -35,6 +35,18 @@ def threads_of_rank(own_cores: Iterable[int], cores_by_rank: Sequence[Iterable[i
     return max(1, int(sum(Fraction(1, users[core]) for core in own_cores)))
 
 
+def describe_start(world_size: int, threads: int, device: torch.device, precision: str | None, batches: int) -> str:
+    """The ranks, threads, device and precision of a run, and its batches per optimizer step, for its first message."""
+    where = f"{device} in {precision}" if precision not in (None, "no") else f"{device}"
+    text = f"{world_size} process(es) with {threads} thread(s) on {where}"
+    if batches == 1:
+        return text
+    return (
+        f"{text}\ngradients of {batches} batches are averaged before each optimizer step; the negatives are those of"
+        " one batch (gradient caching, --chunk-size, adds negatives)"
+    )
+
+
 def resolve_precision(requested: str) -> str:
     """The precision of a run: the flag's value or, if that is "no", the value of Accelerate's launcher."""
     return requested if requested != "no" else os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.distributed.collectives import gather_objects
+from mmcon.files import append_line, read_lines, replace_file
 from mmcon.loading.loader import ViewLoader
 from mmcon.training.config import RunSettings
 from mmcon.training.step import Stepper
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The file in a run folder that lists the samples that could not be read, a line of JSON each.
 QUARANTINE = "quarantine.jsonl"
+#: The file beside metrics.jsonl with the lines that a resumed run repeats, or that were cut off.
+REMOVED = "metrics-removed.jsonl"
 #: The fraction of the time spent before steps above which the logger advises more workers, once.
 SLOW_DATA_FRACTION = 0.5
 
@@ -39,21 +42,25 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Append a line and return its content, tensors as numbers."""
         line = {"step": step, **{name: float(v) if isinstance(v, Tensor) else v for name, v in values.items()}}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, line)
         return line
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines, without one that a crash cut off."""
-        if not self.path.exists():
-            return []
-        return [line for text in self.path.read_text().splitlines() if (line := _parse(text)) is not None]
+        return [line for line in read_lines(self.path)[0] if "step" in line]
 
-    def truncate(self, after: int) -> None:
-        """Remove the lines of steps above `after`, which a resumed run repeats."""
-        kept = [line for line in self.lines() if line["step"] <= after and after > 0]
-        if kept or self.path.exists():
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    def truncate(self, after: int, *, log: Callable[[str], Any] = print) -> None:
+        """Move the lines of steps above `after`, which a resumed run repeats, to a file beside it, and log that."""
+        lines, damaged = read_lines(self.path)
+        kept = [line for line in lines if _step_of(line) <= after and after > 0]
+        removed = [line for line in lines if not (_step_of(line) <= after and after > 0)]
+        if not removed and not damaged:
+            return
+        for line in [*removed, *({"damaged": text} for text in damaged)]:
+            append_line(self.path.with_name(REMOVED), line)
+        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        cut = f", and {len(damaged)} that were cut off" if damaged else ""
+        log(f"{self.path.name}: {len(removed)} line(s) of steps after {after}{cut} are now in {REMOVED}")
 
 
 class RunLogger:
@@ -103,7 +110,7 @@ class RunLogger:
 
     def write_results(self, results: Mapping[str, Any], failures: Mapping[int, str]) -> None:
         """Write results.json, and append the samples that could not be read to quarantine.jsonl."""
-        (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        replace_file(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         if failures:
             with (self.folder / QUARANTINE).open("a") as file:
                 for sample, reason in failures.items():
@@ -122,9 +129,7 @@ def gather_failures(loader: ViewLoader | None) -> dict[int, str]:
     return {sample: reason for failures in by_rank for sample, reason in failures.items()}
 
 
-def _parse(text: str) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and "step" in line else None
+def _step_of(line: Mapping[str, Any]) -> float:
+    """The step of a line; infinite for a line without one."""
+    step = line.get("step")
+    return float(step) if isinstance(step, int | float) else float("inf")

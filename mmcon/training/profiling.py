@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from mmcon.files import replace_file
+
 #: Steps before the profile, which compile and allocate, and steps in the profile.
 SKIPPED, KEPT = 4, 4
 
@@ -53,7 +55,7 @@ class StepProfiler:
         profiler.export_chrome_trace(str(self.folder / "profile.json"))
         order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=40)
-        (self.folder / "profile.txt").write_text(table + "\n")
+        replace_file(self.folder / "profile.txt", table + "\n")
         kept, path = self._steps - SKIPPED, self.folder / "profile.txt"
         self.log(f"profile of {kept} step(s): {path}, and a trace beside it, profile.json")
 

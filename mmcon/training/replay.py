@@ -12,17 +12,18 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.batch import ViewBatch, count_rows, tree_map
 from mmcon.errors import InputError
+from mmcon.files import replace_file
 from mmcon.loading.loader import ViewLoader
 from mmcon.loading.pipeline import ViewGroup
 from mmcon.random import stable_id
@@ -83,6 +84,29 @@ class Replay:
         print(f"loss of step {self.step} {text}; --repeat {self.step} recomputes it")
         sys.exit(0)
 
+    def batches(
+        self,
+        loader: ViewLoader,
+        one_step: Callable[[ViewBatch], Iterator[ViewBatch]],
+        loss: Callable[[], Float[Tensor, ""]],
+    ) -> Iterator[ViewBatch]:
+        """The batches up to the replayed step, whose views are written and whose loss is printed.
+
+        Args:
+            loader: at the first step.
+            one_step: yields a batch for a step of the loop.
+            loss: the loss of the last step.
+        """
+        self.seek(loader)
+        while loader.step < self.step:
+            for batch in loader:
+                if batch.step + 1 == self.step:
+                    self.show(loader, batch)
+                yield from one_step(batch)
+                if batch.step + 1 == self.step:
+                    self.print_loss(float(loss()))
+                    return
+
     def logged_loss(self) -> float | None:
         """The loss of the step in metrics.jsonl."""
         lines = MetricsLog(Path(self.folder) / "metrics.jsonl").lines()
@@ -127,8 +151,8 @@ class Replay:
         print("inputs of the model: " + ", ".join(map(str, written)), flush=True)
 
 
-def describe_run(loader: ViewLoader, seed: int, world_size: int) -> str:
-    """The content of run.json: the program, and what its batches consist of."""
+def describe_run(folder: Path, loader: ViewLoader, seed: int, world_size: int) -> None:
+    """Write run.json: the program, and what its batches consist of."""
     about = {
         "program": [sys.executable, *sys.orig_argv[1:]],
         "directory": os.getcwd(),
@@ -145,7 +169,7 @@ def describe_run(loader: ViewLoader, seed: int, world_size: int) -> str:
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    return json.dumps(about, indent=1) + "\n"
+    replace_file(folder / "run.json", json.dumps(about, indent=1) + "\n")
 
 
 def program_of(folder: Path) -> tuple[list[str], str]:

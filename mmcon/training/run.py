@@ -14,14 +14,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
-from mmcon.distributed.collectives import any_rank, barrier, gather_objects, group_without_timeout
+from mmcon.distributed.collectives import any_rank, barrier, from_main_rank, gather_objects, group_without_timeout
 from mmcon.distributed.fsdp import check_same_modalities, check_sharding, modalities_may_differ, set_gradient_sync
 from mmcon.loading.loader import ViewLoader, Views
 from mmcon.models.ema import unwrap
@@ -33,6 +33,7 @@ from mmcon.training.environment import (
     check_batch_size,
     check_devices,
     check_precision,
+    describe_start,
     resolve_precision,
     use_all_threads,
 )
@@ -41,10 +42,10 @@ from mmcon.training.profiling import StepProfiler
 from mmcon.training.progress import Progress
 from mmcon.training.rank_model import RankModel
 from mmcon.training.replay import Replay, describe_run
-from mmcon.training.run_folder import open_folder, unused_folder
+from mmcon.training.run_folder import OpenedFolder, open_folder, restarted_folder, unused_folder
 from mmcon.training.seeds import seed_model
-from mmcon.training.signals import STOPPED, StopSignals
-from mmcon.training.state import TrainingState, gather_loader_states, restore_loader_states
+from mmcon.training.signals import STOPPED, StopSignals, end_with_launcher
+from mmcon.training.state import TrainingState, check_data, gather_loader_states, restore_loader_states
 from mmcon.training.step import AccumulationSchedule, StepLocation, Stepper
 
 __all__ = ["Run", "RunSettings"]
@@ -107,18 +108,23 @@ class Run:
         self.world_size, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
         self.sharded = self.world_size > 1 and (self.settings.engine == "fsdp2" or self.accelerator.is_fsdp2)
         check_devices(gather_objects(f"{self.device.type}, precision {precision}"))
-        self.folder = Path(gather_objects(self._replay.folder if self._replay else str(output_dir))[0])
+        restart = resume and self.settings.restart
+        output_dir = self._replay.folder if self._replay else output_dir
+        self.folder = Path(from_main_rank(lambda: str(restarted_folder(output_dir) if restart else output_dir)))
         self.accelerator.project_configuration.set_directories(str(self.folder))
         self.threads = use_all_threads()
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep, log=self.print)
         self.global_step = 0
         self._logger = RunLogger(self.folder, self.accelerator, self.settings)
         self._closing_group = group_without_timeout()
         self._loader: ViewLoader | None = None
         self._score: Callable[[], float] | None = None
         self._failures: dict[int, str] = {}
+        self._data: dict[str, Any] = {}
+        self._launcher = end_with_launcher()
         self._batch: ViewBatch | None = None
         self._model: RankModel | None = None
+        self._opened = OpenedFolder()
         self._accumulation = AccumulationSchedule()
         self._closed = self._check_modalities = False
         saved_config = as_plain(config) if config is not None else {}
@@ -158,22 +164,16 @@ class Run:
         """Create the folder, or read its newest checkpoint, and print ranks, threads and device."""
         if self._replay:
             return self._replay.load_state(self.checkpoints)
-        name, saved = open_folder(
+        self._opened = open_folder(
             self.checkpoints, config, is_main=self.is_main, resume=resume, force=self.settings.force, log=self.print
         )
-        if self.is_main:
-            self._logger.metrics.truncate(after=saved["step"] if saved else 0)
+        saved, name = self._opened.state, self._opened.checkpoint
+        from_main_rank(lambda: self._logger.metrics.truncate(after=saved["step"] if saved else 0, log=self.print))
         if self.settings.trackers:
             self.accelerator.init_trackers(self.folder.name, config={k: str(v) for k, v in config.items()})
         precision, batches = self.accelerator.mixed_precision, self.settings.accumulate
-        where = f"{self.device}" + (f" in {precision}" if precision != "no" else "")
-        ranks = f"{self.world_size} process(es) with {self.threads} thread(s)"
-        self.print(f"run {self.folder}: from {name or 'the beginning'}, {ranks} on {where}")
-        if batches > 1:
-            self.print(
-                f"gradients of {batches} batches are averaged before each optimizer step; the negatives are those of"
-                " one batch (gradient caching, --chunk-size, adds negatives)"
-            )
+        on = describe_start(self.world_size, self.threads, self.device, precision, batches)
+        self.print(f"run {self.folder}: from {name or 'the beginning'}, {on}")
         return saved
 
     def loader(self, source: Source, views: Views, sampler: BatchSampler) -> ViewLoader:
@@ -223,19 +223,23 @@ class Run:
         """
         self._start(loader, score)
         if self._replay:
-            yield from self._replay_steps(loader, self._replay)
-        if self.is_main:
-            (self.folder / "run.json").write_text(describe_run(loader, self.seed, self.world_size))
+            yield from self._replay.batches(loader, self._one_step, lambda: self._stepper.loss)
+            self._end(0)
+        from_main_rank(lambda: describe_run(self.folder, loader, self.seed, self.world_size))
         last, every = self._accumulation.last, self.settings.checkpoint_every or len(loader)
         due, profiler = False, StepProfiler(self.folder, enabled=self.settings.profile and self.is_main, log=self.print)
-        with StopSignals() as signals, Progress(last, self.global_step, enabled=self.is_main) as progress, profiler:
+        with (
+            StopSignals(self._launcher) as signals,
+            Progress(last, self.global_step, enabled=self.is_main) as progress,
+            profiler,
+        ):
             while self.global_step < last:
                 for batch in self._logger.timer.timed(loader):
                     yield from self._one_step(batch)
                     self._logger.log_step(self.global_step, batch, self._stepper, loader)
                     profiler.advance()
                     progress.advance(self.global_step, self._stepper.loss)
-                    stopping = any_rank(bool(signals.received), self.device)
+                    stopping = signals.finishing = any_rank(bool(signals.received), self.device)
                     due = due or self.global_step % every == 0
                     # A checkpoint holds no gradients, so it waits for the optimizer step.
                     if not self._accumulation.ends_group(self.global_step):
@@ -244,12 +248,20 @@ class Run:
                         self.save()
                         due = False
                     if stopping:
-                        self.print(f"stopped by a signal after step {self.global_step}; --resume continues")
-                        self.close()
-                        sys.exit(STOPPED)
+                        self._stop(signals)
                     if self.global_step == last:
                         break
         self._failures = gather_failures(loader)
+
+    def _stop(self, signals: StopSignals) -> NoReturn:
+        """End the process after a signal, for a supervisor that reads the status or the file `stopped`."""
+        from_main_rank(lambda: signals.report(self.folder, self.global_step))
+        self.print(f"stopped by a signal after step {self.global_step}; --resume continues")
+        self._end(STOPPED)
+
+    def _end(self, status: int) -> NoReturn:
+        self.close()
+        sys.exit(status)
 
     def _start(self, loader: ViewLoader, score: Callable[[], float] | None) -> None:
         """Check the loader against the model and the ranks, and move it to the current step."""
@@ -260,6 +272,8 @@ class Run:
         if self.sharded:
             check_sharding(self._state.tracked, score)
             self._check_modalities = modalities_may_differ(self._state.model, loader.source)
+        if not self._replay:
+            self._data = check_data(loader, self._saved, force=self.settings.force, log=self.print)
         loader.load_state_dict({"step": self.global_step})
         self._loader, self._score = loader, score
         if self._saved is not None and (saved := self._saved.get("memories")):
@@ -276,19 +290,6 @@ class Run:
         yield batch
         if self.global_step != step + 1:
             raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
-
-    def _replay_steps(self, loader: ViewLoader, replay: Replay) -> Iterator[ViewBatch]:
-        """Repeat steps up to the replayed one, write its views, and exit; the run folder does not change."""
-        replay.seek(loader)
-        while True:
-            for batch in loader:
-                if batch.step + 1 == replay.step:
-                    replay.show(loader, batch)
-                yield from self._one_step(batch)
-                if batch.step + 1 == replay.step:
-                    replay.print_loss(float(self._stepper.loss))
-                    self.close()
-                    sys.exit(0)
 
     def step(self, loss: Float[Tensor, ""]) -> None:
         """Backward pass, NaN/inf check, clipping, optimizer step, and schedule.
@@ -313,14 +314,13 @@ class Run:
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint of everything that the next step depends on."""
-        state = {"step": self.global_step, "seed": self.seed, "memories": gather_loader_states(self._loader)}
+        state = {"step": self.global_step, "seed": self.seed, "data": self._data}
+        state["memories"] = gather_loader_states(self._loader)
         state |= self._state.state_dict(keep=self.is_main)
         if score is None and self._score is not None:
             score = self._score()
             self.print(f"checkpoint at step {self.global_step}: score {score:.4f}")
-        if self.is_main:
-            self.checkpoints.save(self.global_step, state, score=score)
-        self.accelerator.wait_for_everyone()
+        from_main_rank(lambda: self._opened.save(self.checkpoints, self.global_step, state, score))
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append a line of numbers and short texts to metrics.jsonl and to the trackers."""
@@ -348,3 +348,4 @@ class Run:
         barrier(self._closing_group)
         self.accelerator.free_memory()
         self.accelerator.end_training()
+        self._opened.release()

@@ -1,19 +1,25 @@
-"""The run folder: choose an unused one, check that all ranks share it, and read the checkpoint to resume from."""
+"""The run folder: choose one, lock it, check that all ranks share it, and read the checkpoint to resume from."""
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from mmcon.distributed.collectives import gather_objects
-from mmcon.errors import ConfigError
+from mmcon.distributed.collectives import from_main_rank, gather_objects
+from mmcon.errors import CheckpointError, ConfigError, DataError
+from mmcon.files import read_yaml, replace_file
 from mmcon.training.checkpoint import Checkpoints, load_checkpoint
 from mmcon.training.config import check_changes
+from mmcon.training.run_lock import LOCK, RunLock
+from mmcon.training.signals import STOPPED_FILE
 
 #: How long ranks of other machines wait for the run folder to appear; network file systems show new folders late.
 PATIENCE_SECONDS = 30.0
@@ -27,6 +33,38 @@ def unused_folder(folder: str | Path, *, resume: bool = False) -> Path:
     return next(f for i in range(2, 1_000_000) if not (f := folder.with_name(f"{folder.name}-{i}")).exists())
 
 
+def restarted_folder(folder: str | Path) -> Path:
+    """The folder itself or, if it has checkpoints of which none is valid, the first such of `name-restart`, … ."""
+    folder = Path(folder)
+    others = (folder.with_name(f"{folder.name}-restart{'' if i == 1 else f'-{i}'}") for i in range(1, 1_000_000))
+    return next(f for f in itertools.chain([folder], others) if not Checkpoints(f / "checkpoints").lost())
+
+
+class OpenedFolder(NamedTuple):
+    """A run folder that this run writes to.
+
+    Attributes:
+        checkpoint: the name of the checkpoint to resume from, or "".
+        state: its state, or None.
+        lock: the lock of the main rank; None on others.
+    """
+
+    checkpoint: str = ""
+    state: dict[str, Any] | None = None
+    lock: RunLock | None = None
+
+    def save(self, checkpoints: Checkpoints, step: int, state: Mapping[str, Any], score: float | None) -> None:
+        """Write a checkpoint, if the folder is still that of this run."""
+        if self.lock is not None:
+            self.lock.check()
+        checkpoints.save(step, state, score=score)
+
+    def release(self) -> None:
+        """Leave the folder to other runs."""
+        if self.lock is not None:
+            self.lock.release()
+
+
 def open_folder(
     checkpoints: Checkpoints,
     config: Mapping[str, Any],
@@ -35,8 +73,8 @@ def open_folder(
     resume: bool,
     force: bool,
     log: Callable[[str], Any],
-) -> tuple[str, dict[str, Any] | None]:
-    """Create the folder of a run, or read the newest valid checkpoint in it. Every rank must call this.
+) -> OpenedFolder:
+    """Lock and create the folder of a run, or read the newest valid checkpoint in it. Every rank must call this.
 
     Args:
         checkpoints: of the run, in its folder.
@@ -46,35 +84,80 @@ def open_folder(
         force: resume even if changed settings alter the steps.
         log: receives messages.
 
-    Returns:
-        The name and the state of the checkpoint; "" and None for a new run.
-
     Raises:
-        ConfigError: the folder holds another run, settings changed, or some ranks do not see the folder.
+        ConfigError: the folder holds another run, another run is at work in it, settings changed, or some ranks do not
+            see the folder.
+        CheckpointError: there are checkpoints, and none is valid.
+        StorageError: the folder cannot be written to.
     """
+    folder, locks = checkpoints.folder.parent, []
+
+    def begin() -> None:
+        is_new = not folder.exists()
+        locks.append(RunLock(folder, log=log))
+        if is_new:
+            atexit.register(_remove_unused, folder, os.getpid())
+        _check_checkpoints(checkpoints, resume)
+
+    from_main_rank(begin)
+    newest = checkpoints.newest() if resume else None
+    config_file = folder / "config.yaml"
+    if newest and config and config_file.exists():
+        _compare_settings(config_file, config, force=force, log=log)
+    name = newest.name if newest else ""
+    # Gathered before the settings are written: a checkpoint that only some ranks see is found before the first step.
+    names = gather_objects(name)
+    if is_main:
+        replace_file(config_file, yaml.safe_dump(dict(config), sort_keys=False))
+        (folder / STOPPED_FILE).unlink(missing_ok=True)
+    gather_objects(None)  # a barrier: from here on the folder exists
+    check_shared(folder, gather_objects(_appears(config_file)), names)
+    return OpenedFolder(name, load_checkpoint(newest) if newest else None, locks[0] if locks else None)
+
+
+def _check_checkpoints(checkpoints: Checkpoints, resume: bool) -> None:
+    """Refuse the folder of another run and one without a valid checkpoint; set damaged ones aside on resume."""
     folder = checkpoints.folder.parent
-    if not resume and checkpoints.all():
+    if not resume and (checkpoints.all() or checkpoints.lost()):
         raise ConfigError(
             "--output-dir",
             expected="a new folder, or --resume",
             got=f"{folder}, which holds the checkpoints of another run",
             fix="add --resume to go on from the newest, or choose another folder",
         )
-    newest = checkpoints.newest() if resume else None
-    config_file = folder / "config.yaml"
-    if newest and config and config_file.exists():
-        before = yaml.safe_load(config_file.read_text()) or {}
-        for name, (was, now) in check_changes(before, dict(config), force=force).items():
-            log(f"resume: {name} was {was!r} and is {now!r}")
-    name = newest.name if newest else ""
-    # Gathered before any rank writes: a checkpoint that only some ranks see is found before the first step.
-    names = gather_objects(name)
-    if is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        config_file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    gather_objects(None)  # a barrier: from here on the folder exists
-    check_shared(folder, gather_objects(_appears(config_file)), names)
-    return name, load_checkpoint(newest) if newest else None
+    if resume:
+        checkpoints.set_aside_damaged()
+    if resume and (lost := checkpoints.lost()):
+        raise CheckpointError(
+            "--resume",
+            expected=f"a valid checkpoint in {checkpoints.folder}",
+            got="damaged ones only:\n    " + "\n    ".join(lost),
+            fix="copy a checkpoint back from a backup; or add --restart, which starts anew in the folder"
+            f" {restarted_folder(folder)}, or choose another --output-dir; this one stays as it is",
+        )
+
+
+def _compare_settings(file: Path, config: Mapping[str, Any], *, force: bool, log: Callable[[str], Any]) -> None:
+    """Log the settings that changed, and refuse those that change what a step computes."""
+    try:
+        before = read_yaml(file.read_text(encoding="utf-8", errors="replace"), where=str(file)) or {}
+        if not isinstance(before, dict):
+            raise DataError(str(file), expected="settings by name", got=type(before).__name__)
+    except DataError as error:
+        if not force:
+            raise ConfigError(
+                error.where, expected=error.expected, got=error.got, fix="repair the file, or add --force"
+            ) from error
+        log(f"resume: the settings of the run are unknown, and those of now are taken: {error}")
+        return
+    for name, (was, now) in check_changes(before, dict(config), force=force).items():
+        log(f"resume: {name} was {was!r} and is {now!r}")
+
+
+def _remove_unused(folder: Path, process: int) -> None:
+    """Remove the folder of a run that failed before its first step, and wrote no more than its settings."""
+    if os.getpid() == process and folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, "config.yaml"}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_shared(folder: Path, visible: list[bool], checkpoints: list[str]) -> None:

@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 
 from mmcon.errors import ConfigError, InputError
+from mmcon.files import replace_file
 from mmcon.random import keys
 
 C = TypeVar("C")
@@ -61,7 +62,7 @@ def run_over_seeds(main: Callable[[C], Any], config: C) -> dict[str, dict[str, A
             main(dataclasses.replace(base, seed=seed, seeds=(), output_dir=seed_folder))
         results[seed] = json.loads((seed_folder / "results.json").read_text())
     summary = summarize(results)
-    (folder / "seeds.json").write_text(json.dumps(summary, indent=2) + "\n")
+    replace_file(folder / "seeds.json", json.dumps(summary, indent=2) + "\n")
     print(_table(summary))
     return summary
 

@@ -1,44 +1,139 @@
-"""Graceful stop: SIGTERM and SIGINT are recorded during a step and handled after it.
+"""Graceful stop: signals are recorded during a step and handled after it, once for all ranks.
 
-`Run.batches` checks the flag after each step, writes a checkpoint, and exits with the status `STOPPED`.
+`Run.batches` checks the record after each step, writes a checkpoint, and exits with the status `STOPPED`.
+
+A signal to the whole process group (Slurm, Kubernetes, a closed terminal) reaches a rank up to twice, directly and from
+its launcher. So a rank that a launcher started takes a repeated signal for a copy for some seconds.
 """
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import signal
-from typing import Any
+import threading
+import time
+from pathlib import Path
+from typing import Any, ClassVar
 
-#: The exit status after SIGTERM or SIGINT: a checkpoint was written, and `--resume` continues (EX_TEMPFAIL of
-#: sysexits.h).
+from mmcon.files import replace_file
+
+#: The exit status after a signal: a checkpoint was written, and `--resume` continues (EX_TEMPFAIL of sysexits.h).
 STOPPED = 75
+#: The file in a run folder that tells a supervisor the same, since launchers replace the status by their own.
+STOPPED_FILE = "stopped"
+#: Seconds within which a launcher passes on a signal that its ranks have received too.
+COPY_SECONDS = 5.0
+#: Seconds from the end of a launcher to that of a rank whose step does not end, and seconds between two looks at it.
+ORPHAN_SECONDS, LOOK_SECONDS = 45.0, 1.0
+
+_LAUNCHERS = {"torchrun", "accelerate", "accelerate-launch", "torch.distributed.run", "accelerate.commands.launch"}
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 class StopSignals:
-    """Records SIGTERM and SIGINT inside a `with` block; a second signal ends the process at once.
+    """Records SIGTERM, SIGINT and SIGHUP inside a `with` block; a second signal ends the process at once.
+
+    SIGHUP, which a closed terminal sends, stays ignored under nohup.
+
+    Args:
+        launcher: the process number of the launcher, or None.
 
     Attributes:
         received: the numbers of the recorded signals.
+        finishing: whether the loop has seen the record and ends; set by the loop.
     """
 
-    def __init__(self) -> None:
+    active: ClassVar[StopSignals | None] = None
+
+    def __init__(self, launcher: int | None = None) -> None:
         self.received: list[int] = []
+        self.finishing = False
+        self._launcher = launcher
+        self._first = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        StopSignals.active = self
+        for number in _SIGNALS:
+            if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             try:
                 self._previous[number] = signal.signal(number, self._record)
             except ValueError:  # only the main thread can set handlers; in another one, its owner handles signals
                 break
         return self
 
+    def report(self, folder: Path, step: int) -> None:
+        """Write the file `stopped` of a run folder, after the checkpoint of a step."""
+        replace_file(folder / STOPPED_FILE, json.dumps({"step": step, "signals": self.received}) + "\n")
+
     def _record(self, number: int, frame: Any) -> None:
-        self.received.append(number)
-        if len(self.received) > 1:
+        now = time.monotonic()
+        if self.received and not (self._launcher and now - self._first < COPY_SECONDS):
             # Not sys.exit: handlers and a collective in progress could block the exit.
             os._exit(128 + number)
+        if not self.received:
+            self._first = now
+            self.received.append(number)
+        if number == getattr(signal, "SIGHUP", None):
+            _detach_from_terminal()
+        # The step waits for its batch, and a worker process that was stopped would never make it.
+        for worker in multiprocessing.active_children():
+            if worker.pid is not None:
+                os.kill(worker.pid, signal.SIGCONT)
 
     def __exit__(self, *exception: object) -> None:
+        StopSignals.active = None
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def find_launcher() -> int | None:
+    """The process number of the launcher (torchrun, accelerate launch) that started this process, or None."""
+    parent = os.getppid()
+    try:
+        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # a system without /proc
+        return parent if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return parent if _LAUNCHERS & {Path(word).name for word in words} else None
+
+
+def end_with_launcher() -> int | None:
+    """End this process if its launcher is killed: after the step and a checkpoint, or else after some seconds.
+
+    Otherwise the ranks would go on without a supervisor, and hold devices and the run folder.
+
+    Returns:
+        The process number of the launcher, or None.
+    """
+    launcher = find_launcher()
+    if launcher is not None:
+        threading.Thread(target=_watch, args=(launcher,), name="launcher watch", daemon=True).start()
+    return launcher
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(LOOK_SECONDS)
+    signals = StopSignals.active
+    if signals is None:  # not in the loop of steps: nothing to save
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif not signals.received:
+        signals.received.append(signal.SIGTERM)
+    time.sleep(ORPHAN_SECONDS)
+    if signals is None or not signals.finishing:
+        os._exit(128 + signal.SIGTERM)
+
+
+def _detach_from_terminal() -> None:
+    """Send the output to nowhere if its terminal is closed: writing to it would raise before the checkpoint."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for handle in (0, 1, 2):
+        try:
+            if os.isatty(handle):
+                os.dup2(null, handle)
+        except OSError:
+            continue
+    os.close(null)

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from mmcon.batch import tree_map
-from mmcon.distributed.collectives import gather_objects
+from mmcon.distributed.collectives import from_main_rank, gather_objects
 from mmcon.distributed.fsdp import full_state, load_model, load_optimizer
+from mmcon.errors import ConfigError
 from mmcon.loading.loader import ViewLoader
 from mmcon.models.ema import unwrap
+from mmcon.sources.fingerprint import fingerprint_changes
 
 
 @dataclass
@@ -56,6 +58,34 @@ class TrainingState:
             module.load_state_dict(saved["tracked"][name])
             if hasattr(module, "to"):
                 module.to(device)
+
+
+def check_data(
+    loader: ViewLoader, saved: Mapping[str, Any] | None, *, force: bool, log: Callable[[str], Any]
+) -> dict[str, Any]:
+    """Compare the data of a loader with those of a saved state. Every rank must call this.
+
+    Returns:
+        The fingerprint of the data, for `data` in later states; empty for streams.
+
+    Raises:
+        ConfigError: the data differ, and `force` is not set. Older states hold no fingerprint.
+    """
+    make = getattr(loader.source, "fingerprint", None)
+    now = from_main_rank(make) if make is not None else {}
+    before = (saved or {}).get("data")
+    changes = fingerprint_changes(before, now) if before and now else []
+    meaning = "the batches from here on are others than those of a run without interruption"
+    if changes and not force:
+        raise ConfigError(
+            "--resume",
+            expected="the data that the run began with",
+            got=f"{', '.join(changes)}: {meaning}",
+            fix="restore the data, choose another --output-dir, or add --force to go on with the data of now",
+        )
+    if changes:
+        log(f"resume: the data changed ({', '.join(changes)}): {meaning}")
+    return now
 
 
 def gather_loader_states(loader: ViewLoader | None) -> list[dict[str, Any]]:
