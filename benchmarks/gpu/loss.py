@@ -263,6 +263,7 @@ def main() -> None:
     if on_gpu:
         tuning()
     errors(4096 if on_gpu else 512, (torch.float16, torch.bfloat16) if on_gpu else (torch.float32,))
+    print()
     by_size(options.sizes[1:], rate, backend)
     by_form(options.form_size, backend)
 

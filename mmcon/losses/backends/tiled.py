@@ -21,10 +21,13 @@ from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
 from mmcon.losses.settings import WHERE
 
 TILE_SIZE = 512
+#: On a GPU a tile of 16 MiB stays in its cache, and is large enough that no operation waits for its launch.
+GPU_TILE_SIZE = 2048
 
 
 def tiled_losses(problem: Problem, tile_size: int | None = None) -> AnchorLosses:
     """The loss of each anchor, and whether the anchor is valid, by tiles of `tile_size²` pairs."""
+    tile_size = tile_size or (GPU_TILE_SIZE if problem.anchors.is_cuda else None)
     if symmetric.supports(problem):
         return symmetric.symmetric_losses(problem, tile_size or symmetric.TILE_SIZE)
     return general_losses(problem, tile_size or TILE_SIZE)
