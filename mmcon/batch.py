@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -21,6 +22,40 @@ IDENTITY = ("epoch", "sample", "occurrence", "view")
 """The columns that identify a row."""
 
 Column = Shaped[Tensor, "n ..."]
+Numbers = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | Sequence[Any]
+"""What `as_column` converts: a tensor, a NumPy array, or a list of numbers."""
+
+
+def as_column(where: str, values: Any) -> Shaped[Tensor, "..."]:
+    """A tensor of numbers from a tensor, which is unchanged, a NumPy array, or a list; texts are refused.
+
+    Args:
+        where: what takes the numbers, for messages.
+        values: the numbers.
+
+    Raises:
+        InputError: the values are texts, or lists of different lengths.
+    """
+    if isinstance(values, Tensor):
+        return values
+    try:
+        if isinstance(values, list | tuple) and not any(isinstance(value, str) for value in values):
+            return torch.tensor(values)
+        array = np.array(values)  # a copy, since torch warns about an array that cannot be written to
+        if array.dtype.kind in "biuf" and array.ndim:
+            # Files in the format of MNIST hold big-endian numbers, which torch does not take.
+            return torch.from_numpy(
+                array.astype(np.int64 if array.dtype.kind == "u" else array.dtype.newbyteorder("="))
+            )
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    first = values if isinstance(values, str) or not np.iterable(values) else next(iter(values), None)
+    raise InputError(
+        where,
+        expected="numbers in a tensor, an array or a list",
+        got=f"{type(values).__name__} of {type(first).__name__}, such as {first!r}",
+        fix="number texts: names = sorted(set(texts)); torch.tensor([names.index(text) for text in texts])",
+    )
 
 
 class Index(Mapping[str, Tensor]):

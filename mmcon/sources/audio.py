@@ -6,11 +6,13 @@ Files are not checked when the source is made. A sample whose file is unreadable
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from mmcon.media import AudioFormat
 from mmcon.sources.base import DatasetSource
 from mmcon.sources.listing import Listing, handle_opener
+from mmcon.sources.unreadable import without_quarantined
 
 
 def audio_source(
@@ -21,6 +23,8 @@ def audio_source(
     columns: Sequence[str] = ("prompt", "language", "speaker"),
     on_non_finite: Literal["error", "zero"] = "error",
     on_short: Literal["error", "zero"] = "error",
+    max_failures: float = 0.1,
+    quarantine: str | Path | None = None,
 ) -> DatasetSource:
     """Open a listing as audio with one sample rate and one number of channels.
 
@@ -31,7 +35,10 @@ def audio_source(
         columns: text columns of a table to keep as categories, if present.
         on_non_finite: NaN or infinite samples: "error" leaves the file out, "zero" replaces them by 0.
         on_short: a file shorter than its header states: "error" leaves it out, "zero" pads it.
+        max_failures: the highest accepted share of unreadable files during a run.
+        quarantine: a file that lists files to leave out without reading, one JSON line each.
     """
+    listing = without_quarantined(listing, quarantine)
     audio_format = AudioFormat(rate_hz, channels, on_non_finite, on_short)
     opener = handle_opener("audio", root=listing.root, audio_format=audio_format)
     items = listing.cells
@@ -47,5 +54,6 @@ def audio_source(
             for name in columns
             if name in listing.columns and name != listing.label_column
         },
+        max_failures=max_failures,
         **listing.options,
     )

@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from mmcon.batch import Numbers
 from mmcon.errors import DataError, InputError
+from mmcon.media.decoding import decoder_errors
 from mmcon.random import stable_ids
 from mmcon.sources.fingerprint import file_sizes, fingerprint_of
-from mmcon.sources.labels import check_labels, number_texts
+from mmcon.sources.labels import check_labels, number_integers, number_texts
 
 Positions = Int[Tensor, " m"] | Sequence[int]
 
@@ -29,7 +31,8 @@ class Source(ABC):
     Args:
         ids: `n`, all different (see `mmcon.random.stable_ids`).
         modality: the modality of the samples, such as "image".
-        labels: `n` integers from 0, or None.
+        labels: `n` integers from 0 as a tensor, an array or a list, or None. Without `classes`, labels that are ids
+            are numbered, and name the classes.
         classes: the names of the classes, by label.
         columns: further columns of the index with leading axis `n`, such as `group` or `time` (seconds).
         categories: text columns, such as prompt and language, `n` each. They are stored in `columns` as integers;
@@ -38,6 +41,7 @@ class Source(ABC):
         name: the name of the source in messages.
         notes: what was guessed or left out when the source was made, one sentence each, for `describe`.
         root: the folder that paths of files are relative to.
+        max_failures: the highest accepted share of samples that a loader cannot read.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class Source(ABC):
         *,
         ids: Int[Tensor, " n"],
         modality: str,
-        labels: Shaped[Tensor, "..."] | None = None,
+        labels: Numbers | None = None,
         classes: Sequence[str] = (),
         columns: Mapping[str, Shaped[Tensor, "..."]] | None = None,
         categories: Mapping[str, Sequence[str]] | None = None,
@@ -53,9 +57,10 @@ class Source(ABC):
         name: str = "",
         notes: Sequence[str] = (),
         root: Path = Path(),
+        max_failures: float = 0.1,
     ) -> None:
         self.ids, self.modality, self.name = ids, modality, name or type(self).__name__
-        self.notes, self.root = tuple(notes), root
+        self.notes, self.root, self.max_failures = tuple(notes), root, max_failures
         self.facts: dict[str, Tensor] = dict(facts or {})
         self.columns: dict[str, Tensor] = dict(columns or {})
         self.categories: dict[str, tuple[str, ...]] = {}
@@ -63,7 +68,9 @@ class Source(ABC):
             self.columns[column], self.categories[column] = number_texts(self.name, texts)
         if labels is not None:
             self.columns["label"] = check_labels(self.name, labels)
-        self.classes = tuple(classes) or tuple(map(str, range(_highest(self.labels) + 1)))
+        self.classes = tuple(classes)
+        if not classes and self.labels is not None:
+            self.columns["label"], self.classes = number_integers(self.labels)
         self._check()
 
     @abstractmethod
@@ -91,10 +98,15 @@ class Source(ABC):
         return self.columns.get("label")
 
     def describe(self) -> str:
-        """The number of samples and classes, and the notes on what was guessed or left out."""
+        """The number of samples and classes, what was guessed or left out, and the classes without a sample."""
         classes = f", {len(self.classes)} classes" if self.labels is not None else ", no labels"
-        lines = [f"{self.name}: {len(self):,} {self.modality} samples{classes}"]
-        return "\n  ".join([*lines, *self.notes])
+        lines = [f"{self.name}: {len(self):,} {self.modality} samples{classes}", *self.notes]
+        absent = [] if self.labels is None else (class_counts(self) == 0).nonzero()[:, 0].tolist()
+        if absent:
+            names = ", ".join(self.classes[label] for label in absent[:5])
+            more = ", …" if len(absent) > 5 else ""
+            lines.append(f"no samples of {len(absent):,} of {len(self.classes):,} classes: {names}{more}")
+        return "\n  ".join(lines)
 
     def fingerprint(self) -> dict[str, int | str]:
         """The number of samples, and hashes of their ids, their labels and the sizes of their files, in order.
@@ -106,6 +118,10 @@ class Source(ABC):
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The sizes of the samples' files (-1: no file), by index; None if the media are not files."""
         return None
+
+    def name_of(self, row: int) -> str:
+        """What a message and quarantine.jsonl call a sample: the path of its file, or its name in the source."""
+        return f"{self.name}: sample {int(self.ids[row])}"
 
     def _check(self) -> None:
         lengths = {"ids": len(self.ids)} | {name: len(column) for name, column in self.columns.items()}
@@ -200,9 +216,22 @@ class DatasetSource(Source):
         """A handle for each index."""
         positions: list[int] = torch.as_tensor(rows).tolist()
         several = getattr(self.items, "__getitems__", None)
-        items = several(positions) if several else [self.items[row] for row in positions]
-        names = [str(row) if self.names is None else self.names[row] for row in positions]
-        return [self.handle(item, name) for item, name in zip(items, names, strict=True)]
+        if several:
+            with decoder_errors(self.name_of(positions[0]) if len(positions) == 1 else self.name):
+                items = several(positions)
+        handles = []
+        for number, row in enumerate(positions):
+            name = str(row) if self.names is None else self.names[row]
+            with decoder_errors(self.name_of(row) if self.names is None else name):
+                handles.append(self.handle(items[number] if several else self.items[row], name))
+        return handles
+
+    def name_of(self, row: int) -> str:
+        """The path of a sample's file, else its name; of a dataset without names, the path that its `samples` have."""
+        listed = self.items if type(self.items) is list else getattr(self.items, "samples", None)
+        has_paths = isinstance(listed, list | tuple) and self.modality != "text"
+        path = path_of(listed[row], self.root) if has_paths else None
+        return path or (f"{self.name}[{row}]" if self.names is None else self.names[row])
 
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The sizes of the items of a list; None for a dataset, whose items would have to be read."""
@@ -222,6 +251,7 @@ class Subset(Source):
             columns={column: values[self.rows] for column, values in source.columns.items()},
             facts={fact: values[self.rows] for fact, values in source.facts.items()},
             name=name or f"{len(self.rows)} samples of {source.name}",
+            max_failures=source.max_failures,
         )
         self.categories = source.categories
 
@@ -238,6 +268,10 @@ class Subset(Source):
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The sizes in the original source."""
         return self.source.byte_sizes(self.rows[rows])
+
+    def name_of(self, row: int) -> str:
+        """What the original source calls a sample."""
+        return self.source.name_of(int(self.rows[row]))
 
     def present(self, rows: Int[Tensor, " m"]) -> Bool[Tensor, " m"] | None:
         """A mask of the samples that have media in the original source; None if all have."""
@@ -265,6 +299,21 @@ def channels_of(source: Source) -> int:
     """The number of channels of images in memory; files are decoded to color."""
     inner = source.source if isinstance(source, Subset) else source
     return inner.values.shape[1] if isinstance(inner, TensorSource) else 3
+
+
+def path_of(item: Any, root: Path = Path()) -> str | None:
+    """The path of an item's file, or None.
+
+    Args:
+        item: a path, a tuple that begins with one, or a handle.
+        root: the folder that the path is relative to.
+    """
+    if isinstance(item, tuple | list) and len(item) == 2:  # an item of torchvision's folders: path and class
+        item = item[0]
+    if isinstance(item, str | Path):
+        return str(root / item)
+    inner = (getattr(item, name, None) for name in ("source", "file", "folder", "video"))
+    return next((path for held in inner if held is not None and (path := path_of(held))), None)
 
 
 def _first(item: Any, name: str) -> Any:

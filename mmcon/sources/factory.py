@@ -32,6 +32,7 @@ from mmcon.sources.files import IMAGE_SUFFIXES, list_folder
 from mmcon.sources.hub import list_dataset
 from mmcon.sources.listing import LabelOptions, Listing, SplitOptions, TableOptions
 from mmcon.sources.pairs import MODALITIES, joined_table
+from mmcon.sources.table_files import SUFFIXES
 
 # By layout, the function that lists its samples, and the dataclass of its options.
 LAYOUTS: dict[str, tuple[Callable[..., Listing], type[SplitOptions]]] = {
@@ -61,7 +62,8 @@ def create_source(
         data: a registered name; a folder; a table (.csv, .tsv, .jsonl, .json, .parquet); tar shards (a folder, or a
             path with * or {000..009}); or owner/name of a data set on a hub. None: the bundled images.
         modality: "image", "audio", "video" or "text"; or several, such as ("image", "text"), for a table of pairs,
-            which is opened as a JoinedSource. None: guessed from the suffixes of a folder's files, else "image".
+            which is opened as a JoinedSource. None: guessed from the suffixes of the files in a folder or a table, and
+            from the names of a table's columns, else "image".
         split: "train", "test" (also matches val, validation, ...), another split of the data, or "all".
         optional: further options, ignored if the source does not take them.
         options: of the source (`mmcon.registry.lookup("source", "table/image").describe()`); unknown ones raise.
@@ -101,7 +103,7 @@ def source_name(data: str, modality: str | tuple[str, ...] | None = None) -> str
         return "table/joined"
     if wanted:
         return f"{layout}/{wanted[0]}"
-    return f"{layout}/{_usual_modality(Path(data).expanduser()) if layout == 'folder' else 'image'}"
+    return f"{layout}/{_usual_modality(Path(data).expanduser(), layout)}"
 
 
 def _layout(data: str) -> str:
@@ -117,7 +119,7 @@ def _layout(data: str) -> str:
         return "hub" if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")) else "folder"
     known = [entry.name for entry in entries("source")]
     reserved = {name.partition("/")[0] for name in known}
-    if path.is_absolute() or data.startswith((".", "~")) or path.suffix in tables.SUFFIXES:
+    if path.is_absolute() or data.startswith((".", "~")) or path.suffix.lower() in SUFFIXES:
         raise DataError(
             "create_source",
             expected="a file or a folder",
@@ -134,11 +136,16 @@ def _layout(data: str) -> str:
     )
 
 
-def _usual_modality(folder: Path) -> str:
-    """The most common modality of the first 500 files below a folder; "image" if no suffix is known."""
-    files = islice((f.suffix.lower() for f in folder.rglob("*") if f.suffix and f.is_file()), 500)
-    counts = Counter(name for suffix in files for name, known in _TYPICAL.items() if suffix in known)
-    return counts.most_common(1)[0][0] if counts else "image"
+def _usual_modality(path: Path, layout: str) -> str:
+    """The most common modality of the first 500 files of a folder or a table; "image" if it is not known."""
+    found = None
+    if layout == "table":
+        found, files = tables.modality_of_columns(path)
+    else:
+        files = path.rglob("*") if layout == "folder" else ()
+    suffixes = islice((suffix for file in files if (suffix := Path(file).suffix.lower())), 500)
+    counts = Counter(name for suffix in suffixes for name, known in _TYPICAL.items() if suffix in known)
+    return found or (counts.most_common(1)[0][0] if counts else "image")
 
 
 def _register(name: str, modality: str, open_listed: Callable[..., Source], *functions: Callable[..., Any]) -> None:

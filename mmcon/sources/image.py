@@ -30,7 +30,7 @@ def image_source(
         listing: the samples.
         check: read the header of every file ("headers"), decode every file ("pixels", which also finds truncated
             files), or read no file ("none"); by default "headers" for a folder of up to 100,000 files.
-        max_failures: the highest accepted share of unreadable files.
+        max_failures: the highest accepted share of unreadable files, in the check and again during a run.
         quarantine: a file to which unreadable files are written, one JSON line each; files that it already lists are
             left out without reading.
     """
@@ -52,7 +52,7 @@ def image_source(
         kept, _ = keep_readable(listing, attempt, max_failures=max_failures, quarantine=quarantine)
     if listing.folder and kept.labels is not None and is_train(listing.split):
         _check_every_class_is_left(kept)
-    options = {**kept.options, "notes": (*kept.notes, *notes)}
+    options = {**kept.options, "notes": (*kept.notes, *notes), "max_failures": max_failures}
     return DatasetSource(kept.cells, handle=opener, names=kept.names, modality="image", **options)
 
 

@@ -48,6 +48,7 @@ class JoinedSource(Source):
             columns=columns,
             name=name or " + ".join(m.name for m in members),
             notes=[f"{m.modality}: {len(m):,} of {len(ids):,} samples, {m.name}" for m in members],
+            max_failures=max(member.max_failures for member in members),
         )
 
     @property
@@ -108,6 +109,9 @@ class _Reindexed(Source):
     def open(self, rows: Positions) -> Any:
         return self.source.open(self.positions[torch.as_tensor(rows)])
 
+    def name_of(self, row: int) -> str:
+        return self.source.name_of(int(self.positions[row]))
+
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         there = self.positions[rows]
         sizes = self.source.byte_sizes(there.clamp(min=0))
@@ -144,6 +148,7 @@ class GroupedSource(Source):
             classes=source.classes if "label" in same else (),
             columns={k: column[first] for k, column in same.items()},
             name=source.name,
+            max_failures=source.max_failures,
             notes=[*source.notes, f"{len(source):,} instances of {len(ids):,} samples, up to {self.widest} each"],
         )
         self.categories = {k: texts for k, texts in source.categories.items() if k in same}
@@ -154,6 +159,12 @@ class GroupedSource(Source):
         owned = [self._order[s : s + c] for s, c in zip(self._starts[positions], self._counts[positions], strict=True)]
         opened = iter(self.source.open(torch.cat(owned)) if owned else ())
         return [Instances([next(opened) for _ in own], max_instances=self.widest) for own in owned]
+
+    def name_of(self, row: int) -> str:
+        """The files of all instances of a sample; the reason of a failure names the one that failed."""
+        start = int(self._starts[row])
+        own = self._order[start : start + int(self._counts[row])].tolist()
+        return ", ".join(dict.fromkeys(self.source.name_of(instance) for instance in own))
 
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The size of the first instance of each sample."""

@@ -157,6 +157,8 @@ def split_listing(
 ) -> Listing:
     """The samples of one split: by the split column if the data have one, else by a hash of the sample names.
 
+    By identity, every class is in both splits; groups of samples may leave a class out of one.
+
     Args:
         listing: the samples of all splits.
         split: the requested split.
@@ -169,7 +171,11 @@ def split_listing(
         return listing.select(*split_by_name(listing.where, [str(name) for name in split_column], split))
     names = listing.names if group_by is None else [str(value) for value in group_by]
     share = TEST_SHARE.get(listing.modality, 0.1) if options.test_share is None else options.test_share
-    selected = split_by_identity(listing.where, names, split, test_share=share, fold=options.fold, by=note)
+    # A group column may be that of the classes, such as prompts, whose held-out values are new classes on purpose.
+    classes = listing.labels if note == "identity" else None
+    selected = split_by_identity(
+        listing.where, names, split, test_share=share, fold=options.fold, classes=classes, by=note
+    )
     return listing.select(*selected)
 
 

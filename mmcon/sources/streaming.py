@@ -19,11 +19,15 @@ from typing import Any, final
 import torch
 
 from mmcon.errors import DataError
+from mmcon.media.decoding import decoder_errors
 from mmcon.random import keys, stable_id
 from mmcon.sources.base import Positions, Source
 from mmcon.sources.hub import pick_split, readable, undecoded
 from mmcon.sources.listing import TableOptions, handle_opener
 from mmcon.sources.tables import choose_columns
+
+# Larger labels are ids, of which a stream does not know how many there are.
+HIGHEST_LABEL = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,22 @@ class StreamBuffer(Source):
             ids=torch.tensor([stable_id(sample.name) for sample in samples]),
             modality=stream.modality,
             labels=torch.tensor(labels) if len(labels) == len(samples) else None,
-            classes=stream.classes,
+            # Named here, so that labels mean the same in every buffer: a source would number those of ids.
+            classes=stream.classes or tuple(map(str, range(max(labels, default=-1) + 1))),
             name=stream.name,
         )
 
     def open(self, rows: Positions) -> list[Any]:
         """A handle for each index."""
-        chosen = [self.samples[row] for row in torch.as_tensor(rows).tolist()]
-        return [self.handle(sample.media, sample.name) for sample in chosen]
+        handles = []
+        for row in torch.as_tensor(rows).tolist():
+            with decoder_errors(self.samples[row].name):
+                handles.append(self.handle(self.samples[row].media, self.samples[row].name))
+        return handles
+
+    def name_of(self, row: int) -> str:
+        """The name of the sample in the stream."""
+        return f"{self.name}: {self.samples[row].name}"
 
 
 @final
@@ -141,7 +153,8 @@ class Stream:
 def _label(where: str, value: Any, classes: tuple[str, ...]) -> int:
     if isinstance(value, str) and value in classes:
         return classes.index(value)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or not 0 <= value < HIGHEST_LABEL:
         fix = "give classes= with the names of all classes in order, or label_column='none'"
-        raise DataError(where, expected="labels as whole numbers, or names of classes", got=repr(value), fix=fix)
+        expected = f"labels as whole numbers from 0, below {HIGHEST_LABEL:,}, or names of classes"
+        raise DataError(where, expected=expected, got=repr(value), fix=fix)
     return value

@@ -1,13 +1,10 @@
-"""Tables: reading csv, tsv, jsonl, json and parquet, choosing columns, and listing samples.
+"""Tables (csv, tsv, jsonl, json, parquet): choosing columns, and listing samples.
 
 A table contains paths of files, the bytes of files (parquet only), or texts.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmcon.errors import DataError, InputError, nearest
-from mmcon.sources.labels import encode_labels, whole_numbers
+from mmcon.sources.labels import encode_labels
 from mmcon.sources.listing import GROUP, Listing, TableOptions, split_listing
-
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+from mmcon.sources.table_files import Table, read_table
 
 # Common names of columns, in order of preference.
 FILE = ("file", "path", "file_name", "filename", "file_path", "filepath")
@@ -44,61 +40,50 @@ def list_table(path: str | Path, *, split: str = "train", modality: str = "image
         modality: the modality of the media.
         options: the meaning of the columns, and the held-out share without a split column.
     """
-    file, where = Path(path).expanduser(), f"table {str(path)!r}"
-    table = read_table(file)
-    columns = choose_columns(where, list(table), modality, options)
-    cells, ids = table[columns.media], table[columns.id] if columns.id else None
-    labels, classes = encode_labels(where, table[columns.label], options.classes) if columns.label else (None, ())
+    file, table = Path(path).expanduser(), read_table(path)
+    where, cells_of = table.where, table.columns
+    columns = choose_columns(where, list(cells_of), modality, options)
+    cells, ids = cells_of[columns.media], cells_of[columns.id] if columns.id else None
+    labels, classes = None, ()
+    if columns.label:
+        at = f"{where}, column {columns.label!r}"
+        labels, classes = encode_labels(at, cells_of[columns.label], options.classes, place=table.place)
     used = (columns.media, options.split_column)
     listing = Listing(
         where,
         f"{file.name} ({split})",
         modality,
         sample_names(cells, ids, numbered=modality == "text"),
-        _media_cells(where, table, columns),
+        _media_cells(table, columns),
         labels,
         classes,
-        columns={name: cells for name, cells in table.items() if name not in used},
+        columns={name: cells for name, cells in cells_of.items() if name not in used},
         root=Path(options.root).expanduser() if options.root is not None else file.parent,
         versions=columns.texts,
-        notes=columns.notes,
+        notes=(*table.notes, *columns.notes),
         label_column=columns.label,
     )
     # Equal texts stay in one split, as equal values of the group column do.
     group = options.group_column or GROUP.get(modality)
-    group_by = table.get(group) if group else cells if modality == "text" and ids is None else None
+    group_by = cells_of.get(group) if group else cells if modality == "text" and ids is None else None
     note = repr(group) if group and group_by is not None else "identity"
-    split_column = table.get(options.split_column)
+    split_column = cells_of.get(options.split_column)
     listing = split_listing(listing, split, options, split_column=split_column, group_by=group_by, note=note)
     _check_files(listing)
     return listing
 
 
-def read_table(file: Path) -> dict[str, list[Any]]:
-    """The columns of a table by name; an empty cell is None.
-
-    Raises:
-        DataError: the file does not exist, has another format, or contains a line that cannot be read.
-    """
-    where = f"table {file.name!r}"
-    if not file.is_file():
-        raise DataError(where, expected="a table", got=f"{str(file)!r}, which is not a file", fix="check the path")
-    if file.suffix not in SUFFIXES:
-        raise DataError(where, expected=f"one of {', '.join(SUFFIXES)}", got=file.suffix, fix="convert it")
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        return parquet.read_table(file).to_pydict()
-    try:
-        # Spreadsheets write a byte-order mark, which would become a part of the first column's name.
-        lines = list(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""))
-    except UnicodeDecodeError as error:
-        raise DataError(where, expected="text in UTF-8", got=str(error), fix="save it as UTF-8") from None
-    records = _json(where, lines, whole=file.suffix == ".json") if "json" in file.suffix else _csv(where, file, lines)
-    if not records:
-        raise DataError(where, expected="at least one row", got="none")
-    table = {name: [r.get(name) for r in records] for name in dict.fromkeys(k for r in records for k in r)}
-    return table if "json" in file.suffix else {name: whole_numbers(cells) for name, cells in table.items()}
+def modality_of_columns(path: str | Path) -> tuple[str | None, list[str]]:
+    """The modality that a table's columns are named for, such as `image`, or None; and its first paths of files."""
+    lowered = {name.lower(): cells for name, cells in read_table(path, head=True).columns.items()}
+    named = [name for name, usual in MEDIA.items() if any(column in lowered for column in usual if column not in FILE)]
+    paths = [cell for column in FILE for cell in lowered.get(column, ()) if isinstance(cell, str)]
+    media = next((name for name in named if name != "text"), None)
+    if media is None and not any(Path(cell).suffix for cell in paths):  # folders of frames, or no files
+        media = (
+            "text" if not paths and named else "video" if {"start_seconds", "frames_per_second"} & {*lowered} else None
+        )
+    return media, paths
 
 
 @dataclass(frozen=True)
@@ -128,13 +113,16 @@ def choose_columns(where: str, available: Sequence[str], modality: str, options:
     lowered = {column.lower(): column for column in reversed(available)}
     chosen: dict[str, str | None] = {}
     notes = []
-    for meaning, name in [*named.items(), *(("text", name) for name in text[1:])]:
+    # The default names of the columns of splits and groups need not be there.
+    split = None if options.split_column == TableOptions().split_column else options.split_column
+    further = {"group": options.group_column, "split": split}
+    for meaning, name in [*named.items(), *further.items(), *(("text", name) for name in text[1:])]:
         if name is not None and name != NONE and name not in available:
             got, fix = f"columns {list(available)}", nearest(name, list(available))
             raise DataError(where, expected=f"a {meaning} column {name!r}", got=got, fix=fix)
         guess = next((lowered[usually] for usually in usual.get(meaning, ()) if usually in lowered), None)
         chosen[meaning] = None if name == NONE else name if name is not None else guess
-        if name is None:
+        if name is None and meaning in named:
             notes.append(f"{meaning} column: {guess!r}, by its name" if guess else f"no {meaning} column found")
     found = chosen["media"]
     if found is None:
@@ -164,15 +152,16 @@ def sample_names(media: Sequence[Any], ids: Sequence[Any] | None, *, numbered: b
     return [cell if isinstance(cell, str) else f"row {i}" for i, cell in enumerate(media)]
 
 
-def _media_cells(where: str, table: dict[str, list[Any]], columns: Columns) -> list[Any]:
+def _media_cells(table: Table, columns: Columns) -> list[Any]:
     """The cells of the media column, none of which may be empty; for texts, a cell has all columns of a sample."""
     if columns.texts:
-        return list(zip(*(table[name] for name in columns.texts), strict=True))
-    cells = table[columns.media]
-    empty = next((i for i, cell in enumerate(cells) if cell is None or cell == ""), None)
-    if empty is not None:
-        fix = "leave the row out"
-        raise DataError(f"{where}, row {empty + 1}", expected="a path or bytes", got="an empty cell", fix=fix)
+        return list(zip(*(table.columns[name] for name in columns.texts), strict=True))
+    cells = table.columns[columns.media]
+    empty = [i for i, cell in enumerate(cells) if cell is None or cell == ""]
+    if empty:
+        at = f"{table.where}, {table.place(empty[0])}, column {columns.media!r}"
+        got = f"an empty cell ({len(empty):,} in all)"
+        raise DataError(at, expected="a path or bytes", got=got, fix="leave the row out")
     return cells
 
 
@@ -187,32 +176,3 @@ def _check_files(listing: Listing) -> None:
             got=f"{len(absent)} of the first {len(paths)} are not there, such as {absent[0]!r}",
             fix="give root=, the folder that the paths are relative to",
         )
-
-
-def _json(where: str, lines: list[str], *, whole: bool) -> list[dict[str, Any]]:
-    """Parse JSON lines, or one list of objects."""
-    records = []
-    for number, line in [(1, "".join(lines))] if whole else enumerate(lines, 1):
-        if line.strip():
-            try:
-                read = json.loads(line)
-            except json.JSONDecodeError as error:
-                read = str(error)
-            records += read if whole and isinstance(read, list) else [read]
-            if not isinstance(records[-1], dict):
-                got = str(records[-1])[:80]
-                raise DataError(f"{where}, line {number}", expected="an object of JSON", got=got)
-    return records
-
-
-def _csv(where: str, file: Path, lines: list[str]) -> list[dict[str, Any]]:
-    reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    records = []
-    for record in reader:
-        if None in record:
-            fix = "quote cells that hold the delimiter"
-            got = f"{len(reader.fieldnames) + len(record[None])} cells in line {reader.line_num}"
-            raise DataError(where, expected=f"{len(reader.fieldnames)} cells a line", got=got, fix=fix)
-        records.append({name: cell or None for name, cell in record.items()})
-    return records

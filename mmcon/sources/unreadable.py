@@ -61,6 +61,16 @@ def read_quarantine(file: str | Path | None) -> list[str]:
     return [json.loads(line)["file"] for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
+def without_quarantined(listing: Listing, quarantine: str | Path | None) -> Listing:
+    """The samples whose files a quarantine file does not list; no file is read."""
+    known = set(read_quarantine(quarantine))
+    keep = [i for i in range(len(listing.names)) if listing.file(i) not in known] if known else []
+    left_out = len(listing.names) - len(keep)
+    if not known or not left_out:
+        return listing
+    return listing.select(keep, f"{left_out:,} {listing.modality} files left out, which {quarantine} lists")
+
+
 def report_failures(
     where: str, failures: Mapping[str, str], total: int, max_failures: float, quarantine: str | Path | None
 ) -> None:

@@ -18,10 +18,10 @@ from mmcon.errors import InputError
 from mmcon.media.video import Decoder, VideoHandle, VideoSpan
 from mmcon.media.video_files import FrameCache
 from mmcon.random import stable_ids
-from mmcon.sources.base import DatasetSource, Positions, Source
+from mmcon.sources.base import DatasetSource, Positions, Source, path_of
 from mmcon.sources.fingerprint import file_sizes
 from mmcon.sources.listing import Listing, handle_opener
-from mmcon.sources.unreadable import keep_readable
+from mmcon.sources.unreadable import keep_readable, without_quarantined
 
 GIGABYTE = 1 << 30
 _FACTS = {
@@ -57,6 +57,10 @@ class ClipSource(Source):
         positions: list[int] = torch.as_tensor(rows).tolist()
         return [self.clips[row] for row in positions]
 
+    def name_of(self, row: int) -> str:
+        """The path of a clip's file, else the name of the clip."""
+        return path_of(self.clips[row]) or self.clips[row].name
+
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The sizes of the videos' files; -1 for a folder of frames."""
         return file_sizes([self.clips[row] for row in rows.tolist()], Path())
@@ -89,6 +93,7 @@ class ClipSource(Source):
             columns={name: column[rows] for name, column in self.columns.items()},
             name=f"{self.name}, windows of {seconds} s",
             notes=self.notes,
+            max_failures=self.max_failures,
         )
 
 
@@ -111,7 +116,7 @@ def video_source(
         frames_per_second: the frame rate of folders of frames.
         decoder: `pyav`, `torchcodec` or `auto`.
         cache_gigabytes: the size of a cache of decoded frames in each process.
-        max_failures: the highest accepted share of unreadable files.
+        max_failures: the highest accepted share of unreadable files, in the check and again during a run.
         quarantine: a file to which unreadable files are written, one JSON line each; files that it already lists are
             left out without reading.
     """
@@ -128,11 +133,13 @@ def video_source(
         return VideoSpan(clip, float(begin or 0), float(end or clip.header.duration_seconds))
 
     if listing.is_lazy:
+        listing = without_quarantined(listing, quarantine)
         opener = handle_opener("video", frames_per_second=frames_per_second, decoder=decoder, cache=cache)
-        return DatasetSource(listing.cells, handle=opener, names=listing.names, modality="video", **listing.options)
+        options = {**listing.options, "max_failures": max_failures}
+        return DatasetSource(listing.cells, handle=opener, names=listing.names, modality="video", **options)
     kept, clips = keep_readable(listing, open_clip, max_failures=max_failures, quarantine=quarantine)
     further = {name: cells for name, cells in kept.columns.items() if name != kept.label_column}
-    return ClipSource(clips, columns=_numbers(further), **kept.options)
+    return ClipSource(clips, columns=_numbers(further), max_failures=max_failures, **kept.options)
 
 
 def _numbers(columns: Mapping[str, Sequence[Any]]) -> dict[str, Float64[Tensor, " n"]]:
