@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import mmcon
 from mmcon.affinity import Affinity, SameLabel, SameSample
@@ -64,7 +64,7 @@ class Config(mmcon.RunConfig):
     temperature: float = 0.1
     batch_size: int = 96
     epochs: int = 60
-    learning_rate: float = 3e-3
+    tuned_rate: ClassVar[float] = 3e-3
 
     @property
     def sample_rate_hz(self) -> int:

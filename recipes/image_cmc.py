@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -53,7 +53,7 @@ class Config(ImageRunConfig):
     """smallest fraction of an image that a crop keeps; default: .5 up to 64 pixels, .2 above"""
     temperature: float = 0.1
     epochs: int = 40
-    learning_rate: float = 3e-3
+    tuned_rate: ClassVar[float] = 3e-3
 
 
 def main(config: Config) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -75,7 +75,7 @@ class Config(ImageRunConfig):
     temperature: float = 0.07
     """initial value of the learnable temperature"""
     epochs: int = 40
-    learning_rate: float = 3e-3
+    tuned_rate: ClassVar[float] = 3e-3
     weight_decay: float = 1e-2
 
 

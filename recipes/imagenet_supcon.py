@@ -80,7 +80,7 @@ class Config(ImageRunConfig):
     temperature: float = 0.1
     loss_scale: Literal["none", "temperature"] = "none"
     """factor of the loss; SupCon's published settings: temperature"""
-    projection_head: Literal["linear", "mlp"] = "mlp"
+    projection_head: Literal["linear", "mlp", "mlp-batch-norm"] = "mlp"
     unit_features: bool = False
     """L2-normalize features before the projection head"""
     queue_size: int = 0
@@ -97,7 +97,6 @@ class Config(ImageRunConfig):
     linear_batch_size: int = 256
     linear: LinearStage = field(default_factory=LinearStage)
     epochs: int = 30
-    learning_rate: float = 4e-3
     keep_best: bool = False
     """also keep the checkpoint with the best k-NN accuracy among training images"""
     dry_run: bool = False

@@ -19,7 +19,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -66,7 +66,7 @@ class Config(mmcon.RunConfig):
     temperature: float = 0.07
     """initial value of the learnable temperature"""
     epochs: int = 40
-    learning_rate: float = 3e-3
+    tuned_rate: ClassVar[float] = 3e-3
     weight_decay: float = 1e-2
 
 

@@ -16,8 +16,8 @@ reported to help most with few labels: --labels-per-class 8).
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from mmcon_views.text.tokens import load_tokenizer
@@ -64,8 +64,7 @@ class Config(mmcon.RunConfig):
     temperature: float | None = None
     """default: .1, and .05 for SimCSE"""
     epochs: int = 40
-    learning_rate: float | None = None
-    """default: 2e-3 for the embedding bag, 3e-5 for a pretrained model"""
+    tuned_rate: ClassVar[float] = 2e-3
 
 
 def main(config: Config) -> None:
@@ -102,8 +101,7 @@ def main(config: Config) -> None:
     if config.objective == "cross-entropy":
         network = Classifier(encoder, len(train.classes), modality="text")
         objective = CrossEntropy(train, modality="text")
-    rates = replace(config, learning_rate=config.learning_rate or (2e-3 if bag else 3e-5))
-    optimizer, schedule = create_optimizer_and_schedule(rates, [network, objective], steps_per_epoch=len(loader))
+    optimizer, schedule = create_optimizer_and_schedule(config, [network, objective], steps_per_epoch=len(loader))
     trained = run.prepare(network, optimizer, schedule, objective=objective)
 
     # Stage one.

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -85,7 +85,7 @@ class Config(mmcon.RunConfig):
     temperature: float = 0.1
     projection_dim: int = 64
     epochs: int = 16
-    learning_rate: float = 3e-3
+    tuned_rate: ClassVar[float] = 3e-3
     checkpoint_every: int | None = None
     """steps between two checkpoints; default: ten in a run"""
     eval_views: int = 16

@@ -18,14 +18,7 @@ class ProjectionHead(nn.Module):
     def __init__(self, feature_dim: int, space: SharedSpace) -> None:
         super().__init__()
         self.unit_features = space.unit_features
-        hidden_dim = space.hidden_dim or feature_dim
-        self.layers = (
-            nn.Linear(feature_dim, space.dim)
-            if space.head == "linear"
-            else nn.Sequential(
-                nn.Linear(feature_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, space.dim)
-            )
-        )
+        self.layers = _create_layers(space.head, feature_dim, space.hidden_dim or feature_dim, space.dim)
 
     def forward(self, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
         """Unit rows."""
@@ -34,3 +27,18 @@ class ProjectionHead(nn.Module):
         # At least float32: a row normalized in bfloat16 has length one to three digits only.
         projected = self.layers(features)
         return normalize(projected.float() if projected.dtype.itemsize < 4 else projected, dim=1)
+
+
+def _create_layers(head: str, feature_dim: int, hidden_dim: int, dim: int) -> nn.Module:
+    if head == "linear":
+        return nn.Linear(feature_dim, dim)
+    if head == "mlp":
+        return nn.Sequential(nn.Linear(feature_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, dim))
+    # The last norm centers the batch, so that its embeddings cannot become equal.
+    return nn.Sequential(
+        nn.Linear(feature_dim, hidden_dim, bias=False),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, dim, bias=False),
+        nn.BatchNorm1d(dim, affine=False),
+    )

@@ -14,20 +14,22 @@ class SharedSpace:
 
     Attributes:
         dim: embedding width.
-        head: the projection head: "linear", or "mlp" (one hidden layer, ReLU).
+        head: the projection head: "linear"; "mlp" (one hidden layer, ReLU); or "mlp-batch-norm", which also normalizes
+            the hidden and the output layer over the batch (SimCLR's code; Chen et al. 2021, MoCo v3), and so keeps
+            embeddings apart where the loss alone lets them collapse.
         hidden_dim: width of the hidden layer; by default that of the features.
         unit_features: normalize features to length one before the head, as SupCon's ImageNet runs do.
         modalities: the modalities with a head in this space; None: all.
     """
 
     dim: int = 128
-    head: Literal["linear", "mlp"] = "mlp"
+    head: Literal["linear", "mlp", "mlp-batch-norm"] = "mlp"
     hidden_dim: int | None = None
     unit_features: bool = False
     modalities: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.head not in ("linear", "mlp"):
-            raise ConfigError(
-                "SharedSpace", expected="dim >= 1 and head 'linear' or 'mlp'", got=f"dim={self.dim}, head={self.head!r}"
-            )
+        heads = ("linear", "mlp", "mlp-batch-norm")
+        if self.dim < 1 or self.head not in heads:
+            got = f"dim={self.dim}, head={self.head!r}"
+            raise ConfigError("SharedSpace", expected=f"dim >= 1 and head among {heads}", got=got)

@@ -55,6 +55,8 @@ class Objective(nn.Module):
 
     Attributes:
         last: the metrics of each block in the last step.
+        last_rows: by block, the anchors of this rank in the last step, without gradient, and the number of candidates
+            in the softmax of each.
 
     Raises:
         ConfigError: an unknown setting, with the nearest known one; blocks together with `union`.
@@ -94,6 +96,7 @@ class Objective(nn.Module):
         self._register_similarity()
         self._names_are_known = False
         self.last = ObjectiveMetrics()
+        self.last_rows: dict[str, tuple[Float[Tensor, "a d"], int]] = {}
 
     def forward(
         self,
@@ -119,8 +122,11 @@ class Objective(nn.Module):
             pool = collectives.gather(*rows_by_name(candidates, tables, self.blocks))
         step, temperatures = GlobalBatch(local, gathered, pool), self._evaluate_temperatures()
         blocks = self._table.resolve(gathered.embeddings)
+        self.last_rows = {}
         found = {
-            label: (block, self._block_sums(step, block, temperatures)) for label, block in blocks.items() if block
+            label: (block, self._block_sums(label, step, block, temperatures))
+            for label, block in blocks.items()
+            if block
         }
         if not found:
             return self._empty_loss(embeddings, list(blocks))
@@ -162,10 +168,15 @@ class Objective(nn.Module):
             values[module] = collectives.average_gradient(value) if learns else value
         return values
 
-    def _block_sums(self, step: GlobalBatch, block: SpaceBlock, temperatures: Temperatures) -> Float[Tensor, "3"]:
+    def _block_sums(
+        self, label: str, step: GlobalBatch, block: SpaceBlock, temperatures: Temperatures
+    ) -> Float[Tensor, "3"]:
         """The sum of losses, the number of anchors and that of valid ones on this rank."""
         z, table = step.anchors(block.anchors)
         candidates = step.candidates(block.anchors, block.candidates, self.queue)
+        pool = z if candidates.embeddings is None else candidates.embeddings
+        excludes_self = candidates.embeddings is None or candidates.self_index is not None
+        self.last_rows[label] = z.detach(), len(pool) - excludes_self
         settings = block.settings
         if isinstance(settings.negative_weights, Affinity):
             settings = replace(settings, negative_weights=_bound(settings.negative_weights, table, candidates.table))

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import typing
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
 
-from mmcon.errors import ConfigError, nearest
+from mmcon.errors import ConfigError, DataError
+from mmcon.files import read_yaml
+from mmcon.training.config_values import check_flags, from_mapping
 from mmcon.training.presets import preset_file, presets_of
+
+__all__ = ["ImageRunConfig", "RunConfig", "RunSettings", "from_mapping", "parse"]
+
+#: Steps of the range test of the learning rate.
+RANGE_TEST_STEPS = 100
 
 C = TypeVar("C")
 R = TypeVar("R", bound="RunConfig")
@@ -97,24 +104,37 @@ class RunConfig(RunSettings):
     """width of the embeddings, after the projection head"""
     optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
     learning_rate: float | None = None
-    """the peak, for this batch size"""
+    """the peak, for this batch size; default: by encoder, optimizer and batch size, and printed"""
+    find_learning_rate: bool = False
+    """range test: train a few steps with a rising learning rate, suggest one, and end"""
     weight_decay: float = 1e-4
     decay_norm_and_bias: bool = False
     """decay (and under LARS, adapt) norms and biases too"""
     schedule: Literal["cosine", "step", "polynomial", "constant"] = "cosine"
     warmup_share: float = 0.1
-    """fraction of the steps in which the learning rate rises"""
+    """fraction of the steps in which the learning rate rises; at least 20 steps, or half of a shorter run"""
     warmup_epochs: float | None = None
     """the same in epochs"""
+
+    tuned_rate: ClassVar[float] = 4e-3
+    """the learning rate of AdamW for a small encoder at the recipe's own batch size"""
 
     def apply_tiny(self: R, *, max_steps: int, **changes: Any) -> R:
         """The configuration of a `--tiny` run: one epoch, at most `max_steps` steps, and the given changes.
 
-        Without `--tiny` the configuration itself is returned.
+        That of `--find-learning-rate` has the steps of the range test, in a temporary folder. Without either flag the
+        configuration itself is returned.
         """
-        if not self.tiny:
-            return self
-        return replace(self, epochs=1, max_steps=min(self.max_steps or max_steps, max_steps), log_every=1, **changes)
+        config = self
+        if self.tiny:
+            steps = min(self.max_steps or max_steps, max_steps)
+            config = replace(self, epochs=1, max_steps=steps, log_every=1, **changes)
+        if self.find_learning_rate:
+            folder = Path(tempfile.mkdtemp(prefix="range-test-"))
+            steps = RANGE_TEST_STEPS - RANGE_TEST_STEPS % self.accumulate
+            test = {"epochs": RANGE_TEST_STEPS, "max_steps": steps, "log_every": 1, "checkpoint_every": steps}
+            config = replace(config, output_dir=folder, resume=False, **test)
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +164,7 @@ def parse(
         recipe: the file of the recipe, for the presets that `--preset` names.
 
     Raises:
-        ConfigError: a file is missing, or has a key that the configuration does not have.
+        ConfigError: a file is missing or has an unknown key or a value of another type, or a flag is unknown.
     """
     words = list(sys.argv[1:] if args is None else args)
     preset, path = _take_option(words, "--preset") if recipe else None, _take_option(words, "--config")
@@ -160,32 +180,10 @@ def parse(
         description += "\n\n--config FILE.yaml reads settings from a file."
         if names := ", ".join(presets_of(recipe)):
             description += f" --preset NAME reads published settings: {names}."
+    check_flags(kind, words)
     chosen = tyro.cli(kind, description=description, args=words, default=default)
     assert chosen is not None
     return chosen
-
-
-def from_mapping(kind: type[C], values: Mapping[str, Any], *, where: str = "config") -> C:
-    """A configuration from plain values; an unknown key raises a ConfigError that names the nearest ones."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in fields:
-            raise ConfigError(
-                f"config {where}", expected=f"keys of {kind.__name__}", got=repr(name), fix=nearest(name, list(fields))
-            )
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _as_hinted(value, hints[name]) for name, value in values.items()})
-
-
-def _as_hinted(value: Any, hint: Any) -> Any:
-    """Convert what YAML cannot express: lists to tuples, text to paths, mappings to dataclasses."""
-    if isinstance(value, Mapping) and dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_mapping(hint, value, where=hint.__name__)
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
-        return Path(value)
-    return value
 
 
 def to_yaml(config: Any) -> str:
@@ -249,9 +247,11 @@ def _take_option(words: list[str], name: str) -> str | None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        values = read_yaml(path.read_text(), where=str(path)) or {}
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("--config", expected="a YAML file", got=f"{path}: {error}") from error
+    except DataError as error:
+        raise ConfigError("--config", expected=f"a YAML file, {error.expected}", got=f"{path}: {error.got}") from error
     if not isinstance(values, Mapping):
         raise ConfigError("--config", expected="a YAML mapping of settings", got=f"{type(values).__name__} in {path}")
     return values

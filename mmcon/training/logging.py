@@ -14,7 +14,9 @@ from mmcon.batch import ViewBatch
 from mmcon.distributed.collectives import gather_objects
 from mmcon.files import append_line, read_lines, replace_file
 from mmcon.loading.loader import ViewLoader
-from mmcon.training.config import RunSettings
+from mmcon.training.collapse import CHECKED_STEPS, CollapseMonitor
+from mmcon.training.config import RunConfig, RunSettings
+from mmcon.training.range_test import range_test_report
 from mmcon.training.step import Stepper
 from mmcon.training.step_timer import StepTimer
 
@@ -74,12 +76,14 @@ class RunLogger:
     Attributes:
         timer: measures the phases of steps.
         metrics: metrics.jsonl.
+        monitor: measures the embeddings at log lines and at a few early steps, if it is set.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, settings: RunSettings) -> None:
         self.folder, self.accelerator, self.settings = folder, accelerator, settings
         self.timer = StepTimer(accelerator.device)
         self.metrics = MetricsLog(folder / "metrics.jsonl")
+        self.monitor: CollapseMonitor | None = None
         self._notes: dict[str, Any] = {}
         self._has_warned = False
 
@@ -99,7 +103,10 @@ class RunLogger:
         """Log a finished step, once in `log_every` steps."""
         self.timer.rows += self.accelerator.num_processes * max(table.n for table in batch.index.values())
         notes, self._notes = self._notes, {}
-        if step % self.settings.log_every and step != 1:
+        is_logged = step == 1 or step % self.settings.log_every == 0
+        if self.monitor is not None and (is_logged or step in CHECKED_STEPS):
+            notes |= self.monitor.measure(step, stepper.loss, stepper.gradient_norm)
+        if not is_logged:
             return
         timing = self.timer.read()
         self._warn_if_slow(step, timing["waiting_for_data"], timing["views"])
@@ -108,8 +115,24 @@ class RunLogger:
         line = {"epoch": (step - 1) // len(loader), "loss": stepper.loss, **norm, "learning_rate": rate}
         self.log(step, {**line, "unreadable_samples": len(loader.failures), **timing, **notes})
 
+    def watch(self, objective: Any, optimizer: Any) -> None:
+        """Measure the embeddings of the objective on the main rank, and warn if they collapse."""
+        if self.accelerator.is_main_process:
+            rate = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
+            self.monitor = CollapseMonitor(objective, learning_rate=rate, log=self.accelerator.print)
+
+    def report_range_test(self) -> bool:
+        """Whether the run is a range test of the learning rate; if so, print its report."""
+        if not (isinstance(self.settings, RunConfig) and self.settings.find_learning_rate):
+            return False
+        self.accelerator.print(range_test_report(self.metrics.lines()), flush=True)
+        return True
+
     def write_results(self, results: Mapping[str, Any], failures: Mapping[int, str]) -> None:
         """Write results.json, and append the samples that could not be read to quarantine.jsonl."""
+        if self.monitor is not None and self.monitor.warnings:
+            results = {**results, "training_warnings": self.monitor.warnings}
+            self.accelerator.print(f"warning: {'; '.join(self.monitor.warnings)}", flush=True)
         replace_file(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         if failures:
             with (self.folder / QUARANTINE).open("a") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmcon.errors import ConfigError, InputError, nearest
+from mmcon.training.default_rates import LEAST_WARMUP_STEPS, default_rates
+from mmcon.training.range_test import range_schedule
 
 if TYPE_CHECKING:
     from mmcon.training.config import RunConfig
@@ -27,29 +29,47 @@ def scaled_learning_rate(base: float, batch_size: int) -> float:
 
 
 def create_optimizer_and_schedule(
-    config: RunConfig, modules: Iterable[nn.Module], *, steps_per_epoch: int, warmup_steps: int | None = None
+    config: RunConfig,
+    modules: Iterable[nn.Module],
+    *,
+    steps_per_epoch: int,
+    warmup_steps: int | None = None,
+    log: Callable[[str], Any] = print,
 ) -> tuple[Optimizer, LambdaLR]:
     """The optimizer and the schedule that the flags of a recipe describe.
+
+    Without `--learning-rate`, each encoder has the rate of its family (`mmcon.training.default_rates`), and everything
+    else that of the encoder with the highest rate. With `--find-learning-rate` the schedule is a range test.
 
     Args:
         config: the flags.
         modules: the model and the objective (which may have a learnable temperature).
         steps_per_epoch: batches in an epoch; the schedule covers `config.epochs` of them.
         warmup_steps: overrides `config.warmup_share` and `config.warmup_epochs`.
+        log: receives the default learning rates.
     """
-    if config.learning_rate is None:
-        raise ConfigError("--learning-rate", expected="a number", got="None")
+    modules, rate, groups = list(modules), config.learning_rate, {}
+    if rate is None:
+        defaults = default_rates(config, modules)
+        rate = max(value for value, _ in defaults.values())
+        groups = {name: {"learning_rate": value} for name, (value, _) in defaults.items() if value != rate}
+        shown = ", ".join(f"{value:.2g} for {name or 'all'} ({family})" for name, (value, family) in defaults.items())
+        log(f"learning rate {shown}: the default of {config.optimizer} for batches of {config.batch_size}")
     optimizer = create_optimizer(
         modules,
         config.optimizer,
-        learning_rate=config.learning_rate,
+        learning_rate=rate,
         weight_decay=config.weight_decay,
         decay_norm_and_bias=config.decay_norm_and_bias,
+        groups=groups,
     )
+    if config.find_learning_rate:
+        return optimizer, range_schedule(optimizer)
     steps = config.epochs * steps_per_epoch
-    if warmup_steps is None:
-        share = config.warmup_share * steps
-        warmup_steps = round(share if config.warmup_epochs is None else config.warmup_epochs * steps_per_epoch)
+    if config.warmup_epochs is not None:
+        warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    elif warmup_steps is None:
+        warmup_steps = max(round(config.warmup_share * steps), min(LEAST_WARMUP_STEPS, steps // 2))
     return optimizer, create_schedule(optimizer, config.schedule, steps=steps, warmup_steps=warmup_steps)
 
 

@@ -1,6 +1,7 @@
 """Configurations: defaults, a YAML file over them, the command line over both."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +56,72 @@ def test_a_bad_file_is_named(tmp_path, content, message):
     file.write_text(content)
     with pytest.raises(ConfigError, match=message):
         parse(Config, args=["--config", str(file)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    """A configuration inside another."""
+
+    rate: float = 0.1
+    steps: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """Values of every type."""
+
+    precision: Literal["no", "bf16"] = "no"
+    rate: float | None = None
+    folder: Path | None = None
+    sizes: tuple[int, ...] = ()
+    name: str = "x"
+    options: Mapping[str, float] = field(default_factory=dict)
+    inner: Nested = field(default_factory=Nested)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rate": "fast"}, r"rate: a number or null; got 'fast' \(str\)"),
+        ({"rate": True}, r"rate: a number or null; got True \(bool\)"),
+        ({"precision": False}, r"precision: 'no' or 'bf16'; got False(.|\n)*quote the word"),
+        ({"precision": "bf15"}, r"precision: 'no' or 'bf16'; got 'bf15'"),
+        ({"sizes": 3}, r"sizes: a list, each a whole number; got 3(.|\n)*\[a, b\]"),
+        ({"sizes": [1, "2"]}, r"sizes: a list, each a whole number; got \[1, '2'\]"),
+        ({"folder": 5}, r"folder: a path or null; got 5"),
+        ({"name": None}, r"name: text; got None"),
+        ({"options": [1]}, r"options: Mapping; got \[1\]"),
+        ({"inner": 3}, r"inner: a mapping, the keys of Nested; got 3"),
+        ({"inner": {"steps": 2.5}}, r"inner.steps: a whole number; got 2.5"),
+        ({"inner": {"step": 2}}, r"keys of Nested; got 'inner.step'(.|\n)*'steps'"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_key(values, message):
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(Outer, values)
+
+
+def test_values_are_converted_by_the_type_of_their_key():
+    values = {"rate": "1e-3", "folder": "a/b", "sizes": [1, 2], "options": {"a": 1.0}, "inner": {"rate": 1}}
+    expected = Outer(rate=0.001, folder=Path("a/b"), sizes=(1, 2), options={"a": 1.0}, inner=Nested(rate=1.0))
+    assert from_mapping(Outer, values) == expected
+    assert from_mapping(Outer, {"rate": None}).rate is None
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("--temprature", "'--temperature'"), ("--max_step=3", "'--max-steps'"), ("--no-resum", "'--no-resume'")],
+)
+def test_an_unknown_flag_is_named_with_the_nearest(word, near):
+    with pytest.raises(ConfigError, match=f"got {word}(.|\n)*did you mean {near}") as caught:
+        parse(Config, args=["--objective", "simclr", word])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_flags_of_an_inner_configuration_are_known():
+    assert parse(Outer, args=["--inner.rate", "0.5", "--sizes", "1", "2"]).inner == Nested(rate=0.5)
+    with pytest.raises(ConfigError, match=r"'--inner\.rate'"):
+        parse(Outer, args=["--inner.rat", "0.5"])
 
 
 def test_a_missing_file_is_named(tmp_path):

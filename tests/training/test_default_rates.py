@@ -1,0 +1,86 @@
+"""Default learning rates: the family of an encoder, the rule of a batch size, and groups of encoders with own rates."""
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import mmcon
+from mmcon.models.encoders import create_encoder
+from mmcon.training.default_rates import RULES, RateRule, default_rates, encoder_family
+from mmcon.training.optim import create_optimizer_and_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(mmcon.RunConfig):
+    """A recipe's configuration with a rate of its own."""
+
+    batch_size: int = 64
+    tuned_rate: ClassVar[float] = 3e-3
+
+
+def published(encoder):
+    """An encoder as if it had published weights."""
+    encoder = copy.deepcopy(encoder)
+    encoder.made_from = {**encoder.made_from, "pretrained": True}
+    return encoder
+
+
+def test_families():
+    torch.manual_seed(0)
+    small, residual = create_encoder("mmcon/resnet-tiny"), create_encoder("resnet18")
+    assert [encoder_family(encoder) for encoder in (small, residual)] == ["small", "convolutional"]
+    transformer = create_encoder("timm/test_vit", embed_dim=192, depth=3, image_size=64)
+    assert encoder_family(transformer) == "transformer"
+    assert encoder_family(create_encoder("text/embedding-bag", modality="text")) == "small"  # its tokens do not count
+    assert encoder_family(published(residual)) == "pretrained convolutional"
+    assert encoder_family(published(transformer)) == "pretrained transformer"
+    frames = create_encoder("mmcon/frames", modality="video", frame_encoder="resnet18")
+    assert encoder_family(frames) == "convolutional"
+
+
+def test_rates_follow_the_batch_size():
+    # AdamW by the square root: a quarter of the batch halves the rate. SGD linearly.
+    assert RateRule(1e-3, 256, 0.5, "").at(64) == pytest.approx(5e-4)
+    assert RateRule(0.05, 256, 1.0, "").at(64) == pytest.approx(0.0125)
+    model = mmcon.ContrastiveModel({"image": create_encoder("mmcon/resnet-tiny")})
+    assert default_rates(Config(), [model]) == {"encoders.image": (3e-3, "small")}
+    assert default_rates(Config(batch_size=16), [model])["encoders.image"][0] == pytest.approx(1.5e-3)
+    assert default_rates(mmcon.RunConfig(), [model])["encoders.image"][0] == 4e-3
+    sgd = default_rates(Config(optimizer="sgd", batch_size=512), [model])["encoders.image"][0]
+    assert sgd == pytest.approx(0.1)
+
+
+def test_every_family_has_a_rule_for_every_optimizer():
+    families = {family for family, _ in RULES}
+    assert {(f, o) for f in families for o in ("adamw", "sgd", "lars")} - set(RULES) == {("small", "adamw")}
+
+
+def test_each_encoder_has_its_rate_and_the_heads_the_highest():
+    residual = published(create_encoder("resnet18"))
+    frozen = create_encoder("mmcon/resnet-tiny").requires_grad_(False)
+    encoders = {"image": residual, "sketch": create_encoder("mmcon/resnet-tiny"), "frozen": frozen}
+    model, said = mmcon.ContrastiveModel(encoders), []
+    optimizer, _ = create_optimizer_and_schedule(Config(batch_size=256), [model], steps_per_epoch=1, log=said.append)
+    rates = {name: g["initial_lr"] for g in optimizer.param_groups for name in g["names"]}
+    assert rates["encoders.image.network.conv1.weight"] == pytest.approx(1e-4)
+    assert rates["encoders.sketch.network.0.weight"] == pytest.approx(6e-3)
+    assert rates["heads.shared.image.layers.0.weight"] == pytest.approx(6e-3)
+    assert len(said) == 1
+    assert "0.0001 for encoders.image (pretrained convolutional)" in said[0]
+
+
+def test_a_given_rate_applies_to_all_and_short_runs_warm_up_longer():
+    layer, said = nn.Linear(2, 2), []
+    config = Config(learning_rate=0.5, epochs=7)
+    optimizer, schedule = create_optimizer_and_schedule(config, [layer], steps_per_epoch=4, log=said.append)
+    assert said == []
+    seen = []
+    for _ in range(28):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert seen.index(max(seen)) == 14  # half of 28 steps, not a tenth
