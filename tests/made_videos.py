@@ -17,11 +17,18 @@ def frame_of(i: int, size: tuple[int, int]) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(np.full((*size, 3), 4 * i, dtype=np.uint8), format="rgb24")
 
 
-def write(path: Path, *, stamps: list[int], size: tuple[int, int] = (48, 64), codec: str = "libx264", turn: int = 0):
-    """A video whose frame i is shown from stamps[i] hundredths of a second."""
-    with av.open(str(path), "w") as container:
-        options = {"g": "10", "crf": "4"} if codec == "libx264" else {}
-        stream = container.add_stream(codec, rate=10, options=options)
+def write(
+    path: Path,
+    *,
+    stamps: list[int],
+    size: tuple[int, int] = (48, 64),
+    codec: str = "libx264",
+    turn: int = 0,
+    options: dict[str, str] | None = None,
+):
+    """A video whose frame i is shown from stamps[i] hundredths of a second; options are those of the container."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=10, options={"g": "10", "crf": "4"} if codec == "libx264" else {})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 100)
         if turn:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmcon.errors import DataError, MissingDependencyError
 from mmcon.media.audio_headers import read_promise
 from mmcon.media.decoding import DAMAGED, decoder_errors, file_size, restart_time_limit
-from mmcon.media.packet_times import end_of_packets, states_no_length, stream_start
+from mmcon.media.packet_times import read_packet_times, states_no_length, stream_start
 
 if TYPE_CHECKING:
     import soundfile
@@ -199,7 +199,7 @@ def _av(source: str | Path | bytes, counted: bool) -> AudioHeader:
         uncertain = states_no_length(opened, stream)
         whole, begin = stream.duration is not None, stream_start(stream)
     if uncertain:
-        end = end_of_packets(lambda: _container(source), "audio", whole=whole)
+        end = read_packet_times(lambda: _container(source), "audio", whole=whole).end
         seconds = seconds if end is None else end - begin
     return AudioHeader(round(seconds * rate), rate, channels, "av", estimated=True)
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -15,6 +16,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmcon.errors import DataError, MissingDependencyError
+from mmcon.media.decoding import decoder_errors, file_size, restart_time_limit
+from mmcon.media.packet_times import SAME_RATE, measure_frames, promised_seconds
 from mmcon.media.video import SAME_TIME_SECONDS, Decoder, FrameStack, VideoHandle, VideoHeader, scaled, scaled_size
 
 # Rotation, frames out of order and missing timestamps are known only after decoding some frames.
@@ -25,6 +28,10 @@ _DISORDER_FRAMES = 16
 _CERTAIN_INTERVAL = 0.99
 # The longest accepted duration of a last frame; if the header states more, the file is truncated.
 _LAST_FRAME_SECONDS = 0.5
+_MOST_PIXELS = 1 << 26  # 8,192 × 8,192: a decoder reserves memory for several frames before it reads one
+# A seek that lands after the requested frame, as in transport streams, is repeated this much earlier; at last the file
+# is decoded from its first frame.
+_SEEK_EARLIER_SECONDS = (0.0, 2.0, 8.0, 32.0, math.inf)
 _DAMAGED = "the file is damaged: fetch it again or leave it out"
 
 
@@ -55,7 +62,7 @@ class VideoFile(VideoHandle):
     ) -> None:
         self.file, self.decoder = file, decoder
         name = name or (str(file) if isinstance(file, Path) else "bytes")
-        with _OpenContainer(file, name) as opened:
+        with _opened(file, name) as opened:
             head = list(itertools.islice(opened.frames(), _LOOK_AHEAD_FRAMES))
             if not head:
                 raise DataError(name, expected="frames", got="a video stream without a decodable frame", fix=_DAMAGED)
@@ -66,6 +73,7 @@ class VideoFile(VideoHandle):
             self.quarter_turns = round(head[0].rotation / 90) % 4
             sideways = self.quarter_turns % 2 == 1
             height, width = (head[0].width, head[0].height) if sideways else (head[0].height, head[0].width)
+            opened.measure(self.start)
             rate = (
                 opened.rate() or float(frames_per_second or 0) or (_rate_of(stamps) if self.timed else opened.guess())
             )
@@ -78,6 +86,8 @@ class VideoFile(VideoHandle):
             )
         self.rate = rate
         count = counted or opened.count or max(1, round(duration * rate))
+        if count > opened.size:
+            raise DataError(name, expected="at least a byte a frame", got=f"{count:,} frames in {opened.size:,} bytes")
         super().__init__(
             name, VideoHeader(max(duration, 1 / rate), count / max(duration, 1 / rate), count, height, width)
         )
@@ -88,8 +98,8 @@ class VideoFile(VideoHandle):
         use_torchcodec = self.decoder == "torchcodec" or (self.decoder == "auto" and self.ordered)
         if use_torchcodec and (decoded := self._torchcodec(times)) is not None:
             return scaled(decoded, shorter_side)
-        with _OpenContainer(self.file, self.name) as opened:
-            shown = self._shown_frames(opened, [t + SAME_TIME_SECONDS for t in times])
+        with _opened(self.file, self.name) as opened:
+            shown = self._shown_frames(opened, [max(0.0, t) + SAME_TIME_SECONDS for t in times])
             size = scaled_size(self.header.height, self.header.width, shorter_side)
             images: dict[int, UInt8[Tensor, "c h w"]] = {}
             for frame in shown:
@@ -101,29 +111,37 @@ class VideoFile(VideoHandle):
     def decode_all(self, shorter_side: int | None) -> FrameStack:
         """Decode the whole file, with frames sorted by time."""
         size = scaled_size(self.header.height, self.header.width, shorter_side)
-        with _OpenContainer(self.file, self.name) as opened:
-            pairs = [(time, self._image(frame, size)) for time, frame in self._timed(opened.frames())]
-        pairs.sort(key=lambda pair: pair[0])
-        times = [time for time, _ in pairs]
-        self._check_end(self.header.duration_seconds - 1 / self.rate, times[-1])
-        frames = torch.stack([image for _, image in pairs])
+        with _opened(self.file, self.name) as opened:
+            shown = [(time, self._image(frame, size), end) for time, frame, end in self._timed(opened.frames())]
+        shown.sort(key=lambda item: item[0])
+        times = [time for time, _, _ in shown]
+        self._check_end(self.header.duration_seconds - 1 / self.rate, max((end for _, _, end in shown), default=0.0))
+        frames = torch.stack([image for _, image, _ in shown])
         end = self.header.duration_seconds + times[0]
         return FrameStack(frames, times=times, frames_per_second=self.header.frames_per_second, name=self.name, end=end)
 
     def _shown_frames(self, opened: _OpenContainer, times: Sequence[float]) -> list[Any]:
         """The frame at each of the ascending times."""
-        start = times[0] + self.start if self.timed else None
-        shown = self._shown_without_others(opened, times) if self.timed and self.ordered else None
-        if shown is None:
-            shown = self._last_before(self._timed(opened.frames(seek=start)), times)
-        if shown[0] is None and self.timed:  # the seek went too far, which happens with a coarse index
-            shown = self._last_before(self._timed(opened.frames(seek=-math.inf)), times)
-        missing = [time for time, frame in zip(times, shown, strict=True) if frame is None]
-        if missing:
-            self._check_end(missing[0], 0.0)
-        return shown
+        shown, last = None, 0.0
+        for earlier in _SEEK_EARLIER_SECONDS:
+            from_start = not self.timed or times[0] <= earlier
+            seek = None if from_start else times[0] + self.start - earlier
+            if earlier == 0 and self.timed and self.ordered:
+                shown = self._shown_without_others(opened, times, seek)
+            if shown is None:
+                shown, last = self._last_before(opened.frames(seek=seek), times)
+            if shown[0] is not None:
+                return shown
+            if from_start:
+                break
+            shown = None
+        raise DataError(
+            self.name, expected=f"a frame at {times[0]:.2f} s", got=f"frames that end at {last:.2f} s", fix=_DAMAGED
+        )
 
-    def _shown_without_others(self, opened: _OpenContainer, times: Sequence[float]) -> list[Any] | None:
+    def _shown_without_others(
+        self, opened: _OpenContainer, times: Sequence[float], seek: float | None
+    ) -> list[Any] | None:
         """The same, decoding only requested and reference frames; None if a requested frame may be missing.
 
         All frames that begin less than one mean interval before a requested time are decoded. If the latest such frame
@@ -131,36 +149,40 @@ class VideoFile(VideoHandle):
         """
         reach = _CERTAIN_INTERVAL / self.rate
         file_times = [time + self.start for time in times]
-        frames = opened.frames(seek=file_times[0], shown=(file_times, reach))
-        shown = self._last_before(self._timed(frames), times)
+        shown, _ = self._last_before(opened.frames(seek=seek, shown=(file_times, reach)), times)
         near = (
             f is not None and f.time is not None and f.time > time - reach
             for f, time in zip(shown, file_times, strict=True)
         )
         return shown if all(near) else None
 
-    def _last_before(self, frames: Iterator[tuple[float, Any]], times: Sequence[float]) -> list[Any]:
-        """For each of the ascending times, the last frame whose time is at most that time."""
+    def _last_before(self, frames: Iterator[Any], times: Sequence[float]) -> tuple[list[Any], float]:
+        """For each of the ascending times, the last frame whose time is at most that time; and where the frames end."""
         shown: list[Any] = [None] * len(times)
         shown_times = [-math.inf] * len(times)
         later_frames, last = 0, 0.0
-        for time, frame in frames:
-            last = max(last, time)
+        for time, frame, end in self._timed(frames):
+            last = max(last, end)
             if time > times[-1]:
                 later_frames += 1
                 if later_frames >= (1 if self.ordered else _DISORDER_FRAMES):
-                    return shown
+                    return shown, last
                 continue
             for i in range(bisect.bisect_left(times, time), len(times)):
                 if shown_times[i] < time:
                     shown[i], shown_times[i] = frame, time
-        self._check_end(times[-1], last)
-        return shown
+        if shown[0] is not None:  # else the seek landed too late, and the end of the file is not known
+            self._check_end(times[-1], last)
+        return shown, last
 
-    def _timed(self, frames: Iterator[Any]) -> Iterator[tuple[float, Any]]:
-        """Frames with their times on the clock of the video; a missing timestamp is derived from the previous frame."""
+    def _timed(self, frames: Iterator[Any]) -> Iterator[tuple[float, Any, float]]:
+        """Frames with their times, on the clock of the video, and their ends beyond a mean interval.
+
+        A missing timestamp is derived from the previous frame.
+        """
         before = -1 / self.rate
         for number, frame in enumerate(frames):
+            restart_time_limit()
             if not self.timed:
                 time = number / self.rate
             elif frame.time is None:
@@ -169,8 +191,9 @@ class VideoFile(VideoHandle):
                 time = frame.time - self.start
             if frame.is_corrupt:
                 raise DataError(self.name, expected="whole frames", got=f"a damaged one at {time:.3f} s", fix=_DAMAGED)
+            lasts = float(frame.duration * frame.time_base) if self.timed and frame.time_base else 0.0
             before = time
-            yield time, frame
+            yield time, frame, time + max(0.0, lasts - 1 / self.rate)
 
     def _image(self, frame: Any, size: tuple[int, int]) -> UInt8[Tensor, "c h w"]:
         height, width = size[::-1] if self.quarter_turns % 2 else size
@@ -211,20 +234,18 @@ class VideoFile(VideoHandle):
 
 
 class _OpenContainer:
-    """An open video container. FFmpeg's errors on a damaged file become DataError with the name of the file."""
+    """An open video container.
+
+    Attributes:
+        count: the number of frames, or 0.
+        seconds: the duration by the packets, or 0 if the header is trusted.
+    """
 
     def __init__(self, file: Path | bytes, name: str) -> None:
         self.file, self.name = file, name
-
-    def __enter__(self) -> _OpenContainer:
-        import av
-        from av.error import FFmpegError
-
-        self.container: Any = None
-        try:
-            self.container = av.open(self._source())
-        except (FFmpegError, OSError, ValueError) as error:
-            raise self._error(error) from error
+        self.size = len(file) if isinstance(file, bytes) else file_size(file, name)
+        self.seconds = 0.0
+        self.container = self._open()
         if not self.container.streams.video:
             kinds = sorted({stream.type for stream in self.container.streams}) or ["nothing"]
             self.container.close()
@@ -234,15 +255,19 @@ class _OpenContainer:
                 got=f"streams of {', '.join(kinds)} only",
                 fix="leave the file out, or use it as audio",
             )
-        self.stream = self.container.streams.video[0]
+        self.stream, self._is_at_start = self.container.streams.video[0], True
+        height, width = self.stream.height, self.stream.width
+        if height * width > _MOST_PIXELS:
+            self.container.close()
+            raise DataError(name, expected=f"at most {_MOST_PIXELS:,} pixels a frame", got=f"{height} × {width}")
         self.count: int = self.stream.frames
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self.container.close()
 
     def frames(self, *, seek: float | None = None, shown: tuple[Sequence[float], float] | None = None) -> Iterator[Any]:
-        """Decode from the keyframe before a time on the clock of the file, or from the current position.
+        """Decode from the keyframe before a time on the clock of the file, or from the first frame.
 
         Args:
             seek: the time.
@@ -251,54 +276,57 @@ class _OpenContainer:
         """
         from av.error import FFmpegError
 
-        try:
-            if seek is not None:
-                start = self.stream.start_time or 0
-                offset = start if seek == -math.inf else math.floor(seek / self.stream.time_base)
-                self.container.seek(offset, stream=self.stream, backward=True)
-            for packet in self.container.demux(self.stream):
-                needed = shown is None or packet.pts is None or _is_shown(float(packet.pts * packet.time_base), *shown)
-                self.stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
-                yield from packet.decode()
-        except (FFmpegError, OSError) as error:
-            raise self._error(error) from error
+        if seek is not None:
+            try:
+                self.container.seek(math.floor(seek / self.stream.time_base), stream=self.stream, backward=True)
+                self._is_at_start = False
+            except FFmpegError:  # a format without seeking
+                seek = None
+        if seek is None and not self._is_at_start:
+            # Opened again, since some formats do not seek to their first frame.
+            self.container.close()
+            self.container = self._open()
+            self.stream = self.container.streams.video[0]
+        self._is_at_start = False
+        for packet in self.container.demux(self.stream):
+            needed = shown is None or packet.pts is None or _is_shown(float(packet.pts * packet.time_base), *shown)
+            self.stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+            yield from packet.decode()
 
-    def _source(self) -> Any:
-        return io.BytesIO(self.file) if isinstance(self.file, bytes) else str(self.file)
+    def measure(self, start: float) -> None:
+        """Replace the number of frames and the duration by those of the packets where the header misleads."""
+        self.count, self.seconds = measure_frames(self._open, self.container, self.stream, start=start, size=self.size)
 
     def rate(self) -> float:
-        """The mean rate that the file states, or 0."""
-        return float(self.stream.average_rate or 0)
+        """The mean rate by the packets, or that which the file states, or 0."""
+        mean = float(self.stream.average_rate or 0)
+        measured = self.count / self.seconds if self.seconds else 0.0
+        return measured if measured and not (mean and abs(measured / mean - 1) < SAME_RATE) else mean
 
     def guess(self) -> float:
         """FFmpeg's guess of the rate, or 0. For files with timestamps it is the smallest timestamp step, not a rate."""
         return float(self.stream.guessed_rate or 0)
 
     def duration(self, start: float, rate: float) -> float:
-        """The duration from the stream, from the container if it has no other stream, or from the packets."""
-        if self.stream.duration and self.stream.time_base:
-            return float(self.stream.duration * self.stream.time_base)
-        # With several streams the container has the length of the longest, which may be the audio.
-        if self.container.duration and len(self.container.streams) == 1:
-            return self.container.duration / 1e6
+        """The duration by the packets, by the header, or by the number of frames without times."""
+        stated = promised_seconds(self.container, self.stream, start)
+        return self.seconds or stated or (self.count / rate if rate else 0.0)
+
+    def _open(self) -> Any:
         import av
-        from av.error import FFmpegError
 
+        return av.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else str(self.file))
+
+
+@contextmanager
+def _opened(file: Path | bytes, name: str) -> Iterator[_OpenContainer]:
+    """Open a container; any exception of FFmpeg on a damaged file becomes a DataError with the name of the file."""
+    with decoder_errors(name, expected="a readable video", fix=_DAMAGED):
+        container = _OpenContainer(file, name)
         try:
-            # The file is opened again, since a raw stream cannot seek back to its start.
-            with av.open(self._source()) as again:
-                packets: Any = again.demux(again.streams.video[0])  # type: ignore[union-attr]
-                stamps = [packet.pts for packet in packets if packet.size]
-        except FFmpegError as error:
-            raise self._error(error) from error
-        self.count = self.count or len(stamps)
-        known = [stamp for stamp in stamps if stamp is not None]
-        if known and self.stream.time_base:
-            return float(max(known) * self.stream.time_base) - start + (1 / rate if rate else 0)
-        return len(stamps) / rate if rate else 0.0
-
-    def _error(self, error: Exception) -> DataError:
-        return DataError(self.name, expected="a readable video", got=f"{type(error).__name__}: {error}", fix=_DAMAGED)
+            yield container
+        finally:
+            container.close()
 
 
 def _is_shown(begin: float, times: Sequence[float], reach: float) -> bool:

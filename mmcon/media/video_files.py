@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmcon.errors import DataError
+from mmcon.media.decoding import decoder_errors
 from mmcon.media.frame_sequence import AnimatedImage, FrameFolder
 from mmcon.media.video import Decoder, FrameStack, VideoHandle
 from mmcon.media.video_container import VideoFile
@@ -52,12 +53,15 @@ def open_video(
     Raises:
         DataError: the file does not exist, or has no frame or no rate.
     """
-    path = path if isinstance(path, bytes) else Path(path)
     if isinstance(path, bytes):
         video: VideoHandle = VideoFile(path, name=name, frames_per_second=frames_per_second, decoder=decoder)
-    elif path.is_dir():
+        return video if cache is None else CachedVideo(video, cache)
+    path = Path(path)
+    with decoder_errors(name or str(path)):  # a forbidden folder, a null byte in the name
+        is_folder, is_there = path.is_dir(), path.exists()
+    if is_folder:
         video = FrameFolder(path, frames_per_second=frames_per_second, name=name)
-    elif not path.is_file():
+    elif not is_there:
         raise DataError(name or str(path), expected="a video file or a folder of frames", got="nothing there")
     elif path.suffix.lower() in ANIMATION_SUFFIXES:
         video = AnimatedImage(path, name=name)
