@@ -2,10 +2,14 @@
 
 A work item is the batch of one step. All draws are keyed, so a batch does not depend on the worker or on timing, and
 the state of a loader is one integer, the step.
+
+A sample that cannot be read is left out of its batch and named at once. So is one that ends its worker process or does
+not come to an end: the other samples of that batch are made again, by new workers.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,17 +23,27 @@ from torch import Tensor
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, DataError
 from mmcon.loading.mixup_partners import check_partners, mixing_child
+from mmcon.loading.opening import Unreadable
 from mmcon.loading.pipeline import CollatedGroup, Views, apply_batched_views, collate_group, group_views
+from mmcon.loading.worker_processes import WorkerStream
 from mmcon.loading.workers import (
     DEATH_ERRORS,
     TrackedDataset,
-    find_crashing_item,
+    find_fatal_item,
     is_worker_death,
     iterate_items,
+    next_item,
     worker_death_error,
 )
 from mmcon.samplers.base import BatchPlan, BatchSampler, EpochOrder, without_repeats
 from mmcon.sources.base import Source
+
+_log = logging.getLogger(__name__)
+
+#: Unreadable samples that are accepted in small data too, where the accepted share would be less than that.
+FEW_FAILURES = 5
+#: How often in a row workers may be killed, without a sample that kills them, before the loader gives up.
+LOST_WORKERS = 3
 
 
 class ViewLoader:
@@ -45,10 +59,14 @@ class ViewLoader:
         rank: the rank, which selects a shard of each global batch.
         world_size: the number of ranks.
         prefetch: batches that each worker prefetches.
+        decode_seconds: the longest time that a worker may decode one sample without progress; then it is ended, and the
+            sample is left out.
 
     Attributes:
         seconds_in_views: time that this process, not its workers, spent on drawing, decoding and computing views.
         failures: unreadable samples by id, with the reason.
+        files: the paths, or names, of the unreadable samples by id.
+        fatal: samples that ended a worker process, by id, and the step from which on they are left out.
 
     Raises:
         ConfigError: views of a modality that the source lacks, a global batch smaller than the world size, or views
@@ -69,6 +87,7 @@ class ViewLoader:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 2,
+        decode_seconds: float = 60.0,
     ) -> None:
         missing = sorted(set(views) - set(source.members))
         if missing:
@@ -83,13 +102,19 @@ class ViewLoader:
         check_partners([generator for generators in views.values() for generator in generators], sampler.batch_size)
         self.source, self.sampler, self.seed = source, sampler, seed
         self.view_groups = group_views(views)
-        self.workers, self.prefetch = workers, prefetch
+        self.workers, self.prefetch, self.decode_seconds = workers, prefetch, decode_seconds
         self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
         self.step = 0
-        self.failures: dict[int, str] = {}
+        self._forget_failures()
         self._items: Iterator[tuple[int, Any]] | None = None
         self._tracked: TrackedDataset | None = None
+
+    def _forget_failures(self) -> None:
+        self.failures: dict[int, str] = {}
+        self.files: dict[int, str] = {}
+        self.fatal: dict[int, int] = {}
+        self._lost_workers = 0
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -156,8 +181,13 @@ class ViewLoader:
         return groups
 
     def _collate(self, source: Source, batch: BatchPlan, shard: slice) -> list[CollatedGroup]:
+        left_out = {
+            sample: Unreadable(self.files[sample], self.failures[sample])
+            for sample, first in self.fatal.items()
+            if batch.step >= first
+        }
         collated = (
-            collate_group(group, source.members[group.modality], batch, shard, seed=self.seed)
+            collate_group(group, source.members[group.modality], batch, shard, seed=self.seed, left_out=left_out)
             for group in self.view_groups
         )
         return [group for group in collated if group is not None]
@@ -166,7 +196,7 @@ class ViewLoader:
         if isinstance(made, ViewBatch):
             return made.to(self.device, non_blocking=True)
         for collated in made:
-            self.failures |= collated.failures
+            self._record(collated.failures)
 
         def move(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
             return x.to(self.device, non_blocking=True)
@@ -188,22 +218,41 @@ class ViewLoader:
         return step, self.make(step)
 
     def _next_item(self) -> tuple[int, Any]:
-        """The next work item; if a worker was killed, raise an error that names the sample that crashes the decoder."""
-        assert self._items is not None
-        try:
-            return next(self._items)
-        except DEATH_ERRORS as error:
-            if self._tracked is None or not is_worker_death(error):
-                raise
-            steps = self._tracked.unfinished()
-            fatal = [description for step in steps if (description := self._crashing_sample(step))]
-            raise worker_death_error(fatal, steps) from error
+        """The next work item. If a worker is lost, new workers make the items again, without the sample that did it."""
+        while True:
+            assert self._items is not None
+            try:
+                item = next_item(self._items, self._tracked, self.decode_seconds)
+            except DEATH_ERRORS as error:
+                if self._tracked is None or not is_worker_death(error):
+                    raise
+                self._leave_out_fatal(error)
+                self._items = self._work_items()
+            else:
+                self._lost_workers = 0
+                return item
 
-    def _crashing_sample(self, step: int) -> str:
-        """Describe the sample of a step whose loading kills its process, or return an empty string."""
-        samples = self.sampler.batch(step)
+    def _leave_out_fatal(self, error: Exception) -> None:
+        """Find the samples that end their worker process; raise DataError if workers are lost again without one."""
+        assert self._tracked is not None
+        steps = self._tracked.unfinished()
+        if isinstance(self._items, WorkerStream):
+            self._items.close()  # the other workers, before a sample is tried again
+        found = [sample for step in steps if (sample := self._fatal_sample(step)) is not None]
+        self._lost_workers += not found
+        if self._lost_workers >= LOST_WORKERS:
+            raise worker_death_error(steps) from error
+        if not found:
+            _log.warning("a worker process was killed at steps %s, by no sample; new workers make them again", steps)
+
+    def _fatal_sample(self, step: int) -> int | None:
+        """The first sample of a step whose loading ends its process or does not end; it is left out from then on."""
+        batch = self.sampler.batch(step)
+        samples = batch
         if all(mixing_child(group.generator) is None for group in self.view_groups):
-            samples = samples.shard(self.rank, self.world_size)
+            samples = batch.shard(self.rank, self.world_size)
+        ids = self.source.ids[samples.indices].tolist()
+        samples = samples.take([number for number, sample in enumerate(ids) if sample not in self.fatal])
 
         def make(number: int) -> None:
             single = samples.take([number])
@@ -216,12 +265,35 @@ class ViewLoader:
                 except DataError:
                     continue
 
-        number = find_crashing_item(make, len(samples))
+        number, how = find_fatal_item(make, len(samples), self.decode_seconds)
         if number is None:
-            return ""
+            return None
         index = int(samples.indices[number])
         sample = int(self.source.ids[index])
-        return f"seed={self.seed}, epoch={samples.epoch}, step={step}, sample={sample}, index {index}"
+        present = ((member, member.present(samples.indices[[number]])) for member in self.source.members.values())
+        names = [member.name_of(index) for member, mask in present if mask is None or bool(mask)]
+        key = f"seed={self.seed}, epoch={samples.epoch}, step={step}, sample={sample}, index {index}"
+        self.fatal[sample] = step
+        self._record({sample: Unreadable(", ".join(names), f"its decoding {how} (key: {key})")})
+        return sample
+
+    def _record(self, failures: Mapping[int, Unreadable]) -> None:
+        """Name new unreadable samples at once; raise DataError if there are too many."""
+        for sample, (file, reason) in failures.items():
+            if sample not in self.failures:
+                self.failures[sample], self.files[sample] = reason, file
+                number, cause = len(self.failures), reason.partition("\n")[0]
+                _log.warning("unreadable sample %d, left out: %s: %s", number, file, cause)
+        total = len(self.source) if isinstance(self.source, Source) else (self.step + 1) * self.sampler.batch_size
+        share = getattr(self.source, "max_failures", 0.1)
+        if share < 1 and len(self.failures) > (max(FEW_FAILURES, share * total) if share else 0):
+            sample, reason = next(iter(self.failures.items()))
+            raise DataError(
+                self.source.name,
+                expected=f"at most {share:.1%} unreadable samples",
+                got=f"{len(self.failures):,} of {total:,}, such as {self.files[sample]}: {reason}",
+                fix="repair or remove them, or raise max_failures (--max-unreadable)",
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """The pickled state for workers, without the iterator over workers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -18,10 +18,10 @@ from torch import Tensor
 from mmcon.batch import Index, ViewBatch, tree_map
 from mmcon.errors import DataError
 from mmcon.loading.mixup_partners import add_partners, apply_mixing, as_own_partners, mixing_child, with_partner_columns
-from mmcon.random import Keys, keys
+from mmcon.loading.opening import OpenedSamples, Opening, Unreadable
 from mmcon.samplers.base import BatchPlan
 from mmcon.sources.base import Source
-from mmcon.views import Params, ViewGenerator, check_params, collate, in_scope, meta_of, select_samples
+from mmcon.views import Params, ViewGenerator, collate, select_samples
 
 Views = Mapping[str, Sequence[ViewGenerator]]
 """By modality, the generators of its views."""
@@ -69,7 +69,7 @@ class CollatedGroup:
         params: the parameters of all children of the generator, for the same views.
         index: the table of this rank's views.
         partners: for each of this rank's views, the row of its partner in `samples`; None without mixing.
-        failures: unreadable samples by id, with the reason; their views are left out.
+        failures: unreadable samples by id; their views are left out.
     """
 
     group: ViewGroup
@@ -77,7 +77,7 @@ class CollatedGroup:
     params: Params
     index: Index
     partners: Int[Tensor, " n"] | None = None
-    failures: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, Unreadable] = field(default_factory=dict)
 
     def map(self, f: Any) -> CollatedGroup:
         """The same group with a function applied to `samples` and `partners`.
@@ -91,47 +91,53 @@ class CollatedGroup:
         return self.map(Tensor.pin_memory)
 
 
-class OpenedSamples(NamedTuple):
-    """Undecoded samples with drawn parameters.
-
-    Attributes:
-        handles: one handle per view.
-        params: the parameters of all children of the generator.
-        index: the table of the views.
-        keys: the keys that the parameters were drawn from.
-    """
-
-    handles: Any
-    params: Params
-    index: Index
-    keys: Keys
-
-
 def collate_group(
-    group: ViewGroup, source: Source, batch: BatchPlan, shard: slice, *, seed: int
+    group: ViewGroup,
+    source: Source,
+    batch: BatchPlan,
+    shard: slice,
+    *,
+    seed: int,
+    left_out: Mapping[int, Unreadable] | None = None,
 ) -> CollatedGroup | None:
     """The per-sample stage of a view group for one shard of a global batch: open, draw, decode, collate.
 
-    Samples that raise DataError are left out and reported. Returns None if no sample of the shard has the modality.
+    Samples that raise DataError, in their header or their content, are left out and reported. Returns None if no sample
+    of the shard has the modality.
+
+    Args:
+        group: the view group.
+        source: the samples of its modality.
+        batch: the global batch.
+        shard: the range of this rank in the global batch.
+        seed: the seed of the run.
+        left_out: samples that are not opened, by id, since they end their process.
 
     Raises:
         DataError: no sample of the shard is readable.
     """
     batch, shard = _with_modality(source, batch, shard)
-    count = shard.stop - shard.start
+    count, n = shard.stop - shard.start, len(batch)
     if not count:
         return None
     positions = torch.arange(shard.start, shard.stop).repeat(len(group.views))
     views = torch.tensor(group.views).repeat_interleave(count)
-    opened = _open_and_draw(group, source, batch, positions, views, seed)
+    opening = Opening(group.modality, group.generator, source, batch, seed, left_out or {})
+    opened = opening.open_and_draw(positions + views * n)
     mixing = mixing_child(group.generator)
     if mixing is None:
-        return _decode(group, opened, len(positions), None)
-    partner_positions = mixing.generator.partners(mixing.own_params(opened.params), positions, len(batch))
-    needed, partners = add_partners(positions + views * len(batch), partner_positions + views * len(batch))
-    if len(needed) > len(positions):
-        opened = _open_and_draw(group, source, batch, needed % len(batch), needed // len(batch), seed)
-    return _decode(group, opened, len(positions), partners)
+        return _decode(group, opening, opened, len(opened.slots), None)
+    own = opened.slots
+    drawn = mixing.generator.partners(mixing.own_params(opened.params), own % n, n)
+    needed, partners = add_partners(own, drawn + own // n * n)
+    if len(needed) > len(own):
+        opened_for = set(source.ids[batch.indices[shard]].tolist())  # the rank that owns a partner reports it
+        failures = opened.failures
+        opened = opening.open_and_draw(needed)
+        failures |= {sample: why for sample, why in opened.failures.items() if sample in opened_for}
+        opened = opened._replace(failures=failures)
+        partners = _rows_of_partners(opened.slots, own, needed[partners])
+    return _decode(group, opening, opened, len(partners), partners)
 
 
 def apply_batched_views(groups: Sequence[CollatedGroup], step: int) -> ViewBatch:
@@ -162,71 +168,45 @@ def _with_modality(source: Source, batch: BatchPlan, shard: slice) -> tuple[Batc
     return batch.take(present), slice(int(present[: shard.start].sum()), int(present[: shard.stop].sum()))
 
 
-def _open_and_draw(
-    group: ViewGroup,
-    source: Source,
-    batch: BatchPlan,
-    positions: Int[Tensor, " n"],
-    views: Int[Tensor, " n"],
-    seed: int,
-) -> OpenedSamples:
-    """Open samples, by their positions in the batch, and draw the parameters of their views."""
-    indices = batch.indices[positions]
-    handles = source.open(indices)
-    table = keys(
-        seed=seed,
-        epoch=batch.epoch,
-        sample=source.ids[indices],
-        occurrence=batch.occurrence[positions],
-        view=views,
-        step=batch.step,
-    )
-    generator = group.generator
-    meta = {**meta_of(handles, group.modality), **{name: fact[indices] for name, fact in source.facts.items()}}
-    params = generator.draw(in_scope(table, generator.scope), meta)
-    check_params(generator.name or group.modality, params, len(table))
-    index = Index(
-        {
-            **{name: table.fields[:, i] for i, name in ((1, "epoch"), (2, "sample"), (3, "occurrence"), (4, "view"))},
-            **{name: column[indices] for name, column in source.columns.items()},
-            **generator.columns(meta, params),
-        }
-    )
-    return OpenedSamples(handles, params, index, table)
+def _rows_of_partners(
+    slots: Int[Tensor, " m"], own: Int[Tensor, " n"], partners: Int[Tensor, " n"]
+) -> Int[Tensor, " k"]:
+    """For each own slot that was opened, the row of its partner; its own row if the partner cannot be opened."""
+    row = {slot: number for number, slot in enumerate(slots.tolist())}
+    pairs = zip(own.tolist(), partners.tolist(), strict=True)
+    return torch.tensor([row.get(partner, row[slot]) for slot, partner in pairs if slot in row], dtype=torch.int64)
 
 
-def _decode(group: ViewGroup, opened: OpenedSamples, own: int, partners: Int[Tensor, " n"] | None) -> CollatedGroup:
+def _decode(
+    group: ViewGroup, opening: Opening, opened: OpenedSamples, own: int, partners: Int[Tensor, " n"] | None
+) -> CollatedGroup:
     """Decode and collate all samples; after a failure, decode one by one, so that only unreadable ones are left out."""
     try:
         samples = collate(group.generator.apply_ragged(opened.handles, opened.params))
-    except DataError:
-        return _decode_one_by_one(group, opened, own, partners)
+    except (DataError, OSError):
+        return _decode_one_by_one(group, opening, opened, own, partners)
     index = opened.index if partners is None else with_partner_columns(opened.index, partners)
-    return CollatedGroup(group, samples, opened.params, index, partners)
+    return CollatedGroup(group, samples, opened.params, index, partners, opened.failures)
 
 
 def _decode_one_by_one(
-    group: ViewGroup, opened: OpenedSamples, own: int, partners: Int[Tensor, " n"] | None
+    group: ViewGroup, opening: Opening, opened: OpenedSamples, own: int, partners: Int[Tensor, " n"] | None
 ) -> CollatedGroup:
     decoded: dict[int, Any] = {}
-    failures: dict[int, str] = {}
+    failures = dict(opened.failures)
     for row in range(len(opened.keys)):
         params = select_samples(opened.params, slice(row, row + 1))
         try:
             decoded[row] = collate(group.generator.apply_ragged([opened.handles[row]], params))
-        except DataError as error:
+        except (DataError, OSError) as error:
             if row < own:  # the rank that owns a partner reports it
-                failures[int(opened.keys.fields[row, 2])] = f"{error} (key: {opened.keys.describe(row)})"
+                reason = f"{error} (key: {opened.keys.describe(row)})"
+                failures[int(opened.keys.fields[row, 2])] = Unreadable(opening.file_of(opened.slots[row]), reason)
     # A sample that fails in one view is left out of all, so that no single view counts as a sample; its other views
     # may still be partners.
     kept = [row for row in decoded if row < own and int(opened.keys.fields[row, 2]) not in failures]
     if not kept:
-        raise DataError(
-            f"views of {group.modality!r}",
-            expected="at least one readable sample in the batch",
-            got=f"{len(failures)} failures, the first: {next(iter(failures.values()))}",
-            fix="check the data with `mmcon doctor --data PATH`",
-        )
+        raise opening.nothing_readable(failures)
     rows = kept
     if partners is not None:
         kept_rows = set(kept)

@@ -91,7 +91,7 @@ class StreamLoader(ViewLoader):
         self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
         self.step = 0
-        self.failures: dict[int, str] = {}
+        self._forget_failures()
         self._batches: Iterator[tuple[int, list[StreamSample]]] | None = None
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

@@ -1,8 +1,9 @@
-"""Diagnose killed DataLoader workers: find the sample that crashes the decoder.
+"""Lost DataLoader workers: end those that hang, and find the sample that crashes or hangs the decoder.
 
 An exception in a worker is raised in the training process by DataLoader. A worker that is *killed* (a segmentation
 fault of a decoder, an out-of-memory kill) leaves only the step that it was loading. The samples of that step are then
-loaded again, one by one, in a separate worker process. The sample whose loading kills that process too is reported.
+loaded again, one by one, in a separate worker process, to find the one whose loading kills that process too. A worker
+that decodes one sample for too long is killed by the training process, and then handled in the same way.
 """
 
 from __future__ import annotations
@@ -10,17 +11,23 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmcon.errors import DataError
 from mmcon.loading.worker_processes import WorkerStream, begin_worker, signals_blocked
+from mmcon.media.decoding import record_decoding
+
+#: How often the training process looks whether a worker hangs.
+POLL_SECONDS = 5.0
 
 _IDLE = -1
 
@@ -34,16 +41,25 @@ class TrackedDataset(Dataset):
     Args:
         make: a function from the number of an item to the item.
         workers: the number of worker processes; 0 for none.
+
+    Attributes:
+        hung: the number of workers that were ended since they took too long.
     """
 
     def __init__(self, make: Callable[[int], Any], workers: int) -> None:
         self.make = make
         self.current: Int[Tensor, " w"] = torch.full((max(1, workers),), _IDLE).share_memory_()
+        self.processes: Int[Tensor, " w"] = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()
+        self.began: Float64[Tensor, " w"] = torch.zeros(max(1, workers), dtype=torch.float64).share_memory_()
+        self.hung = 0
 
     def __getitem__(self, number: int) -> Any:
         worker = get_worker_info()
         if worker is None:
             return self.make(number)
+        if not self.processes[worker.id]:
+            record_decoding(self.began.numpy()[worker.id : worker.id + 1])
+            self.processes[worker.id] = os.getpid()
         self.current[worker.id] = number
         made = self.make(number)
         self.current[worker.id] = _IDLE
@@ -52,6 +68,15 @@ class TrackedDataset(Dataset):
     def unfinished(self) -> list[int]:
         """The numbers of items that workers began and did not finish."""
         return sorted(number for number in self.current.tolist() if number != _IDLE)
+
+    def end_hung_workers(self, seconds: float) -> None:
+        """Kill the workers whose decoding of one sample has made no progress for a number of seconds."""
+        for worker, began in enumerate(self.began.tolist()):
+            if began and time.monotonic() - began > seconds:
+                self.hung += 1
+                self.began[worker] = 0.0
+                with suppress(ProcessLookupError):
+                    os.kill(int(self.processes[worker]), signal.SIGKILL)
 
 
 def iterate_items(
@@ -79,6 +104,7 @@ def iterate_items(
                 num_workers=workers,
                 prefetch_factor=prefetch,
                 pin_memory=pinned,
+                timeout=POLL_SECONDS,
                 collate_fn=_unchanged,
                 worker_init_fn=partial(_begin_worker, os.getpid()),
             )
@@ -86,6 +112,23 @@ def iterate_items(
     if in_main:
         signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
     return WorkerStream(stream)
+
+
+def next_item(stream: Iterator[Any], items: TrackedDataset | None, decode_seconds: float) -> Any:
+    """The next item of a stream; meanwhile, workers that take too long for one sample are ended.
+
+    Args:
+        stream: the items, by workers or not.
+        items: the dataset of `iterate_items`; None without workers.
+        decode_seconds: the longest time without progress.
+    """
+    while True:
+        try:
+            return next(stream)
+        except RuntimeError as error:
+            if items is None or not str(error).startswith("DataLoader timed out"):
+                raise
+            items.end_hung_workers(decode_seconds)
 
 
 def is_worker_death(error: Exception) -> bool:
@@ -99,34 +142,29 @@ def is_worker_death(error: Exception) -> bool:
     return "DataLoader worker" in str(error) and ("exited unexpectedly" in str(error) or "killed" in str(error))
 
 
-def find_crashing_item(make: Callable[[int], Any], count: int) -> int | None:
-    """The first of `count` items whose loading kills its process, or None."""
+def find_fatal_item(make: Callable[[int], Any], count: int, decode_seconds: float) -> tuple[int | None, str]:
+    """The first of `count` items whose loading kills its process or does not end, and which of the two; or None."""
     items = TrackedDataset(make, 1)
+    stream = iterate_items(items, range(count), workers=1)
     try:
-        for _ in iterate_items(items, range(count), workers=1):
-            pass
+        for _ in range(count):
+            next_item(stream, items, decode_seconds)
     except DEATH_ERRORS as error:
         if not is_worker_death(error):
             raise
-        return next(iter(items.unfinished()), None)
-    return None
+        how = f"made no progress for {decode_seconds:g} s" if items.hung else "ended the worker process"
+        return next(iter(items.unfinished()), None), how
+    finally:
+        stream.close()
+    return None, ""
 
 
-def worker_death_error(fatal: list[str], steps: list[int]) -> DataError:
-    """The error to raise for a killed worker.
+def worker_death_error(steps: list[int]) -> DataError:
+    """The error to raise for workers that are killed again and again, but by no sample.
 
     Args:
-        fatal: descriptions of the samples that killed the second worker too.
         steps: the steps that workers were loading.
     """
-    if fatal:
-        return DataError(
-            "worker process",
-            expected="samples that can be decoded",
-            got=f"a process that ends without an exception at {fatal[0]}",
-            fix="remove or repair that sample, or examine it with `mmcon doctor --data PATH --all`",
-            key=fatal[0],
-        )
     at = ", ".join(str(step) for step in steps) or "none"
     return DataError(
         "worker process",

@@ -39,7 +39,7 @@ class FrameFolder(VideoHandle):
     """
 
     def __init__(self, folder: str | Path, *, frames_per_second: int | float | None, name: str = "") -> None:
-        self.files = frame_files(folder)
+        self.folder, self.files = Path(folder), frame_files(folder)
         if not self.files:
             raise DataError(
                 str(folder), expected="images, one per frame", got="none", fix=f"use {', '.join(FRAME_SUFFIXES)}"
