@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from mmcon.batch import Numbers
 from mmcon.errors import DataError, InputError
 from mmcon.media.decoding import decoder_errors
 from mmcon.random import stable_ids
 from mmcon.sources.fingerprint import file_sizes, fingerprint_of
-from mmcon.sources.labels import check_labels, number_texts
+from mmcon.sources.labels import check_labels, number_integers, number_texts
 
 Positions = Int[Tensor, " m"] | Sequence[int]
 
@@ -30,7 +31,8 @@ class Source(ABC):
     Args:
         ids: `n`, all different (see `mmcon.random.stable_ids`).
         modality: the modality of the samples, such as "image".
-        labels: `n` integers from 0, or None.
+        labels: `n` integers from 0 as a tensor, an array or a list, or None. Without `classes`, labels that are ids
+            are numbered, and name the classes.
         classes: the names of the classes, by label.
         columns: further columns of the index with leading axis `n`, such as `group` or `time` (seconds).
         categories: text columns, such as prompt and language, `n` each. They are stored in `columns` as integers;
@@ -47,7 +49,7 @@ class Source(ABC):
         *,
         ids: Int[Tensor, " n"],
         modality: str,
-        labels: Shaped[Tensor, "..."] | None = None,
+        labels: Numbers | None = None,
         classes: Sequence[str] = (),
         columns: Mapping[str, Shaped[Tensor, "..."]] | None = None,
         categories: Mapping[str, Sequence[str]] | None = None,
@@ -66,7 +68,9 @@ class Source(ABC):
             self.columns[column], self.categories[column] = number_texts(self.name, texts)
         if labels is not None:
             self.columns["label"] = check_labels(self.name, labels)
-        self.classes = tuple(classes) or tuple(map(str, range(_highest(self.labels) + 1)))
+        self.classes = tuple(classes)
+        if not classes and self.labels is not None:
+            self.columns["label"], self.classes = number_integers(self.labels)
         self._check()
 
     @abstractmethod
@@ -94,10 +98,15 @@ class Source(ABC):
         return self.columns.get("label")
 
     def describe(self) -> str:
-        """The number of samples and classes, and the notes on what was guessed or left out."""
+        """The number of samples and classes, what was guessed or left out, and the classes without a sample."""
         classes = f", {len(self.classes)} classes" if self.labels is not None else ", no labels"
-        lines = [f"{self.name}: {len(self):,} {self.modality} samples{classes}"]
-        return "\n  ".join([*lines, *self.notes])
+        lines = [f"{self.name}: {len(self):,} {self.modality} samples{classes}", *self.notes]
+        absent = [] if self.labels is None else (class_counts(self) == 0).nonzero()[:, 0].tolist()
+        if absent:
+            names = ", ".join(self.classes[label] for label in absent[:5])
+            more = ", …" if len(absent) > 5 else ""
+            lines.append(f"no samples of {len(absent):,} of {len(self.classes):,} classes: {names}{more}")
+        return "\n  ".join(lines)
 
     def fingerprint(self) -> dict[str, int | str]:
         """The number of samples, and hashes of their ids, their labels and the sizes of their files, in order.

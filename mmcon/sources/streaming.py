@@ -26,6 +26,9 @@ from mmcon.sources.hub import pick_split, readable, undecoded
 from mmcon.sources.listing import TableOptions, handle_opener
 from mmcon.sources.tables import choose_columns
 
+# Larger labels are ids, of which a stream does not know how many there are.
+HIGHEST_LABEL = 1_000_000
+
 
 @dataclass(frozen=True)
 class StreamSample:
@@ -47,7 +50,8 @@ class StreamBuffer(Source):
             ids=torch.tensor([stable_id(sample.name) for sample in samples]),
             modality=stream.modality,
             labels=torch.tensor(labels) if len(labels) == len(samples) else None,
-            classes=stream.classes,
+            # Named here, so that labels mean the same in every buffer: a source would number those of ids.
+            classes=stream.classes or tuple(map(str, range(max(labels, default=-1) + 1))),
             name=stream.name,
         )
 
@@ -149,7 +153,8 @@ class Stream:
 def _label(where: str, value: Any, classes: tuple[str, ...]) -> int:
     if isinstance(value, str) and value in classes:
         return classes.index(value)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or not 0 <= value < HIGHEST_LABEL:
         fix = "give classes= with the names of all classes in order, or label_column='none'"
-        raise DataError(where, expected="labels as whole numbers, or names of classes", got=repr(value), fix=fix)
+        expected = f"labels as whole numbers from 0, below {HIGHEST_LABEL:,}, or names of classes"
+        raise DataError(where, expected=expected, got=repr(value), fix=fix)
     return value
