@@ -46,7 +46,7 @@ RESNET50 = "benchmarks/step.py --encoder resnet50 --image-size 224 --mixed-preci
 BOARD = "benchmarks/time_to_accuracy.py --encoder resnet18 --batch-size 512 --mixed-precision bf16 --workers 12"
 SMALL_BOARD = (
     "benchmarks/time_to_accuracy.py --images 1000 --target .1 --schedules 1 --batch-size 128"
-    " --mixed-precision bf16 --rates supcon=.004 simclr=.004"
+    " --rates supcon=.004 simclr=.004"
 )
 PARTS = {
     "tests": Part(
@@ -65,7 +65,7 @@ PARTS = {
     "step": Part(
         "A step of training", 90,
         (f"{RESNET50} --device cuda --batch-size 128 --photos 3072 --workers 14 --steps 60",),
-        (f"{RESNET50} --encoder mmcon/resnet-tiny --image-size 64 --batch-size 8 --photos 48 --workers 1 --steps 22",),
+        ("benchmarks/step.py --image-size 32 --batch-size 8 --photos 48 --workers 1 --steps 22",),
     ),
     "trial": Part(
         "Time to accuracy, one schedule", 50,

@@ -19,6 +19,9 @@ def patched(tensor, scope):
     scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 interpreter._patch_lang_tensor = patched
 
+from jaxtyping import install_import_hook
+install_import_hook("mmcon", "beartype.beartype")
+
 from mmcon.affinity import SameLabel
 from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.backends.triton import supported_weights, triton_losses

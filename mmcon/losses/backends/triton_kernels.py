@@ -4,7 +4,8 @@
 All kernels compute s = ⟨a_i, c_j⟩ · log2(e) / T tile by tile: rows enter the products as they are, the scale multiplies
 in float32, and all exponentials and logarithms have base 2, which is what the hardware computes. Rows are padded with
 zeros to whole blocks (`padded_rows`), so that loads need no mask. The blocks of a tile are chosen by measurement at the
-first call (`triton.autotune`); other numbers of rows do not compile again.
+first call (`triton.autotune`); other numbers of rows do not compile again. `no_type_check` keeps the import hook of
+jaxtyping from wrapping kernels.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import no_type_check
 
 import torch
 import triton
@@ -43,6 +45,7 @@ ROW_BLOCKS = _configurations(
 
 @triton.autotune(SUM_BLOCKS, ["WIDTH"], reset_to_zero=["out"])
 @triton.jit
+@no_type_check
 def _pair_sums(
     z, scale, out, n, span,
     WIDTH: tl.constexpr, EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -70,6 +73,7 @@ def _pair_sums(
 
 
 @triton.jit
+@no_type_check
 def _add_exponentials(highest, total, s):
     """Add 2^s to running sums in a row, which are total · 2^highest."""
     top = tl.maximum(highest, tl.max(s, 1))
@@ -80,6 +84,7 @@ def _add_exponentials(highest, total, s):
 
 @triton.autotune(SUM_BLOCKS, ["WIDTH", "LABELS"])
 @triton.jit
+@no_type_check
 def _log_sums(
     a, c, a_labels, c_labels, self_column, scale, out, m, padded, span,
     WIDTH: tl.constexpr, LABELS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -114,6 +119,7 @@ def _log_sums(
 
 @triton.autotune(SUM_BLOCKS, ["WIDTH"])
 @triton.jit
+@no_type_check
 def _positive_sums(
     a, c, a_labels, c_labels, self_column, log_sums, scale, out, m, padded, span,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -145,6 +151,7 @@ def _positive_sums(
 
 
 @triton.jit
+@no_type_check
 def _of_similarities(
     s, same, weight, log_sum, positive_weight, positive_log_sum,
     NEGATIVES: tl.constexpr, IN: tl.constexpr, ONE: tl.constexpr,
@@ -162,6 +169,7 @@ def _of_similarities(
 
 @triton.autotune(ROW_BLOCKS, ["WIDTH", "OF_ROWS", "OF_COLUMNS", "SHARED", "LABELS"])
 @triton.jit
+@no_type_check
 def _weighted_rows(
     a, c, a_labels, c_labels, self_index, a_numbers, c_numbers, scale, out, m, a_padded, c_padded, span,
     WIDTH: tl.constexpr, OF_ROWS: tl.constexpr, OF_COLUMNS: tl.constexpr, SHARED: tl.constexpr, LABELS: tl.constexpr,
@@ -244,17 +252,16 @@ class Operand:
         return self.rows.shape[0], self.rows.shape[1]
 
 
-def pad(values: Shaped[Tensor, "... n"], fill: float) -> Shaped[Tensor, "... padded"]:
+def pad(values: Shaped[Tensor, "... n"], fill: int | float) -> Shaped[Tensor, "... padded"]:
     """Values of rows, padded to whole blocks."""
     return torch.nn.functional.pad(values, (0, -values.shape[-1] % BLOCK), value=fill).contiguous()
 
 
 def pair_sums(z: Operand, scale: Float[Tensor, ""]) -> Float[Tensor, " n"]:
     """Σ_{k≠i} 2^{s_ik} of every row; the caller knows that no exponential or sum overflows."""
-    padded, width = z.shape
+    (padded, width), blocks = z.shape, z.shape[0] // BLOCK
     out = z.rows.new_zeros(padded, dtype=torch.float32)
     # At least a few thousand programs, so that the triangle fills the device to its end.
-    blocks = padded // BLOCK
     span = BLOCK * min(32, max(1, blocks * blocks // 4096))
     _pair_sums[lambda meta: (padded // meta["BLOCK_M"], triton.cdiv(padded, span))](
         z.rows, scale, out, z.count, span, WIDTH=width, EVEN=z.count % BLOCK == 0
@@ -317,9 +324,9 @@ def weighted_rows(
             those of positives; of rows alone, if both are the same anchors and `shared`.
         scale: from products to similarities.
         shared: weights contain the log-sums.
-        negatives: only negatives have the first term.
-        form_in: positives have a softmax of their own, as in the in form.
-        one: positives have the sigmoid of denominator `one`.
+        negatives: the first term is one of negatives only.
+        form_in: positives have a softmax of their own.
+        one: positives have a sigmoid.
     """
     (padded, width), (of_rows, of_columns) = a.shape, numbers
     chunks, span = _chunks(padded, c.count, a.rows.device)
