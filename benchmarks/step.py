@@ -21,8 +21,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +130,8 @@ def photos(folder: Path, count: int) -> Path:
     paths = [folder / "photos" / f"class-{number % 16:02}" / f"{number}.jpg" for number in range(count)]
     for path in paths[:16]:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        list(pool.map(write_photo, paths, chunksize=32))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write_photo, paths))
     return folder / "photos"
 
 

@@ -50,12 +50,12 @@ SMALL_BOARD = (
 )
 PARTS = {
     "tests": Part(
-        "Tests", 120,
+        "Tests", 100,
         (f"-m pytest tests/test_gpu.py -q -p no:cacheprovider --durations=8{PROCESSES}",),
         ("-m pytest tests/test_gpu.py -q -p no:cacheprovider -k synchronized",),
     ),
     "loss": Part(
-        "The loss", 110, ("benchmarks/gpu/loss.py",),
+        "The loss", 140, ("benchmarks/gpu/loss.py",),
         ("benchmarks/gpu/loss.py --device cpu --sizes 512 600 --form-size 600",),
     ),
     "views": Part(
@@ -63,23 +63,23 @@ PARTS = {
         ("benchmarks/gpu/image_views.py --device cpu --batch-size 2",),
     ),
     "step": Part(
-        "A step of training", 90,
+        "A step of training", 70,
         (f"{RESNET50} --device cuda --batch-size 128 --photos 3072 --workers 14 --steps 60",),
         ("benchmarks/step.py --image-size 32 --batch-size 8 --photos 48 --workers 1 --steps 22",),
     ),
     "trial": Part(
-        "Time to accuracy, one schedule", 50,
+        "Time to accuracy, one schedule", 60,
         (f"{BOARD} --device cuda --target .94 --board supcon --schedules 8 --rates supcon=.004",),
         (f"{SMALL_BOARD} --board supcon",),
     ),
     "board": Part(
-        "Time to accuracy", 200,
+        "Time to accuracy", 180,
         (f"{BOARD} --device cuda --target .94 --board supcon in simclr cross-entropy --rates supcon=.004 in=.004"
          " simclr=.004 cross-entropy=.004 --schedules 8",),
         (f"{SMALL_BOARD} --board supcon simclr",),
     ),
     "more steps": Part(
-        "Other steps of training", 60,
+        "Other steps of training", 50,
         ("benchmarks/step.py --device cuda --batch-size 1024 --workers 8 --steps 100",
          "benchmarks/step.py --device cuda --spaces --workers 8 --steps 100"),
         ("benchmarks/step.py --batch-size 16 --steps 22", "benchmarks/step.py --spaces --batch-size 16 --steps 22"),
