@@ -117,9 +117,8 @@ def main(config: Config) -> None:
     read, held_out = map(len, features["trained encoder"])
     unreadable = len(train) + len(test) - read - held_out
     run.print(audio_metrics_table(metrics, held_out, unreadable=unreadable))
-    run.finish(
-        results_json(metrics) | {"held_out_recordings": held_out, "unreadable_recordings": unreadable}
-    )  # fmt: skip
+    counts = {"held_out_recordings": held_out, "unreadable_recordings": unreadable}
+    run.finish(results_json(metrics, n=held_out) | counts)
 
 
 # --- views, objective and batches ------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def main(config: Config) -> None:
     run.print(f"classes of {len(test):,} held-out images")
     for name, values in metrics.items():
         run.print(f"  {name:<34} linear probe {values['linear_probe']:.3f}   k-NN {values['knn']:.3f}")
-    run.finish(results_json(metrics))
+    run.finish(results_json(metrics, n=len(test)))
 
 
 # --- views, objective and metrics ------------------------------------------------------------------------------------

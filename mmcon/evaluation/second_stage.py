@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError
 from mmcon.evaluation.features import Features, extract_features
+from mmcon.evaluation.figure_warnings import figure_warnings
 from mmcon.evaluation.knn import knn
 from mmcon.evaluation.linear_classifier import LinearStage, accuracy, train_classifier
 from mmcon.evaluation.probe import linear_probe
@@ -112,14 +113,24 @@ def train_linear_stage(
     return accuracy(classifier, one_pass(test, test_views, device=run.device))
 
 
-def results_json(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def results_json(metrics: Mapping[str, Mapping[str, Any]], *, n: int | None = None) -> dict[str, Any]:
     """The content of results.json: the metrics of the first encoder, and those of the others under their names.
+
+    Args:
+        metrics: by encoder.
+        n: the number of test samples of accuracies; given, `warnings` are added (see `figure_warnings`).
 
     >>> results_json({"trained": {"knn": 0.9}, "raw pixels": {"knn": 0.6}})
     {'knn': 0.9, 'raw_pixels': {'knn': 0.6}}
     """
     trained, *_ = metrics.values()
-    return {**trained, **{_json_name(name): other for name, other in metrics.items() if other is not trained}}
+    results = {**trained, **{_json_name(name): other for name, other in metrics.items() if other is not trained}}
+    return results | ({} if n is None else with_warnings(figure_warnings(metrics, n)))
+
+
+def with_warnings(warnings: list[str]) -> dict[str, Any]:
+    """The warnings as an entry of results.json, if there are any."""
+    return {"warnings": warnings} if warnings else {}
 
 
 def metrics_table(metrics: Metrics, n: int) -> str:
@@ -141,14 +152,20 @@ def metrics_json(metrics: Metrics, classes: Sequence[str] = ()) -> dict[str, Any
         if other is not trained
     }
     probe = trained["linear_probe"]
-    interval = probe.interval()
+    intervals = {f"{name}_top1_interval": _ends(c) for name, c in trained.items()}
     class_names = {label: classes[label] if label < len(classes) else str(label) for label in probe.per_class}
     return {
         **{name: {"top1": c.top1, "top5": c.top5} for name, c in trained.items()},
-        "linear_probe_top1_interval": [interval.low, interval.high],
+        **intervals,
         **baselines,
         "linear_probe_top1_by_class": {class_names[label]: share for label, share in probe.per_class.items()},
+        **with_warnings(figure_warnings(metrics, len(probe.correct), classes=classes, kind="images")),
     }
+
+
+def _ends(accuracy: Classification) -> list[float]:
+    interval = accuracy.interval()
+    return [interval.low, interval.high]
 
 
 def _json_name(name: str) -> str:

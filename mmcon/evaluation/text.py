@@ -12,8 +12,10 @@ from torch import Tensor
 from mmcon.batch import ViewBatch
 from mmcon.errors import InputError
 from mmcon.evaluation.features import Features, extract_features
+from mmcon.evaluation.figure_warnings import figure_warnings
 from mmcon.evaluation.retrieval import retrieve
-from mmcon.evaluation.second_stage import Encode, evaluate_features, results_json
+from mmcon.evaluation.second_stage import Encode, evaluate_features, results_json, with_warnings
+from mmcon.evaluation.statistics import Classification
 from mmcon.loading.loader import one_pass
 from mmcon.random import keys
 from mmcon.registry import create_view
@@ -144,4 +146,7 @@ def text_metrics_json(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     def plain(values: Mapping[str, Any]) -> dict[str, Any]:
         return {k: {"top1": v.top1, "top5": v.top5} if hasattr(v, "top1") else v for k, v in values.items()}
 
-    return results_json({name: plain(values) for name, values in metrics.items()})
+    trained, *_ = metrics.values()
+    shares = [value for value in trained.values() if isinstance(value, Classification)]
+    found = figure_warnings(metrics, len(shares[0].correct), kind="texts") if shares else []
+    return results_json({name: plain(values) for name, values in metrics.items()}) | with_warnings(found)

@@ -130,9 +130,10 @@ class RunLogger:
 
     def write_results(self, results: Mapping[str, Any], failures: Mapping[int, str]) -> None:
         """Write results.json, and append the samples that could not be read to quarantine.jsonl."""
-        if self.monitor is not None and self.monitor.warnings:
-            results = {**results, "training_warnings": self.monitor.warnings}
-            self.accelerator.print(f"warning: {'; '.join(self.monitor.warnings)}", flush=True)
+        warnings = [*results.get("warnings", ()), *(self.monitor.warnings if self.monitor is not None else ())]
+        if warnings:
+            results = {**results, "warnings": warnings}
+            self.accelerator.print("\n".join(f"warning: {text}" for text in warnings), flush=True)
         replace_file(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         if failures:
             with (self.folder / QUARANTINE).open("a") as file:

@@ -92,8 +92,8 @@ def test_the_warning_is_in_the_log_and_in_the_results(tmp_path, capsys):
         run.step(objective(trained(batch), batch))
     run.finish({"knn": 0.5})
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert "collapsed" in results["training_warnings"][0]
-    assert "ln(15)" in results["training_warnings"][0]
+    assert "collapsed" in results["warnings"][0]
+    assert "ln(15)" in results["warnings"][0]
     assert "warning: step 15: the embeddings" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["embedding_spread"] < 0.01 for line in lines] == [True, True]
