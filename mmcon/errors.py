@@ -21,7 +21,8 @@ class MmconError(Exception):
             lines.append(f"  Fix: {fix}")
         if key:
             lines.append(f"  Key: {key}")
-        super().__init__("\n".join(lines))
+        # A file name that is not UTF-8 could not be printed.
+        super().__init__("\n".join(lines).encode("utf-8", "backslashreplace").decode())
 
     def __reduce__(self) -> tuple:
         """Pickle by the elements of the message: the default, by `args`, fails in the pipe from a worker process."""

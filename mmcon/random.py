@@ -272,7 +272,8 @@ def stable_id(name: str | bytes | int) -> int:
 def name_hash(name: str | bytes) -> int:
     """Hash a name to a signed 64-bit integer (blake2b, 8 bytes, little-endian)."""
     # Not Python's `hash`, which differs between processes.
-    data = name.encode() if isinstance(name, str) else name
+    # A file name that is not UTF-8 has surrogates, which only `surrogatepass` encodes; other texts are unchanged.
+    data = name.encode("utf-8", "surrogatepass") if isinstance(name, str) else name
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
