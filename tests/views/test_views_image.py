@@ -202,3 +202,21 @@ def test_bad_images_are_refused_with_the_fix(x, message):
 def test_a_crop_larger_than_the_image_is_refused_with_the_key():
     with pytest.raises(InputError, match=r"at least 64 × 64 pixels.*\n.*\n.*sample=7"):
         create_view("image/crop", size=64)(images(1), keys(seed=0, sample=7))
+
+
+def test_jitter_by_place_which_gpus_use_equals_jitter_by_order():
+    x, jitter = torch.rand(33, 3, 12, 10, generator=torch.Generator().manual_seed(0)), create_view("image/color-jitter")
+    params = jitter.draw(keys(seed=0, sample=range(33)), meta_of(x, "image"))
+    names = ("brightness", "contrast", "saturation", "hue")
+    factors = torch.stack([params[name] for name in names], 1).to(torch.float32)[..., None, None, None]
+    by_order, by_place = x.clone(), x.clone()
+    color.jitter_(by_order, params, jitter.OPERATIONS)
+    color._jitter_by_place(by_place, params, jitter.OPERATIONS, factors)
+    assert torch.equal(by_order, by_place)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_bound_of_taps_which_gpus_use_covers_every_filter(interpolation):
+    for length in torch.arange(1, 300).split(1):
+        found = resample.taps(torch.tensor([0]), length, 28, interpolation)
+        assert len(found) <= resample._most_taps(length, 28, interpolation)
