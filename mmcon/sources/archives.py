@@ -10,13 +10,15 @@ import glob
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmcon.errors import DataError
+from mmcon.sources.files import SUFFIXES
 from mmcon.sources.labels import encode_labels, whole_numbers
-from mmcon.sources.listing import LabelOptions, Listing, read_member, split_listing
+from mmcon.sources.listing import LabelOptions, Listing, printable, read_member, split_listing
 from mmcon.sources.splits import is_held_out, is_train, match_split
 from mmcon.sources.tables import MEDIA, NONE
 
@@ -43,26 +45,38 @@ def list_shards(
     where = f"shards {str(path)!r}"
     files, by_identity = _shards(where, str(path), split)
     samples = [sample for file in files for sample in _samples_of(where, file)]
-    suffixes = sorted({suffix for _, members in samples for suffix in members})
-    media = next((suffix for suffix in MEDIA.get(modality, (modality,)) if suffix in suffixes), None)
-    if media is None:
+    suffixes = Counter(suffix for _, members in samples for suffix in members)
+    # A sample may have several members of its modality, such as an image and its mask: the first known suffix is read.
+    known = dict.fromkeys((*MEDIA.get(modality, (modality,)), *(s[1:] for s in SUFFIXES.get(modality, ()))))
+    media = [next((suffix for suffix in known if suffix in members), None) for _, members in samples]
+    found = Counter(suffix for suffix in media if suffix is not None)
+    if not found:
         expected, fix = f"members with a suffix of {modality} media", "check the modality and the shards"
-        raise DataError(where, expected=expected, got=f"suffixes {suffixes}", fix=fix)
-    complete = [(name, members) for name, members in samples if media in members]
+        raise DataError(where, expected=expected, got=f"suffixes {sorted(suffixes)}", fix=fix)
+    complete = [(*sample, suffix) for sample, suffix in zip(samples, media, strict=True) if suffix is not None]
     label = options.label_column or ("cls" if "cls" in suffixes else NONE)
     labels, names = None, tuple(options.classes or ())
     if label != NONE:
-        values = whole_numbers([_label(where, members, label) for _, members in complete])
-        labels, names = encode_labels(where, values, options.classes)
-    notes = [f"{len(files)} shards; media: .{media}; label: {label}"]
+        cells = whole_numbers([_label(where, name, members, label) for name, members, _ in complete])
+        labels, names = encode_labels(
+            f"{where}, member {label!r}", cells, options.classes, place=lambda i: f"sample {complete[i][0]!r}"
+        )
+    shown = ", ".join(f".{suffix}" if len(found) == 1 else f".{suffix} {n:,}" for suffix, n in found.most_common())
+    notes = [f"{len(files)} shards; media: {shown}; label: {label}"]
     if len(complete) < len(samples):
-        notes.append(f"{len(samples) - len(complete):,} samples without a member .{media} left out")
+        others = Counter(
+            suffix for (_, members), s in zip(samples, media, strict=True) if s is None for suffix in members
+        )
+        notes.append(
+            f"{len(samples) - len(complete):,} samples without {modality} media left out; "
+            f"their members: {', '.join(f'.{suffix} {n:,}' for suffix, n in others.most_common(5))}"
+        )
     listing = Listing(
         where,
-        f"{Path(str(path)).name} ({split})",
+        f"{printable(Path(str(path)).name)} ({split})",
         modality,
-        [name for name, _ in complete],
-        [members[media] for _, members in complete],
+        [printable(name) for name, _, _ in complete],
+        [members[suffix] for _, members, suffix in complete],
         labels,
         names,
         notes=tuple(notes),
@@ -117,15 +131,22 @@ def _samples_of(where: str, file: Path) -> Iterator[tuple[str, dict[str, Member]
                     key, _, suffix = base.partition(".")
                     found = (str(file), member.offset_data, member.size)
                     samples.setdefault(f"{folder}/{key}" if folder else key, {})[suffix.lower()] = found
-    except tarfile.TarError as error:
-        raise DataError(where, expected="an uncompressed tar archive", got=f"{file}: {error}") from error
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        fix = "unpack compressed archives, and replace damaged ones"
+        raise DataError(where, expected="an uncompressed tar archive", got=f"{file}: {error}", fix=fix) from error
     return iter(samples.items())
 
 
-def _label(where: str, members: dict[str, Member], label: str) -> Any:
+def _label(where: str, sample: str, members: dict[str, Member], label: str) -> Any:
     suffix, _, name = label.partition(":")
     if suffix not in members:
         got, fix = f"members {sorted(members)}", "name it with label_column"
-        raise DataError(where, expected=f"a member .{suffix} in every sample", got=got, fix=fix)
-    text = read_member(members[suffix]).decode()
-    return json.loads(text)[name] if name else text.strip()
+        at = f"{where}, sample {sample!r}"
+        raise DataError(at, expected=f"a member .{suffix} in every sample", got=got, fix=fix)
+    try:
+        text = read_member(members[suffix]).decode("utf-8-sig")
+        return json.loads(text)[name] if name else text.strip()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        at, got = f"{where}, sample {sample!r}, member .{suffix}", f"{type(error).__name__}: {error}"
+        expected = f"JSON with a field {name!r}" if name else "a label as text"
+        raise DataError(at, expected=expected, got=got, fix="correct the member, or name another") from error

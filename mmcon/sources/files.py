@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmcon.errors import DataError
@@ -11,10 +13,15 @@ from mmcon.media.audio_files import AUDIO_CONTAINER_SUFFIXES, AUDIO_SUFFIXES
 from mmcon.media.frame_sequence import frame_files, natural_key
 from mmcon.media.video_files import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from mmcon.sources.labels import number_texts
-from mmcon.sources.listing import Listing, SplitOptions, split_listing
+from mmcon.sources.listing import Listing, SplitOptions, printable, split_listing
 from mmcon.sources.splits import ALL, is_held_out, is_train, match_split
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".tga", ".ico", ".qoi",
+)
+# fmt: on
 SUFFIXES = {
     "image": IMAGE_SUFFIXES,
     "audio": (*AUDIO_SUFFIXES, *AUDIO_CONTAINER_SUFFIXES),
@@ -45,17 +52,26 @@ def list_folder(
     if not root.is_dir():
         raise DataError(where, expected=f"a folder of {modality} files", got=f"{str(path)!r}, which is not a folder")
     bases, by_identity = _split_folders(where, root, split)
-    found = [pair for base in bases for pair in _find(base, modality)]
-    found = _checked(where, bases, found, modality)
-    names = [_below(file, root) for file, _ in found]
+    found = _find(root, bases, modality)
+    _check(where, bases, found, modality)
+    files, in_class, notes = _labeled(root, bases, found, modality)
     labels, classes = None, ()
-    if found[0][1]:
-        own = sorted({name for _, name in found})
+    if in_class:
+        own = sorted(set(in_class))
         classes = tuple(own if by_identity else _classes(where, root, bases, own, modality))
-        labels, _ = number_texts(where, [name for _, name in found], classes)
-    files = [file for file, _ in found]
+        labels, _ = number_texts(where, in_class, classes)
     listing = Listing(
-        where, f"{root.name} ({split})", modality, names, files, labels, classes, folder=True, split=split
+        where,
+        f"{printable(root.name)} ({split})",
+        modality,
+        [printable(file) for file in files],
+        files,
+        labels,
+        tuple(map(printable, classes)),
+        root=root,
+        folder=True,
+        split=split,
+        notes=notes,
     )
     return split_listing(listing, split, options) if by_identity else listing
 
@@ -88,55 +104,123 @@ def _split_folders(where: str, root: Path, split: str) -> tuple[list[Path], bool
     return [root / wanted], False
 
 
-def _find(folder: Path, modality: str) -> list[tuple[Path, str]]:
-    """The files of a modality below a folder, sorted by name, and the class of each ("" for none)."""
+@dataclass
+class _Found:
+    """Files of a modality as paths relative to the folder of all splits, and the class of each ("" for none).
+
+    Attributes:
+        others: by suffix, the number of files that are not of the modality.
+        closed: folders that cannot be listed.
+    """
+
+    files: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    closed: list[str] = field(default_factory=list)
+
+
+def _find(root: Path, bases: Sequence[Path], modality: str) -> _Found:
+    """The files of a modality in folders of splits, sorted by name in each of them; hidden ones are left out."""
     if modality not in SUFFIXES:
         fix = "list the files in a table"
         raise DataError("folder", expected=f"a modality among {sorted(SUFFIXES)}", got=repr(modality), fix=fix)
-    below = [f for f in folder.rglob("*") if not f.name.startswith(".")]
-    files = [f for f in below if f.suffix.lower() in SUFFIXES[modality]]
-    if modality == "video":  # a folder that contains only the frames of a video is one video
-        folders = [f for f in below if f.is_dir()]
-        leaves = [f for f in folders if not any(c.is_dir() for c in f.iterdir()) and len(frame_files(f)) > 1]
-        of_frames = set(leaves)
-        files = [*leaves, *(f for f in files if f.parent not in of_frames)]
-        files.sort(key=lambda f: natural_key(f.as_posix()))
-    else:
-        files.sort(key=lambda f: f.parts)
-    inside = [_below(file, folder).rpartition("/")[0].partition("/")[0] for file in files]
-    return [pair for pair in zip(files, inside, strict=True) if not pair[1].startswith(".")]
+    found = _Found()
+    for base in bases:
+        files = [file for folder in _walk(base, found.closed) for file in _files_in(*folder, modality, found.others)]
+        files.sort(key=natural_key if modality == "video" else lambda file: file.split("/"))
+        found.classes += [file.partition("/")[0] if "/" in file else "" for file in files]
+        below = "" if base == root else f"{base.name}/"
+        found.files += [f"{below}{file}" for file in files]
+    return found
 
 
-def _below(file: Path, folder: Path) -> str:
-    """The path of a file relative to a folder above it. (`Path.relative_to` takes seconds for a million files.)"""
-    prefix = folder.as_posix()
-    return file.as_posix() if prefix == "." else file.as_posix()[len(prefix) :].lstrip("/")
+def _walk(base: Path, closed: list[str]) -> Iterator[tuple[Path, str, list[str], list[str]]]:
+    """Every folder below a base: the base, its path in the base, its folders and its files; links are followed."""
+    above: dict[str, set[tuple[int, int]]] = {}  # the identities of a folder and of those that it is in
+    for place, inner, files in os.walk(
+        base, followlinks=True, onerror=lambda error: closed.append(str(error.filename))
+    ):
+        state = os.stat(place)
+        identity, outer = (state.st_dev, state.st_ino), above.get(os.path.dirname(place), set())
+        if identity in outer:  # a link to a folder that it is in
+            inner.clear()
+            continue
+        above[place] = outer | {identity}
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        inside = os.path.relpath(place, base).replace(os.sep, "/")
+        yield base, "" if inside == "." else f"{inside}/", inner, files
 
 
-def _checked(where: str, bases: Sequence[Path], found: list[tuple[Path, str]], modality: str) -> list[tuple[Path, str]]:
-    """The files with their classes, or all without; raise DataError for a layout that the modality cannot use."""
-    classes, loose = {name for _, name in found} - {""}, sum(not name for _, name in found)
-    layout = f"{bases[0]}/CLASS/FILE, one folder a class, or train/ and val/ with such"
+def _files_in(
+    base: Path, inside: str, folders: list[str], names: list[str], modality: str, others: Counter[str]
+) -> list[str]:
+    """The files of a modality in one folder; a folder that contains only the frames of a video is one video."""
+    if modality == "video" and inside and not folders and len(frame_files(base / inside)) > 1:
+        return [inside.removesuffix("/")]
+    own, known = [], SUFFIXES[modality]
+    for name in names:
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in known and not name.startswith("."):
+            own.append(f"{inside}{name}")
+        elif not name.startswith("."):
+            others[printable(suffix)] += 1
+    return own
+
+
+def _check(where: str, bases: Sequence[Path], found: _Found, modality: str) -> None:
+    """Raise DataError for a layout that the modality cannot use."""
+    classes, loose = {*found.classes} - {""}, found.classes.count("")
+    suffixes = found.others + Counter(os.path.splitext(file)[1].lower() for file in found.files)
+    have = f"files by suffix: {dict(suffixes.most_common(4))}"
     if modality == "image" and len(classes) < 2:
         got = f"one, {min(classes)!r}" if classes else f"no images in sub-folders; {loose:,} images without a class"
+        layout = f"{bases[0]}/CLASS/FILE, one folder a class, or train/ and val/ with such"
         raise DataError(
             where,
             expected="images in folders of at least two classes",
-            got=f"{got}; files by suffix: {_suffixes(bases)}",
+            got=f"{got}; {have}",
             fix=f"lay them out as {layout}; without labels, use a table and --objective simclr",
         )
-    if not found:
-        expected, got = f"{modality} files ({', '.join(SUFFIXES[modality])})", f"none below {str(bases[0])!r}"
-        fix = "check --data and the modality"
-        raise DataError(where, expected=expected, got=f"{got}; files by suffix: {_suffixes(bases)}", fix=fix)
-    if modality == "image":
-        return [(file, name) for file, name in found if name]
+    if not found.files:
+        expected, got = f"{modality} files ({', '.join(SUFFIXES[modality])})", f"none below {str(bases[0])!r}; {have}"
+        raise DataError(where, expected=expected, got=got, fix="check --data and the modality")
     if modality == "video" and classes and loose:
         fix = "move them into sub-folders, or out of them"
         expected = "videos all in sub-folders (classes), or all without"
-        raise DataError(where, expected=expected, got=f"{loose} of {len(found)} loose", fix=fix)
-    labeled = classes and not loose and (modality == "video" or len(classes) > 1)
-    return found if labeled else [(file, "") for file, _ in found]
+        raise DataError(where, expected=expected, got=f"{loose} of {len(found.files)} loose", fix=fix)
+
+
+def _labeled(
+    root: Path, bases: Sequence[Path], found: _Found, modality: str
+) -> tuple[list[str], list[str], tuple[str, ...]]:
+    """The files with their classes, or with none; and notes on what is left out."""
+    files, classes, loose = found.files, found.classes, found.classes.count("")
+    notes = []
+    if modality == "image" and loose:
+        files, classes = ([f for f, name in zip(x, found.classes, strict=True) if name] for x in (files, classes))
+        notes.append(f"{loose:,} images outside of folders of classes left out")
+    elif loose or (modality == "audio" and len({*classes}) < 2):
+        if 0 < loose < len(files):
+            notes.append(f"no labels, since {loose:,} of {len(files):,} files are outside of sub-folders")
+        classes = []
+    if found.others:
+        notes.append(f"{found.others.total():,} files left out that are not {modality} files: {_counts(found.others)}")
+    beside = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith(".") and f not in bases)
+    beside = [printable(name) for name in beside if root not in bases and name not in split_folders(root)]
+    if beside:
+        notes.append(f"folders beside those of the splits left out: {', '.join(beside[:5])}")
+    if found.closed:
+        notes.append(
+            f"{len(found.closed):,} folders that cannot be listed left out, such as {printable(found.closed[0])}"
+        )
+    return files, classes, tuple(notes)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    """Counts by suffix, the most common first."""
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{suffix or 'no suffix'} {count:,}" for suffix, count in ordered[:5]]
+    return ", ".join([*shown, "…"] if len(counts) > 5 else shown)
 
 
 def _classes(where: str, root: Path, bases: Sequence[Path], own: list[str], modality: str) -> list[str]:
@@ -144,13 +228,9 @@ def _classes(where: str, root: Path, bases: Sequence[Path], own: list[str], moda
     train = root / split_folders(root)[0]
     if train in bases:
         return own
-    known = sorted({name for _, name in _find(train, modality)} - {""})
+    known = sorted({*_find(root, [train], modality).classes} - {""})
     unknown = sorted(set(own) - set(known))
     if unknown and modality == "image":
         fix = "give them training images, or take them out"
         raise DataError(where, expected=f"the classes of {train}", got=f"{unknown[:5]} in {bases[0]}", fix=fix)
     return [*known, *unknown]
-
-
-def _suffixes(bases: Sequence[Path]) -> dict[str, int]:
-    return dict(Counter(f.suffix.lower() for base in bases for f in base.rglob("*") if f.is_file()).most_common(4))

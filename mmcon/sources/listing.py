@@ -95,7 +95,7 @@ class Listing:
         if self.is_lazy:
             return self.names[position]
         cell = self.cells[position]
-        return str(self.root / cell) if isinstance(cell, str | Path) else self.names[position]
+        return printable(str(self.root / cell)) if isinstance(cell, str | Path) else self.names[position]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +215,11 @@ def handle_opener(
 
     openers = {"image": image, "audio": audio, "video": video, "text": text}
     return openers.get(modality, lambda cell, name: cell)
+
+
+def printable(name: str) -> str:
+    """A file name that can be printed and written: bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _take(column: Any, keep: Sequence[int]) -> Any:
