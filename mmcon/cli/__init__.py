@@ -4,6 +4,7 @@
     mmcon views score NAME [NAME …] --data PATH [--encoder runs/…/model]
     mmcon show image/simclr --input photo.jpg --output sheet.png
     mmcon recipe list
+    mmcon recipe run imagenet_supcon --data photos
     mmcon recipe copy imagenet_supcon
     mmcon replay RUN --step N --sample ID
     mmcon plan --encoder resnet50 --batch-size 65536 --gpus 1024

@@ -15,11 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmcon.batch import Index, ViewBatch
+from mmcon.distributed.collectives import get_rank
 from mmcon.errors import DataError, InputError, NonFiniteError
 from mmcon.loading.loader import Views, one_pass
 from mmcon.models.evaluation_mode import evaluation_mode
 from mmcon.sources.base import Source, TensorSource
 from mmcon.sources.joined import JoinedSource
+from mmcon.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def extract_features(
     modality: str | None = None,
     device: torch.device | str | None = None,
     metadata: Mapping[str, str] | None = None,
+    title: str = "features",
+    total: int | None = None,
 ) -> Features:
     """Run an encoder once over a loader, without gradients and in evaluation mode; each module's mode is restored.
 
@@ -110,6 +114,8 @@ def extract_features(
         modality: the modality of the rows; optional if the batches have only one.
         device: the device of the batches; by default that of the module's parameters.
         metadata: free text to save with the features.
+        title: the name of the phase, for the progress.
+        total: the number of rows, for the progress, if it is known.
 
     Returns:
         Features, float32 on the CPU, with the rows in the loader's order.
@@ -123,8 +129,9 @@ def extract_features(
     call = getattr(encode, "features", encode)
     if device is None:
         device = next((parameter.device for parameter in module.parameters()), None)
-    values, tables = [], []
-    with evaluation_mode(module), torch.inference_mode():
+    values, tables, done = [], [], 0
+    progress = Progress(title, total, enabled=get_rank() == 0)
+    with evaluation_mode(module), torch.inference_mode(), progress:
         for batch in loader:
             name = _only_modality(batch, modality)
             output = call(batch if device is None else batch.to(device))
@@ -132,6 +139,7 @@ def extract_features(
             table = batch.index[name].to("cpu")
             values.append(_check_features(block, table))
             tables.append(table)
+            progress.advance(done := done + table.n)
     if not values:
         raise InputError("extract_features", expected="at least one batch", got="an empty loader")
     # Cloned outside inference mode: autograd refuses inference tensors, and a probe is trained on these.

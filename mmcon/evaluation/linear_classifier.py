@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmcon.batch import ViewBatch
-from mmcon.distributed.collectives import all_reduce_mean
+from mmcon.distributed.collectives import all_reduce_mean, get_rank
 from mmcon.errors import ConfigError, DataError, InputError
 from mmcon.models.evaluation_mode import evaluation_mode
 from mmcon.training.optim import create_optimizer, create_schedule
+from mmcon.training.progress import Progress
 
 BatchNorm = Literal["frozen", "updated"]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -162,18 +163,20 @@ def train_classifier(
         **(decay if stage.schedule == "exponential" else {}),
     )
     weight = None if class_weights is None else class_weights.to(device)
-    for _ in range(stage.epochs):
-        for batch in loader:
+    progress = Progress(
+        "linear classifier, step", stage.epochs * len(loader), epoch_length=len(loader), enabled=get_rank() == 0
+    )
+    with progress:
+        for batch in (batch for _ in range(stage.epochs) for batch in loader):
             batch = batch.to(device)
-            labels = _labels(batch, modality, classes)
-            loss = functional.cross_entropy(
-                classifier(batch), labels, weight=weight, label_smoothing=stage.label_smoothing
-            )
+            logits, labels = classifier(batch), _labels(batch, modality, classes)
+            loss = functional.cross_entropy(logits, labels, weight=weight, label_smoothing=stage.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             _average_gradients(classifier.linear)
             optimizer.step()
             schedule.step()
+            progress.advance(progress.done + 1, loss.detach())
     return classifier.eval()
 
 

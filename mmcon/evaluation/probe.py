@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmcon.distributed.collectives import get_rank
 from mmcon.errors import InputError
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.statistics import Classification, class_indices, classify
 from mmcon.random import keys
+from mmcon.training.progress import Progress
 
 L2_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -79,6 +81,7 @@ def fit_probe(
     max_iterations: int = 100,
     seed: int = 0,
     device: torch.device | str | None = None,
+    title: str = "linear probe",
 ) -> LinearProbe:
     """Fit a linear probe: min mean cross-entropy + l2/2 ‖weight‖², by full-batch L-BFGS; the bias is free.
 
@@ -94,6 +97,7 @@ def fit_probe(
         max_iterations: maximum number of L-BFGS steps at each strength.
         seed: seed of the validation split.
         device: device of the fit; by default that of the features.
+        title: the name of the phase, for the progress.
 
     Raises:
         InputError: there are fewer than two classes, a strength is below 0, or a side of the split is empty.
@@ -116,7 +120,8 @@ def fit_probe(
     theta, chosen = x.new_zeros(x.shape[1] + 1, len(classes)), strengths[0]
     if len(strengths) > 1:
         out = held_out_rows(train, share=held_out_share, seed=seed).to(x.device)
-        theta, chosen, accuracies = _choose_strength(x, y, out, strengths, theta, max_iterations)
+        with Progress(f"{title}, L2 strength", len(strengths), enabled=get_rank() == 0) as progress:
+            theta, chosen, accuracies = _choose_strength(x, y, out, strengths, theta, max_iterations, progress)
     theta = _minimize(x, y, chosen, theta, max_iterations)
     return LinearProbe(theta[:-1], theta[-1], mean, scale, scaling == "unit", classes, chosen, accuracies)
 
@@ -142,12 +147,14 @@ def _choose_strength(
     strengths: list[float],
     theta: Float[Tensor, "p k"],
     max_iterations: int,
+    progress: Progress,
 ) -> tuple[Float[Tensor, "p k"], float, dict[float, float]]:
     """The parameters and the strength with the best top-1 on held-out rows, and the top-1 of each strength."""
     best, chosen, worse = theta, strengths[0], 0
     accuracies: dict[float, float] = {}
-    for strength in strengths:
+    for number, strength in enumerate(strengths):
         theta = _minimize(x[~out], y[~out], strength, theta, max_iterations)
+        progress.advance(number + 1)
         accuracies[strength] = ((x[out] @ theta[:-1] + theta[-1]).argmax(1) == y[out]).double().mean().item()
         if strength == strengths[0] or accuracies[strength] > accuracies[chosen]:
             best, chosen = theta, strength

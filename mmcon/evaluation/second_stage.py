@@ -1,7 +1,7 @@
 """The second stage of a recipe: features of every encoder, extracted once, and the metrics that are read from them.
 
 features = extract_all(run, {"trained encoder": (model, views), "raw pixels": (pixels, views)}, train, test)
-metrics = {name: evaluate_features(*train_and_test) for name, train_and_test in features.items()}
+metrics = evaluate_all(features)
 print(metrics_table(metrics, n=len(test)))
 """
 
@@ -62,16 +62,28 @@ def extract_all(
         if run.rank < ranks:
             shard = {"rank": run.rank, "world_size": ranks}
             loader = one_pass(source, views, batch_size=batch_size, device=run.device, **shard)
-            extract_features(encode, loader).save(files[run.rank])
+            title, total = f"features of {name}, {split}", -(-len(source) // ranks)
+            extract_features(encode, loader, title=title, total=total).save(files[run.rank])
         run.accelerator.wait_for_everyone()
         return Features.cat([Features.load(file) for file in files])
 
     return {name: (extract(name, "train", train), extract(name, "test", test)) for name in encoders}
 
 
-def evaluate_features(train: Features, test: Features, *, neighbors: int = 200) -> dict[str, Classification]:
+def evaluate_features(
+    train: Features, test: Features, *, neighbors: int = 200, title: str = "linear probe"
+) -> dict[str, Classification]:
     """Classification by a linear probe and by the nearest neighbors in the training split."""
-    return {"linear_probe": linear_probe(train, test), "knn": knn(train, test, k=min(neighbors, len(train)))}
+    probe = linear_probe(train, test, title=title)
+    return {"linear_probe": probe, "knn": knn(train, test, k=min(neighbors, len(train)))}
+
+
+def evaluate_all(features: Mapping[str, tuple[Features, Features]]) -> dict[str, dict[str, Classification]]:
+    """`evaluate_features` of several encoders."""
+    return {
+        name: evaluate_features(train, test, title=f"linear probe of {name}")
+        for name, (train, test) in features.items()
+    }
 
 
 def train_linear_stage(

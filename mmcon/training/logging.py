@@ -76,6 +76,7 @@ class RunLogger:
     Attributes:
         timer: measures the phases of steps.
         metrics: metrics.jsonl.
+        timing: of the steps before the last log line.
         monitor: measures the embeddings at log lines and at a few early steps, if it is set.
     """
 
@@ -84,6 +85,7 @@ class RunLogger:
         self.timer = StepTimer(accelerator.device)
         self.metrics = MetricsLog(folder / "metrics.jsonl")
         self.monitor: CollapseMonitor | None = None
+        self.timing: dict[str, float] = {}
         self._notes: dict[str, Any] = {}
         self._has_warned = False
 
@@ -108,7 +110,7 @@ class RunLogger:
             notes |= self.monitor.measure(step, stepper.loss, stepper.gradient_norm)
         if not is_logged:
             return
-        timing = self.timer.read()
+        timing = self.timing = self.timer.read()
         self._warn_if_slow(step, timing["waiting_for_data"], timing["views"])
         norm = {} if stepper.gradient_norm is None else {"gradient_norm": stepper.gradient_norm}
         rate = max(group["lr"] for group in stepper.optimizer.param_groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import FunctionType
 from typing import TypeVar, cast
@@ -11,6 +12,9 @@ from mmcon.training.config import RunConfig, parse
 from mmcon.training.seeds import run_over_seeds
 
 C = TypeVar("C", bound=RunConfig)
+
+#: The exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT.
+INTERRUPTED = 130
 
 
 def run_recipe(main: Callable[[C], None], config_type: type[C]) -> None:
@@ -26,7 +30,8 @@ def run_recipe(main: Callable[[C], None], config_type: type[C]) -> None:
         config_type: the recipe's configuration.
 
     Raises:
-        SystemExit: an error of the package, as one message on stderr with exit status 1.
+        SystemExit: an error of the package, as one message on stderr with exit status 1; Ctrl-C outside of the loop of
+            steps, with status 130. (Inside of it, the run writes a checkpoint first.)
     """
     function = cast(FunctionType, main)
     try:
@@ -34,3 +39,6 @@ def run_recipe(main: Callable[[C], None], config_type: type[C]) -> None:
         run_over_seeds(main, parse(config_type, description=description, recipe=function.__code__.co_filename))
     except MmconError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None

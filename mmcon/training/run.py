@@ -197,6 +197,7 @@ class Run:
         self._model = RankModel(self.accelerator, model, optimizer, tracked, self.settings, sharded=self.sharded)
         wrapped, prepared = self._model.wrapped, self._model.optimizer
         self._stepper = Stepper(self.accelerator, prepared, schedule, self.settings, self.print)
+        self._logger.watch(tracked.get("objective"), prepared)
         self._state = TrainingState(wrapped, prepared, schedule, self.accelerator.scaler, tracked)
         if self._saved is not None:
             self._state.load_state_dict(self._saved, self.device)
@@ -230,7 +231,7 @@ class Run:
         due, profiler = False, StepProfiler(self.folder, enabled=self.settings.profile and self.is_main, log=self.print)
         with (
             StopSignals(self._launcher) as signals,
-            Progress(last, self.global_step, enabled=self.is_main) as progress,
+            Progress("step", last, self.global_step, epoch_length=len(loader), enabled=self.is_main) as progress,
             profiler,
         ):
             while self.global_step < last:
@@ -238,7 +239,7 @@ class Run:
                     yield from self._one_step(batch)
                     self._logger.log_step(self.global_step, batch, self._stepper, loader)
                     profiler.advance()
-                    progress.advance(self.global_step, self._stepper.loss)
+                    progress.advance(self.global_step, self._stepper.loss, self._logger.timing)
                     stopping = signals.finishing = any_rank(bool(signals.received), self.device)
                     due = due or self.global_step % every == 0
                     # A checkpoint holds no gradients, so it waits for the optimizer step.
@@ -252,6 +253,9 @@ class Run:
                     if self.global_step == last:
                         break
         self._failures = gather_failures(loader)
+        if self._logger.report_range_test():
+            self.close()
+            sys.exit(0)
 
     def _stop(self, signals: StopSignals) -> NoReturn:
         """End the process after a signal, for a supervisor that reads the status or the file `stopped`."""

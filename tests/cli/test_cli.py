@@ -1,6 +1,9 @@
 """The `mmcon` command."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -143,3 +146,35 @@ def test_the_doctor_examines_the_environment():
     for subject in ("versions", "decoding images", "decoding audio", "decoding video", "process groups"):
         assert findings[subject].level == "good", str(findings[subject])
     assert "gloo" in findings["process groups"].message
+
+
+def recipe_run(*arguments, **options):
+    """The status and the output of `mmcon recipe run` in a process of its own."""
+    command = [sys.executable, "-m", "mmcon.cli", "recipe", "run", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def test_a_plain_error_of_a_recipe_has_no_traceback_and_no_launcher(tmp_path):
+    run = recipe_run("imagenet_supcon", "--data", tmp_path / "nowhere", "--output-dir", tmp_path / "run", "--cpu")
+    out, _ = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert "nowhere" in out
+    assert "Traceback" not in out
+    assert "num_processes" not in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_is_interrupted_before_its_first_step_says_so_in_a_word(tmp_path):
+    file = tmp_path / "waits.py"
+    file.write_text(
+        '"""Waits."""\nimport time\nfrom dataclasses import dataclass\nimport mmcon\n\n'
+        "@dataclass(frozen=True, kw_only=True)\nclass Config(mmcon.RunConfig):\n    word: str = ''\n\n"
+        "def main(config):\n    print(config.word, flush=True)\n    time.sleep(60)\n\n"
+        "mmcon.run_recipe(main, Config)\n"
+    )
+    run = recipe_run(file, "--word", "ready")
+    assert run.stdout is not None
+    assert run.stdout.readline() == "ready\n"
+    run.send_signal(signal.SIGINT)
+    assert run.communicate(timeout=60)[0] == "interrupted\n"
+    assert run.returncode == 130
