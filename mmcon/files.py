@@ -55,7 +55,7 @@ def append_line(path: str | Path, value: Any) -> None:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
-            file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(value) + "\n").encode())  # in ASCII, since names of files may be no UTF-8
     except OSError as error:
         raise _not_written(path, error) from error
 

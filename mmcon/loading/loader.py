@@ -153,6 +153,17 @@ class ViewLoader:
         self.step = int(state["step"])
         self._items = None
 
+    def failure_state(self) -> dict[str, Any]:
+        """The samples that were left out, for a checkpoint; empty if there are none."""
+        found = {"failures": self.failures, "files": self.files, "fatal": self.fatal}
+        return {name: dict(values) for name, values in found.items()} if self.failures else {}
+
+    def restore_failures(self, state: Mapping[str, Any]) -> None:
+        """Restore samples that were left out, so that a resumed run leaves out the same without trying them again."""
+        self.failures |= state.get("failures", {})
+        self.files |= state.get("files", {})
+        self.fatal |= state.get("fatal", {})
+
     def stateful_components(self) -> dict[str, Any]:
         """The components with a state to checkpoint: stateful views, and a sampler with a snapshot."""
         found: dict[str, Any] = {"sampler": self.sampler} if hasattr(self.sampler, "state_dict") else {}

@@ -7,13 +7,17 @@ A handle in `mmcon.media` raises the DataError of a file. Files that fail during
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mmcon.errors import DataError
+from mmcon.files import read_lines
 from mmcon.sources.listing import Listing
+
+_log = logging.getLogger(__name__)
 
 
 def keep_readable(
@@ -55,10 +59,11 @@ def keep_readable(
 
 
 def read_quarantine(file: str | Path | None) -> list[str]:
-    """The files that a quarantine file lists."""
-    if file is None or not Path(file).is_file():
-        return []
-    return [json.loads(line)["file"] for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The files that a quarantine file lists; a line that was cut off is skipped and logged."""
+    lines, damaged = ([], []) if file is None else read_lines(file)
+    if damaged:
+        _log.warning("%s: %d damaged lines are skipped, the first: %.80r", file, len(damaged), damaged[0])
+    return [str(line["file"]) for line in lines if "file" in line]
 
 
 def without_quarantined(listing: Listing, quarantine: str | Path | None) -> Listing:
@@ -83,7 +88,7 @@ def report_failures(
         with Path(quarantine).open("a", encoding="utf-8") as out:
             for name, why in failures.items():
                 if name not in listed:
-                    out.write(json.dumps({"file": name, "reason": why}, ensure_ascii=False) + "\n")
+                    out.write(json.dumps({"file": name, "reason": why}) + "\n")
     if len(failures) > max_failures * total:
         name, why = next(iter(failures.items()))
         listed_in = f" (listed in {quarantine})" if quarantine else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 QUARANTINE = "quarantine.jsonl"
 #: The file beside metrics.jsonl with the lines that a resumed run repeats, or that were cut off.
 REMOVED = "metrics-removed.jsonl"
+#: What a line of it says of a file that was found unreadable during the steps of the run.
+IN_TRAINING = "in training"
+#: How many unreadable files are printed at the end of a run.
+NAMED_FILES = 20
 #: The fraction of the time spent before steps above which the logger advises more workers, once.
 SLOW_DATA_FRACTION = 0.5
 
@@ -130,17 +135,32 @@ class RunLogger:
         self.accelerator.print(range_test_report(self.metrics.lines()), flush=True)
         return True
 
-    def write_results(self, results: Mapping[str, Any], failures: Mapping[int, str]) -> None:
-        """Write results.json, and append the samples that could not be read to quarantine.jsonl."""
+    def truncate(self, after: int) -> None:
+        """Go back to a step: the log ends there, and quarantine.jsonl lists only what was found before the first step.
+
+        What was found during the steps is in the checkpoint. Otherwise a resumed run would have fewer samples.
+        """
+        self.metrics.truncate(after=after, log=self.accelerator.print)
+        lines, _ = read_lines(self.folder / QUARANTINE)
+        kept = [line for line in lines if line.get("found") != IN_TRAINING]
+        if len(kept) < len(lines):
+            replace_file(self.folder / QUARANTINE, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_results(self, results: Mapping[str, Any], failures: Mapping[str, str]) -> None:
+        """Write results.json, and append the files that could not be read to quarantine.jsonl."""
         warnings = [*results.get("warnings", ()), *(self.monitor.warnings if self.monitor is not None else ())]
         if warnings:
             results = {**results, "warnings": warnings}
             self.accelerator.print("\n".join(f"warning: {text}" for text in warnings), flush=True)
         replace_file(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         if failures:
-            with (self.folder / QUARANTINE).open("a") as file:
-                for sample, reason in failures.items():
-                    file.write(json.dumps({"file": str(sample), "reason": reason}) + "\n")
+            listed = self.folder / QUARANTINE
+            for file, reason in failures.items():
+                append_line(listed, {"file": file, "reason": reason, "found": IN_TRAINING})
+            names = "\n  ".join([*islice(failures, NAMED_FILES), *(["…"] if len(failures) > NAMED_FILES else [])])
+            self.accelerator.print(
+                f"{len(failures):,} unreadable samples were left out, listed in {listed}:\n  {names}"
+            )
 
     def _warn_if_slow(self, step: int, waiting: float, views: float) -> None:
         if waiting + views > SLOW_DATA_FRACTION and step > 1 and not self._has_warned:
@@ -149,10 +169,10 @@ class RunLogger:
             self.accelerator.print(f"{spent}; raise --workers, or move the data to a faster disk", flush=True)
 
 
-def gather_failures(loader: ViewLoader | None) -> dict[int, str]:
-    """The samples that any rank could not read, with reasons. Every rank must call this."""
-    by_rank = gather_objects(loader.failures if loader else {})
-    return {sample: reason for failures in by_rank for sample, reason in failures.items()}
+def gather_failures(loader: ViewLoader | None) -> dict[str, str]:
+    """The files that any rank could not read, with reasons. Every rank must call this."""
+    own = {loader.files[sample]: reason for sample, reason in loader.failures.items()} if loader else {}
+    return {file: reason for failures in gather_objects(own) for file, reason in failures.items()}
 
 
 def _step_of(line: Mapping[str, Any]) -> float:

@@ -17,6 +17,8 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.models.ema import unwrap
 from mmcon.sources.fingerprint import fingerprint_changes
 
+_FAILURES = "failures of the loader"
+
 
 @dataclass
 class TrainingState:
@@ -89,16 +91,22 @@ def check_data(
 
 
 def gather_loader_states(loader: ViewLoader | None) -> list[dict[str, Any]]:
-    """By rank, the states of the loader's stateful view generators. Every rank must call this."""
+    """By rank, the states of the loader's stateful view generators, and its failures. Every rank must call this."""
     components = loader.stateful_components() if loader is not None else {}
-    own = {name: tree_map(lambda x: x.detach().cpu(), c.state_dict()) for name, c in components.items()}
-    return gather_objects(own) if components else [own]
+    own: dict[str, Any] = {n: tree_map(lambda x: x.detach().cpu(), c.state_dict()) for n, c in components.items()}
+    failures = {} if loader is None else loader.failure_state()
+    return gather_objects(own | ({_FAILURES: failures} if failures else {}))
 
 
 def restore_loader_states(
     loader: ViewLoader, saved: list[dict[str, Any]], *, rank: int, world_size: int, log: Callable[[str], Any]
 ) -> None:
-    """Restore the states of the loader's stateful view generators; with n saved states, rank r gets state r mod n."""
+    """Restore the states of the loader's stateful view generators; with n saved states, rank r gets state r mod n.
+
+    Failures of all ranks are restored, since a sample may belong to another rank after this.
+    """
+    for state in saved:
+        loader.restore_failures(state.get(_FAILURES, {}))
     components = loader.stateful_components()
     if components and len(saved) != world_size:
         log(f"resume: {world_size} rank(s) restore the view generator states of {len(saved)}")

@@ -20,7 +20,7 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.media.decoding import decoder_errors
 from mmcon.registry import create_view
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.base import DatasetSource, Source
+from mmcon.sources.base import DatasetSource
 from mmcon.sources.factory import create_source
 from mmcon.sources.joined import JoinedSource
 from mmcon.sources.unreadable import read_quarantine
@@ -199,3 +199,182 @@ def test_a_file_that_goes_bad_after_the_check_is_left_out_and_named(source, moda
     kept = whole.index[modality]["sample"] != sample
     assert torch.equal(batch.index[modality]["sample"], whole.index[modality]["sample"][kept])
     assert torch.equal(rows(batch, modality), rows(whole, modality)[kept])
+
+
+class Raising(Dataset):
+    """A torch dataset of tensors, one row of which raises."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, row):
+        if row == BAD:
+            raise KeyError("no such row in the database")
+        return torch.full((3, 20, 20), row, dtype=torch.uint8), row % 2
+
+
+@pytest.mark.parametrize("read_several", [False, True])
+def test_a_row_of_a_torch_dataset_that_raises_is_left_out(read_several, monkeypatch):
+    if read_several:
+        several = lambda self, rows: [self[row] for row in rows]  # noqa: E731
+        monkeypatch.setattr(Raising, "__getitems__", several, raising=False)
+    loader = loader_of(DatasetSource(Raising(), name="rows"), "image")
+    batch = next(iter(loader))
+    assert batch.index["image"].n == 2 * (N - 1)
+    assert loader.files == {BAD: f"rows[{BAD}]"}
+    assert "KeyError: 'no such row in the database'" in loader.failures[BAD]
+
+
+@pytest.mark.parametrize("kept", ["shards", "parquet"])
+def test_a_bad_member_of_an_archive_or_a_table_is_left_out(kept, tmp_path):
+    photos = [photo(number) for number in range(N)]
+    photos[BAD] = photos[BAD][:100]
+    if kept == "shards":
+        with tarfile.open(tmp_path / "train-000.tar", "w") as archive:
+            for number, data in enumerate(photos):
+                member = tarfile.TarInfo(f"{number:03}.png")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        source = create_source(tmp_path / "train-000.tar", split="all")
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"id": [f"{n:03}" for n in range(N)], "image": photos}), tmp_path / "train.parquet")
+        source = create_source(tmp_path / "train.parquet", split="all", id_column="id")
+    loader = loader_of(source, "image")
+    assert next(iter(loader)).index["image"].n == 2 * (N - 1)
+    (name,) = loader.files.values()
+    assert name == f"{BAD:03}"
+
+
+def test_an_archive_that_is_gone_ends_the_run_with_its_name(tmp_path):
+    with tarfile.open(tmp_path / "train-000.tar", "w") as archive:
+        member = tarfile.TarInfo("000.png")
+        member.size = len(photo(0))
+        archive.addfile(member, io.BytesIO(photo(0)))
+    source = create_source(tmp_path / "train-000.tar", split="all")
+    (tmp_path / "train-000.tar").unlink()
+    with pytest.raises(DataError, match=r"at least one readable sample(.|\n)*train-000\.tar"):
+        next(iter(loader_of(source, "image")))
+
+
+@pytest.mark.parametrize("fault", ["gone", "swapped", "FIFO", "device", "folder"])
+def test_files_that_are_bad_when_a_folder_is_listed_are_quarantined(fault, tmp_path):
+    opened = folder(tmp_path, "image")
+    file = bad_file(tmp_path, "image")
+    FAULTS[fault](file)
+    if fault == "gone":
+        file.symlink_to(tmp_path / "nowhere.png")
+    source = opened(max_failures=0.1, quarantine=tmp_path / "quarantine.jsonl")
+    assert len(source) == N - 1
+    assert read_quarantine(tmp_path / "quarantine.jsonl") in ([str(file)], [])  # what is no file is not listed at all
+
+
+def test_a_forbidden_file_is_left_out(tmp_path):
+    opened = folder(tmp_path, "image")
+    source, file = opened(), bad_file(tmp_path, "image")
+    file.chmod(0)
+    own = os.geteuid()
+    if own == 0:
+        for each in (tmp_path, *tmp_path.parents[:2], *tmp_path.rglob("*")):
+            each.chmod(each.stat().st_mode | 0o055) if each != file else None
+        os.seteuid(65534)  # root may read any file
+    try:
+        loader = loader_of(source, "image")
+        next(iter(loader))
+    finally:
+        os.seteuid(own)
+    assert list(loader.files.values()) == [str(file)]
+    assert "PermissionError" in next(iter(loader.failures.values()))
+
+
+def test_too_many_bad_files_end_the_run(tmp_path):
+    source = folder(tmp_path, "image")(max_failures=0.3)
+    for file in made_files(tmp_path / "data", "image")[:6]:
+        file.write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"at most 30.0% unreadable samples; got 6 of 12, such as .*png: (.|\n)*max_fail"
+    ):
+        next(iter(loader_of(source, "image")))
+    source.max_failures = 0.5
+    loader = loader_of(source, "image")
+    next(iter(loader))
+    assert len(loader.failures) == 6
+    source.max_failures = 0.0
+    with pytest.raises(DataError, match=r"at most 0\.0%"):
+        next(iter(loader_of(source, "image")))
+
+
+def test_unreadable_samples_are_restored_and_not_tried_again(tmp_path):
+    source = folder(tmp_path, "image")()
+    bad_file(tmp_path, "image").write_bytes(b"")
+    loader = loader_of(source, "image")
+    next(iter(loader))
+    resumed = loader_of(source, "image")
+    resumed.restore_failures(loader.failure_state())
+    assert (resumed.failures, resumed.files, resumed.fatal) == (loader.failures, loader.files, {})
+
+
+class Deadly(ViewGenerator):
+    """A view that ends or holds up its process at one sample, as native decoders do."""
+
+    modality, ragged = "image", True
+
+    def __init__(self, sample, how):
+        self.sample, self.how = sample, how
+
+    def draw(self, keys, meta):
+        return {"sample": keys.fields[:, 2]}
+
+    def apply(self, batch, params):
+        if bool((params["sample"] == self.sample).any()):
+            if self.how == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            elif self.how == "hang":
+                with decoder_errors("endless"):
+                    time.sleep(600)
+        return batch
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_a_sample_that_crashes_or_hangs_its_worker_costs_itself(how, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("mmcon.loading.workers.POLL_SECONDS", 0.5)
+    source = folder(tmp_path, "image")()
+    bad = int(source.ids[BAD // 2])
+
+    def batches(how, **options):
+        view = Chain(Deadly(bad, how), VIEWS["image"]())
+        sampler = UniformSampler(source.ids, batch_size=4, seed=0)
+        loader = ViewLoader(source, {"image": [view, view]}, sampler, seed=0, decode_seconds=1.0, **options)
+        return [batch for _ in range(2) for batch in loader], loader
+
+    whole, _ = batches("none")
+    with caplog.at_level(logging.WARNING, "mmcon"):
+        found, loader = batches(how, workers=2)
+    assert [batch.step for batch in found] == [batch.step for batch in whole]
+    for expected, batch in zip(whole, found, strict=True):
+        kept = expected.index["image"]["sample"] != bad
+        assert torch.equal(batch.index["image"]["sample"], expected.index["image"]["sample"][kept])
+        assert torch.equal(rows(batch, "image"), rows(expected, "image")[kept])
+    (file,) = loader.files.values()
+    assert file == source.name_of(BAD // 2)
+    reason = {"crash": "ended the worker process", "hang": "made no progress for 1 s"}[how]
+    assert f"{file}: its decoding {reason}" in caplog.text
+
+
+def test_workers_that_are_killed_from_outside_are_replaced(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("mmcon.loading.workers.POLL_SECONDS", 0.5)
+    source = folder(tmp_path, "image")()
+    sampler = UniformSampler(source.ids, batch_size=4, seed=0)
+    view = VIEWS["image"]()
+    whole = list(ViewLoader(source, {"image": [view]}, sampler, seed=0))
+    loader = ViewLoader(source, {"image": [view]}, sampler, seed=0, workers=1, prefetch=1)
+    found = iter(loader)
+    first = next(found)
+    os.kill(int(loader._tracked.processes[0]), signal.SIGKILL)
+    with caplog.at_level(logging.WARNING, "mmcon"):
+        rest = list(found)
+    assert not loader.failures
+    for expected, batch in zip(whole, [first, *rest], strict=True):
+        assert torch.equal(rows(batch, "image"), rows(expected, "image"))

@@ -65,7 +65,7 @@ def together(rank, port, folder):
 
 class Loader:
     def __init__(self, failures):
-        self.failures = failures
+        self.failures, self.files = failures, {sample: f"file {sample}" for sample in failures}
 
 
 def told(act):
@@ -129,7 +129,7 @@ def test_two_processes(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["all"] == [("process", 0), ("process", 1)]
         assert found["any"] == [True, False]
-        assert found["failures"] == {0: "unreadable 0", 1: "unreadable 1"}
+        assert found["failures"] == {"file 0": "unreadable 0", "file 1": "unreadable 1"}
         image, number = found["shared"]
         assert torch.equal(image, torch.arange(24.0).view(1, 4, 2, 3))
         assert int(number) == 5
