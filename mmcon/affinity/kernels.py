@@ -41,7 +41,8 @@ class LabelKernel(Pairwise):
         floor: weights below it become 0.
 
     Raises:
-        InputError: an unknown kernel, a width that is not above 0, or a floor outside [0, 1).
+        InputError: an unknown kernel, a width that is not above 0, a floor outside [0, 1), or labels that are not
+            finite.
 
     >>> LabelKernel(torch.tensor([0.0, 1.0]), width=2.0, kernel="linear").dense().tolist()
     [[1.0, 0.5], [0.5, 1.0]]
@@ -61,13 +62,14 @@ class LabelKernel(Pairwise):
         super().__init__(ColumnPair(labels, candidates))
         self._set_kernel(kernel, width, floor)
         self.never_zero = kernel in INFINITE_SUPPORT and floor == 0
+        self._check_values()
 
     def _set_kernel(self, kernel: str, width: float | Float[Tensor, "..."], floor: float) -> None:
         where = type(self).__name__
         check_choice(where, "kernel", kernel, tuple(KERNELS))
-        if as_number(width) <= 0 or not 0 <= floor < 1:
+        if not 0 < as_number(width) < float("inf") or not 0 <= floor < 1:
             got = f"width={as_number(width)}, floor={floor}"
-            raise InputError(where, expected="a width above 0 and a floor in [0, 1)", got=got)
+            raise InputError(where, expected="a finite width above 0 and a floor in [0, 1)", got=got)
         self.kernel, self.width, self.floor = kernel, width, floor
 
     def _kernel(self, distance: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
@@ -111,6 +113,7 @@ class TimeKernel(LabelKernel):
         Pairwise.__init__(self, *keys)
         self._set_kernel(kernel, width_seconds, floor)
         self.never_zero = group is None and kernel in INFINITE_SUPPORT and floor == 0
+        self._check_values()
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         weights = super().pair_weights(values[0])

@@ -19,7 +19,7 @@ class SameLabel(Pairwise):
     """1 for rows of one class, else 0: supervised contrastive learning.
 
     Args:
-        labels: of anchors, integers `a`, or the name of a column.
+        labels: of anchors, integers `a` in a tensor, an array or a list, or the name of a column.
         candidates: of candidates, integers `c` or a name; None: the same.
 
     Raises:
@@ -276,7 +276,7 @@ class SideFeatures(Pairwise):
     ) -> None:
         check_choice("SideFeatures", "kernel", kernel, ("softmax", "half", "cosine"))
         super().__init__(ColumnPair(features, candidates))
-        if as_number(temperature) <= 0:
+        if not as_number(temperature) > 0:
             raise InputError("SideFeatures", expected="temperature above 0", got=str(as_number(temperature)))
         self.kernel, self.temperature, self.floor = kernel, temperature, floor
         self.never_zero = kernel == "softmax" and floor == 0

@@ -12,31 +12,47 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.affinity.base import Affinity
-from mmcon.batch import Index
+from mmcon.batch import Index, Numbers, as_column
 from mmcon.errors import InputError
 
-#: Values of rows, or the name of a column to bind.
-Column = Shaped[Tensor, "..."] | str
+#: Values of rows (a tensor, an array or a list), or the name of a column to bind.
+Column = Numbers | str
 #: Values of the anchors and of the candidates of a tile.
 Pair = tuple[Shaped[Tensor, "r ..."], Shaped[Tensor, "c ..."]]
 
 
 @dataclass(frozen=True)
 class ColumnPair:
-    """The values of anchors and of candidates (None: the same), as tensors or as names of columns to bind."""
+    """The values of anchors and of candidates (None: the same), as tensors or as names of columns to bind.
+
+    Attributes:
+        rows: of the anchors.
+        columns: of the candidates.
+        name: the name of the column that `rows` was bound to, for messages.
+    """
 
     rows: Column
     columns: Column | None = None
+    name: str = ""
+
+    def as_tensors(self, where: str) -> ColumnPair:
+        """The pair with arrays and lists converted to tensors."""
+        rows, columns = (
+            values if values is None or isinstance(values, str) else as_column(where, values)
+            for values in (self.rows, self.columns)
+        )
+        return ColumnPair(self.rows if rows is None else rows, columns, self.name)
 
     def bind(self, rows: Index, columns: Index | None) -> ColumnPair:
         """The pair with names replaced by tensors."""
         if isinstance(self.rows, Tensor):
             return self
+        own = str(self.rows)
         if columns is None and self.columns is None:
-            return ColumnPair(rows[self.rows])
-        name = self.rows if self.columns is None else self.columns
+            return ColumnPair(rows[own], None, own)
+        name = own if self.columns is None else self.columns
         candidates = rows if columns is None else columns
-        return ColumnPair(rows[self.rows], candidates[name] if isinstance(name, str) else name)
+        return ColumnPair(rows[own], candidates[name] if isinstance(name, str) else name, own)
 
 
 class Pairwise(Affinity):
@@ -49,8 +65,8 @@ class Pairwise(Affinity):
     symmetric_weights: bool = True
 
     def __init__(self, *column_pairs: ColumnPair) -> None:
-        self.column_pairs = column_pairs
-        lengths = {len(pair.rows) for pair in column_pairs if isinstance(pair.rows, Tensor)}
+        self.column_pairs = tuple(pair.as_tensors(type(self).__name__) for pair in column_pairs)
+        lengths = {len(pair.rows) for pair in self.column_pairs if isinstance(pair.rows, Tensor)}
         if len(lengths) > 1:
             raise InputError(type(self).__name__, expected="columns of one length", got=f"lengths {sorted(lengths)}")
 
@@ -70,7 +86,10 @@ class Pairwise(Affinity):
     def _check_values(self) -> None:
         for pair in self.column_pairs:
             if isinstance(pair.rows, Tensor):
-                self.check(pair.rows, pair.rows if pair.columns is None else pair.columns)  # pyright: ignore
+                columns = pair.rows if pair.columns is None else pair.columns
+                for values in (pair.rows,) if columns is pair.rows else (pair.rows, columns):
+                    check_finite(type(self).__name__, pair.name, values)  # pyright: ignore
+                self.check(pair.rows, columns)  # pyright: ignore
 
     def values(self) -> list[tuple[Shaped[Tensor, "a ..."], Shaped[Tensor, "c ..."]]]:
         """For each column pair the values of anchors and of candidates."""
@@ -109,3 +128,17 @@ class Pairwise(Affinity):
             if isinstance(value, Tensor) and value.requires_grad:
                 setattr(mapped, name, f(value))
         return mapped
+
+
+def check_finite(where: str, name: str, values: Shaped[Tensor, "..."]) -> None:
+    """Raise InputError for NaN or infinite values on the CPU; on a GPU this would wait for the device in every step."""
+    if not values.is_floating_point() or values.is_cuda or bool(values.isfinite().all()):
+        return
+    wrong = (~values.isfinite()).flatten(1).any(1) if values.ndim > 1 else ~values.isfinite()
+    rows = wrong.nonzero()[:, 0].tolist()
+    raise InputError(
+        where,
+        expected=f"finite values of column {name!r}" if name else "finite values",
+        got=f"{len(rows)} of {len(values)} rows with NaN or infinity, first at rows {rows[:5]}",
+        fix="leave these samples out, or give them a value in the source",
+    )

@@ -28,6 +28,7 @@ class SpanOverlap(Pairwise):
         self, start: Column = "time_start", end: Column = "time_end", *, group: Column | None = "group"
     ) -> None:
         super().__init__(*(ColumnPair(column) for column in (start, end, group) if column is not None))
+        self._check_values()
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         (start, others_start), (end, others_end) = values[:2]

@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.affinity import Affinity, Dense, SameLabel, SameSample
+from mmcon.affinity.pairwise import Numbers, as_column
 from mmcon.errors import InputError
 from mmcon.losses.backends.selection import BackendChoice, choose_backend, compute
 from mmcon.losses.negative_weights import HardNegatives
@@ -174,14 +175,15 @@ class SupConLoss(torch.nn.Module):
     def forward(
         self,
         features: Shaped[Tensor, "..."],
-        labels: Shaped[Tensor, "..."] | None = None,
-        mask: Shaped[Tensor, "..."] | None = None,
+        labels: Numbers | None = None,
+        mask: Numbers | None = None,
     ) -> Float[Tensor, ""] | Float[Tensor, " n"]:
         """The loss of `b` samples in `v` views.
 
         Args:
             features: `b v d`; further axes are flattened into d.
-            labels: of samples, integers `b`; without labels and mask, views of one sample are positives (SimCLR).
+            labels: of samples, integers `b` in a tensor, an array or a list; without labels and mask, views of one
+                sample are positives (SimCLR).
             mask: weights of sample pairs >= 0, `b b`, graded or asymmetric if needed; pairs above 0 are positive.
 
         Returns:
@@ -211,19 +213,23 @@ def view_major(features: Shaped[Tensor, "..."]) -> Float[Tensor, "n d"]:
     return rearrange(features, "b v ... -> (v b) (...)")
 
 
-def _affinity_of_views(
-    b: int, v: int, labels: Shaped[Tensor, "..."] | None, mask: Shaped[Tensor, "..."] | None, device: torch.device
-) -> Affinity:
+def _affinity_of_views(b: int, v: int, labels: Numbers | None, mask: Numbers | None, device: torch.device) -> Affinity:
     samples = repeat(torch.arange(b, device=device), "b -> (v b)", v=v)
     if labels is not None and mask is not None:
         raise InputError("SupConLoss", expected="labels or a mask", got="both")
     if mask is not None:
-        if mask.shape != (b, b):
-            raise InputError("SupConLoss", expected=f"a mask `b b` of {(b, b)}", got=f"shape {tuple(mask.shape)}")
-        return Dense(mask, rows=samples)
+        weights = _as_tensor("mask", mask, device)
+        if weights.shape != (b, b):
+            raise InputError("SupConLoss", expected=f"a mask `b b` of {(b, b)}", got=f"shape {tuple(weights.shape)}")
+        return Dense(weights, rows=samples)
     if labels is None:
         return SameSample(samples)
-    labels = labels.reshape(-1)
-    if len(labels) != b:
-        raise InputError("SupConLoss", expected=f"{b} labels, one a sample", got=f"{len(labels)}")
-    return SameLabel(repeat(labels, "b -> (v b)", v=v))
+    numbers = _as_tensor("labels", labels, device).reshape(-1)
+    if len(numbers) != b:
+        raise InputError("SupConLoss", expected=f"{b} labels, one a sample", got=f"{len(numbers)}")
+    return SameLabel(repeat(numbers, "b -> (v b)", v=v))
+
+
+def _as_tensor(name: str, values: Numbers, device: torch.device) -> Shaped[Tensor, "..."]:
+    """A tensor is unchanged, so that one on another device is an error; arrays and lists have no device."""
+    return values if isinstance(values, Tensor) else as_column(f"SupConLoss, {name}", values).to(device)
