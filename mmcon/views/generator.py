@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, final
 
 import torch
 from jaxtyping import Float32, Int, Shaped
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.random import Keys
+
+if TYPE_CHECKING:
+    from mmcon.views.sample_transform import SampleTransform
 
 Scope = Literal["sample", "clip", "batch", "partner", "stateful"]
 SCOPES: tuple[Scope, ...] = ("sample", "clip", "batch", "partner", "stateful")
@@ -128,6 +131,25 @@ class ViewGenerator(ABC):
                 fix="a single sample is a batch of one: x[None], or a list of it",
             )
         return self.apply(batch, self.draw(in_scope(keys, self.scope), meta_of(batch, self.modality)))
+
+    @final
+    def as_transform(self, *, seed: int, view: int = 0) -> SampleTransform:
+        """A callable of one sample, for a plain DataLoader or torchvision's Compose (see `SampleTransform`).
+
+        >>> transform = mmcon.create_view("image/simclr", size=32).as_transform(seed=0)  # doctest: +SKIP
+        >>> transform(image).shape  # doctest: +SKIP
+        torch.Size([3, 32, 32])
+
+        Args:
+            seed: of the run.
+            view: the number of the view, for several transforms of one sample.
+
+        Raises:
+            InputError: the views depend on more than their sample.
+        """
+        from mmcon.views.sample_transform import SampleTransform
+
+        return SampleTransform(self, seed=seed, view=view)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_") and k != "name")
