@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from mmcon.errors import DataError
+from mmcon.media.image import MAX_PIXELS
 from mmcon.sources.base import DatasetSource
 from mmcon.sources.listing import Listing, handle_opener
 from mmcon.sources.splits import is_train
@@ -23,6 +24,7 @@ def image_source(
     check: Literal["auto", "headers", "pixels", "none"] = "auto",
     max_failures: float = 0.01,
     quarantine: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> DatasetSource:
     """Open a listing as images; an image is opened when it is needed.
 
@@ -33,8 +35,9 @@ def image_source(
         max_failures: the highest accepted share of unreadable files, in the check and again during a run.
         quarantine: a file to which unreadable files are written, one JSON line each; files that it already lists are
             left out without reading.
+        max_pixels: the largest accepted image, by default 105 million pixels; see `mmcon.media.ImageHandle`.
     """
-    opener = handle_opener("image", root=listing.root)
+    opener = handle_opener("image", root=listing.root, max_pixels=max_pixels)
     level = check
     if check == "auto":
         level = "headers" if listing.folder and len(listing.names) <= CHECKED else "none"

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mmcon.errors import DataError
 from mmcon.media import AudioFormat, AudioHandle, ImageHandle, open_video
+from mmcon.media.decoding import file_size
+from mmcon.media.image import MAX_PIXELS
 from mmcon.media.text import TextHandle
 from mmcon.sources.splits import split_by_identity, split_by_name
 
@@ -185,6 +187,7 @@ def handle_opener(
     root: Path = Path(),
     audio_format: AudioFormat | None = None,
     versions: tuple[str, ...] = (),
+    max_pixels: int = MAX_PIXELS,
     **options: Any,
 ) -> Callable[[Any, str], Any]:
     """A function from a cell and a sample's name to a handle; for a modality without handles, it returns the cell.
@@ -194,11 +197,12 @@ def handle_opener(
         root: the folder that paths are relative to.
         audio_format: sample rate and channels of audio.
         versions: the names of the columns in a cell of texts.
+        max_pixels: the largest accepted image.
         options: options of `open_video`.
     """
 
     def image(cell: Any, name: str) -> ImageHandle:
-        return ImageHandle(_file_or_bytes(cell, name, root, modality), id=name)
+        return ImageHandle(_file_or_bytes(cell, name, root, modality), id=name, max_pixels=max_pixels)
 
     def audio(cell: Any, name: str) -> AudioHandle:
         return AudioHandle(_file_or_bytes(cell, name, root, modality), audio_format=audio_format, id=name)
@@ -229,9 +233,14 @@ def _take(column: Any, keep: Sequence[int]) -> Any:
 def read_member(cell: tuple[str, int, int]) -> bytes:
     """Read a member of an archive, given as (file, offset, size)."""
     file, offset, size = cell
+    file_size(file, file)
     with open(file, "rb") as archive:
         archive.seek(offset)
-        return archive.read(size)
+        data = archive.read(size)
+    if len(data) < size:
+        got, fix = f"{len(data):,}", "the archive was cut off: fetch it again"
+        raise DataError(file, expected=f"{size:,} bytes at {offset:,}", got=got, fix=fix)
+    return data
 
 
 def _text_of(cell: Any) -> Any:

@@ -378,3 +378,29 @@ def test_workers_that_are_killed_from_outside_are_replaced(tmp_path, monkeypatch
     assert not loader.failures
     for expected, batch in zip(whole, [first, *rest], strict=True):
         assert torch.equal(rows(batch, "image"), rows(expected, "image"))
+
+
+def test_the_largest_image_is_an_option_of_the_source(tmp_path):
+    opened = folder(tmp_path, "image")
+    Image.new("RGB", (50, 50)).save(bad_file(tmp_path, "image"))  # the others have 40 × 30 pixels
+    source = opened(max_pixels=2_000, max_failures=0.1)
+    assert (len(source), len(opened(max_failures=0.1))) == (N - 1, N)
+
+
+def test_a_text_of_an_archive_that_was_cut_is_left_out(tmp_path):
+    with tarfile.open(tmp_path / "train-000.tar", "w") as archive:
+        for number in range(N):
+            member = tarfile.TarInfo(f"{number:03}.txt")
+            member.size = 900
+            archive.addfile(member, io.BytesIO(b"many words " * 81 + b"end word\n"))
+    source = create_source(tmp_path / "train-000.tar", modality="text", split="all")
+    os.truncate(tmp_path / "train-000.tar", (512 + 1_024) * (N - 1) + 512 + 300)
+    loader = ViewLoader(
+        source,
+        {"text": [create_view("text/words")]},
+        UniformSampler(source.ids, batch_size=N, seed=0),
+        seed=0,
+    )
+    assert next(iter(loader)).index["text"].n == N - 1
+    assert loader.files == {int(source.ids[N - 1]): f"{N - 1:03}"}
+    assert "train-000.tar: expected 900 bytes" in next(iter(loader.failures.values()))
