@@ -7,6 +7,8 @@ these ignore the signals, and watch their parent instead.
 from __future__ import annotations
 
 import atexit
+import errno
+import multiprocessing
 import os
 import signal
 import threading
@@ -16,8 +18,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+from mmcon.errors import ConfigError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 #: Seconds that workers have to end by themselves, before they are killed.
 PATIENCE_SECONDS = 4.0
+#: The limit of open files from which on tensors of workers are open files, as they are by torch's default.
+ENOUGH_FILES = 1024
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _streams: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -36,6 +49,52 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def workers_of_a_failed_start_end() -> Iterator[None]:
+    """Kill the workers that were started before another one failed to: multiprocessing would wait for them at exit."""
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException:
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.kill()
+        raise
+
+
+def share_within_file_limit() -> None:
+    """Pass tensors by names in shared memory where the system allows few open files; else each is an open file.
+
+    Files are the better way, since nothing is left of a process that was killed. But where a worker runs out of them,
+    the thread that hands them over fails, and the training process would wait without end.
+    """
+    if resource is not None and resource.getrlimit(resource.RLIMIT_NOFILE)[0] < ENOUGH_FILES:
+        torch.multiprocessing.set_sharing_strategy("file_system")
+
+
+@contextmanager
+def limits_explained() -> Iterator[None]:
+    """Raise ConfigError where the system refuses another open file, or shared memory for workers."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ConfigError(
+                "worker processes",
+                expected="free shared memory, through which batches pass",
+                got=f"none ({error})",
+                fix="enlarge /dev/shm (docker run --shm-size=8g), or pass --workers 0",
+            ) from error
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        limit = "the" if resource is None else f"a limit of {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+        raise ConfigError(
+            "worker processes",
+            expected="a limit of open files that suffices for the workers",
+            got=f"{limit} open files, all in use",
+            fix="raise it by `ulimit -n 4096` before the start, or lower --workers",
+        ) from error
+
+
 def begin_worker(parent: int) -> None:
     """Set up the current process as a worker of a parent process: ignore stop signals, and end when the parent ends.
 
@@ -43,6 +102,7 @@ def begin_worker(parent: int) -> None:
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    share_within_file_limit()  # a worker that was not forked has torch's default
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -70,7 +130,8 @@ class WorkerStream:
         return self
 
     def __next__(self) -> Any:
-        return next(self._items)
+        with limits_explained():
+            return next(self._items)
 
     def close(self) -> None:
         """End the workers, stopped ones too, within `PATIENCE_SECONDS`."""

@@ -23,7 +23,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmcon.errors import DataError
-from mmcon.loading.worker_processes import WorkerStream, begin_worker, signals_blocked
+from mmcon.loading.worker_processes import (
+    WorkerStream,
+    begin_worker,
+    limits_explained,
+    share_within_file_limit,
+    signals_blocked,
+    workers_of_a_failed_start_end,
+)
 from mmcon.media.decoding import record_decoding
 
 #: How often the training process looks whether a worker hangs.
@@ -95,7 +102,8 @@ def iterate_items(
     # handler is restored.
     in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
     before = signal.getsignal(signal.SIGCHLD) if in_main else None
-    with signals_blocked():
+    share_within_file_limit()
+    with signals_blocked(), workers_of_a_failed_start_end(), limits_explained():
         stream = iter(
             DataLoader(
                 items,

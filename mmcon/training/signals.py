@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,9 +66,10 @@ class StopSignals:
                 break
         return self
 
-    def report(self, folder: Path, step: int) -> None:
-        """Write the file `stopped` of a run folder, after the checkpoint of a step."""
+    def report(self, folder: Path, step: int, log: Callable[[str], Any]) -> None:
+        """Write the file `stopped` of a run folder, after the checkpoint of a step, and log that."""
         replace_file(folder / STOPPED_FILE, json.dumps({"step": step, "signals": self.received}) + "\n")
+        log(f"stopped by a signal after step {step}; --resume continues")
 
     def _record(self, number: int, frame: Any) -> None:
         now = time.monotonic()

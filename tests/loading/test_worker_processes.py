@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import textwrap
 import time
 from pathlib import Path
 
@@ -72,3 +73,34 @@ def test_workers_end_with_their_program_and_stopped_ones_do_not_hold_it(python):
     while (left := list(filter(alive, workers))) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
+
+
+@pytest.mark.slow
+def test_few_open_files_suffice_and_too_few_are_named(python):
+    """With 64, tensors pass by names in shared memory; with as many as are open, the limit is in the message."""
+    code = """
+        import os, resource, torch
+        from mmcon.errors import ConfigError
+        from mmcon.loading.workers import TrackedDataset, iterate_items
+
+        def limit(files):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, 4096))
+
+        limit(64)
+        items = TrackedDataset(lambda item: [torch.full((2,), item)] * 1 + [torch.ones(3) for _ in range(30)], 2)
+        stream = iterate_items(items, range(20), workers=2)
+        kept = [next(stream) for _ in range(20)]  # 620 tensors at a time
+        print(*(int(item[0][0]) for item in kept))
+        limit(len(os.listdir("/proc/self/fd")) + 3)
+        try:
+            iterate_items(items, range(20), workers=8)
+        except ConfigError as error:
+            limit(64)
+            print(error)
+    """
+    done = python(textwrap.dedent(code))
+    lines = done.stdout.splitlines()
+    assert lines[0] == " ".join(map(str, range(20))), done.stderr
+    assert "worker processes: expected a limit of open files" in lines[1]
+    assert "ulimit -n 4096" in lines[2]
+    assert done.returncode == 0, done.stderr
