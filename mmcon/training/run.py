@@ -119,7 +119,7 @@ class Run:
         self._closing_group = group_without_timeout()
         self._loader: ViewLoader | None = None
         self._score: Callable[[], float] | None = None
-        self._failures: dict[int, str] = {}
+        self._failures: dict[str, str] = {}
         self._data: dict[str, Any] = {}
         self._launcher = end_with_launcher()
         self._batch: ViewBatch | None = None
@@ -168,7 +168,7 @@ class Run:
             self.checkpoints, config, is_main=self.is_main, resume=resume, force=self.settings.force, log=self.print
         )
         saved, name = self._opened.state, self._opened.checkpoint
-        from_main_rank(lambda: self._logger.metrics.truncate(after=saved["step"] if saved else 0, log=self.print))
+        from_main_rank(lambda: self._logger.truncate(after=saved["step"] if saved else 0))
         if self.settings.trackers:
             self.accelerator.init_trackers(self.folder.name, config={k: str(v) for k, v in config.items()})
         precision, batches = self.accelerator.mixed_precision, self.settings.accumulate
@@ -249,19 +249,13 @@ class Run:
                         self.save()
                         due = False
                     if stopping:
-                        self._stop(signals)
+                        from_main_rank(lambda: signals.report(self.folder, self.global_step, self.print))
+                        self._end(STOPPED)
                     if self.global_step == last:
                         break
         self._failures = gather_failures(loader)
         if self._logger.report_range_test():
-            self.close()
-            sys.exit(0)
-
-    def _stop(self, signals: StopSignals) -> NoReturn:
-        """End the process after a signal, for a supervisor that reads the status or the file `stopped`."""
-        from_main_rank(lambda: signals.report(self.folder, self.global_step))
-        self.print(f"stopped by a signal after step {self.global_step}; --resume continues")
-        self._end(STOPPED)
+            self._end(0)
 
     def _end(self, status: int) -> NoReturn:
         self.close()
