@@ -271,9 +271,10 @@ def test_files_that_are_bad_when_a_folder_is_listed_are_quarantined(fault, tmp_p
     assert read_quarantine(tmp_path / "quarantine.jsonl") in ([str(file)], [])  # what is no file is not listed at all
 
 
-def test_a_forbidden_file_is_left_out(tmp_path):
-    opened = folder(tmp_path, "image")
-    source, file = opened(), bad_file(tmp_path, "image")
+@pytest.mark.parametrize(("source", "modality"), CASES)
+def test_a_forbidden_file_is_left_out(source, modality, tmp_path):
+    source, file = SOURCES[source](tmp_path, modality)(), bad_file(tmp_path, modality)
+    next(iter(loader_of(source, modality)))  # imports, which another user may not read
     file.chmod(0)
     own = os.geteuid()
     if own == 0:
@@ -281,7 +282,7 @@ def test_a_forbidden_file_is_left_out(tmp_path):
             each.chmod(each.stat().st_mode | 0o055) if each != file else None
         os.seteuid(65534)  # root may read any file
     try:
-        loader = loader_of(source, "image")
+        loader = loader_of(source, modality)
         next(iter(loader))
     finally:
         os.seteuid(own)
