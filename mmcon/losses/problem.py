@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity import Affinity, as_affinity
+from mmcon.affinity.pairwise import Pairwise
 from mmcon.errors import InputError
 from mmcon.losses.negative_weights import HardNegatives
 from mmcon.losses.settings import WHERE, LossSettings, check_temperature
@@ -37,6 +38,7 @@ class Problem:
         affinity: positive weights, `a c`.
         temperature: on the device of the anchors.
         self_index: the candidate that is the anchor itself, or -1.
+        diagonal: whether each anchor is known to be its own candidate.
         settings: as in `weighted_supcon`; its `negative_weights` have the shape `a c`.
     """
 
@@ -45,6 +47,7 @@ class Problem:
     affinity: Affinity
     temperature: Float[Tensor, ""]
     self_index: Int[Tensor, " a"]
+    diagonal: bool
     settings: LossSettings
 
     @property
@@ -100,6 +103,7 @@ def prepare(
         affinity=weights,
         temperature=_checked_temperature(temperature, anchors),
         self_index=_checked_self_index(self_index, anchors, pool),
+        diagonal=square and self_index is None,
         settings=settings,
     )
     _check_negatives(problem)
@@ -153,7 +157,9 @@ def _checked_weights(
             got=f"one for {affinity.shape[0]} and {affinity.shape[1]}",
             fix="give one label (time, weight) a row; rows are view-major: all samples' first view, then their second",
         )
-    device = affinity.tile(slice(0, 1), slice(0, 1)).device
+    # Weights on a GPU are not computed for their device alone: each launch takes time.
+    values = affinity.values()[0][0] if isinstance(affinity, Pairwise) else affinity.tile(slice(0, 1), slice(0, 1))
+    device = values.device
     if device != anchors.device:
         got, fix = f"{name} on {device}, embeddings on {anchors.device}", f"labels.to({str(anchors.device)!r})"
         raise InputError(WHERE, expected="all tensors on one device", got=got, fix=fix)
@@ -163,7 +169,11 @@ def _checked_weights(
 def _checked_temperature(
     temperature: float | Shaped[Tensor, "..."], anchors: Float[Tensor, "a d"]
 ) -> Float[Tensor, ""]:
-    value = torch.as_tensor(temperature, dtype=anchors.dtype, device=anchors.device)
+    if not isinstance(temperature, Tensor):
+        # Checked on the host, and filled in on the device: a copy would wait for it.
+        check_temperature(WHERE, float(temperature))
+        return torch.full((), float(temperature), dtype=anchors.dtype, device=anchors.device)
+    value = temperature.to(anchors.device, anchors.dtype)
     if value.numel() != 1:
         raise InputError(WHERE, expected="one temperature above 0", got=f"shape {tuple(value.shape)}")
     check_temperature(WHERE, value.reshape(()))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mmcon.affinity import ClassFactor
 from mmcon.errors import InputError
 from mmcon.losses.backends import symmetric
 from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.backends.tiled import tiled_losses
+from mmcon.losses.backends.triton import ClassWeights, supported_weights, triton_losses
 from mmcon.losses.problem import AnchorLosses, Problem
 from mmcon.losses.settings import WHERE
 
@@ -43,29 +43,25 @@ def compute(problem: Problem) -> AnchorLosses:
     backend = _choice(problem, weights).backend if asked == "auto" else asked
     if backend != "triton":
         return {"dense": dense_losses, "tiled": tiled_losses}[backend](problem)
-    if not isinstance(weights, ClassFactor):
+    if not isinstance(weights, ClassWeights):
         fix = "use backend='tiled', which supports every setting in O(n) memory, or 'auto'"
         raise InputError(WHERE, expected="settings that backend 'triton' supports", got=weights, fix=fix)
-    from mmcon.losses.backends.triton import triton_losses
-
     return triton_losses(problem, weights)
 
 
-def _class_weights(problem: Problem) -> ClassFactor | str:
+def _class_weights(problem: Problem) -> ClassWeights | str:
     """The weights for the Triton kernels, or why these are not used; computed once, since it sorts the labels."""
     asked, (a, c) = problem.settings.backend, problem.affinity.shape
     if asked == "triton" or (asked == "auto" and problem.anchors.is_cuda and a * c > MAX_DENSE_PAIRS):
-        from mmcon.losses.backends.triton import supported_weights
-
         return supported_weights(problem)
     return "not asked for"
 
 
-def _choice(problem: Problem, weights: ClassFactor | str) -> BackendChoice:
+def _choice(problem: Problem, weights: ClassWeights | str) -> BackendChoice:
     pairs = problem.affinity.shape[0] * problem.affinity.shape[1]
     if pairs <= MAX_DENSE_PAIRS:
         return BackendChoice("dense", f"{pairs} pairs are few enough for a full matrix")
-    if isinstance(weights, ClassFactor):
+    if isinstance(weights, ClassWeights):
         return BackendChoice("triton", f"{pairs} pairs of rows on a GPU, with class weights")
     if problem.anchors.is_cuda:
         return BackendChoice("tiled", f"{pairs} pairs are computed tile by tile; not triton: {weights}")

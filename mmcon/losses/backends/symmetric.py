@@ -41,7 +41,7 @@ def supports(problem: Problem) -> bool:
     if any(True for _ in problem.affinity.parameters()):
         return False
     n = len(problem.anchors)
-    if not torch.equal(problem.self_index, torch.arange(n, device=problem.self_index.device)):
+    if not (problem.diagonal or torch.equal(problem.self_index, torch.arange(n, device=problem.self_index.device))):
         return False
     # |s| is at most the largest squared norm over T (Cauchy-Schwarz); log(n + 1) bounds the growth of a row's sum.
     norm = float(problem.anchors.detach().square().sum(1).max()) if n else 0.0

@@ -3,11 +3,12 @@
 One kernel sums exponentials for each row: where the anchors are the candidates and no exponential can overflow, each
 pair once for both of its rows, else by a running maximum. Another recomputes the similarities and multiplies their
 gradient with the rows of the other side; where the anchors are the candidates, it adds both directions of a pair. What
-is linear in the similarities, the numerator of the out form, comes from class sums in float32 (`ClassFactor`).
+is linear in the similarities, the numerator of the out form, comes from sums by class in float32.
 
-Operands of products are float16 by default (bfloat16 and float32 on request), sums are float32. Rows are divided by a
-power of two that bounds their length, 1 for unit rows, and gradients of similarities are scaled to the range of
-float16; it has eight times the precision of bfloat16 at the same speed.
+Operands of products are float16 by default (bfloat16 on request), sums are float32. Rows are divided by a power of two
+that bounds their length, 1 for unit rows, and gradients of similarities are scaled to the range of float16; it has
+eight times the precision of bfloat16 at the same speed. Up to some ten thousand rows the launches of operations take
+longer than the kernels, so that operations are few, and the host waits for the device once.
 
 Without a GPU the tests run the kernels in Triton's interpreter (`TRITON_INTERPRET=1`), which checks values, not speed.
 """
@@ -17,13 +18,15 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import pad as pad_columns
 
-from mmcon.affinity import ClassFactor, factor_row_sums
+from mmcon.affinity import Affinity, ClassFactor, SameLabel
 from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
 
@@ -37,10 +40,24 @@ LARGEST = 2.0**13
 LOG_FINITE = 75.0
 
 
-def supported_weights(problem: Problem) -> ClassFactor | str:
+class ClassWeights(NamedTuple):
+    """Weights `scale` of pairs of one class, else 0.
+
+    Attributes:
+        rows: classes of the anchors, any integers.
+        columns: classes of the candidates; the same tensor where they are the anchors'.
+        scale: above 0.
+    """
+
+    rows: Int[Tensor, " a"]
+    columns: Int[Tensor, " c"]
+    scale: float = 1.0
+
+
+def supported_weights(problem: Problem) -> ClassWeights | str:
     """The class weights of a problem that the kernels support, or the reason why they do not."""
     settings, width = problem.settings, problem.anchors.shape[1]
-    if importlib.util.find_spec("triton") is None:
+    if not _is_installed():
         return "the package triton is not installed"
     if not (problem.anchors.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
         return f"triton: rows on {problem.anchors.device}"
@@ -48,18 +65,33 @@ def supported_weights(problem: Problem) -> ClassFactor | str:
         return "triton: negative weights, or a similarity other than the dot product"
     if problem.anchors.dtype != torch.float32 or width > MAX_WIDTH:
         return f"triton: {problem.anchors.dtype} rows of width {width}, where float32 to {MAX_WIDTH} is supported"
-    factors = problem.affinity.factors()
-    if factors is None or len(factors) != 1 or not isinstance(factors[0], ClassFactor) or factors[0].table is not None:
+    weights = _class_weights(problem.affinity)
+    if weights is None:
         return "triton: weights that are not those of classes"
-    return factors[0] if factors[0].scale > 0 else "triton: weights that are all 0"
+    return weights if weights.scale > 0 else "triton: weights that are all 0"
 
 
-def triton_losses(problem: Problem, factor: ClassFactor, operands: torch.dtype = torch.float16) -> AnchorLosses:
+@cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _class_weights(affinity: Affinity) -> ClassWeights | None:
+    if isinstance(affinity, SameLabel):
+        # As they are: `factors` sorts them, for which the host waits.
+        return ClassWeights(*affinity.values()[0])
+    factors = affinity.factors() or ()
+    if len(factors) != 1 or not isinstance(factors[0], ClassFactor) or factors[0].table is not None:
+        return None
+    return ClassWeights(factors[0].rows, factors[0].columns, factors[0].scale)
+
+
+def triton_losses(problem: Problem, weights: ClassWeights, operands: torch.dtype = torch.float16) -> AnchorLosses:
     """The loss of each anchor, and whether the anchor is valid, to the precision of `operands`."""
     if 0 in problem.affinity.shape:
         return dense_losses(problem)
     losses, valid = _TritonLoss.apply(
-        problem, factor, operands, problem.anchors, problem.candidates, problem.temperature
+        problem, weights, operands, problem.anchors, problem.candidates, problem.temperature
     )
     return AnchorLosses(losses, valid)
 
@@ -68,46 +100,52 @@ class _Inputs(NamedTuple):
     """The operands of the kernels.
 
     Attributes:
-        a, c: anchors and candidates, divided by `a_size` and `c_size`, powers of two.
-        self_index: of the anchors, padded.
+        a, c: anchors and candidates, divided by `a_size` and `c_size`, powers of two, with class indices.
+        a_size, c_size: at least the norms.
+        inverse: one over the temperature.
         scale: from products of operands to similarities in units of log 2.
         square: whether the anchors are the candidates, each its own self.
         bounded: whether no exponential of a similarity, and no sum of them, overflows.
+        classes: the number of class indices.
     """
 
     a: Operand
     c: Operand
     a_size: float
     c_size: float
-    self_index: Int[Tensor, " padded"]
+    inverse: Float[Tensor, ""]
     scale: Float[Tensor, ""]
     square: bool
     bounded: bool
+    classes: int
 
 
-def _inputs(problem: Problem, factor: ClassFactor, operands: torch.dtype) -> _Inputs:
-    from mmcon.losses.backends.triton_kernels import LOG2_E, Operand, pad
+def _inputs(problem: Problem, weights: ClassWeights, operands: torch.dtype) -> _Inputs:
+    from mmcon.losses.backends.triton_kernels import LOG2_E, Operand
 
-    a, c, self_index = problem.anchors.detach(), problem.candidates.detach(), problem.self_index
-    diagonal = torch.arange(len(a), device=a.device)
-    facts = [a.square().sum(1).max(), c.square().sum(1).max(), problem.temperature, (self_index == diagonal).all()]
+    a, c, (rows, columns, _) = problem.anchors.detach(), problem.candidates.detach(), weights
+    square = problem.square and problem.diagonal
+    sides = [(a, rows)] if square else [(a, rows), (c, columns)]
+    facts = [torch.linalg.vector_norm(x, dim=1).max() for x, _ in sides]
+    facts += [bound for _, labels in sides for bound in labels.aminmax()]
     # The only wait for the device.
-    a_norm, c_norm, temperature, own = torch.stack([fact.detach().to(a.dtype) for fact in facts]).tolist()
-    a_size, c_size = _power_of_two(a_norm), _power_of_two(c_norm)
-    square = problem.square and bool(own)
-    left = Operand.of(a / a_size, factor.rows, operands)
-    right = left if square else Operand.of(c / c_size, factor.columns, operands, candidates=True)
-    log_largest = math.sqrt(a_norm * c_norm) / temperature + math.log(len(c) + 1)
-    return _Inputs(
-        left, right, a_size, c_size, pad(self_index.int(), -1), a_size * c_size * LOG2_E / problem.temperature.detach(),
-        square, square and log_largest < LOG_FINITE,
-    )  # fmt: skip
+    facts = torch.stack([fact.double() for fact in (problem.temperature.detach(), *facts)]).tolist()
+    temperature, a_norm, c_norm, *bounds = (facts[0], facts[1], *facts[1:]) if square else facts
+    classes = int(max(bounds)) + 1
+    if min(bounds) < 0 or classes > 4 * len(c) + 1024:
+        known, ids = torch.unique(torch.cat([labels for _, labels in sides]), return_inverse=True)
+        classes, rows, columns = len(known), ids[: len(a)], ids[-len(c) :]
+    a_size, c_size, inverse = _power_of_two(a_norm), _power_of_two(c_norm), 1 / problem.temperature.detach()
+    # Padding has no class in common with the other side.
+    left = Operand.of(a if a_size == 1 else a / a_size, rows, operands, -1)
+    right = left if square else Operand.of(c if c_size == 1 else c / c_size, columns, operands, -2)
+    bounded = square and a_norm * c_norm / temperature + math.log(len(c) + 1) < LOG_FINITE
+    return _Inputs(left, right, a_size, c_size, inverse, inverse * (a_size * c_size * LOG2_E), square, bounded, classes)
 
 
-def _power_of_two(squared_norm: float) -> float:
+def _power_of_two(norm: float) -> float:
     """At least the norm; 1 for rows that are zero or not finite."""
-    fits = 0 < squared_norm < math.inf
-    return 2.0 ** math.ceil(math.log2(squared_norm) / 2) if fits else 1.0
+    return 2.0 ** math.ceil(math.log2(norm)) if 0 < norm < math.inf else 1.0
 
 
 class _Forward(NamedTuple):
@@ -115,20 +153,21 @@ class _Forward(NamedTuple):
 
     Attributes:
         valid: whether the anchor has a loss.
+        weight_sum: the sum of weights.
         divisor: the sum of weights, or 1.
         log_denominator: log D; with denominator `one`, of the negatives alone.
         log_positives: log Σ_P e^s, with the in form.
         shares: Σ_P ∂ log(D/e^s) / ∂ log N, with denominator `one`.
-        product: W c, without self, where the numerator is linear in the similarities.
+        class_sums: Σ_P c_j, where the numerator is linear in the similarities.
     """
 
     valid: Bool[Tensor, " a"]
     weight_sum: Float[Tensor, " a"]
     divisor: Float[Tensor, " a"]
     log_denominator: Float[Tensor, " a"]
-    log_positives: Float[Tensor, " a"]
-    shares: Float[Tensor, " a"]
-    product: Float[Tensor, "a d"] | None
+    log_positives: Float[Tensor, " a"] | None = None
+    shares: Float[Tensor, " a"] | None = None
+    class_sums: Float[Tensor, "a d"] | None = None
 
 
 class _TritonLoss(torch.autograd.Function):
@@ -136,78 +175,84 @@ class _TritonLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         problem: Problem,
-        factor: ClassFactor,
+        weights: ClassWeights,
         operands: torch.dtype,
         a: Float[Tensor, "a d"],
         c: Float[Tensor, "c d"],
         temperature: Float[Tensor, ""],
     ) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"]]:
-        inputs = _inputs(problem, factor, operands)
-        losses, found = _losses(problem, factor, inputs)
-        ctx.save_for_backward(a, c, temperature)
-        ctx.problem, ctx.factor, ctx.inputs, ctx.found = problem, factor, inputs, found
+        inputs = _inputs(problem, weights, operands)
+        losses, found = _losses(problem, weights, inputs)
+        ctx.save_for_backward(a, c)
+        ctx.problem, ctx.weight, ctx.inputs, ctx.found = problem, weights.scale, inputs, found
         ctx.mark_non_differentiable(found.valid)
         return losses, found.valid
 
     @staticmethod
     def backward(ctx: Any, *gradients: Shaped[Tensor, " a"]) -> tuple[Float[Tensor, "..."] | None, ...]:
         check_single_backward("triton")
-        a, c, temperature = ctx.saved_tensors
-        factor, inputs, found = ctx.factor, ctx.inputs, ctx.found
+        a, _ = ctx.saved_tensors
+        inputs, found = ctx.inputs, ctx.found
         gradient = torch.where(found.valid, gradients[0], 0)
-        of_a, of_c = _softmax_terms(ctx.problem, factor, inputs, found, gradient)
-        if found.product is not None:
-            v = (gradient / found.divisor)[:, None]
-            of_a.addcmul_(v, found.product, value=-1)
-            (of_a if of_c is None else of_c).sub_(
-                _transposed_times_without_self(factor, v * a, ctx.problem.self_index, len(c))
-            )
-        # Σ_ij G_ij ⟨a_i, c_j⟩; where the anchors are the candidates, each pair was added from both ends.
-        of_inverse = (a * of_a).sum() / (2 if of_c is None else 1)
-        inverse = 1 / temperature
-        return (
-            None, None, None, of_a * inverse, None if of_c is None else of_c * inverse,
-            -of_inverse * inverse * inverse,
-        )  # fmt: skip
+        v = gradient / found.divisor
+        of_a, of_c = _softmax_terms(ctx.problem, ctx.weight, inputs, found, gradient, v)
+        if found.class_sums is not None:
+            v = v[:, None]
+            of_a.addcmul_(v, found.class_sums, value=-ctx.weight)
+            (of_a if of_c is None else of_c).sub_(_sums_of_anchors(ctx.problem, inputs, v * a), alpha=ctx.weight)
+        of_temperature = None
+        if ctx.needs_input_grad[5]:
+            # Σ_ij G_ij ⟨a_i, c_j⟩; where the anchors are the candidates, each pair was added from both ends.
+            of_inverse = (a * of_a).sum() / (2 if of_c is None else 1)
+            of_temperature = -of_inverse * inputs.inverse**2
+        of_c = None if of_c is None else of_c.mul_(inputs.inverse)
+        return None, None, None, of_a.mul_(inputs.inverse), of_c, of_temperature
 
 
-def _losses(problem: Problem, factor: ClassFactor, inputs: _Inputs) -> tuple[Float[Tensor, " a"], _Forward]:
+def _losses(problem: Problem, weights: ClassWeights, inputs: _Inputs) -> tuple[Float[Tensor, " a"], _Forward]:
     """The losses of `weighted_supcon`, 0 for invalid anchors."""
     from mmcon.losses.backends.triton_kernels import log_sums, pair_sums, positive_sums
 
-    settings, a, c = problem.settings, problem.anchors.detach(), problem.candidates.detach()
-    weight_sum, valid = factor_row_sums((factor,), problem.self_index)
-    weight_sum = weight_sum.to(a.dtype)
-    log_positives = shares = product = torch.zeros_like(weight_sum)
-    needs_labels = settings.form == "in" or settings.denominator != "all"
+    settings, a = problem.settings, problem.anchors.detach()
+    plain = settings.form == "out" and settings.denominator == "all"
+    class_sums, counts = _sums_of_candidates(problem, inputs)
+    valid, weight_sum = counts > 0, counts * weights.scale
+    log_positives = shares = None
     # Atomic additions have no fixed order.
-    if inputs.bounded and not needs_labels and not torch.are_deterministic_algorithms_enabled():
-        log_denominator = pair_sums(inputs.a, inputs.scale).log()
+    if plain and inputs.bounded and not torch.are_deterministic_algorithms_enabled():
+        log_denominator = pair_sums(inputs.a, inputs.scale).log_()
     else:
-        sums = log_sums(inputs.a, inputs.c, inputs.self_index, inputs.scale, labels=needs_labels)
-        log_denominator, log_positives = sums
-        if needs_labels and settings.denominator == "all":
-            log_denominator = torch.logaddexp(*sums)
+        own = _padded_self_index(problem)
+        log_denominator, log_positives = log_sums(inputs.a, inputs.c, own, inputs.scale, labels=not plain)
+        if not plain and settings.denominator == "all":
+            log_denominator = torch.logaddexp(log_denominator, log_positives)
     if settings.denominator == "negatives":
         valid = valid & torch.isfinite(log_denominator)
     divisor = torch.where(valid, weight_sum, 1) if settings.row_normalize else torch.ones_like(weight_sum)
-    product = None
     if settings.form == "in":
-        losses = log_denominator - log_positives - math.log(factor.scale) + divisor.log()
+        assert log_positives is not None
+        losses = log_denominator - log_positives - math.log(weights.scale) + divisor.log()
+        log_positives = torch.where(valid, log_positives, math.inf)
     elif settings.denominator == "one":
-        losses, shares = positive_sums(inputs.a, inputs.c, inputs.self_index, log_denominator, inputs.scale)
-        losses = factor.scale * losses / divisor
+        own = _padded_self_index(problem)
+        losses, shares = positive_sums(inputs.a, inputs.c, own, log_denominator, inputs.scale)
+        losses = losses * weights.scale / divisor
     else:
-        product = _times_without_self(factor, c, problem.self_index)
-        weighted = (product * a).sum(1) / problem.temperature.detach()
-        losses = (weight_sum * log_denominator - weighted) / divisor
-    log_denominator, log_positives = (torch.where(valid, x, math.inf) for x in (log_denominator, log_positives))
-    found = _Forward(valid, weight_sum, divisor, log_denominator, log_positives, shares, product)
+        numerator = (class_sums * a).sum(1).mul_(inputs.inverse * weights.scale)
+        losses = (weight_sum * log_denominator).sub_(numerator).div_(divisor)
+    linear = settings.form == "out" and settings.denominator != "one"
+    log_denominator = torch.where(valid, log_denominator, math.inf)
+    found = _Forward(valid, weight_sum, divisor, log_denominator, log_positives, shares, class_sums if linear else None)
     return torch.where(valid, losses, 0), found
 
 
 def _softmax_terms(
-    problem: Problem, factor: ClassFactor, inputs: _Inputs, found: _Forward, gradient: Float[Tensor, " a"]
+    problem: Problem,
+    weight: float,
+    inputs: _Inputs,
+    found: _Forward,
+    gradient: Float[Tensor, " a"],
+    v: Float[Tensor, " a"],
 ) -> tuple[Float[Tensor, "a d"], Float[Tensor, "c d"] | None]:
     """`Σ_j G_ij c_j` and `Σ_i G_ij a_i` by temperature, without the numerator of the out form.
 
@@ -215,50 +260,69 @@ def _softmax_terms(
     """
     from mmcon.losses.backends.triton_kernels import LOG2_E, pad, weighted_rows
 
-    settings, v = problem.settings, gradient / found.divisor
-    form_in, one = settings.form == "in", settings.denominator == "one"
-    if form_in:
-        weights = positive_weights = gradient
+    form_in, one = problem.settings.form == "in", problem.settings.denominator == "one"
+    negatives = problem.settings.denominator != "all"
+    shared = inputs.bounded and not form_in and not negatives
+    weights = gradient if form_in else v * found.weight_sum
+    numbers = [weights]
+    if one:
+        assert found.shares is not None
+        numbers = [v * found.shares * weight, v * weight]
+    size = (torch.linalg.vector_norm(torch.cat(numbers), math.inf) / LARGEST).clamp_min_(1e-30)
+    if shared:
+        numbers = [weights * torch.exp(-found.log_denominator) / size]
     else:
-        weights = v * factor.scale * found.shares if one else v * found.weight_sum
-        positive_weights = v * factor.scale
-    size = torch.maximum(weights.abs().max(), positive_weights.abs().max()).clamp_min(1e-30) / LARGEST
-    weights, positive_weights = weights / size, positive_weights / size
-    if inputs.bounded and not (form_in or settings.denominator != "all"):
-        weights = weights * torch.exp(-found.log_denominator)
-    numbers = torch.stack([weights, found.log_denominator * LOG2_E, positive_weights, found.log_positives * LOG2_E])
-    terms: Any = {
-        "shared": inputs.bounded and not form_in and settings.denominator == "all",
-        "negatives": settings.denominator != "all", "form_in": form_in, "one": one,
-    }  # fmt: skip
-    numbers, d = pad(numbers, 0), problem.anchors.shape[1]
+        # With denominator `one` positives have weights of their own; with the in form, log-sums.
+        logs = [found.log_denominator, found.log_denominator if found.log_positives is None else found.log_positives]
+        numbers = [numbers[0] / size, logs[0] * LOG2_E, numbers[-1] / size, logs[1] * LOG2_E]
+    terms: Any = {"shared": shared, "negatives": negatives, "form_in": form_in, "one": one}
+    padded, own, d = pad(torch.stack(numbers), 0), _padded_self_index(problem), problem.anchors.shape[1]
     if inputs.square:
-        both = weighted_rows(inputs.a, inputs.c, inputs.self_index, (numbers, numbers), inputs.scale, **terms)
+        both = weighted_rows(inputs.a, inputs.c, own, (padded, padded), inputs.scale, **terms)
         return both[:, :d] * (size * inputs.a_size), None
-    of_a = weighted_rows(inputs.a, inputs.c, inputs.self_index, (numbers, None), inputs.scale, **terms)
-    of_c = weighted_rows(inputs.c, inputs.a, inputs.self_index, (None, numbers), inputs.scale, **terms)
+    of_a = weighted_rows(inputs.a, inputs.c, own, (padded, None), inputs.scale, **terms)
+    of_c = weighted_rows(inputs.c, inputs.a, own, (None, padded), inputs.scale, **terms)
     return of_a[:, :d] * (size * inputs.c_size), of_c[:, :d] * (size * inputs.a_size)
 
 
-def _self_weights(
-    factor: ClassFactor, self_index: Int[Tensor, " a"], like: Float[Tensor, "_ d"]
-) -> Float[Tensor, " a"]:
-    """The weight of each anchor's own column, 0 where it has none."""
-    rows = torch.arange(len(self_index), device=self_index.device)
-    return factor.weights_at(rows, self_index.clamp_min(0)).to(like.dtype) * (self_index >= 0)
+# --- sums by class ---------------------------------------------------------------------------------------------------
 
 
-def _times_without_self(
-    factor: ClassFactor, c: Float[Tensor, "c d"], self_index: Int[Tensor, " a"]
-) -> Float[Tensor, "a d"]:
-    """`W c`, each anchor's own column left out."""
-    return factor.matmul(c) - _self_weights(factor, self_index, c)[:, None] * c[self_index.clamp_min(0)]
+def _padded_self_index(problem: Problem) -> Int[Tensor, " padded"]:
+    from mmcon.losses.backends.triton_kernels import pad
+
+    return pad(problem.self_index.int(), -1)
 
 
-def _transposed_times_without_self(
-    factor: ClassFactor, rows: Float[Tensor, "a d"], self_index: Int[Tensor, " a"], candidates: int
-) -> Float[Tensor, "c d"]:
-    """`Wᵀ rows`, each anchor's own column left out."""
-    own = _self_weights(factor, self_index, rows)[:, None] * rows
-    taken = rows.new_zeros(candidates, rows.shape[1]).index_add_(0, self_index.clamp_min(0), own)
-    return factor.transpose().matmul(rows) - taken
+def _by_class(rows: Float[Tensor, "n d"], inputs: _Inputs, source: Operand, target: Operand) -> Float[Tensor, "m d"]:
+    """For each row of `target` the sum of the given rows, those of `source`, of its class."""
+    sums = rows.new_zeros(inputs.classes, rows.shape[1])
+    sums.index_add_(0, source.labels[: source.count], rows)
+    return sums.index_select(0, target.labels[: target.count])
+
+
+def _sums_of_candidates(problem: Problem, inputs: _Inputs) -> tuple[Float[Tensor, "a d"], Float[Tensor, " a"]]:
+    """The sum and the number of the candidates in the class of each anchor, without its own column."""
+    # A column of ones counts the rows: exact in float32 to 16 million.
+    c = pad_columns(problem.candidates.detach(), (0, 1), value=1.0)
+    sums = _by_class(c, inputs, inputs.c, inputs.a)
+    if inputs.square:
+        sums.sub_(c)
+    else:
+        sums.sub_(c[problem.self_index.clamp_min(0)] * _has_own_positive(problem, inputs)[:, None])
+    return sums[:, :-1], sums[:, -1]
+
+
+def _sums_of_anchors(problem: Problem, inputs: _Inputs, rows: Float[Tensor, "a d"]) -> Float[Tensor, "c d"]:
+    """The sum of rows of the anchors in the class of each candidate, without anchors whose own column it is."""
+    sums = _by_class(rows, inputs, inputs.a, inputs.c)
+    if inputs.square:
+        return sums.sub_(rows)
+    own = rows * _has_own_positive(problem, inputs)[:, None]
+    return sums.index_add_(0, problem.self_index.clamp_min(0), own, alpha=-1)
+
+
+def _has_own_positive(problem: Problem, inputs: _Inputs) -> Bool[Tensor, " a"]:
+    """Whether an anchor's own column is a candidate of its class."""
+    own = inputs.c.labels[problem.self_index.clamp_min(0)]
+    return (problem.self_index >= 0) & (own == inputs.a.labels[: inputs.a.count])

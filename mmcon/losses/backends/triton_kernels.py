@@ -236,15 +236,13 @@ class Operand:
     labels: Int[Tensor, " padded"]
 
     @staticmethod
-    def of(
-        rows: Float[Tensor, "n d"], labels: Int[Tensor, " n"], operands: torch.dtype, *, candidates: bool = False
-    ) -> Operand:
-        """The operand of rows of at most unit length."""
+    def of(rows: Float[Tensor, "n d"], labels: Int[Tensor, " n"], operands: torch.dtype, absent: int) -> Operand:
+        """The operand of rows of at most unit length; the padding has the class `absent`."""
         n, d = rows.shape
         width = max(16, triton.next_power_of_2(d))  # 16 is the least that `tl.dot` takes
-        padded = rows.new_zeros(triton.cdiv(n, BLOCK) * BLOCK, width, dtype=operands)
-        padded[:n, :d] = rows
-        return Operand(padded, n, pad(labels.int(), -2 if candidates else -1))
+        padding, values = (0, width - d, 0, -n % BLOCK), rows.to(operands)
+        padded = torch.nn.functional.pad(values, padding) if any(padding) else values.contiguous()
+        return Operand(padded, n, pad(labels.int(), absent))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -254,7 +252,8 @@ class Operand:
 
 def pad(values: Shaped[Tensor, "... n"], fill: int | float) -> Shaped[Tensor, "... padded"]:
     """Values of rows, padded to whole blocks."""
-    return torch.nn.functional.pad(values, (0, -values.shape[-1] % BLOCK), value=fill).contiguous()
+    missing = -values.shape[-1] % BLOCK
+    return torch.nn.functional.pad(values, (0, missing), value=fill) if missing else values.contiguous()
 
 
 def pair_sums(z: Operand, scale: Float[Tensor, ""]) -> Float[Tensor, " n"]:
@@ -305,8 +304,8 @@ def positive_sums(
 def weighted_rows(
     a: Operand,
     c: Operand,
-    self_index: Int[Tensor, " padded"],
-    numbers: tuple[Float[Tensor, "4 padded"] | None, Float[Tensor, "4 padded"] | None],
+    self_index: Int[Tensor, " n"],
+    numbers: tuple[Float[Tensor, "k a_padded"] | None, Float[Tensor, "k c_padded"] | None],
     scale: Float[Tensor, ""],
     *,
     shared: bool,
