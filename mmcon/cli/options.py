@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
+from mmcon.files import read_yaml
 
 
 def add_option_flag(parser: argparse._ActionsContainer, what: str) -> None:
@@ -16,4 +16,5 @@ def add_option_flag(parser: argparse._ActionsContainer, what: str) -> None:
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
     """The options by name; values are read as YAML, so that 3 is an integer and [0.5, 1] a list."""
-    return {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in words)}
+    pairs = (word.partition("=") for word in words)
+    return {name: read_yaml(value, where=f"--option {name}") for name, _, value in pairs}

@@ -100,11 +100,13 @@ class TransformersAudio(nn.Module):
             expected="a transformers audio model with its preprocessor_config.json",
             fix="give a folder that save_pretrained wrote (model and feature extractor), or check the network",
         ):
-            config = AutoConfig.from_pretrained(model, revision=revision)
+            config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
             network = (
-                AutoModel.from_pretrained(model, revision=revision) if pretrained else AutoModel.from_config(config)
+                AutoModel.from_pretrained(model, revision=revision, trust_remote_code=False)
+                if pretrained
+                else AutoModel.from_config(config, trust_remote_code=False)
             )
-            self.extractor = AutoFeatureExtractor.from_pretrained(model, revision=revision)
+            self.extractor = AutoFeatureExtractor.from_pretrained(model, revision=revision, trust_remote_code=False)
         self.kind = config.model_type
         self.network = network.get_encoder() if self.kind == "whisper" else network
         self.feature_dim = int(getattr(config, "d_model", None) or config.hidden_size)

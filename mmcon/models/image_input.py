@@ -42,7 +42,6 @@ def image_load_errors(name: str) -> AbstractContextManager[None]:
         f"create_encoder({name!r})",
         expected="a model that can be read: a local folder, or a hub name and a network (or a filled cache)",
         fix="check the name; download it once where there is a network, and give the folder as the name",
-        errors=(OSError,),
     )
 
 

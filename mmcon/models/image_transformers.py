@@ -60,7 +60,7 @@ def _load_config(name: str, revision: str | None) -> tuple[Any, Any]:
     """The configuration of a model, and that of its vision model (equal for a pure vision model)."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     vision = getattr(config, "vision_config", config)
     if not hasattr(vision, "num_channels"):
         raise InputError(
@@ -75,7 +75,7 @@ def _load_weights(name: str, revision: str | None, options: dict[str, Any]) -> t
 
     with image_load_errors(name):
         _, vision = _load_config(name, revision)
-        return AutoModel.from_pretrained(name, revision=revision, **options), vision
+        return AutoModel.from_pretrained(name, revision=revision, trust_remote_code=False, **options), vision
 
 
 def _random_weights(
@@ -90,7 +90,7 @@ def _random_weights(
             options = {**options, "num_channels": in_channels}
         for option, value in options.items():
             setattr(vision, option, value)
-        return AutoModel.from_config(config), vision
+        return AutoModel.from_config(config, trust_remote_code=False), vision
 
 
 class _PooledVision(nn.Module):

@@ -184,12 +184,13 @@ def _load(path: str, pretrained: bool, dropout: float | None) -> Any:
         f"text/transformer({path!r})",
         expected="a hub name that can be reached, or a local folder of a text model",
         fix=f"check the path{'' if Path(path).exists() else '; without a network give a local folder'}",
-        errors=(Exception,),  # an unknown name, no network and a broken folder raise different exceptions
     ):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if dropout is not None:
             # Each family of models has its own names for these options.
             for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
                 if hasattr(config, name):
                     setattr(config, name, dropout)
-        return AutoModel.from_pretrained(path, config=config) if pretrained else AutoModel.from_config(config)
+        if pretrained:
+            return AutoModel.from_pretrained(path, config=config, trust_remote_code=False)
+        return AutoModel.from_config(config, trust_remote_code=False)

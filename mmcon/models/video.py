@@ -210,8 +210,12 @@ def transformers_video(model: str, pretrained: bool = False, **options: Any) -> 
         expected="a hub name that can be reached, or a folder with config.json",
         fix="download the model first and give its folder",
     ):
-        config = AutoConfig.from_pretrained(model, **options)
-        network = AutoModel.from_pretrained(model, config=config) if pretrained else AutoModel.from_config(config)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False, **options)
+        network = (
+            AutoModel.from_pretrained(model, config=config, trust_remote_code=False)
+            if pretrained
+            else AutoModel.from_config(config, trust_remote_code=False)
+        )
     if config.model_type not in NORMALIZATION:
         raise InputError(where, expected=f"a model of kind {', '.join(NORMALIZATION)}", got=repr(config.model_type))
     mean, std = _normalization(model, config.model_type)

@@ -93,7 +93,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # no such name, no network, a broken folder: many kinds
         raise DataError(
             f"text/tokens({name!r})",
