@@ -2,18 +2,12 @@
 
     uv run accelerate launch recipes/video_graded.py                            # bundled clips, two CPU cores
     uv run accelerate launch recipes/video_graded.py --data path/to/videos      # a folder, or a manifest (.csv, .jsonl)
-    uv run accelerate launch recipes/video_graded.py --objective binary         # same video or not, without grades
+    uv run accelerate launch recipes/video_graded.py --data videos --scores scores.csv     # your annotators' grades
 
-Each step samples a few frame times from each of a few videos. `graded` weighs every pair of one video by the time
-between them, in two shared spaces with a wide and a narrow kernel, for slow and for fast changes. `binary` makes all
-pairs of one video positive, with the same model and budget. `supervised` adds a weight for pairs of one class. Long
-videos can be cut into windows (--window-seconds), so that a batch has both near and far frame times of one video;
-`graded` tells them apart, `binary` does not.
-
-The metrics come from whole held-out videos, with intervals over videos: correlation of distance and time, time to the
-nearest neighbor, order and lag of two frame times by a linear readout, the class, and the slowness of the features.
-They are computed for the frozen features and for the embeddings in both spaces; for plain frames and for frames with a
-random crop and color each, as in training. A random encoder and raw pixels are the baselines.
+Each step samples frame times from a few videos. `graded` weighs pairs of one video by the time between them, in two
+spaces with a wide and a narrow kernel; with --scores, all pairs by the difference of their scores. `binary` makes all
+pairs of one video positive, with the same model and budget; `supervised` adds a weight for pairs of one class. Metrics
+are of whole held-out videos, with intervals over videos. A random encoder and raw pixels are the baselines.
 """
 
 from __future__ import annotations
@@ -27,12 +21,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import mmcon
-from mmcon.affinity import Affinity, SameLabel, TimeKernel
+from mmcon.affinity import Affinity, SameLabel, ScoreKernel, TimeKernel
 from mmcon.evaluation.temporal_report import evaluate_videos
 from mmcon.loading.loader import Views
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import Subset
+from mmcon.sources.scores import Scores, read_scores
 from mmcon.training.optim import create_optimizer_and_schedule
+
+Width = Float[Tensor, ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +45,10 @@ class Config(mmcon.RunConfig):
     """train on this many samples, spread evenly"""
     window_seconds: float = 0.0
     """cut videos into windows of this length, each a sample of its own; 0: a video is a sample"""
+    scores: str | None = None
+    """a table of annotators' scores with the columns video, seconds and score, which grade pairs in place of time"""
+    score_width: float | None = None
+    """with --scores, the width of the wide kernel; default: half the standard deviation of the scores"""
     objective: Literal["graded", "binary", "supervised"] = "graded"
     kernel: Literal["gaussian", "exponential", "linear", "step"] = "gaussian"
     slow_seconds: float | None = None
@@ -57,27 +58,20 @@ class Config(mmcon.RunConfig):
     widths: Literal["fixed", "scheduled", "learned"] = "fixed"
     """scheduled: times --final-width by the end, evenly in the logarithm; learned: by the loss, within fourfold"""
     final_width: float = 0.5
-    """for --widths scheduled"""
     class_weight: float = 0.2
     """supervised: the weight of two frame times of different videos of one class"""
     encoder: str = "mmcon/frames"
-    """mmcon/frames (an image encoder on each frame), r3d_18, …, or a transformers model by name or folder"""
+    """mmcon/frames (--frame-encoder on each frame, and --pooling), r3d_18, …, or a transformers model or folder"""
     frame_encoder: str = "mmcon/resnet-tiny"
-    """the image encoder of mmcon/frames"""
     pooling: Literal["mean", "max", "motion"] = "mean"
-    """pooling of mmcon/frames over time"""
     image_size: int = 32
-    """side of the views in pixels"""
     frames: int = 1
-    """frames per view"""
     rate_hz: float = 12.0
-    """frames per second in a view"""
     views: int = 12
     """frame times per sample in a batch"""
     crop_area: float = 0.95
     """smallest fraction of a frame that a crop keeps"""
     strength: float = 0.3
-    """strength of the color jitter"""
     framing: float = 1.0
     """below 1: a crop of at least this fraction of the image, the same for all views of a sample in a batch"""
     batch_size: int = 8
@@ -100,12 +94,12 @@ def main(config: Config) -> None:
 
     # Data: videos (or windows of them), and many frame times of each as views.
     train, test = (open_split(config, split) for split in ("train", "test"))
+    scores = read_scores(config.scores, [train, test]) if config.scores else None
     if config.tiny:
         train, test = (Subset(split, range(0, len(split), max(1, len(split) // 16))) for split in (train, test))
     if config.train_rows is not None:
         train = Subset(train, torch.linspace(0, len(train) - 1, config.train_rows).long())
-    size = min(config.batch_size, len(train))
-    sampler = UniformSampler(torch.arange(len(train)), batch_size=size, seed=config.seed)
+    sampler = UniformSampler(train.ids, batch_size=min(config.batch_size, len(train)), seed=config.seed)
     steps = config.epochs * sampler.steps_per_epoch
     checkpoint_every = config.checkpoint_every or max(1, steps // 10)
     run = mmcon.Run.from_config(config, name=f"video_{config.objective}", checkpoint_every=checkpoint_every)
@@ -122,16 +116,15 @@ def main(config: Config) -> None:
     model = mmcon.ContrastiveModel({"video": encoder}, spaces)
     untrained = copy.deepcopy(model)
 
-    # Loss: affinity by time within a video, at two scales.
-    widths = make_widths(config, train, run.device)
-    affinity = {name: make_affinity(config, width) for name, width in widths.items()}
+    # Loss: affinity by time within a video, or by scores, at two scales.
+    widths = make_widths(config, train, scores, run.device)
+    affinity = {name: make_affinity(config, width, scores) for name, width in widths.items()}
     objective = mmcon.Objective(affinity=affinity, temperature=config.temperature)
-    run.print("kernels: " + ", ".join(f"{name} {float(width):.3g} s" for name, width in widths.items()))
+    run.print("kernel widths: " + ", ".join(f"{name} {float(width):.3g}" for name, width in widths.items()))
     optimizer, schedule = create_optimizer_and_schedule(
         config, [model, objective], steps_per_epoch=len(loader), warmup_steps=steps // 10
     )
     trained = run.prepare(model, optimizer, schedule, objective=objective)
-
     first = {name: float(width) for name, width in widths.items()}
     for batch in run.batches(loader):
         set_widths(config, widths, first, run.global_step / steps)
@@ -146,8 +139,7 @@ def main(config: Config) -> None:
     metrics = evaluate_videos(run, {"trained": model, "random": untrained}, train, test, views=evaluation_views)
     if not run.is_main:
         return run.close()
-    last = {name: float(width) for name, width in widths.items()}
-    run.finish(metrics | {"widths_seconds": first, "last_widths_seconds": last})
+    run.finish(metrics | {"widths_seconds": first, "last_widths_seconds": {n: float(w) for n, w in widths.items()}})
 
 
 # --- data, views, kernel widths and affinity -------------------------------------------------------------------------
@@ -155,18 +147,14 @@ def main(config: Config) -> None:
 
 def open_split(config: Config, split: str) -> Any:
     """A split of the data, cut into windows if requested."""
-    options: dict[str, Any] = {"cache_gigabytes": config.cache_gigabytes}
-    if config.fold is not None:
-        options["fold"] = (config.fold, config.folds)
+    fold = None if config.fold is None else (config.fold, config.folds)
+    options = {"cache_gigabytes": config.cache_gigabytes, "fold": fold}
     source: Any = mmcon.create_source(config.data, modality="video", split=split, optional=options)
     return source.windows(config.window_seconds) if config.window_seconds else source
 
 
 def make_views(config: Config) -> tuple[Views, dict[str, Views]]:
-    """Views of training, and views of evaluation, which are at evenly spaced frame times.
-
-    The evaluation has plain frames, and frames with a crop and a color each, which hide the time.
-    """
+    """Views of training, and of evaluation at even frame times: plain, or with a crop and color that hide the time."""
     clip: dict[str, Any] = {"size": config.image_size, "frames": config.frames, "rate_hz": config.rate_hz}
     disturbed = clip | {"area": (config.crop_area, 1.0), "strength": config.strength}
     framing = (config.framing, 1.0) if config.framing < 1 else None
@@ -179,16 +167,18 @@ def make_views(config: Config) -> tuple[Views, dict[str, Views]]:
     return {"video": [training] * config.views}, repeated
 
 
-def make_widths(config: Config, train: Any, device: torch.device) -> dict[str, Float[Tensor, ""]]:
-    """The widths of the kernels in seconds, as tensors that a schedule or the loss can change."""
-    slow = config.slow_seconds or float(train.facts["duration_seconds"].median()) / 8
-    widths = {"slow": slow, "fast": config.fast_seconds or slow / 4}
+def make_widths(config: Config, train: Any, scores: Scores | None, device: torch.device) -> dict[str, Width]:
+    """The widths of the kernels in seconds, or in scores, as tensors that a schedule or the loss can change."""
+    slow, fast = config.slow_seconds or float(train.facts["duration_seconds"].median()) / 8, config.fast_seconds
+    if scores is not None:
+        slow, fast = config.score_width or scores.spread / 2, None
+    widths = {"slow": slow, "fast": fast or slow / 4}
     tensors = {name: torch.tensor(seconds, device=device) for name, seconds in widths.items()}
     return {n: nn.Parameter(t) for n, t in tensors.items()} if config.widths == "learned" else tensors
 
 
 @torch.no_grad()
-def set_widths(config: Config, widths: dict[str, Float[Tensor, ""]], first: dict[str, float], progress: float) -> None:
+def set_widths(config: Config, widths: dict[str, Width], first: dict[str, float], progress: float) -> None:
     """Set the widths at a fraction of the training, in place, since the affinities hold these tensors."""
     for name, width in widths.items():
         if config.widths == "scheduled":
@@ -197,14 +187,13 @@ def set_widths(config: Config, widths: dict[str, Float[Tensor, ""]], first: dict
             width.clamp_(first[name] / 4, first[name] * 4)
 
 
-def make_affinity(config: Config, width: Float[Tensor, ""]) -> Affinity:
-    """Affinity by time; 0 or 1; or by time and, with less weight, by class."""
+def make_affinity(config: Config, width: Width, scores: Scores | None) -> Affinity:
+    """Affinity by time or scores; 0 or 1; or by time or scores and, with less weight, by class."""
     if config.objective == "binary":
         return SameLabel("group")
     by_time = TimeKernel(width_seconds=width, kernel=config.kernel)
-    if config.objective == "graded":
-        return by_time
-    return by_time + config.class_weight * SameLabel("label")
+    graded = by_time if scores is None else ScoreKernel(scores, width=width, kernel=config.kernel)
+    return graded if config.objective == "graded" else graded + config.class_weight * SameLabel("label")
 
 
 if __name__ == "__main__":

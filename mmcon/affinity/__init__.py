@@ -25,7 +25,7 @@ from mmcon.affinity.factors import (
     factor_row_sums,
     self_mask,
 )
-from mmcon.affinity.kernels import LabelKernel, TimeKernel
+from mmcon.affinity.kernels import LabelKernel, ScoreKernel, TimeKernel
 from mmcon.affinity.labels import Hierarchy, MixedLabel, MultiLabel, SameLabel, SameSample, SideFeatures
 from mmcon.affinity.pairwise import Column
 from mmcon.affinity.spans import SpanOverlap
@@ -46,6 +46,7 @@ __all__ = [
     "MultiLabel",
     "SameLabel",
     "SameSample",
+    "ScoreKernel",
     "SideFeatures",
     "SpanOverlap",
     "TimeKernel",

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from mmcon.affinity.base import as_number, check_choice
+from mmcon.affinity.base import Affinity, as_number, check_choice
 from mmcon.affinity.factors import BandFactor, Factor, group_bands
 from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
+from mmcon.batch import Index
 from mmcon.errors import InputError
 
 #: Weights by distance over width.
@@ -81,6 +82,36 @@ class LabelKernel(Pairwise):
         if rows.ndim == 1:
             return self._kernel((rows[:, None] - columns).abs())
         return self._kernel((rows[:, None] - columns).square().sum(2).sqrt())
+
+
+class ScoreKernel(LabelKernel):
+    """A kernel of the distance between scores that are a function of the rows, such as annotators' scores over time.
+
+    `W = K(|s_i - s_j| / width)`; for K see `LabelKernel`. Times `SameLabel("group")`, only pairs of one video count.
+
+    Args:
+        scores: a function from a table to the score of each row, such as `mmcon.sources.scores.Scores`.
+        width: the scale of differences of scores, above 0; a tensor receives its gradient.
+        kernel: gaussian, exponential, sigmoid, linear or step.
+        floor: weights below it become 0.
+    """
+
+    def __init__(
+        self,
+        scores: Callable[[Index], Float[Tensor, " n"]],
+        *,
+        width: float | Float[Tensor, "..."],
+        kernel: str = "gaussian",
+        floor: float = 0.0,
+    ) -> None:
+        super().__init__("score", width=width, kernel=kernel, floor=floor)
+        self.scores = scores
+
+    def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
+        own, other = (
+            None if table is None else table.with_columns(score=self.scores(table)) for table in (rows, columns)
+        )
+        return super().bind(own or rows, other)
 
 
 class TimeKernel(LabelKernel):

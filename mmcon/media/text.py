@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from mmcon.errors import DataError
+from mmcon.errors import DataError, InputError
 
 
 @final
@@ -55,4 +55,11 @@ class TextHandle:
 
 def as_text_handles(samples: Sequence[TextHandle | str]) -> list[TextHandle]:
     """Convert texts, some of which may be plain strings, to handles."""
+    check_is_list("texts", samples)
     return [sample if isinstance(sample, TextHandle) else TextHandle((sample,)) for sample in samples]
+
+
+def check_is_list(where: str, texts: object) -> None:
+    """Raise InputError for one string in place of a list of texts, which would be read letter by letter."""
+    if isinstance(texts, str):
+        raise InputError(where, expected="a list of texts", got=f"one text, {texts[:40]!r}", fix="a list of it: [text]")

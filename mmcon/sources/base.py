@@ -18,6 +18,7 @@ from torch import Tensor
 from mmcon.batch import Numbers
 from mmcon.errors import DataError, InputError
 from mmcon.media.decoding import decoder_errors
+from mmcon.media.text import check_is_list
 from mmcon.random import stable_ids
 from mmcon.sources.fingerprint import file_sizes, fingerprint_of
 from mmcon.sources.labels import check_labels, number_integers, number_texts
@@ -68,6 +69,7 @@ class Source(ABC):
             self.columns[column], self.categories[column] = number_texts(self.name, texts)
         if labels is not None:
             self.columns["label"] = check_labels(self.name, labels)
+        check_is_list(f"{self.name}, classes", classes)
         self.classes = tuple(classes)
         if not classes and self.labels is not None:
             self.columns["label"], self.classes = number_integers(self.labels)

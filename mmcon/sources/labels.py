@@ -46,7 +46,7 @@ def encode_labels(
         DataError: labels are missing, are fractions or of mixed types, are not among `classes`, or nearly all differ.
     """
     cells = [value.strip() if isinstance(value, str) else value for value in values]
-    absent = [i for i, cell in enumerate(cells) if _is_missing(cell)]
+    absent = [i for i, cell in enumerate(cells) if is_missing(cell)]
     if absent:
         got = f"{len(absent):,} samples without one, the first in {place(absent[0])}"
         fix = "label these samples, leave them out, or pass label_column='none'"
@@ -103,7 +103,8 @@ def number_texts(
     return torch.tensor([number[value] for value in values], dtype=torch.int64), known
 
 
-def _is_missing(cell: Any) -> bool:
+def is_missing(cell: Any) -> bool:
+    """Whether a cell has no value: it is empty, NaN, or a spelling of these."""
     # Only NaN, as tables have for an empty number, differs from itself.
     return cell is None or cell != cell or (isinstance(cell, str) and cell in MISSING)
 

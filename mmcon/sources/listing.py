@@ -19,7 +19,7 @@ from mmcon.errors import DataError
 from mmcon.media import AudioFormat, AudioHandle, ImageHandle, open_video
 from mmcon.media.decoding import file_size
 from mmcon.media.image import MAX_PIXELS
-from mmcon.media.text import TextHandle
+from mmcon.media.text import TextHandle, check_is_list
 from mmcon.sources.splits import split_by_identity, split_by_name
 
 # The held-out share of data without a split column or split folders, by modality; larger for videos, which are few.
@@ -126,6 +126,9 @@ class LabelOptions(SplitOptions):
     label_column: str | None = None
     classes: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        check_is_list("classes", self.classes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions(LabelOptions):
@@ -146,6 +149,10 @@ class TableOptions(LabelOptions):
     split_column: str = "split"
     group_column: str | None = None
     root: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_is_list("text_columns", self.text_columns)
 
 
 def split_listing(

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 
 from mmcon.errors import DataError
-from mmcon.media.text import TextHandle
+from mmcon.media.text import TextHandle, check_is_list
 from mmcon.random import stable_ids
 from mmcon.sources.base import DatasetSource, Positions, Source
 from mmcon.sources.listing import Listing, handle_opener
@@ -67,6 +67,7 @@ def _check_texts(name: str, columns: Mapping[str, Sequence[str]]) -> None:
         fix = "one text a sample in every column"
         raise DataError(name, expected="columns of one length", got=str(lengths), fix=fix)
     for column, values in columns.items():
+        check_is_list(f"{name}, column {column!r}", values)
         wrong = [i for i, text in enumerate(values) if not isinstance(text, str) or not text.strip()]
         if wrong:
             raise DataError(

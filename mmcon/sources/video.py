@@ -6,7 +6,7 @@ a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from mmcon.errors import InputError
+from mmcon.errors import DataError, InputError
 from mmcon.media.video import Decoder, VideoHandle, VideoSpan
 from mmcon.media.video_files import FrameCache
 from mmcon.random import stable_ids
 from mmcon.sources.base import DatasetSource, Positions, Source, path_of
 from mmcon.sources.fingerprint import file_sizes
+from mmcon.sources.labels import is_missing
 from mmcon.sources.listing import Listing, handle_opener
 from mmcon.sources.unreadable import keep_readable, without_quarantined
 
@@ -121,16 +122,15 @@ def video_source(
             left out without reading.
     """
     cache = FrameCache(int(cache_gigabytes * GIGABYTE)) if cache_gigabytes else None
+    spans = {name: _seconds(listing, name) for name in _SPAN_COLUMNS if name in listing.columns and not listing.is_lazy}
 
     def open_clip(position: int) -> VideoHandle:
-        more = {name: listing.columns[name][position] for name in _SPAN_COLUMNS if name in listing.columns}
-        own_rate, begin, end = more.get("frames_per_second"), more.get("start_seconds"), more.get("end_seconds")
-        rate = float(own_rate) if own_rate else frames_per_second
-        options = {"frames_per_second": rate, "decoder": decoder, "cache": cache}
+        begin, end, own_rate = (spans[name][position] if name in spans else None for name in _SPAN_COLUMNS)
+        options = {"frames_per_second": own_rate or frames_per_second, "decoder": decoder, "cache": cache}
         clip = handle_opener("video", root=listing.root, **options)(listing.cells[position], listing.names[position])
-        if begin in (None, "") and end in (None, ""):
+        if begin is None and end is None:
             return clip
-        return VideoSpan(clip, float(begin or 0), float(end or clip.header.duration_seconds))
+        return VideoSpan(clip, begin or 0.0, clip.header.duration_seconds if end is None else end)
 
     if listing.is_lazy:
         listing = without_quarantined(listing, quarantine)
@@ -138,17 +138,41 @@ def video_source(
         options = {**listing.options, "max_failures": max_failures}
         return DatasetSource(listing.cells, handle=opener, names=listing.names, modality="video", **options)
     kept, clips = keep_readable(listing, open_clip, max_failures=max_failures, quarantine=quarantine)
-    further = {name: cells for name, cells in kept.columns.items() if name != kept.label_column}
-    return ClipSource(clips, columns=_numbers(further), max_failures=max_failures, **kept.options)
+    columns, notes = _numbers(kept)
+    options = kept.options | {"notes": (*kept.notes, *notes)}
+    return ClipSource(clips, columns=columns, max_failures=max_failures, **options)
 
 
-def _numbers(columns: Mapping[str, Sequence[Any]]) -> dict[str, Float64[Tensor, " n"]]:
-    """The numeric columns, except those of the spans and the frame rate."""
-    numbers = {}
-    for name, values in columns.items():
-        try:
-            if name not in _SPAN_COLUMNS:
-                numbers[name] = torch.tensor([float(value) for value in values], dtype=torch.float64)
-        except (TypeError, ValueError):
-            continue
+def _seconds(listing: Listing, name: str) -> list[float | None]:
+    """The numbers of a column of spans; None for an empty cell."""
+    cells = listing.columns[name]
+    numbers = [_as_number(cell) for cell in cells]
+    odd = [i for i, number in enumerate(numbers) if number is None and not is_missing(cells[i])]
+    if odd:
+        got = f"{cells[odd[0]]!r} for {listing.names[odd[0]]!r} ({len(odd):,} such cells)"
+        fix = "write seconds as 12.5, or leave the cell empty"
+        raise DataError(f"{listing.where}, column {name!r}", expected="a number", got=got, fix=fix)
     return numbers
+
+
+def _numbers(kept: Listing) -> tuple[dict[str, Float64[Tensor, " n"]], list[str]]:
+    """The numeric columns, except those of the labels, the spans and the frame rate; and notes on those left out."""
+    numbers, notes = {}, []
+    for name, cells in kept.columns.items():
+        if name == kept.label_column or name in _SPAN_COLUMNS:
+            continue
+        values = [_as_number(cell) for cell in cells]
+        odd = [cell for cell, value in zip(cells, values, strict=True) if value is None]
+        if not odd:
+            numbers[name] = torch.tensor(values, dtype=torch.float64)
+        elif len(odd) < len(values):
+            notes.append(f"column {name!r} left out: {len(odd):,} of its cells are no numbers, such as {odd[0]!r}")
+    return numbers, notes
+
+
+def _as_number(cell: Any) -> float | None:
+    try:
+        number = float(cell)
+    except (TypeError, ValueError):
+        return None
+    return number if abs(number) < float("inf") else None
