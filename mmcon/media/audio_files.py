@@ -102,6 +102,8 @@ def read_audio_span(
         file_size(source, where)
     readers = {"soundfile": _read_by_soundfile, "av": _read_by_av, "torchcodec": _read_by_torchcodec}
     with decoder_errors(where, expected="decodable samples"):
+        if not isinstance(source, bytes):
+            Path(source).open("rb").close()  # a file that may not be read is not one that was cut
         span = readers[header.decoder](source, header, start, length)
         if len(span) != header.channels:
             raise ValueError(f"{len(span)} channels, where its header states {header.channels}")

@@ -15,12 +15,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmcon.errors import DataError
-from mmcon.media.decoding import decoder_errors, file_size, restart_time_limit
-from mmcon.media.image import MAX_PIXELS
+from mmcon.media.decoding import DAMAGED, decoder_errors, file_size, restart_time_limit
+from mmcon.media.image import check_pixels
 from mmcon.media.video import SAME_TIME_SECONDS, FrameStack, VideoHandle, VideoHeader, scaled
 
 MAX_ANIMATION_PIXELS = 1 << 32
 """The largest accepted animation, in pixels of all its frames: two thousand frames of a full HD screen."""
+# Larger animations have a byte for so many pixels: a frame that repeats another one takes some thirty bytes.
+_SMALL_PIXELS, _PIXELS_PER_BYTE = 1 << 27, 1 << 16
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
@@ -93,11 +95,12 @@ class AnimatedImage(VideoHandle):
         with _opened(self.file) as image:
             width, height = image.size
             count = getattr(image, "n_frames", 1)
-            if count * width * height > MAX_ANIMATION_PIXELS:
+            most = min(MAX_ANIMATION_PIXELS, max(_SMALL_PIXELS, _PIXELS_PER_BYTE * self.file.stat().st_size))
+            if count * width * height > most:
                 fix = "convert it to a video file, or leave it out"
-                expected, got = f"at most {MAX_ANIMATION_PIXELS:,} pixels", f"{count:,} frames of {height}×{width}"
-                raise DataError(str(file), expected=f"an animation of {expected}", got=got, fix=fix)
-            durations = [_milliseconds(image, i) for i in range(count)]
+                got = f"{count:,} frames of {height}×{width}"
+                raise DataError(str(file), expected=f"an animation of at most {most:,} pixels", got=got, fix=fix)
+            durations = [float(self._frame(image, i, image.size).info.get("duration", 0) or 100) for i in range(count)]
         # Summed in whole milliseconds, which are exact; seconds would add rounding errors.
         ends = torch.tensor(durations, dtype=torch.float64).cumsum(0) / 1000
         self.times, self.end = [0.0, *ends[:-1].tolist()], float(ends[-1])
@@ -121,15 +124,20 @@ class AnimatedImage(VideoHandle):
 
         frames = {}
         with _opened(self.file) as image:
-            if image.size != (self.header.width, self.header.height):
-                got = f"{image.height}×{image.width}"
-                expected = f"{self.header.height}×{self.header.width} pixels, as its header said before"
-                raise DataError(str(self.file), expected=expected, got=got, fix="do not replace files during a run")
             for number in numbers:
-                image.seek(number)
-                frames[number] = scaled(pil_to_tensor(image.convert("RGB"))[None], shorter_side)[0]
-                restart_time_limit()
+                frame = self._frame(image, number, (self.header.width, self.header.height)).convert("RGB")
+                frames[number] = scaled(pil_to_tensor(frame)[None], shorter_side)[0]
         return frames
+
+    def _frame(self, image: Any, number: int, size: tuple[int, int]) -> Any:
+        """The image at a frame, decoded, with the duration that Pillow sets then."""
+        image.seek(number)
+        if image.size != size:  # of a damaged frame, or of another file since the header was read
+            got = f"{image.height}×{image.width} at frame {number}"
+            raise DataError(str(self.file), expected=f"{size[1]}×{size[0]} pixels", got=got, fix=DAMAGED)
+        image.load()
+        restart_time_limit()
+        return image
 
 
 def _image_size(file: Path) -> tuple[int, int]:
@@ -143,20 +151,10 @@ def _opened(file: Path) -> Iterator[Any]:
     """An image of Pillow after its header was read. Any error, also in the body, is a DataError that names the file."""
     from PIL import Image
 
-    file_size(file, str(file))
+    size = file_size(file, str(file))
     with decoder_errors(str(file)), Image.open(file) as image:
-        if image.width * image.height > MAX_PIXELS:
-            got = f"{image.height:,} × {image.width:,}"
-            raise DataError(str(file), expected=f"at most {MAX_PIXELS:,} pixels", got=got, fix="scale it down")
+        check_pixels(image, size, str(file))
         yield image
-
-
-def _milliseconds(image: Any, number: int) -> float:
-    """The duration of a frame, which Pillow sets when it loads the frame."""
-    image.seek(number)
-    image.load()
-    restart_time_limit()
-    return float(image.info.get("duration", 0) or 100)
 
 
 def frame_files(folder: str | Path) -> list[Path]:

@@ -46,7 +46,7 @@ MAX_PIXELS = 100 << 20
 # Decoders that hold several copies of an image, or all its coefficients, at once; a third of the pixels is accepted.
 _HUNGRY = ("WEBP", "AVIF", "JPEG2000")
 # Larger images of fewer bytes a pixel are bombs or cut off: the best compressors need a byte for some hundred pixels.
-_SMALL_PIXELS, _PIXELS_PER_BYTE = 1 << 24, 4096
+_SMALL_PIXELS, PIXELS_PER_BYTE = 1 << 24, 4096
 # No format that starts other programs (EPS) or hands over to plug-ins (WMF, HDF5).
 # fmt: off
 _FORMATS = (
@@ -149,23 +149,11 @@ class ImageHandle:
                 return
             file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
             size = len(self.source) if isinstance(self.source, bytes) else file_size(self.source, repr(self))
-            self._check(size <= 8 * self.max_pixels, f"at most {8 * self.max_pixels:,} bytes", f"{size:,}")
+            if size > 8 * self.max_pixels:
+                raise _too_large(repr(self), f"at most {8 * self.max_pixels:,} bytes", f"{size:,}")
             with Image.open(file, formats=_FORMATS) as image:
-                self._check_pixels(image, size)
+                check_pixels(image, size, repr(self), self.max_pixels)
                 yield image
-
-    def _check_pixels(self, image: Image.Image, file_size: int) -> None:
-        """Raise DataError before pixels are decoded that would take too much memory."""
-        pixels, kind = image.width * image.height, image.format
-        limit = self.max_pixels // (3 if kind in _HUNGRY or "progressive" in image.info else 1)
-        self._check(pixels <= limit, f"at most {limit:,} pixels ({kind})", f"{image.height:,} × {image.width:,}")
-        enough = pixels <= max(_SMALL_PIXELS, _PIXELS_PER_BYTE * file_size)
-        self._check(enough, f"a byte for {_PIXELS_PER_BYTE:,} pixels", f"{file_size:,} bytes for {pixels:,} pixels")
-
-    def _check(self, holds: bool, expected: str, got: str) -> None:
-        if not holds:
-            fix = "remove the file or scale it down, or raise the limit with max_pixels"
-            raise DataError(repr(self), expected=f"an image of {expected}", got=got, fix=fix)
 
     def _array(self, source: Shaped[np.ndarray, "..."] | Shaped[Tensor, "..."]) -> UInt8[np.ndarray, "h w *c"]:
         array = source.permute(1, 2, 0).cpu().numpy() if isinstance(source, Tensor) and source.dim() == 3 else source
@@ -181,6 +169,29 @@ class ImageHandle:
         if array.dtype != np.uint8:
             array = (array >> 8 * (array.dtype.itemsize - 1)).astype(np.uint8)
         return np.ascontiguousarray(array[:, :, 0] if channels == 1 and array.ndim == 3 else array)
+
+
+def check_pixels(image: Image.Image, file_size: int, where: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise DataError before pixels are decoded that would take too much memory.
+
+    Args:
+        image: after its header was read.
+        file_size: the bytes of the file.
+        where: the sample in the message.
+        max_pixels: see `ImageHandle`.
+    """
+    pixels, kind = image.width * image.height, image.format
+    limit = max_pixels // (3 if kind in _HUNGRY or "progressive" in image.info else 1)
+    if pixels > limit:
+        raise _too_large(where, f"at most {limit:,} pixels ({kind})", f"{image.height:,} × {image.width:,}")
+    if pixels > max(_SMALL_PIXELS, PIXELS_PER_BYTE * file_size):
+        expected = f"a byte for {PIXELS_PER_BYTE:,} pixels"
+        raise _too_large(where, expected, f"{file_size:,} bytes for {pixels:,} pixels")
+
+
+def _too_large(where: str, expected: str, got: str) -> DataError:
+    fix = "remove the file or scale it down, or raise the limit with max_pixels"
+    return DataError(where, expected=f"an image of {expected}", got=got, fix=fix)
 
 
 def open_images(sources: Any, **options: Any) -> list[ImageHandle]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmcon.errors import DataError, MissingDependencyError
 from mmcon.media.decoding import decoder_errors, file_size, restart_time_limit
+from mmcon.media.image import PIXELS_PER_BYTE
 from mmcon.media.packet_times import SAME_RATE, measure_frames, promised_seconds
 from mmcon.media.video import SAME_TIME_SECONDS, Decoder, FrameStack, VideoHandle, VideoHeader, scaled, scaled_size
 
@@ -32,6 +33,8 @@ _MOST_PIXELS = 1 << 26  # 8,192 × 8,192: a decoder reserves memory for several 
 # A seek that lands after the requested frame, as in transport streams, is repeated this much earlier; at last the file
 # is decoded from its first frame.
 _SEEK_EARLIER_SECONDS = (0.0, 2.0, 8.0, 32.0, math.inf)
+# Frames up to this size may be in a file of any size.
+_SMALL_PIXELS = 1 << 22
 _DAMAGED = "the file is damaged: fetch it again or leave it out"
 
 
@@ -315,7 +318,12 @@ class _OpenContainer:
     def _open(self) -> Any:
         import av
 
-        return av.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else str(self.file))
+        container = av.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else str(self.file))
+        for stream in container.streams.video:
+            # A damaged frame may state any size, and a decoder reserves its memory first.
+            most = min(_MOST_PIXELS, max(_SMALL_PIXELS, PIXELS_PER_BYTE * self.size))
+            stream.codec_context.options = {"max_pixels": str(most)}
+        return container
 
 
 @contextmanager
