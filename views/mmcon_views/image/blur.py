@@ -15,7 +15,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
-from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_, to_device, to_float
+from mmcon_views.image.pixels import copy_as_float, kernels_for, map_selected, map_selected_, to_device, to_float
 
 # Up to this many pixels, images are blurred together on a CPU; larger images one by one, each with only its own taps.
 SMALL = 64 * 64
@@ -68,6 +68,9 @@ def convolve(
     """
     weights = weights.to(torch.float32)
     weights = torch.where(weights > 1e-7, weights, 0.0)
+    if (kernels := kernels_for(x)) is not None and x.dtype == torch.float32:
+        own = to_device(x.device, weights, (weights > 0).sum(1) - 1)
+        return kernels.convolve(x, *own, outside)
     if x.device.type != "cpu" or x.shape[-2] * x.shape[-1] <= SMALL:
         reach = int((weights > 0).any(0).nonzero().max())
         (columns,) = to_device(x.device, weights[:, : reach + 1, None, None, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, final
 
 import torch
@@ -71,6 +72,7 @@ class ColorChannels(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
+    single_thread: ClassVar[bool] = True  # powers round differently at the end of each thread's part
     CHANNELS: ClassVar[dict[str, slice]] = {"luminance": slice(0, 1), "chroma": slice(1, 3), "both": slice(0, 3)}
 
     ZERO: ClassVar[dict[str, tuple[float, ...]]] = {
@@ -97,7 +99,8 @@ class ColorChannels(ViewGenerator):
             raise InputError("image/color-channels", expected="RGB images", got=f"{x.shape[1]} channel")
         constants = to_device(x.device, *(torch.tensor(v[self.space]) for v in (MEAN, STD, self.ZERO)))
         mean, std, zero = (constant.view(1, 3, 1, 1) for constant in constants)
-        out = lab(x) if self.space == "lab" else linear_channels(x, _YCBCR if self.space == "ycbcr" else _YDBDR)
+        weights = _YCBCR if self.space == "ycbcr" else _YDBDR
+        out = _image_by_image(lab, x) if self.space == "lab" else linear_channels(x, weights)
         out = (out + zero - mean) / std
         return out[:, self.CHANNELS[self.channels]].contiguous()
 
@@ -106,6 +109,15 @@ class ColorChannels(ViewGenerator):
         selected = self.CHANNELS[self.channels]
         count = selected.stop - selected.start
         return {**meta, "channels": torch.full_like(meta["channels"], count)} if "channels" in meta else meta
+
+
+def _image_by_image(
+    function: Callable[[Float[Tensor, "_ c h w"]], Float[Tensor, "_ d k l"]], images: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b d k l"]:
+    """Apply a function to each image alone on a CPU, where powers and convolutions of a batch round differently."""
+    if images.device.type != "cpu":
+        return function(images)
+    return torch.cat([function(image) for image in images.split(1)])
 
 
 @register_view("image/edges", modality="image")
@@ -117,6 +129,7 @@ class Edges(ViewGenerator):
     """
 
     modality: ClassVar[str] = "image"
+    single_thread: ClassVar[bool] = True  # so do convolutions
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw nothing."""
@@ -133,7 +146,8 @@ class Edges(ViewGenerator):
         across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         (kernels,) = to_device(x.device, torch.stack([across, across.T])[:, None])
         padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
-        return torch.nn.functional.conv2d(padded, kernels).square().sum(1, keepdim=True).sqrt()
+        gradients = _image_by_image(lambda image: torch.nn.functional.conv2d(image, kernels), padded)
+        return gradients.square().sum(1, keepdim=True).sqrt()
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
         """One channel."""

@@ -22,6 +22,7 @@ from mmcon_views.image.pixels import (
     channel_means,
     copy_as_float,
     float_copy,
+    kernels_for,
     map_indices_,
     map_selected,
     map_selected_,
@@ -126,6 +127,7 @@ def hue_(x: Images, factor: Factor) -> Images:
 
 
 Operation = Callable[[Tensor, Tensor], Tensor]
+TORCHVISION: tuple[Operation, ...] = (brightness_, contrast_, saturation_, hue_)
 
 
 def check_strengths(where: str, **strengths: float) -> None:
@@ -151,6 +153,12 @@ def jitter_(x: Images, params: Params, operations: tuple[Operation, ...]) -> Non
     """The four operations in place, in each image's own order; images with the same order are processed together."""
     names = ("brightness", "contrast", "saturation", "hue")
     factors = torch.stack([params[name] for name in names], dim=1).to(torch.float32)[..., None, None, None]
+    kernels = kernels_for(x) if operations is TORCHVISION and x.shape[1] == 3 and x.is_contiguous() else None
+    if kernels is not None:
+        rows = params["apply"].nonzero().view(-1)
+        if len(rows):
+            kernels.jitter_(x, *to_device(x.device, rows, params["order"][rows], factors[rows].view(-1, 4)))
+        return None
     if x.device.type == "cuda":
         return _jitter_by_place(x, params, operations, factors)
     rows_by_order: dict[tuple[int, ...], list[int]] = {}
@@ -207,7 +215,7 @@ class ColorJitter(ViewGenerator):
 
     modality: ClassVar[str] = "image"
     copy_into = staticmethod(copy_as_float)
-    OPERATIONS: ClassVar[tuple[Operation, ...]] = (brightness_, contrast_, saturation_, hue_)
+    OPERATIONS: ClassVar[tuple[Operation, ...]] = TORCHVISION
 
     def __init__(
         self,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -107,6 +109,20 @@ def to_device(device: torch.device, *values: Shaped[Tensor, "..."]) -> list[Shap
         part(packed, i).copy_(value)
     there = packed.to(device, non_blocking=True)
     return [part(there, i) for i in range(len(values))]
+
+
+def kernels_for(batch: Shaped[Tensor, "..."]) -> Any:
+    """The module of Triton kernels where a batch is on a GPU that has them, else None."""
+    if batch.device.type != "cuda" or not _has_triton():
+        return None
+    from mmcon_views.image import gpu_kernels
+
+    return gpu_kernels
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def as_columns(batch: Num[Tensor, "b c h w"], *columns: Shaped[Tensor, " b"]) -> list[Float32[Tensor, "b 1 1 1"]]:

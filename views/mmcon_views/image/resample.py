@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmcon.errors import InputError
 from mmcon.views import Params, empty_buffer
-from mmcon_views.image.pixels import check_batch, check_image, chunks, sample_names, to_device
+from mmcon_views.image.pixels import check_batch, check_image, chunks, kernels_for, sample_names, to_device
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
@@ -127,6 +127,9 @@ def _resample_stacked(
 ) -> Float32[Tensor, "b c h2 w2"]:
     """All images at once: weighted sums of rows, then, on the transposed result, of columns."""
     scale = 1 / 255 if batch.dtype == torch.uint8 else 1.0
+    if interpolation != "nearest" and (kernels := kernels_for(batch)) is not None:
+        on_device = to_device(batch.device, *(box[name] for name in ("top", "left", "height", "width")))
+        return kernels.resample(batch, on_device, size, cubic=interpolation == "bicubic", scale=scale)
     most = [_most_taps(box[name], out, interpolation) for name, out in zip(("height", "width"), size, strict=True)]
     top, height, left, width = to_device(batch.device, *(box[name] for name in ("top", "height", "left", "width")))
     down = taps(top, height, size[0], interpolation, scale, most=most[0])
