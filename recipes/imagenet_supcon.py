@@ -16,12 +16,8 @@ Learning of Visual Representations".
 from __future__ import annotations
 
 import copy
-import tempfile
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-import torch
 
 import mmcon
 from mmcon.affinity import MixedLabel, SameLabel, SameSample
@@ -107,17 +103,14 @@ def main(config: Config) -> None:
     """Train, then evaluate."""
     if config.objective == "cross-entropy" and (config.queue_size or config.chunk_size):
         raise ConfigError("--queue-size and --chunk-size", expected="a contrastive objective", got="cross-entropy")
-    config = full_config = config.apply_tiny(max_steps=8)
-    if config.dry_run:
-        config = replace(config, batch_size=dry_run.SMALL_BATCH, max_steps=1, output_dir=Path(tempfile.mkdtemp()))
+    full_config = config.apply_tiny(max_steps=8)
+    config = dry_run.one_step(full_config) if config.dry_run else full_config
     run = mmcon.Run.from_config(config, name=f"imagenet_{config.objective}")
 
     # Data: samples with stable ids, the views of each, and the samples of each batch.
-    columns = {"media_column": config.image_column, "label_column": config.label_column}
-    unreadable = {"max_failures": config.max_unreadable, "quarantine": run.folder / QUARANTINE}
-    train, test = (
-        mmcon.create_source(config.data, split=split, optional=columns | unreadable) for split in ("train", "test")
-    )
+    options = {"media_column": config.image_column, "label_column": config.label_column}
+    options |= {"max_failures": config.max_unreadable, "quarantine": run.folder / QUARANTINE}
+    train, test = (mmcon.create_source(config.data, split=split, optional=options) for split in ("train", "test"))
     if config.tiny:
         train, test = Subset(train, range(0, len(train), 10)), Subset(test, range(0, len(test), 10))
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
@@ -128,13 +121,11 @@ def main(config: Config) -> None:
     sampler = create_batch_sampler(train, config.sampler, seed=config.seed, **batches)
     loader = run.loader(train, {"image": [view] * config.views}, sampler)
 
-    # Model: an encoder, and a projection head that the second stage drops. Published weights expect three channels
-    # (a gray channel is repeated), and a dry run counts with three.
+    # Model: an encoder (of three channels for published weights and in a dry run), and a projection head for stage one.
     channels = 3 if config.pretrained or config.dry_run else channels_of(train)
     encoder = mmcon.create_encoder(config.encoder, pretrained=config.pretrained, image_size=size, in_channels=channels)
     head = {"dim": config.projection_dim, "head": config.projection_head, "unit_features": config.unit_features}
     model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(**head)})
-    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     untrained = copy.deepcopy(model)
 
     # Loss: which pairs are positive, and how strongly.
@@ -175,8 +166,6 @@ def main(config: Config) -> None:
     if config.dry_run:
         run.print(dry_run.report(full_config, network, optimizer, batch, train, others=state.values()))
         return run.close()
-    if probe:
-        probe.close()
 
     # Stage two: features once, then every metric from them.
     model = run.full_model(model)
@@ -187,18 +176,13 @@ def main(config: Config) -> None:
     if average:
         encoders["averaged encoder"] = (average.module, plain)
     features = second_stage.extract_all(run, encoders, train, test)
-    accuracies: dict[str, Any] = {}
-    if config.linear_stage == "published":
-        views = {"image": [make_view(config, config.linear_view)]}
-        training: dict[str, Any] = {"stage": config.linear, "batch_size": config.linear_batch_size}
-        training |= {"views": views, "test_views": plain, "class_weight_power": config.class_weight_power}
-        accuracies["linear_stage"] = second_stage.train_linear_stage(run, model, train, test, **training)
-        run.print(f"linear classifier, trained as published: {accuracies['linear_stage']}")
+    linear_views = {"image": [make_view(config, config.linear_view)]}
+    linear_stage = second_stage.published_stage(run, config, model, train, test, views=linear_views, test_views=plain)
     if not run.is_main:
         return run.close()
-    metrics = {name: second_stage.evaluate_features(*train_and_test) for name, train_and_test in features.items()}
+    metrics = second_stage.evaluate_all(features)
     run.print(second_stage.metrics_table(metrics, len(test)))
-    run.finish(second_stage.metrics_json(metrics, test.classes) | accuracies)
+    run.finish(second_stage.metrics_json(metrics, test.classes) | linear_stage)
 
 
 def make_view(config: Config, name: str) -> mmcon.ViewGenerator:

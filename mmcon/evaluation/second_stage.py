@@ -18,7 +18,7 @@ from mmcon.errors import ConfigError
 from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.figure_warnings import figure_warnings
 from mmcon.evaluation.knn import knn
-from mmcon.evaluation.linear_classifier import LinearStage, accuracy, train_classifier
+from mmcon.evaluation.linear_classifier import accuracy, train_classifier
 from mmcon.evaluation.probe import linear_probe
 from mmcon.evaluation.statistics import Classification
 from mmcon.loading.loader import Views, one_pass
@@ -86,34 +86,34 @@ def evaluate_all(features: Mapping[str, tuple[Features, Features]]) -> dict[str,
     }
 
 
-def train_linear_stage(
+def published_stage(
     run: Run,
+    config: Any,
     model: nn.Module,
     train: Source,
     test: Source,
     *,
     views: Views,
     test_views: Views,
-    batch_size: int,
-    stage: LinearStage,
-    class_weight_power: float = 0.0,
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """Train a linear classifier on augmented views over the frozen encoder, as published, and evaluate it.
 
     Args:
         run: gives the seed, the device and the ranks.
+        config: the configuration, with `linear_stage`, `linear`, `linear_batch_size` and `class_weight_power` (the loss
+            weighs a class of n samples by n^-power).
         model: a ContrastiveModel; it does not change.
         train: the training split, with labels.
         test: the test split.
         views: of the training split.
         test_views: of the test split.
-        batch_size: samples per step, over all ranks.
-        stage: optimizer, schedule and length.
-        class_weight_power: the loss weighs a class of n samples by n^-power; 0: equally.
 
     Returns:
-        Accuracies on the test split.
+        Accuracies on the test split under "linear_stage"; empty if the flags have no such stage.
     """
+    if config.linear_stage != "published":
+        return {}
+    batch_size, class_weight_power = config.linear_batch_size, config.class_weight_power
     if train.labels is None or batch_size > len(train):
         got = f"{len(train)} rows {'without' if train.labels is None else 'with'} labels, a batch of {batch_size}"
         raise ConfigError("the second stage", expected="labels, and at most as large a batch as the data", got=got)
@@ -121,8 +121,11 @@ def train_linear_stage(
     seed_model(run.seed, "second stage")
     weights = class_weights(class_counts(train), power=class_weight_power) if class_weight_power else None
     classes = len(train.classes)
-    classifier = train_classifier(model, loader, classes=classes, stage=stage, class_weights=weights, device=run.device)
-    return accuracy(classifier, one_pass(test, test_views, device=run.device))
+    stage: dict[str, Any] = {"classes": classes, "stage": config.linear, "class_weights": weights}
+    classifier = train_classifier(model, loader, device=run.device, **stage)
+    found = accuracy(classifier, one_pass(test, test_views, device=run.device))
+    run.print(f"linear classifier, trained as published: {found}")
+    return {"linear_stage": found}
 
 
 def results_json(metrics: Mapping[str, Mapping[str, Any]], *, n: int | None = None) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import tempfile
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,6 +26,8 @@ from mmcon.operations.memory_budget import (
 )
 from mmcon.sources.base import Source
 
+C = TypeVar("C")
+
 #: Images in the training split of ImageNet-1k, for a dry run without them.
 IMAGENET = 1_281_167
 #: Samples of the step of a dry run.
@@ -34,6 +39,12 @@ def first_rows(batch: ViewBatch, rows: int, modality: str = "image") -> ViewBatc
     """The first rows of the first view group of a batch, as a batch."""
     views = tree_map(lambda x: x[:rows].detach(), batch.views[modality][0])
     return ViewBatch({modality: (views,)}, {modality: batch.index[modality].take(slice(0, rows))}, step=batch.step)
+
+
+def one_step(config: C) -> C:
+    """The configuration of the dry run of a recipe: one step of `SMALL_BATCH` samples, in a temporary folder."""
+    settings = {"batch_size": SMALL_BATCH, "max_steps": 1, "output_dir": Path(tempfile.mkdtemp(prefix="dry-run-"))}
+    return dataclasses.replace(config, **settings)  # pyright: ignore[reportArgumentType]
 
 
 def report(
