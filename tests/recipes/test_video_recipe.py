@@ -306,12 +306,19 @@ def test_similarity_by_lag_is_that_of_the_pairs(tmp_path: Path):
     assert (tmp_path / "lag.png").stat().st_size > 5_000
 
 
-def test_the_examples_of_the_document_run_and_an_own_grading_is_learned_from(folder: Path):
+def test_the_examples_of_the_document_run_and_an_own_grading_is_learned_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder)
     text = (Path(__file__).parents[2] / "docs" / "video.md").read_text()
     known: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(block, known)
     assert known["weights"].shape == (12, 12)
+    # Scores rise from 1 to 5 in two seconds, so that a second is worth 2, twice the width.
+    time = known["batch"].index["video"]["time"]
+    expected = (-((2 * (time[:, None] - time)) ** 2) / 2).exp()
+    assert torch.allclose(known["weights"].double(), expected.double(), atol=1e-5)
     table = folder / "clips.csv"
     table.write_text("path,start_seconds,end_seconds,excitement\na/4.mp4,0,1,1\na/4.mp4,1,2,3\nb/5.mp4,0,1,3\n")
     view = create_view("video/plain", size=16, frames=2)
@@ -341,3 +348,22 @@ def test_the_recipe_runs_and_leaves_its_figures(tmp_path: Path):
         assert len(results[state]["slow"]["slowness"]) == 64
     assert "nearest neighbor" in done.stdout
     assert "slowest three" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_recipe_takes_a_manifest_and_scores_of_annotators(tmp_path: Path):
+    lines, scores = ["path,start_seconds,end_seconds,excitement"], ["video,seconds,score"]
+    for i in range(6):
+        write(tmp_path / f"{i}.mp4", stamps=EVEN[:30])
+        lines += [f"{i}.mp4,0,1,{i}", f"{i}.mp4,1,3,{i + 1}"]
+        scores += [f"{i}.mp4,0,{i}", f"{i}.mp4,3,{i + 2}"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    (tmp_path / "scores.csv").write_text("\n".join(scores))
+    recipe = Path(__file__).parents[2] / "recipes" / "video_graded.py"
+    command = [sys.executable, str(recipe), "--tiny", "--cpu", "--output-dir", str(tmp_path / "run")]
+    command += ["--data", str(tmp_path / "list.csv"), "--scores", str(tmp_path / "scores.csv"), "--score-width", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["widths_seconds"] == {"slow": 0.5, "fast": 0.125}
+    assert "kernel widths: slow 0.5, fast 0.125" in done.stdout
