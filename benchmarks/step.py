@@ -63,7 +63,7 @@ class Ready:
 def parts_for(model: nn.Module, device: torch.device, steps: int) -> tuple[nn.Module, Any, Any]:
     """A copy of the model, its optimizer and its schedule."""
     own = copy.deepcopy(model).to(device)
-    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-3, fused=True if device.type == "cuda" else None)
     return own, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmcon.errors import ConfigError, NonFiniteError
 from mmcon.training.config import RunSettings
+from mmcon.training.rank_model import _fuse
 from mmcon.training.step import AccumulationSchedule, StepLocation, Stepper
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
@@ -115,3 +116,18 @@ def test_gradients_that_are_infinite_without_a_scale_stop_fp16(scaled):
     _, _, step, _ = scaled(scale=0.5)
     with pytest.raises(NonFiniteError, match=r"loss 0\.0, gradient norm inf"):
         step(3e38, loss=3e38)  # w is 0, and so is the loss; its gradient is their product
+
+
+def test_a_fused_optimizer_makes_the_same_updates_and_keeps_an_explicit_choice():
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 8)) for _ in range(2)]
+    optimizers = [torch.optim.AdamW([weight], lr=0.1) for weight in weights]
+    _fuse(optimizers[0])
+    assert optimizers[0].param_groups[0]["fused"]
+    for weight, optimizer in zip(weights, optimizers, strict=True):
+        for _ in range(3):
+            weight.grad = weight.detach() ** 3
+            optimizer.step()
+    torch.testing.assert_close(weights[0], weights[1])
+    chosen = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=0.1, foreach=True)
+    _fuse(chosen)
+    assert not chosen.param_groups[0]["fused"]
