@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import os
 import platform
 import resource
@@ -127,6 +128,9 @@ def by_recipe(
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
         run.close()
+        *_, last = (run.folder / "metrics.jsonl").read_text().splitlines()
+        phases = ("waiting_for_data", "views", "forward", "backward", "optimizer")
+        print("shares of a step:", {name: round(json.loads(last).get(name, 0), 3) for name in phases}, flush=True)
     return seconds
 
 

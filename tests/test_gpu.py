@@ -173,6 +173,7 @@ CHAINS = [
 
 
 @needs_kernels
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_host_does_not_wait_for_views(name):
     view = mmcon.create_view(name, **({"p": 1.0} if name == "image/warp" else {"size": 96}))
@@ -231,7 +232,7 @@ def test_what_workers_make_comes_in_page_locked_memory():
     view = mmcon.create_view("image/simclr", size=28)
     sampler = UniformSampler(source.labels, batch_size=16, seed=0)
     loader = ViewLoader(source, {"image": [view]}, sampler, seed=0, workers=1, device=DEVICE)
-    _, (drawn, *_) = next(iter(loader._steps()))
+    _, (drawn, *_) = next(iter(loader._work_items()))
     assert drawn.samples.is_pinned()
     assert next(iter(loader)).views["image"][0].is_cuda
 

@@ -233,6 +233,30 @@ def errors(n: int, operands: tuple[torch.dtype, ...]) -> None:
             print(f"| {name} | {str(precision).removeprefix('torch.')} | {error[0]:.1e} | {error[1]:.1e} |", flush=True)
 
 
+def sweep() -> None:
+    """Give the kernels more blocks to choose from: rows, columns, warps, stages."""
+    from triton import Config
+
+    from mmcon.losses.backends import triton_kernels
+
+    sizes = {
+        "_pair_sums": [
+            (128, 64, 4, 3),
+            (128, 64, 4, 2),
+            (256, 64, 4, 2),
+            (256, 32, 4, 3),
+            (256, 64, 8, 3),
+            (128, 64, 8, 3),
+        ],
+        "_weighted_rows": [(64, 128, 4, 2), (64, 128, 4, 3), (64, 64, 4, 3), (128, 128, 8, 3), (64, 32, 4, 3)],
+    }
+    for name, blocks in sizes.items():
+        getattr(triton_kernels, name).configs = [
+            Config({"BLOCK_M": rows, "BLOCK_N": columns}, num_warps=warps, num_stages=stages)
+            for rows, columns, warps, stages in blocks
+        ]
+
+
 def tuning() -> None:
     """What the kernels' blocks were chosen from."""
     from mmcon.losses.backends import triton_kernels
@@ -253,6 +277,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[65536, 16384, 4096, 1048576])
     parser.add_argument("--form-size", type=int, default=16384)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--sweep", action="store_true", help="try more blocks than the kernels do")
     options = parser.parse_args()
     global DEVICE
     DEVICE = torch.device(options.device)
@@ -262,6 +287,8 @@ def main() -> None:
     backend, rate = "triton" if on_gpu else "tiled", products_per_second()
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
     print(f"{name}, d = {WIDTH}, {CLASSES} classes, T = {TEMPERATURE}; bfloat16 products: {rate / 1e12:.0f} TFLOP/s\n")
+    if options.sweep:
+        sweep()
     by_size(options.sizes[:1], rate, backend)
     if on_gpu:
         tuning()
