@@ -29,6 +29,7 @@ from mmcon.loading.pipeline import ViewGroup
 from mmcon.random import stable_id
 from mmcon.training.checkpoint import Checkpoints, load_checkpoint
 from mmcon.training.logging import MetricsLog
+from mmcon.training.step import first_ids
 from mmcon.views import params_to_json, select_samples
 
 VARIABLE = "MMCON_REPLAY"
@@ -144,7 +145,7 @@ class Replay:
             known = sorted(set(torch.cat([t["sample"] for t in batch.index.values()]).tolist()))
             raise InputError(
                 "mmcon replay",
-                expected=f"a sample of step {self.step}: {known}",
+                expected=f"a sample of step {self.step}: {first_ids(known)}",
                 got=self.sample,
                 fix="name one of these with --sample",
             )

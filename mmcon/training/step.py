@@ -92,6 +92,12 @@ class StepLocation:
         return f"mmcon replay {self.folder} --step {self.step + 1} --sample {first}"
 
 
+def first_ids(samples: list[int], shown: int = 4) -> str:
+    """The first of many ids, and how many more there are."""
+    listed = ", ".join(map(str, samples[:shown]))
+    return f"[{listed}]" if len(samples) <= shown else f"[{listed}, and {len(samples) - shown:,} more]"
+
+
 class Stepper:
     """Executes the steps of a run.
 
@@ -185,5 +191,6 @@ class Stepper:
             got=got,
             fix="lower the learning rate, raise the temperature, clip gradients, or pass --on-nonfinite skip;"
             f" `{location.replay_command}` writes the inputs of the model",
-            key=f"seed={location.seed}, step={location.step}, rank={location.rank}, sample={location.samples}",
+            key=f"seed={location.seed}, step={location.step}, rank={location.rank},"
+            f" sample={first_ids(location.samples)}",
         )

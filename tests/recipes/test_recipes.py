@@ -1,16 +1,37 @@
 """The reference recipe by its real command: it trains, reports, resumes, and refuses bad input with one clear error."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from launched_recipes import RECIPE, launch, metrics
 from PIL import Image
 
+from mmcon.evaluation.second_stage import metrics_table
+from mmcon.evaluation.statistics import classify
+
 ROOT = Path(__file__).parents[2]
+
+
+def printed_table(text):
+    """The columns and the names of the rows of the table of accuracies in a text."""
+    lines = text[text.index("top-1 [95 % interval]") :].splitlines()[1:]
+    rows = [line for line in lines if re.match(r"  \S.*\[\d\.\d{3}, \d\.\d{3}\]", line)]
+    assert all(re.fullmatch(r"  .{16}(  \d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]){2}", row) for row in rows)
+    return lines[0].split("  ")[-2:], [row[2:18].strip() for row in rows]
+
+
+def test_the_readme_shows_the_table_of_the_command():
+    metrics = {
+        name: dict.fromkeys(("linear_probe", "knn"), classify(torch.eye(4), torch.arange(4), torch.arange(4)))
+        for name in ("trained encoder", "random encoder", "raw pixels")
+    }
+    assert printed_table((ROOT / "README.md").read_text()) == printed_table(metrics_table(metrics, 4))
 
 
 @pytest.mark.slow
@@ -19,6 +40,7 @@ def test_the_recipe_trains_and_leaves_its_figures(tmp_path, objective):
     folder = tmp_path / "run"
     said = launch("--tiny", "--objective", objective, "--output-dir", folder)
     assert str(folder) in said
+    assert printed_table(said) == printed_table((ROOT / "README.md").read_text())
     figures = json.loads((folder / "results.json").read_text())
     assert set(figures["linear_probe"]) == set(figures["knn"]) == {"top1", "top5"}
     for name in ("random_encoder", "raw_pixels"):
