@@ -3,16 +3,48 @@
 Keyed draws may use only float64 operations that IEEE 754 rounds exactly: + − × ÷ √. A library's log, exp or cosine
 differs in its last bit between vector widths and versions, so these functions are fixed polynomials and rational
 functions instead, evaluated in a fixed order.
+
+`one_thread` does the same for library routines on one machine: sums, Fourier transforms and convolutions round
+differently with another number of intra-op threads.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+
+_F = TypeVar("_F", bound=Callable)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run the block with one intra-op thread, as worker processes do, and restore the number after it."""
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
+
+
+def on_one_thread(function: _F) -> _F:
+    """A function that runs with one intra-op thread."""
+
+    @functools.wraps(function)
+    def run(*args, **options):
+        with one_thread():
+            return function(*args, **options)
+
+    return run  # type: ignore[return-value]
 
 
 def log(x: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:

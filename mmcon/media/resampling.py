@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmcon.portable_math import on_one_thread
+
 # torchaudio's kernel has about as many entries as the product of the two rates in lowest terms.
 _LARGEST_KERNEL = 2_000_000
 _ZERO_CROSSINGS, _ROLLOFF = 6, 0.99
@@ -27,6 +29,7 @@ def resampled_length(length: int, old_hz: int, new_hz: int) -> int:
     return -(-length * new_hz // old_hz)
 
 
+@on_one_thread
 def resample_span(
     read: Callable[[int, int], Float[Tensor, "c _"]], total: int, old_hz: int, new_hz: int, start: int, length: int
 ) -> Float[Tensor, "c {length}"]:

@@ -37,6 +37,9 @@ from mmcon.views import (
     select_samples,
 )
 
+THREADS = (1, 2, 4)
+"""The numbers of intra-op threads with which views must have the same bits."""
+
 
 class LawBroken(AssertionError):
     """A component violates a law; the message names the component, the law and the observed behavior."""
@@ -63,6 +66,7 @@ def check_view(view: ViewGenerator, samples: Any, *, seeds: Sequence[int] = (0, 
         table = keys(seed=seed, epoch=1, sample=stable_ids(f"sample {i}" for i in range(n)), view=1, step=5)
         params = _draws_are_functions_of_keys(view, samples, table)
         _params_are_data(view, params, n)
+        _thread_independence(view, samples, params, n)
         if any(part.scope == "stateful" for _, part in view.children()):
             continue  # its views depend on earlier batches, as the scope declares
         if mixing_child(view) is not None:
@@ -145,6 +149,26 @@ def _apply_is_a_function(view: ViewGenerator, samples: Any, params: Params) -> N
     tensors = isinstance(samples, Tensor | Mapping) or all(isinstance(s, Tensor) for s in samples)
     if (tensors and not _equal(samples, before[0])) or not _equal(params, before[1]):
         raise LawBroken(view, "apply changes nothing", "the samples or the parameters were modified")
+
+
+def _thread_independence(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:
+    """Views have the same bits with 1, 2 and 4 intra-op threads, as worker processes have one and a run has many."""
+    before = torch.get_num_threads()
+    made = []
+    try:
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            chain = as_chain(copy.deepcopy(view))  # a stateful view remembers the samples
+            if mixing_child(chain) is None:
+                made.append(collate(chain.apply(samples, params)))
+            else:
+                unmixed = collate(chain.apply_ragged(samples, params))
+                made.append(apply_mixing(chain, unmixed, params, torch.arange(n).roll(1)))
+    finally:
+        torch.set_num_threads(before)
+    for threads, views in zip(THREADS[1:], made[1:], strict=True):
+        if not _equal(views, made[0]):
+            raise LawBroken(view, "thread independence", f"the views with {threads} threads differ from those with one")
 
 
 def _batch_independence(view: ViewGenerator, samples: Any, params: Params, n: int) -> None:

@@ -45,6 +45,7 @@ class FunctionView(ViewGenerator):
     """
 
     ragged: ClassVar[bool] = True
+    single_thread: ClassVar[bool] = True
 
     def __init__(self, function: Callable[..., Any], *, modality: str = "any", name: str = "") -> None:
         self.function = function
