@@ -117,7 +117,7 @@ def run_trial(trial: Trial, *, seed: int, folder: Path) -> str:
     loader = run.loader(source, {"image": [view, view]}, sampler)
     options = {"image_size": trial.size, "in_channels": channels_of(source)}
     encoder = mmcon.create_encoder(trial.encoder, **options)
-    model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=128)})
+    model = mmcon.ContrastiveModel({"image": encoder}, {"shared": config.shared_space(encoder)})
     objective = mmcon.Objective(affinity=SameLabel(), temperature=0.1)
     optimizer, schedule = create_optimizer_and_schedule(config, [model, objective], steps_per_epoch=len(loader))
     trained = run.prepare(model, optimizer, schedule, objective=objective)

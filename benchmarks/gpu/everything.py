@@ -41,9 +41,12 @@ class Part:
     rehearsal: tuple[str, ...]
 
 
-PROCESSES = " -n 6" if find_spec("xdist") else ""
+# Where pytest-benchmark is installed, it warns of several processes.
+PROCESSES = " -n 6 -p no:benchmark" if find_spec("xdist") else ""
 RESNET50 = "benchmarks/step.py --encoder resnet50 --image-size 224 --mixed-precision bf16"
-BOARD = "benchmarks/time_to_accuracy.py --encoder resnet18 --batch-size 512 --mixed-precision bf16 --workers 12"
+BOARD = (
+    "benchmarks/time_to_accuracy.py --encoder resnet18 --mixed-precision bf16 --workers 14 --device cuda --target .94"
+)
 SMALL_BOARD = (
     "benchmarks/time_to_accuracy.py --images 1000 --target .1 --schedules 1 --batch-size 128"
     " --rates supcon=.004 simclr=.004"
@@ -55,11 +58,11 @@ PARTS = {
         ("-m pytest tests/test_gpu.py -q -p no:cacheprovider -k synchronized",),
     ),
     "loss": Part(
-        "The loss", 140, ("benchmarks/gpu/loss.py",),
+        "The loss", 120, ("benchmarks/gpu/loss.py --sweep",),
         ("benchmarks/gpu/loss.py --device cpu --sizes 512 600 --form-size 600",),
     ),
     "views": Part(
-        "Image views", 50, ("benchmarks/gpu/image_views.py",),
+        "Image views", 40, ("benchmarks/gpu/image_views.py",),
         ("benchmarks/gpu/image_views.py --device cpu --batch-size 2",),
     ),
     "step": Part(
@@ -68,14 +71,16 @@ PARTS = {
         ("benchmarks/step.py --image-size 32 --batch-size 8 --photos 48 --workers 1 --steps 22",),
     ),
     "trial": Part(
-        "Time to accuracy, one schedule", 60,
-        (f"{BOARD} --device cuda --target .94 --board supcon --schedules 8 --rates supcon=.004",),
+        "Time to accuracy, one schedule", 90,
+        (f"{BOARD} --board supcon --batch-size 2048 --schedules 16 --rates supcon=.008",
+         f"{BOARD} --board supcon --batch-size 1024 --schedules 12 --rates supcon=.006"),
         (f"{SMALL_BOARD} --board supcon",),
     ),
     "board": Part(
-        "Time to accuracy", 180,
-        (f"{BOARD} --device cuda --target .94 --board supcon in simclr cross-entropy --rates supcon=.004 in=.004"
-         " simclr=.004 cross-entropy=.004 --schedules 8",),
+        "Time to accuracy", 210,
+        (f"{BOARD} --batch-size 2048 --schedules 16 --board supcon --seeds 0 1 2 --rates supcon=.008",
+         f"{BOARD} --batch-size 2048 --schedules 16 --board in simclr cross-entropy"
+         " --rates in=.008 simclr=.008 cross-entropy=.008"),
         (f"{SMALL_BOARD} --board supcon simclr",),
     ),
     "more steps": Part(

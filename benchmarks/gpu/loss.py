@@ -287,7 +287,7 @@ def main() -> None:
     backend, rate = "triton" if on_gpu else "tiled", products_per_second()
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
     print(f"{name}, d = {WIDTH}, {CLASSES} classes, T = {TEMPERATURE}; bfloat16 products: {rate / 1e12:.0f} TFLOP/s\n")
-    if options.sweep:
+    if options.sweep and on_gpu:
         sweep()
     by_size(options.sizes[:1], rate, backend)
     if on_gpu:

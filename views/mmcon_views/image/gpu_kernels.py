@@ -110,11 +110,12 @@ def resample(
     (b, c, h, w), (height, width) = batch.shape, size
     rows = torch.empty(b, c, height, w, device=batch.device)
     out = torch.empty(b, c, height, width, device=batch.device)
-    grid = (b * c, height)
+    grid, (top, left, box_height, box_width) = (b * c, height), box
     _resample_rows[grid](
-        batch.contiguous(), *box, rows, c, h, w, height, scale, CUBIC=cubic, BLOCK=triton.next_power_of_2(w)
-    )
-    _resample_columns[grid](rows, box[3], out, c, w, height, width, CUBIC=cubic, BLOCK=triton.next_power_of_2(width))
+        batch.contiguous(), top, left, box_height, box_width, rows, c, h, w, height, scale,
+        CUBIC=cubic, BLOCK=triton.next_power_of_2(w),
+    )  # fmt: skip
+    _resample_columns[grid](rows, box_width, out, c, w, height, width, CUBIC=cubic, BLOCK=triton.next_power_of_2(width))
     return out
 
 
