@@ -139,13 +139,10 @@ class AudioHandle:
     def facts(self) -> dict[str, int]:
         """The length (samples) and rate of the decoded recording; only the header is read.
 
-        A file without a readable header has length 0, so that the parameters of its batch can be drawn; decoding it
-        raises an error with its name.
+        Raises:
+            DataError: no decoder reads the file.
         """
-        try:
-            header = self.header
-        except DataError:
-            return {"length": 0, "rate_hz": self.audio_format.rate_hz}
+        header = self.header
         length = resampled_length(header.length, header.rate_hz, self.audio_format.rate_hz)
         return {"length": length, "rate_hz": self.audio_format.rate_hz}
 

@@ -7,10 +7,12 @@ strip, and a small region of a large image costs little.
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def orientation_of(image: Image.Image) -> int:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """The width and height of the image as it is shown; only the header is read, of a PNG the whole file."""
     width, height = image.size
-    if hasattr(image, "tag_v2"):  # some versions of Pillow turn the size of a TIFF when they open it
+    if isinstance(image, TiffImageFile):  # some versions of Pillow turn the size of a TIFF when they open it
         width, height = image.tag_v2.get(_WIDTH, width), image.tag_v2.get(_HEIGHT, height)
     return (height, width) if orientation_of(image) >= 5 else (width, height)
 
@@ -69,7 +71,7 @@ def read_region(
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown; save them as 8 or 16 bits")
     if image.mode == "I":  # of the whole image, so that all views of a sample fail or none
-        low, high = image.getextrema()
+        low, high = cast(tuple[int, int], image.getextrema())
         if low < 0 or high > 65535:
             raise ValueError(f"numbers from {low} to {high}, beyond 16 bits")
     orientation = orientation_of(image)

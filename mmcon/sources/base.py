@@ -232,7 +232,7 @@ class DatasetSource(Source):
         """The path of a sample's file, else its name; of a dataset without names, the path that its `samples` have."""
         listed = self.items if type(self.items) is list else getattr(self.items, "samples", None)
         has_paths = isinstance(listed, list | tuple) and self.modality != "text"
-        path = path_of(listed[row], self.root) if has_paths else None
+        path = path_of(listed[row], self.root) if listed is not None and has_paths else None
         return path or (f"{self.name}[{row}]" if self.names is None else self.names[row])
 
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:

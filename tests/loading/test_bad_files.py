@@ -405,3 +405,13 @@ def test_a_text_of_an_archive_that_was_cut_is_left_out(tmp_path):
     assert next(iter(loader)).index["text"].n == N - 1
     assert loader.files == {int(source.ids[N - 1]): f"{N - 1:03}"}
     assert "train-000.tar: expected 900 bytes" in next(iter(loader.failures.values()))
+
+
+@pytest.mark.slow
+def test_a_dataset_that_waits_for_a_fifo_is_ended_by_the_time_limit_of_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmcon.loading.workers.POLL_SECONDS", 0.5)
+    source = dataset(tmp_path, "image")()
+    replace_by_fifo(bad_file(tmp_path, "image"))
+    loader = loader_of(source, "image", workers=1, decode_seconds=1.0)
+    assert next(iter(loader)).index["image"].n == 2 * (N - 1)
+    assert list(loader.files.values()) == [str(bad_file(tmp_path, "image"))]

@@ -152,9 +152,12 @@ def test_a_corrupt_file_is_named_and_spoils_no_batch(tmp_path, content, write):
     path = tmp_path / "corrupt.wav"
     path.write_bytes(content)
     good = AudioHandle(write("good.wav", tone(16_000), 16_000))
-    assert meta_of([good, AudioHandle(path)], "audio")["length"].tolist() == [20_800, 0]
+    for read in (lambda bad: bad.facts, lambda bad: bad.header, AudioHandle.decode):
+        with pytest.raises(DataError, match=r"corrupt\.wav"):
+            read(AudioHandle(path))
+    # The loader leaves the file out of its batch (tests/loading/test_bad_files.py); without it, a call raises.
     with pytest.raises(DataError, match=r"corrupt\.wav"):
-        AudioHandle(path).decode()
+        meta_of([good, AudioHandle(path)], "audio")
 
 
 def test_a_missing_file_and_a_span_beyond_the_end(tmp_path, write):
