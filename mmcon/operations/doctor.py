@@ -10,10 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -69,22 +69,27 @@ def chaos() -> Iterator[Finding]:
         yield _run_check(f"fault: {name}", inject)
 
 
-def data(name: str, *, everything: bool = False, most: int = 2000) -> Iterator[Finding]:
-    """Check a source: its layout, its classes and splits, and whether its files decode.
+def data(
+    name: str, *, options: Mapping[str, Any] | None = None, everything: bool = False, most: int = 2000
+) -> Iterator[Finding]:
+    """Check a source as a recipe opens it: its layout, its classes and splits, and whether its files decode.
 
     Args:
         name: a folder or the name of a source.
+        options: of `create_source`, such as `modality`, `label_column` and `max_failures`.
         everything: decode all samples rather than at most `most`, evenly spaced.
         most: the largest number of samples to decode otherwise.
     """
+    options = dict(options or {})
     try:
-        source = create_source(name, split="train")
+        source = create_source(name, split="train", **options)
     except MmconError as error:
-        yield Finding("bad", f"data {name}", str(error))
+        how = "options of the source are flags here: --option label_column=NAME, --option max_failures=0.2"
+        yield Finding("bad", f"data {name}", f"{error}\n  ({how})")
         return
     yield Finding("good", "data", source.describe())
     yield from _classes(source)
-    yield from _held_out(name, source)
+    yield from _held_out(name, source, options)
     indices = range(0, len(source), 1 if everything else max(1, len(source) // most))
     for modality, member in source.members.items():
         faults = [fault for index in indices if (fault := _fault(member, index))]
@@ -114,10 +119,10 @@ def _classes(source: Source) -> Iterator[Finding]:
         yield Finding("good" if whole else "note", "ImageNet", message)
 
 
-def _held_out(name: str, train: Source) -> Iterator[Finding]:
+def _held_out(name: str, train: Source, options: Mapping[str, Any]) -> Iterator[Finding]:
     """Check that there is a test split, and that it shares no sample with the training split."""
     try:
-        test = create_source(name, split="test")
+        test = create_source(name, split="test", **options)
     except MmconError as error:
         yield Finding("note", "held-out split", str(error).partition("\n")[0])
         return

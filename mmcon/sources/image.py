@@ -22,7 +22,7 @@ def image_source(
     listing: Listing,
     *,
     check: Literal["auto", "headers", "pixels", "none"] = "auto",
-    max_failures: float = 0.01,
+    max_failures: float = 0.1,
     quarantine: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> DatasetSource:

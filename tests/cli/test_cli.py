@@ -12,6 +12,7 @@ from PIL import Image
 from mmcon import cli
 from mmcon.cli import recipe
 from mmcon.operations import doctor
+from mmcon.sources.factory import create_source
 
 
 @pytest.fixture
@@ -132,6 +133,21 @@ def test_the_doctor_examines_data(tmp_path):
     (finding,) = doctor.data(str(tmp_path), everything=True)  # a fifth of the files is too much to go on
     assert finding.level == "bad"
     assert "1.png" in str(finding)
+
+
+def test_the_doctor_and_the_recipes_accept_the_same_share_of_unreadable_files(tmp_path, mmcon, monkeypatch):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.new("RGB", (16, 16), (i * 5, 0, 0)).save(tmp_path / name / f"{i}.png")
+    for i in range(2):  # 2 of 42, which the reference recipe accepts and a limit of .01 does not
+        (tmp_path / "cat" / f"bad{i}.png").write_bytes(b"no image")
+    assert "unreadable image files left out" in create_source(tmp_path).describe()
+    monkeypatch.setattr(doctor, "environment", lambda: iter(()))
+    status, out, _ = mmcon("doctor", "--data", tmp_path)
+    assert (status, "BAD" in out) == (0, False)
+    status, out, _ = mmcon("doctor", "--data", tmp_path, "--option", "max_failures=0.01")
+    assert (status, "--option max_failures=0.2" in out) == (1, True)
 
 
 def test_the_doctor_names_a_folder_that_is_not_there(tmp_path):
