@@ -89,7 +89,7 @@ def main(config: Config) -> None:
     # Model and loss.
     objective = make_objective(config, train)
     encoder = mmcon.create_encoder(config.encoder, modality="audio", pretrained=config.pretrained)
-    model = mmcon.ContrastiveModel({"audio": encoder}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
+    model = mmcon.ContrastiveModel({"audio": encoder}, {"shared": config.shared_space(encoder)})
     untrained = copy.deepcopy(model)
     optimizer, schedule = create_optimizer_and_schedule(config, [model, objective], steps_per_epoch=len(loader))
     trained = run.prepare(model, optimizer, schedule, objective=objective)

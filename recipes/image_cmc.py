@@ -76,7 +76,7 @@ def main(config: Config) -> None:
         mmcon.create_encoder(config.encoder, image_size=config.side, in_channels=CHANNELS[channels])
         for channels in config.channels
     ]
-    model = mmcon.ContrastiveModel({"image": encoders}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
+    model = mmcon.ContrastiveModel({"image": encoders}, {"shared": config.shared_space(*encoders)})
     untrained = copy.deepcopy(model)
     objective = make_objective(config, train)
     optimizer, schedule = create_optimizer_and_schedule(config, [model, objective], steps_per_epoch=len(loader))

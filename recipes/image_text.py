@@ -87,7 +87,8 @@ def main(config: Config) -> None:
     run = mmcon.Run.from_config(config, name=f"image_text_{config.objective}")
 
     # Model: an encoder per modality, and a projection head of each into the shared space.
-    model = mmcon.ContrastiveModel(make_encoders(config), {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
+    encoders = make_encoders(config)
+    model = mmcon.ContrastiveModel(encoders, {"shared": config.shared_space(*encoders.values())})
     untrained = copy.deepcopy(model)
 
     # Data: images and texts joined by sample; either may be missing.

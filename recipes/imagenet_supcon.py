@@ -76,7 +76,6 @@ class Config(ImageRunConfig):
     temperature: float = 0.1
     loss_scale: Literal["none", "temperature"] = "none"
     """factor of the loss; SupCon's published settings: temperature"""
-    projection_head: Literal["linear", "mlp", "mlp-batch-norm"] = "mlp"
     unit_features: bool = False
     """L2-normalize features before the projection head"""
     queue_size: int = 0
@@ -124,8 +123,8 @@ def main(config: Config) -> None:
     # Model: an encoder (of three channels for published weights and in a dry run), and a projection head for stage one.
     channels = 3 if config.pretrained or config.dry_run else channels_of(train)
     encoder = mmcon.create_encoder(config.encoder, pretrained=config.pretrained, image_size=size, in_channels=channels)
-    head = {"dim": config.projection_dim, "head": config.projection_head, "unit_features": config.unit_features}
-    model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(**head)})
+    space = config.shared_space(encoder, unit_features=config.unit_features)
+    model = mmcon.ContrastiveModel({"image": encoder}, {"shared": space})
     untrained = copy.deepcopy(model)
 
     # Loss: which pairs are positive, and how strongly.

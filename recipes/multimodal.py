@@ -89,9 +89,8 @@ def main(config: Config) -> None:
     loader = run.loader(train, training_views, make_sampler(config, train))
 
     # Model: an encoder and a head for each modality. The objective lists the pairs of modalities, in both directions.
-    model = mmcon.ContrastiveModel(
-        make_encoders(config, list(names)), {"shared": mmcon.SharedSpace(dim=config.projection_dim)}
-    )
+    encoders = make_encoders(config, list(names))
+    model = mmcon.ContrastiveModel(encoders, {"shared": config.shared_space(*encoders.values())})
     untrained = copy.deepcopy(model)
     directions = [(direction, pair) for pair in pairs for direction in sorted({pair, pair[::-1]})]
     objective = mmcon.Objective(

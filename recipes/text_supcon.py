@@ -93,7 +93,7 @@ def main(config: Config) -> None:
     bag = config.encoder == BAG
     options: dict[str, Any] = {} if bag else {"path": config.encoder, "pooling": config.pooling}
     encoder = mmcon.create_encoder(BAG if bag else "text/transformer", modality="text", pretrained=not bag, **options)
-    model = mmcon.ContrastiveModel({"text": encoder}, {"shared": mmcon.SharedSpace(dim=config.projection_dim)})
+    model = mmcon.ContrastiveModel({"text": encoder}, {"shared": config.shared_space(encoder)})
     untrained = copy.deepcopy(model)
     temperature = config.temperature or (0.05 if config.objective == "simcse" else 0.1)
     affinity = SameLabel() if config.objective == "supcon" else SameSample()

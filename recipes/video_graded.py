@@ -108,11 +108,11 @@ def main(config: Config) -> None:
     loader = run.loader(train, views, sampler)
 
     # Model: an encoder of short clips, and a head in each of two spaces.
-    spaces = {name: mmcon.SharedSpace(dim=config.projection_dim) for name in ("slow", "fast")}
     options: dict[str, Any] = {"pretrained": "/" in config.encoder}
     if config.encoder == "mmcon/frames":
         options = {"frame_encoder": config.frame_encoder, "pooling": config.pooling, "image_size": config.image_size}
     encoder = mmcon.create_encoder(config.encoder, modality="video", **options)
+    spaces = {name: config.shared_space(encoder) for name in ("slow", "fast")}
     model = mmcon.ContrastiveModel({"video": encoder}, spaces)
     untrained = copy.deepcopy(model)
 

@@ -34,11 +34,8 @@ def _create_layers(head: str, feature_dim: int, hidden_dim: int, dim: int) -> nn
         return nn.Linear(feature_dim, dim)
     if head == "mlp":
         return nn.Sequential(nn.Linear(feature_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, dim))
-    # The last norm centers the batch, so that its embeddings cannot become equal.
+    # Features of random weights may differ little between samples; the norm makes them differ by a deviation of 1.
+    norm = nn.BatchNorm1d(hidden_dim)
     return nn.Sequential(
-        nn.Linear(feature_dim, hidden_dim, bias=False),
-        nn.BatchNorm1d(hidden_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, dim, bias=False),
-        nn.BatchNorm1d(dim, affine=False),
+        nn.Linear(feature_dim, hidden_dim, bias=False), norm, nn.ReLU(inplace=True), nn.Linear(hidden_dim, dim)
     )

@@ -14,9 +14,8 @@ class SharedSpace:
 
     Attributes:
         dim: embedding width.
-        head: the projection head: "linear"; "mlp" (one hidden layer, ReLU); or "mlp-batch-norm", which also normalizes
-            the hidden and the output layer over the batch (SimCLR's code; Chen et al. 2021, MoCo v3), and so keeps
-            embeddings apart where the loss alone lets them collapse.
+        head: the projection head: "linear"; "mlp" (one hidden layer, ReLU); or "mlp-batch-norm", the same with a batch
+            norm after the hidden layer (BYOL; Grill et al. 2020), which keeps embeddings apart early in a training.
         hidden_dim: width of the hidden layer; by default that of the features.
         unit_features: normalize features to length one before the head, as SupCon's ImageNet runs do.
         modalities: the modalities with a head in this space; None: all.

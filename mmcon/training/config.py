@@ -12,10 +12,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
+from torch import nn
 
 from mmcon.errors import ConfigError, DataError
 from mmcon.files import read_yaml
+from mmcon.models.shared_spaces import SharedSpace
 from mmcon.training.config_values import check_flags, from_mapping
+from mmcon.training.default_rates import default_head
 from mmcon.training.presets import preset_file, presets_of
 
 __all__ = ["ImageRunConfig", "RunConfig", "RunSettings", "from_mapping", "parse"]
@@ -100,8 +103,12 @@ class RunConfig(RunSettings):
     """smoke test: one epoch of a few steps"""
     batch_size: int = 128
     """samples per step, over all ranks"""
+    clip_norm: float | None = 10.0
+    """clip the norm of the gradients to this value, which only spikes exceed; None: never"""
     projection_dim: int = 128
     """width of the embeddings, after the projection head"""
+    projection_head: Literal["linear", "mlp", "mlp-batch-norm"] | None = None
+    """default: mlp for small and for pretrained encoders, mlp-batch-norm for others"""
     optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
     learning_rate: float | None = None
     """the peak, for this batch size; default: by encoder, optimizer and batch size, and printed"""
@@ -118,6 +125,11 @@ class RunConfig(RunSettings):
 
     tuned_rate: ClassVar[float] = 4e-3
     """the learning rate of AdamW for a small encoder at the recipe's own batch size"""
+
+    def shared_space(self, *encoders: nn.Module, **options: Any) -> SharedSpace:
+        """The shared space of some encoders, by the flags of the projection head; options are those of SharedSpace."""
+        head = self.projection_head or default_head(encoders)
+        return SharedSpace(dim=self.projection_dim, head=head, **options)
 
     def apply_tiny(self: R, *, max_steps: int, **changes: Any) -> R:
         """The configuration of a `--tiny` run: one epoch, at most `max_steps` steps, and the given changes.

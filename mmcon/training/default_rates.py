@@ -1,4 +1,4 @@
-"""Default learning rates: by the family of the encoder, the optimizer and the batch size, from a table of sources."""
+"""Defaults by the family of the encoder: its learning rate, by optimizer and batch size, and its projection head."""
 
 from __future__ import annotations
 
@@ -84,6 +84,12 @@ def default_rates(config: RunConfig, modules: Iterable[nn.Module]) -> dict[str, 
             family = encoder_family(encoder)
             found[name] = rate_rule(config, family).at(config.batch_size), family
     return found or {"": (rate_rule(config, "small").at(config.batch_size), "small")}
+
+
+def default_head(encoders: Iterable[nn.Module]) -> Literal["mlp", "mlp-batch-norm"]:
+    """The projection head: with a batch norm if some encoder is neither small nor pretrained."""
+    families = {encoder_family(encoder) for encoder in encoders}
+    return "mlp-batch-norm" if families & {"convolutional", "transformer"} else "mlp"
 
 
 def encoder_family(encoder: nn.Module) -> Family:

@@ -10,6 +10,7 @@ from torch import nn
 
 import mmcon
 from mmcon.models.encoders import create_encoder
+from mmcon.training.collapse import COLLAPSED_SPREAD, embedding_spread
 from mmcon.training.default_rates import RULES, RateRule, default_rates, encoder_family
 from mmcon.training.optim import create_optimizer_and_schedule
 
@@ -57,6 +58,30 @@ def test_rates_follow_the_batch_size():
 def test_every_family_has_a_rule_for_every_optimizer():
     families = {family for family, _ in RULES}
     assert {(f, o) for f in families for o in ("adamw", "sgd", "lars")} - set(RULES) == {("small", "adamw")}
+
+
+def test_heads_of_large_encoders_from_random_weights_have_a_batch_norm():
+    small, large = create_encoder("mmcon/resnet-tiny"), create_encoder("resnet18")
+    config = Config(projection_dim=32)
+    assert config.shared_space(small) == mmcon.SharedSpace(dim=32, head="mlp")
+    assert config.shared_space(small, published(large)).head == "mlp"
+    assert config.shared_space(small, large).head == "mlp-batch-norm"
+    assert Config(projection_head="linear").shared_space(large, unit_features=True) == mmcon.SharedSpace(
+        head="linear", unit_features=True
+    )
+
+
+def test_a_head_with_batch_norm_keeps_apart_what_the_features_barely_distinguish():
+    torch.manual_seed(0)
+    features = 1 + 1e-3 * torch.randn(64, 32)  # nearly constant, as those of deep networks at random weights
+    spread = {}
+    for head in ("mlp", "mlp-batch-norm"):
+        layers = mmcon.ContrastiveModel(
+            {"any": create_encoder("mmcon/precomputed-features", modality="any", feature_dim=32)},
+            {"shared": mmcon.SharedSpace(dim=16, head=head)},
+        ).heads["shared"]["any"]
+        spread[head] = float(embedding_spread(layers(features).detach()))
+    assert spread["mlp"] < COLLAPSED_SPREAD < 0.1 < spread["mlp-batch-norm"]
 
 
 def test_each_encoder_has_its_rate_and_the_heads_the_highest():
