@@ -9,74 +9,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmcon.operations.fault_injection_job import CHECKPOINT_EVERY, STEPS, Job, train
+from mmcon.errors import ConfigError
+from mmcon.operations.fault_injection_job import CHECKPOINT_EVERY, STEPS, Job, images, train
+from mmcon.operations.folder_faults import FOLDER_FAULTS
+from mmcon.operations.forked_runs import check, output_of, run_forked, signal_at
 from mmcon.registry import load_plugins
 from mmcon.training import checkpoint
+from mmcon.training.checkpoint import Checkpoints
 from mmcon.training.run import Run
-from mmcon.training.signals import STOPPED
+from mmcon.training.run_lock import RunLock
+from mmcon.training.signals import STOPPED, STOPPED_FILE
 
 #: The time within which the other ranks must end after one is killed.
 LONGEST_WAIT_SECONDS = 60
 
 
-class RecoveryFailed(AssertionError):
-    """A training job did not resume identically after a fault."""
-
-
 # --- in the program: forked trainings --------------------------------------------------------------------------------
-
-
-def run_forked(
-    folder: Path, job: Job, *, after_step: Callable[[int], None] | None = None
-) -> tuple[int, list[dict[str, Any]]]:
-    """Train in a fork, and return its exit status (the negated signal number if it was killed) and the trace."""
-    trace = folder / "trace"
-    file = folder / "trace.0.json"
-    file.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            with (folder / "output.txt").open("a") as output:
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-            torch.set_num_threads(1)
-            train(folder, job, after_step=after_step, trace=trace)
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status, json.loads(file.read_text()) if file.exists() else []
-
-
-def signal_at(number: int, at: int) -> Callable[[int], None]:
-    """A function for `after_step` that sends its own process a signal after one step."""
-    return lambda step: os.kill(os.getpid(), number) if step == at else None
-
-
-def check(holds: bool, message: str) -> None:
-    """Raise RecoveryFailed if a condition does not hold."""
-    if not holds:
-        raise RecoveryFailed(message)
 
 
 def killed_at_every_step(folder: Path, job: Job) -> str:
@@ -132,7 +94,7 @@ def worker_killed(folder: Path) -> str:
     _, whole = run_forked(folder / "whole", Job())
     sample = whole[2]["samples"][5]
     status, steps = run_forked(folder / "run", Job(workers=2, fatal_sample=sample))
-    output = (folder / "run" / "output.txt").read_text()
+    output = output_of(folder / "run")
     check(status == 0 and f"sample={sample}," in output and "ended the worker process" in output, output[-2000:])
     for expected, step in zip(whole, steps, strict=True):
         pairs = zip(expected["samples"], expected["rows"], strict=True)
@@ -148,6 +110,7 @@ PROGRAMS: dict[str, Callable[[Path], str]] = {
     "torn-write": killed_in_a_checkpoint,
     "signals": stopped_by_signal,
     "worker-dies": worker_killed,
+    **FOLDER_FAULTS,
 }
 
 
@@ -218,10 +181,39 @@ def rank_killed(folder: Path) -> str:
     return f"one of two ranks was killed: both ended within {seconds:.0f} s, imports included, and resumed"
 
 
+def launcher_signaled(folder: Path) -> str:
+    """Send SIGTERM to the launcher, to its ranks and to their workers, as a cluster does; the launcher passes it on."""
+    done = run_program(folder, "--train", "--terminate-all-at", 5, world_size=2)
+    check(done.returncode != 0 and (folder / STOPPED_FILE).exists(), f"{done.returncode}: {done.stderr[-2000:]}")
+    resumed = run_program(folder, "--train", "--resume", world_size=2)
+    check(resumed.returncode == 0 and "from step-000000005" in resumed.stdout, resumed.stderr[-2000:])
+    check(not (folder / STOPPED_FILE).exists(), "the file of the stop outlived the next start")
+    return "SIGTERM to the launcher, two ranks and their workers: no step lost, `stopped` written, resumed"
+
+
+def launcher_killed(folder: Path) -> str:
+    """Kill the launcher of two ranks, which would train for minutes."""
+    began = time.monotonic()
+    done = run_program(folder, "--train", "--kill-launcher-at", 5, world_size=2)
+    lock = None
+    while lock is None and time.monotonic() - began < 2 * LONGEST_WAIT_SECONDS:
+        time.sleep(0.2)
+        with suppress(ConfigError):
+            lock = RunLock(folder)
+    check(lock is not None and done.returncode == -signal.SIGKILL, f"status {done.returncode}; the ranks go on")
+    check((folder / STOPPED_FILE).exists(), done.stdout[-2000:])
+    step = json.loads((folder / STOPPED_FILE).read_text())["step"]
+    newest = Checkpoints(folder / "checkpoints").newest()
+    check(newest is not None and newest.name == f"step-{step:09d}" and step < STEPS, f"{newest}, stopped at {step}")
+    return f"the launcher was killed: its ranks wrote a checkpoint after step {step} and ended"
+
+
 #: By name: a function that injects a fault in an empty folder, and returns how the run recovered.
 FAULTS: dict[str, Callable[[Path], str]] = {
     **{name: in_program(name) for name in PROGRAMS},
     "process-dies": rank_killed,
+    "launcher-signaled": launcher_signaled,
+    "launcher-killed": launcher_killed,
     "elastic": world_size_changed,
 }
 
@@ -235,20 +227,39 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--max-steps", type=int)
     parser.add_argument("--kill-rank-1-at", type=int, default=0, help="rank 1 is killed after this step")
+    parser.add_argument("--terminate-all-at", type=int, default=0, help="ranks, workers and launcher get SIGTERM")
+    parser.add_argument("--kill-launcher-at", type=int, default=0, help="the launcher is killed; steps take long then")
     options = parser.parse_args()
     if options.fault:
-        # Imports that every fork would repeat. Nothing is computed yet: a fork loses the threads of its parent.
+        # Imports and decoding that every fork would repeat, with one thread: a fork loses the threads of its parent.
         load_plugins()
         Run(options.folder / "imports", cpu=True).close()
+        torch.set_num_threads(1)
+        images()
         print(PROGRAMS[options.fault](options.folder))
         return
-    at = options.kill_rank_1_at if os.environ.get("RANK") == "1" else 0
     train(
         options.folder,
-        Job(resume=options.resume, max_steps=options.max_steps, dropout=0.0),
-        after_step=signal_at(signal.SIGKILL, at),
+        Job(resume=options.resume, max_steps=options.max_steps, dropout=0.0, workers=int(options.terminate_all_at > 0)),
+        after_step=lambda step: _act(options, step),
         trace=options.folder / "trace",
     )
+
+
+def _act(options: argparse.Namespace, step: int) -> None:
+    rank, launcher = os.environ.get("RANK"), os.getppid()
+    if step == options.kill_rank_1_at and rank == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if step == options.terminate_all_at:
+        for process in [process.pid for process in multiprocessing.active_children()]:
+            os.kill(process or 0, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        if rank == "0":
+            os.kill(launcher, signal.SIGTERM)
+    if step == options.kill_launcher_at and rank == "0":
+        os.kill(launcher, signal.SIGKILL)
+    if options.kill_launcher_at and step >= options.kill_launcher_at:
+        time.sleep(1.5)
 
 
 if __name__ == "__main__":

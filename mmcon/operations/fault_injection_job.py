@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -25,7 +26,7 @@ from mmcon.objective.queue import Queue
 from mmcon.random import Keys
 from mmcon.samplers.hard_classes import HardClassSampler
 from mmcon.samplers.uniform import UniformSampler
-from mmcon.sources.base import Subset
+from mmcon.sources.base import Source, Subset
 from mmcon.sources.factory import create_source
 from mmcon.training.run import Run, RunSettings
 from mmcon.views import Chain, Meta, Params, ViewGenerator
@@ -46,9 +47,15 @@ class Job:
         dropout: probability of dropout in the network.
         fatal_sample: the id of a sample whose decoding kills the process, or None.
         max_steps: stop after this number of steps.
+        restart: start anew elsewhere if all checkpoints are damaged.
+        force: resume in spite of changed data.
+        left_out: samples that are missing at the end of the data.
     """
 
     resume: bool = False
+    restart: bool = False
+    force: bool = False
+    left_out: int = 0
     workers: int = 0
     stateful: bool = False
     dropout: float = 0.1
@@ -131,7 +138,13 @@ def train(
         trace: the file of the hashes; the rank is inserted before the ending.
     """
     settings = RunSettings(
-        epochs=EPOCHS, max_steps=job.max_steps, log_every=1, checkpoint_every=CHECKPOINT_EVERY, keep=4
+        epochs=EPOCHS,
+        max_steps=job.max_steps,
+        log_every=1,
+        checkpoint_every=CHECKPOINT_EVERY,
+        keep=4,
+        restart=job.restart,
+        force=job.force,
     )
     run = Run(folder, seed=SEED, settings=settings, resume=job.resume, cpu=True)
     loader = _loader(run, job)
@@ -165,10 +178,16 @@ def train(
     run.close()
 
 
-def _loader(run: Run, job: Job) -> ViewLoader:
-    """Two views of every hundredth bundled image, from the plain or from the stateful sampler and view."""
+@cache
+def images() -> Source:
+    """Every hundredth bundled image. A program that forks trainings calls this first, so that they need not decode."""
     source = create_source("samples/fashion", split="train")
-    source = Subset(source, range(0, len(source), 100))
+    return Subset(source, range(0, len(source), 100))
+
+
+def _loader(run: Run, job: Job) -> ViewLoader:
+    """Two views of bundled images, from the plain or from the stateful sampler and view."""
+    source = Subset(images(), range(len(images()) - job.left_out))
     assert source.labels is not None
     if job.stateful:
         sampler = HardClassSampler(source.labels, batch_size=16, seed=SEED, classes_per_batch=4)

@@ -99,7 +99,12 @@ def find_launcher() -> int | None:
         words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:  # a system without /proc
         return parent if "TORCHELASTIC_RUN_ID" in os.environ else None
-    return parent if _LAUNCHERS & {Path(word).name for word in words} else None
+    return parent if _is_launcher(words) else None
+
+
+def _is_launcher(words: list[str]) -> bool:
+    """Whether a command line is that of a launcher."""
+    return bool(_LAUNCHERS & {Path(word).name for word in words})
 
 
 def end_with_launcher() -> int | None:
