@@ -54,6 +54,8 @@ class StopSignals:
         self._launcher = launcher
         self._first = 0.0
         self._previous: dict[int, Any] = {}
+        # Asked now, since a closed terminal is no terminal.
+        self._terminals = [handle for handle in (0, 1, 2) if os.isatty(handle)]
 
     def __enter__(self) -> StopSignals:
         StopSignals.active = self
@@ -80,11 +82,18 @@ class StopSignals:
             self._first = now
             self.received.append(number)
         if number == getattr(signal, "SIGHUP", None):
-            _detach_from_terminal()
+            self._detach_from_terminals()
         # The step waits for its batch, and a worker process that was stopped would never make it.
         for worker in multiprocessing.active_children():
             if worker.pid is not None:
                 os.kill(worker.pid, signal.SIGCONT)
+
+    def _detach_from_terminals(self) -> None:
+        """Send the output to nowhere: writing to a closed terminal would raise before the checkpoint."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for handle in self._terminals:
+            os.dup2(null, handle)
+        os.close(null)
 
     def __exit__(self, *exception: object) -> None:
         StopSignals.active = None
@@ -132,15 +141,3 @@ def _watch(launcher: int) -> None:
     time.sleep(ORPHAN_SECONDS)
     if signals is None or not signals.finishing:
         os._exit(128 + signal.SIGTERM)
-
-
-def _detach_from_terminal() -> None:
-    """Send the output to nowhere if its terminal is closed: writing to it would raise before the checkpoint."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for handle in (0, 1, 2):
-        try:
-            if os.isatty(handle):
-                os.dup2(null, handle)
-        except OSError:
-            continue
-    os.close(null)
