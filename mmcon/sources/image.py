@@ -10,6 +10,7 @@ import torch
 from mmcon.errors import DataError
 from mmcon.media.image import MAX_PIXELS
 from mmcon.sources.base import DatasetSource
+from mmcon.sources.checked_files import checked_files
 from mmcon.sources.listing import Listing, handle_opener
 from mmcon.sources.splits import is_train
 from mmcon.sources.unreadable import keep_readable, read_quarantine
@@ -31,7 +32,8 @@ def image_source(
     Args:
         listing: the samples.
         check: read the header of every file ("headers"), decode every file ("pixels", which also finds truncated
-            files), or read no file ("none"); by default "headers" for a folder of up to 100,000 files.
+            files), or read no file ("none"); by default "headers" for a folder of up to 100,000 files. Files of a large
+            folder that passed it are not read again until they change (`mmcon.sources.checked_files`).
         max_failures: the highest accepted share of unreadable files, in the check and again during a run.
         quarantine: a file to which unreadable files are written, one JSON line each; files that it already lists are
             left out without reading.
@@ -45,14 +47,24 @@ def image_source(
     if check == "auto" and listing.folder and level == "none":
         notes.append(f"more than {CHECKED:,} files, which were not checked; `mmcon doctor --data PATH` does")
 
+    record = None
+    if level != "none" and listing.folder:
+        paths = [f"{listing.root.resolve()}/{cell}" for cell in listing.cells]
+        record = checked_files(f"{level} {max_pixels} {listing.split} {listing.root.resolve()}", paths)
+
     def attempt(position: int) -> None:
-        if level != "none":
-            handle = opener(listing.cells[position], listing.names[position])
-            _ = handle.facts if level == "headers" else handle.decode()
+        if level == "none" or (record is not None and record.known[position]):
+            return
+        handle = opener(listing.cells[position], listing.names[position])
+        _ = handle.facts if level == "headers" else handle.decode()
+        if record is not None:
+            record.passed.append(position)
 
     kept = listing
     if level != "none" or read_quarantine(quarantine):
         kept, _ = keep_readable(listing, attempt, max_failures=max_failures, quarantine=quarantine)
+    if record is not None:
+        record.save()
     if listing.folder and kept.labels is not None and is_train(listing.split):
         _check_every_class_is_left(kept)
     options = {**kept.options, "notes": (*kept.notes, *notes), "max_failures": max_failures}

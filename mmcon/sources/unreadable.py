@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmcon.errors import DataError
 from mmcon.files import read_lines
 from mmcon.sources.listing import Listing
 
 _log = logging.getLogger(__name__)
+CHUNK = 64
+T = TypeVar("T")
 
 
 def keep_readable(
@@ -46,8 +50,12 @@ def keep_readable(
         except (DataError, OSError) as error:
             return None, str(error).partition("\n")[0]
 
+    n = len(listing.names)
+    # In chunks, since a task for each file takes as long as a header that is in memory.
+    chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        found = list(pool.map(read, range(len(listing.names))))
+        done = pool.map(lambda chunk: [read(position) for position in chunk], chunks)
+        found = list(chain.from_iterable(_with_progress(done, len(chunks), f"{n:,} {listing.modality} files")))
     failures = {listing.file(i): why for i, (_, why) in enumerate(found) if why is not None}
     report_failures(listing.where, failures, len(found), max_failures, quarantine)
     if not failures:
@@ -56,6 +64,16 @@ def keep_readable(
     keep = [i for i, (_, why) in enumerate(found) if why is None]
     note = f"{len(failures):,} unreadable {listing.modality} files left out{listed}"
     return listing.select(keep, note), [found[i][0] for i in keep]
+
+
+def _with_progress(done: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The items, with a bar on the terminal of the first rank if there is more than a moment's work."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    hidden = total < 16 or not console.is_terminal or os.environ.get("RANK", "0") != "0"
+    yield from track(done, f"checking {what}", total, transient=True, console=console, disable=hidden)
 
 
 def read_quarantine(file: str | Path | None) -> list[str]:
