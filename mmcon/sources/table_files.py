@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmcon.errors import DataError
 from mmcon.media.decoding import decoder_errors
@@ -166,7 +166,7 @@ def _csv(where: str, text: str, suffix: str, notes: tuple[str, ...]) -> Table:
     return Table(where, dict(zip(header, cells, strict=True)), [lines[i] for i in full], notes)
 
 
-def _rows(where: str, text: str, delimiter: str, quoting: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+def _rows(where: str, text: str, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """The lines and the cells of the rows, the names of the columns first; all rows have the same number of cells.
 
     Raises:
@@ -174,7 +174,7 @@ def _rows(where: str, text: str, delimiter: str, quoting: int) -> Iterator[tuple
     """
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=True
-    )  # pyright: ignore[reportCallIssue, reportArgumentType]
+    )
     header: list[str] | None = None
     line = 1
     try:
