@@ -22,6 +22,7 @@ from mmcon.media.text import check_is_list
 from mmcon.random import stable_ids
 from mmcon.sources.fingerprint import file_sizes, fingerprint_of
 from mmcon.sources.labels import check_labels, number_integers, number_texts
+from mmcon.sources.listing import name_of_file, printable
 
 Positions = Int[Tensor, " m"] | Sequence[int]
 
@@ -230,10 +231,12 @@ class DatasetSource(Source):
 
     def name_of(self, row: int) -> str:
         """The path of a sample's file, else its name; of a dataset without names, the path that its `samples` have."""
+        name = f"{self.name}[{row}]" if self.names is None else self.names[row]
         listed = self.items if type(self.items) is list else getattr(self.items, "samples", None)
-        has_paths = isinstance(listed, list | tuple) and self.modality != "text"
-        path = path_of(listed[row], self.root) if listed is not None and has_paths else None
-        return path or (f"{self.name}[{row}]" if self.names is None else self.names[row])
+        item = listed[row] if isinstance(listed, list | tuple) else None
+        if self.modality == "text" and not isinstance(item, tuple):
+            return name  # a string is the text itself
+        return (path_of(item) if self.modality != "text" else None) or name_of_file(item, name, self.root)
 
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The sizes of the items of a list; None for a dataset, whose items would have to be read."""
@@ -303,19 +306,13 @@ def channels_of(source: Source) -> int:
     return inner.values.shape[1] if isinstance(inner, TensorSource) else 3
 
 
-def path_of(item: Any, root: Path = Path()) -> str | None:
-    """The path of an item's file, or None.
-
-    Args:
-        item: a path, a tuple that begins with one, or a handle.
-        root: the folder that the path is relative to.
-    """
-    if isinstance(item, tuple | list) and len(item) == 2:  # an item of torchvision's folders: path and class
-        item = item[0]
-    if isinstance(item, str | Path):
-        return str(root / item)
-    inner = (getattr(item, name, None) for name in ("source", "file", "folder", "video"))
-    return next((path for held in inner if held is not None and (path := path_of(held))), None)
+def path_of(item: Any) -> str | None:
+    """The path of a handle, or of an item of torchvision's folders (path and class); None for other items."""
+    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str):
+        return printable(item[0])
+    inner = [getattr(item, name, None) for name in ("source", "file", "folder", "video")]
+    path = next((printable(str(held)) for held in inner if isinstance(held, str | Path)), None)
+    return path or next((found for held in inner if held is not None and (found := path_of(held))), None)
 
 
 def _first(item: Any, name: str) -> Any:

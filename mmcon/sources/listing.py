@@ -93,11 +93,9 @@ class Listing:
         }
 
     def file(self, position: int) -> str:
-        """The path of a sample's file, or the sample's name if it is not a file."""
-        if self.is_lazy:
-            return self.names[position]
-        cell = self.cells[position]
-        return printable(str(self.root / cell)) if isinstance(cell, str | Path) else self.names[position]
+        """The path of a sample's file; of a member of an archive, the archive's path and its name; else its name."""
+        cell = self.cells[position] if isinstance(self.cells, list) and not self.versions else None
+        return name_of_file(cell, self.names[position], self.root)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +224,19 @@ def handle_opener(
 
     openers = {"image": image, "audio": audio, "video": video, "text": text}
     return openers.get(modality, lambda cell, name: cell)
+
+
+def name_of_file(cell: Any, name: str, root: Path) -> str:
+    """What messages and quarantine files call a sample: the path of its file, if it has one.
+
+    Args:
+        cell: its media: a path, (archive, offset, size), or anything else.
+        name: its name in the source.
+        root: the folder that the path is relative to.
+    """
+    if isinstance(cell, tuple) and len(cell) == 3 and isinstance(cell[0], str) and isinstance(cell[2], int):
+        return printable(f"{cell[0]}: {name}")
+    return printable(str(root / cell)) if isinstance(cell, str | Path) else name
 
 
 def printable(name: str) -> str:

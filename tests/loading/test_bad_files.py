@@ -1,6 +1,7 @@
 """Files that go bad: each source × each fault. The sample is left out and named by its path, and the batch goes on."""
 
 import io
+import json
 import logging
 import os
 import signal
@@ -245,7 +246,12 @@ def test_a_bad_member_of_an_archive_or_a_table_is_left_out(kept, tmp_path):
     loader = loader_of(source, "image")
     assert next(iter(loader)).index["image"].n == 2 * (N - 1)
     (name,) = loader.files.values()
-    assert name == f"{BAD:03}"
+    assert name == (f"{tmp_path / 'train-000.tar'}: {BAD:03}" if kept == "shards" else f"{BAD:03}")
+    # Another source leaves out what the quarantine file lists.
+    (tmp_path / "quarantine.jsonl").write_text(json.dumps({"file": name, "reason": "found in training"}) + "\n")
+    options = {"id_column": "id"} if kept == "parquet" else {}
+    path = next(file for file in tmp_path.iterdir() if file.name.startswith("train"))
+    assert len(create_source(path, split="all", quarantine=tmp_path / "quarantine.jsonl", **options)) == N - 1
 
 
 def test_an_archive_that_is_gone_ends_the_run_with_its_name(tmp_path):
@@ -403,7 +409,7 @@ def test_a_text_of_an_archive_that_was_cut_is_left_out(tmp_path):
         seed=0,
     )
     assert next(iter(loader)).index["text"].n == N - 1
-    assert loader.files == {int(source.ids[N - 1]): f"{N - 1:03}"}
+    assert loader.files == {int(source.ids[N - 1]): f"{tmp_path / 'train-000.tar'}: {N - 1:03}"}
     assert "train-000.tar: expected 900 bytes" in next(iter(loader.failures.values()))
 
 
