@@ -26,7 +26,7 @@ import torch
 from mmcon.errors import ConfigError
 from mmcon.operations.fault_injection_job import CHECKPOINT_EVERY, STEPS, Job, images, train
 from mmcon.operations.folder_faults import FOLDER_FAULTS
-from mmcon.operations.forked_runs import check, output_of, run_forked, signal_at
+from mmcon.operations.forked_runs import check, output_of, run_forked, run_whole, signal_at
 from mmcon.registry import load_plugins
 from mmcon.training import checkpoint
 from mmcon.training.checkpoint import Checkpoints
@@ -43,8 +43,7 @@ LONGEST_WAIT_SECONDS = 60
 
 def killed_at_every_step(folder: Path, job: Job) -> str:
     """Kill at each step, resume, and compare all later steps."""
-    status, whole = run_forked(folder / "whole", job)
-    check(status == 0 and len(whole) == STEPS, f"the run without a fault ended with {status}")
+    whole = run_whole(folder, job)
     for at in range(1, STEPS + 1):
         run = folder / str(at)
         status, before = run_forked(run, job, after_step=signal_at(signal.SIGKILL, at))
@@ -57,7 +56,7 @@ def killed_at_every_step(folder: Path, job: Job) -> str:
 
 def killed_in_a_checkpoint(folder: Path) -> str:
     """Kill while a checkpoint is written: in the state, in the manifest, after each, and before the rename."""
-    _, whole = run_forked(folder / "whole", Job())
+    whole = run_whole(folder)
     write = checkpoint.write_through
     for name in (checkpoint.MANIFEST, "state.pt"):
         for finished in (False, True):
@@ -80,7 +79,7 @@ def killed_in_a_checkpoint(folder: Path) -> str:
 
 def stopped_by_signal(folder: Path) -> str:
     """Send SIGTERM and SIGINT after a step between two checkpoints."""
-    _, whole = run_forked(folder / "whole", Job())
+    whole = run_whole(folder)
     for number in (signal.SIGTERM, signal.SIGINT):
         run = folder / str(int(number))
         status, _ = run_forked(run, Job(), after_step=signal_at(number, 5))
@@ -91,7 +90,7 @@ def stopped_by_signal(folder: Path) -> str:
 
 def worker_killed(folder: Path) -> str:
     """Kill the worker process that decodes a certain sample."""
-    _, whole = run_forked(folder / "whole", Job())
+    whole = run_whole(folder)
     sample = whole[2]["samples"][5]
     status, steps = run_forked(folder / "run", Job(workers=2, fatal_sample=sample))
     output = output_of(folder / "run")

@@ -19,6 +19,7 @@ from mmcon.operations.forked_runs import (
     kill,
     output_of,
     run_forked,
+    run_whole,
     signal_at,
     signal_group_at,
     start_forked,
@@ -44,7 +45,7 @@ LONGEST_END_SECONDS = 10
 
 def group_signaled(folder: Path) -> str:
     """Send each stop signal to the whole process group, as Slurm, Kubernetes and terminals do."""
-    _, whole = run_forked(folder / "whole", Job())
+    whole = run_whole(folder)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         run = folder / number.name
         status, _ = run_forked(run, Job(workers=2), after_step=signal_group_at(number, 5))
@@ -67,7 +68,7 @@ def worker_stopped(folder: Path) -> str:
 
             threading.Timer(1.5, later).start()
 
-    _, whole = run_forked(folder / "whole", Job())
+    whole = run_whole(folder)
     status, before = run_forked(run, Job(workers=2), after_step=stop_worker)
     seconds = time.time() - float(began.read_text())
     check(status == STOPPED, f"{status}\n{output_of(run)[-1500:]}")
@@ -78,8 +79,8 @@ def worker_stopped(folder: Path) -> str:
 
 def checkpoints_damaged(folder: Path) -> str:
     """Damage the newest checkpoint by odd manifests, then all of them by truncation."""
-    run = folder / "run"
-    _, whole = run_forked(run, Job())
+    run = folder / "whole"
+    whole = run_whole(folder)
     checkpoints = Checkpoints(run / "checkpoints", log=lambda text: None)
     newest, good = checkpoints.all()[-1], (checkpoints.all()[-1] / MANIFEST).read_text()
     for text in MANIFESTS:
@@ -96,14 +97,14 @@ def checkpoints_damaged(folder: Path) -> str:
     check(status == 1 and "--restart" in output_of(run), "damaged checkpoints alone were not refused")
     check(MetricsLog(run / "metrics.jsonl").lines() == lines, "the log was shortened")
     check(run_forked(run, Job(resume=True, restart=True)) == (0, whole), "the restart differs")
-    check((folder / "run-restart" / "checkpoints").exists(), "the restart used the damaged folder")
+    check((folder / "whole-restart" / "checkpoints").exists(), "the restart used the damaged folder")
     return f"{len(MANIFESTS)} odd manifests and a truncated state passed over; damaged ones alone refused; restarted"
 
 
 def folder_in_use(folder: Path) -> str:
     """Start a second run in the folder of a run at work, then kill the first and resume."""
     run = folder / "run"
-    _, whole = run_forked(folder / "whole", Job())
+    whole = run_whole(folder)
 
     def wait(step: int) -> None:
         if step == 6:
@@ -142,7 +143,7 @@ def data_changed(folder: Path) -> str:
 def disk_full(folder: Path) -> str:
     """Let the system refuse to write more than a part of a checkpoint; afterwards there is space again."""
     run = folder / "run"
-    _, whole = run_forked(folder / "whole", Job())
+    whole = run_whole(folder)
 
     def fill(step: int) -> None:
         if step == CHECKPOINT_EVERY + 1:
@@ -177,7 +178,7 @@ def folder_gone(folder: Path) -> str:
 
 def few_open_files(folder: Path) -> str:
     """Train with workers under a limit of 64 open files."""
-    _, whole = run_forked(folder / "whole", Job())
+    whole = run_whole(folder)
     limit = 64 + len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 96
 
     def lower() -> None:
@@ -189,7 +190,7 @@ def few_open_files(folder: Path) -> str:
 
 def signaled_twice(folder: Path) -> str:
     """A second signal ends a run at once; its last checkpoint resumes."""
-    _, whole = run_forked(folder / "whole", Job())
+    whole = run_whole(folder)
 
     def twice(step: int) -> None:
         if step == 6:

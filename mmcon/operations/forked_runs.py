@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mmcon.operations.fault_injection_job import Job, train
+from mmcon.operations.fault_injection_job import STEPS, Job, train
 
 
 class RecoveryFailed(AssertionError):
@@ -56,7 +56,7 @@ def start_forked(
         torch.set_num_threads(1)
         if before is not None:
             before()
-        train(folder, job, after_step=after_step, trace=folder.with_name(f"{folder.name}.trace"))
+        train(folder, job, after_step=after_step, trace=folder.with_name(f"{folder.name}.trace.json"))
         status = 0
     except SystemExit as stop:
         status = int(stop.code or 0)
@@ -83,6 +83,17 @@ def run_forked(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Train in a fork and wait for it; see `start_forked` and `finish_forked`."""
     return finish_forked(folder, start_forked(folder, job, before=before, after_step=after_step))
+
+
+def run_whole(folder: Path, job: Job | None = None) -> list[dict[str, Any]]:
+    """The trace of a training without a fault, in the subfolder `whole`.
+
+    Raises:
+        RecoveryFailed: it did not make all steps.
+    """
+    status, trace = run_forked(folder / "whole", job or Job())
+    check(status == 0 and len(trace) == STEPS, f"the run without a fault ended with {status} after {len(trace)} steps")
+    return trace
 
 
 def output_of(folder: Path) -> str:
