@@ -22,7 +22,7 @@ from mmcon.media.video import SAME_TIME_SECONDS, FrameStack, VideoHandle, VideoH
 MAX_ANIMATION_PIXELS = 1 << 32
 """The largest accepted animation, in pixels of all its frames: two thousand frames of a full HD screen."""
 # Larger animations have a byte for so many pixels: a frame that repeats another one takes some thirty bytes.
-_SMALL_PIXELS, _PIXELS_PER_BYTE = 1 << 27, 1 << 16
+_SMALL_PIXELS, _PIXELS_PER_BYTE = 1 << 25, 1 << 16
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
