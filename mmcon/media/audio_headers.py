@@ -15,6 +15,7 @@ from typing import NamedTuple
 _UNKNOWN_SIZES = (range(0x7FFF0000, 0x80000101), range(0xFFFF0000, 0x100000000))
 _LONGEST_OGG_PAGE = 65_307
 _SIZE_TOLERANCE = 0.01
+_MOST_CHUNKS = 1_000
 
 
 class Promise(NamedTuple):
@@ -49,14 +50,16 @@ def _stated_size(head: bytes, file: io.BufferedIOBase, size: int) -> int:
     if len(head) < 32:
         return 0
     if head.startswith(b"caff"):
-        return _end_of_chunks(file, size)
+        return _end_of_chunks(file, size, 8, ">4sq")
     if head[:16] == b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00":  # Sony Wave64
         return struct.unpack_from("<Q", head, 16)[0]
     if head.startswith(b"RF64") and head[12:16] == b"ds64":
         return 8 + struct.unpack_from("<Q", head, 20)[0]
     if head.startswith((b"RIFF", b"FORM")):
         order = "<" if head.startswith(b"RIFF") else ">"
-        return _known(8, struct.unpack_from(f"{order}I", head, 4)[0])
+        whole = _known(8, struct.unpack_from(f"{order}I", head, 4)[0])
+        # Both: some programs state a wrong size of the file, or drop the chunks after the samples.
+        return min(whole, _end_of_chunks(file, size, 12, f"{order}4sI"))
     if head.startswith(b".snd"):
         return _known(*struct.unpack_from(">II", head, 4))
     return 0
@@ -66,16 +69,18 @@ def _known(header: int, stated: int) -> int:
     return 0 if any(stated in sizes for sizes in _UNKNOWN_SIZES) else header + stated
 
 
-def _end_of_chunks(file: io.BufferedIOBase, size: int) -> int:
-    """The end of the last chunk of a CAF file; a chunk of unknown size reaches to the end of the file."""
-    at = 8
-    while at + 12 <= size:
+def _end_of_chunks(file: io.BufferedIOBase, size: int, first: int, layout: str) -> int:
+    """The end of the last chunk; a chunk of unknown size reaches to the end of the file."""
+    at, header = first, struct.calcsize(layout)
+    for _ in range(_MOST_CHUNKS):
+        if at + header > size:
+            return at
         file.seek(at)
-        (stated,) = struct.unpack_from(">q", file.read(12), 4)
+        (_, stated) = struct.unpack(layout, file.read(header))
         if stated < 0:
             return size
-        at += 12 + stated
-    return at
+        at += header + stated + (stated % 2 if header == 8 else 0)
+    return size
 
 
 def _has_last_page(file: io.BufferedIOBase, size: int) -> bool:

@@ -181,6 +181,13 @@ def test_what_is_there_can_be_asked_for(form):
     assert 0.45 < there.abs().max() < 0.6
 
 
+def test_a_file_without_the_chunks_after_its_samples_is_whole():
+    data = bytearray(encoded(format="WAV"))
+    data[4:8] = struct.pack("<I", len(data) + 5_000)
+    assert AudioHandle(bytes(data)).decode().shape[1] == 40_000
+    assert read_promise(b"caff" + bytes(1_000_000)) == ("", True)  # a thousand chunks at most are looked at
+
+
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0, 24])
 def test_a_file_that_was_written_to_a_pipe_has_the_length_of_its_data(size):
     data = bytearray(encoded(format="WAV"))
