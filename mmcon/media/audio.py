@@ -119,7 +119,7 @@ class AudioHandle:
         """Length, rate and channels from the header of the file.
 
         Raises:
-            DataError: no decoder reads the file, or it is truncated.
+            DataError: no decoder reads the file, or it is truncated or empty.
         """
         if isinstance(self.source, np.ndarray | Tensor):
             channels, length = _samples_in_memory(self.source, self.id).shape
@@ -133,6 +133,8 @@ class AudioHandle:
                 got=f"one without {header.missing}",
                 fix="replace the file, or take what is there with AudioFormat(on_short='zero')",
             )
+        if not header.length:
+            raise DataError(f"audio {self.id!r}", expected="at least one sample", got="none", fix="remove the file")
         return header
 
     @cached_property
@@ -275,6 +277,5 @@ def open_audio(
     if not handles:
         raise DataError("audio files", expected="at least one", got=f"none in {str(sources)!r}", fix="check the path")
     for handle in handles:
-        if not handle.header.length:
-            raise DataError(f"audio {handle.id!r}", expected="at least one sample", got="none", fix="remove the file")
+        _ = handle.header
     return handles

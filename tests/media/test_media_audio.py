@@ -160,6 +160,15 @@ def test_a_corrupt_file_is_named_and_spoils_no_batch(tmp_path, content, write):
         meta_of([good, AudioHandle(path)], "audio")
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_a_file_without_a_sample_is_named(tmp_path, suffix):
+    path = tmp_path / f"empty.{suffix}"
+    soundfile.write(path, np.zeros(0), 16_000)
+    for read in (lambda sound: sound.facts, lambda sound: sound.decode()):
+        with pytest.raises(DataError, match=rf"empty\.{suffix}"):
+            read(AudioHandle(path))
+
+
 def test_a_missing_file_and_a_span_beyond_the_end(tmp_path, write):
     with pytest.raises(DataError, match=r"gone\.wav'[\s\S]*none at '.*gone\.wav'"):
         AudioHandle(tmp_path / "gone.wav").decode()
