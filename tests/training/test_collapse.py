@@ -2,9 +2,12 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from launched_recipes import launch
 from torch.nn.functional import normalize
 
 import mmcon
@@ -108,6 +111,22 @@ def test_the_range_test_rises_evenly_in_the_logarithm():
         schedule.step()
     assert (seen[0], seen[-1]) == (pytest.approx(2 * LOWEST), pytest.approx(2 * HIGHEST))
     assert seen[50] / seen[49] == pytest.approx(seen[1] / seen[0])
+
+
+def test_the_range_test_has_its_steps_and_a_temporary_folder():
+    flags = mmcon.RunConfig(find_learning_rate=True, accumulate=3, resume=True, epochs=2, output_dir=Path("runs/x"))
+    config = flags.apply_tiny(max_steps=4)
+    assert (config.max_steps, config.log_every, config.resume) == (99, 1, False)
+    assert config.output_dir not in (None, Path("runs/x"))
+    config.output_dir.rmdir()
+
+
+@pytest.mark.slow
+def test_a_recipe_suggests_a_learning_rate_and_leaves_nothing(tmp_path):
+    said = launch("--find-learning-rate", "--batch-size", "16", "--output-dir", tmp_path / "run")
+    rate = float(re.search(r"suggestion: --learning-rate (\S+)", said).group(1))
+    assert 1e-6 < rate < 1e-1
+    assert not (tmp_path / "run").exists()
 
 
 def curve(losses, spreads=None):
