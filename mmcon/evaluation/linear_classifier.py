@@ -163,10 +163,8 @@ def train_classifier(
         **(decay if stage.schedule == "exponential" else {}),
     )
     weight = None if class_weights is None else class_weights.to(device)
-    progress = Progress(
-        "linear classifier, step", stage.epochs * len(loader), epoch_length=len(loader), enabled=get_rank() == 0
-    )
-    with progress:
+    shown: dict[str, Any] = {"epoch_length": len(loader), "enabled": get_rank() == 0}
+    with Progress("linear classifier, step", stage.epochs * len(loader), **shown) as progress:
         for batch in (batch for _ in range(stage.epochs) for batch in loader):
             batch = batch.to(device)
             logits, labels = classifier(batch), _labels(batch, modality, classes)
