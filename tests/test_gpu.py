@@ -10,6 +10,7 @@ from datetime import timedelta
 import loss_cases
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -245,7 +246,9 @@ def test_gradient_caching_on_the_device(tmp_path):
 
 @needs_kernels
 def test_a_run_in_fp16_scales_its_gradients(tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # which has the precision of the runs before
     losses, _ = trained(tmp_path / "fp16", precision="fp16")
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert torch.isfinite(torch.tensor(losses)).all()
 
 

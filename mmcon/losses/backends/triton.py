@@ -155,7 +155,8 @@ class _Forward(NamedTuple):
         valid: whether the anchor has a loss.
         weight_sum: the sum of weights.
         divisor: the sum of weights, or 1.
-        log_denominator: log D; with denominator `one`, of the negatives alone.
+        log_denominator: log D; with denominator `one`, of the negatives alone; None where `inverse_sums` is given.
+        inverse_sums: 1 / D where no exponential overflows, 0 for invalid anchors.
         log_positives: log Σ_P e^s, with the in form.
         shares: Σ_P ∂ log(D/e^s) / ∂ log N, with denominator `one`.
         class_sums: Σ_P c_j, where the numerator is linear in the similarities.
@@ -164,7 +165,8 @@ class _Forward(NamedTuple):
     valid: Bool[Tensor, " a"]
     weight_sum: Float[Tensor, " a"]
     divisor: Float[Tensor, " a"]
-    log_denominator: Float[Tensor, " a"]
+    log_denominator: Float[Tensor, " a"] | None
+    inverse_sums: Float[Tensor, " a"] | None = None
     log_positives: Float[Tensor, " a"] | None = None
     shares: Float[Tensor, " a"] | None = None
     class_sums: Float[Tensor, "a d"] | None = None
@@ -217,10 +219,11 @@ def _losses(problem: Problem, weights: ClassWeights, inputs: _Inputs) -> tuple[F
     plain = settings.form == "out" and settings.denominator == "all"
     class_sums, counts = _sums_of_candidates(problem, inputs)
     valid, weight_sum = counts > 0, counts * weights.scale
-    log_positives = shares = None
+    log_positives = shares = inverse_sums = None
     # Atomic additions have no fixed order.
     if plain and inputs.bounded and not torch.are_deterministic_algorithms_enabled():
-        log_denominator = pair_sums(inputs.a, inputs.scale).log_()
+        sums = pair_sums(inputs.a, inputs.scale)
+        log_denominator, inverse_sums = sums.log(), torch.where(valid, sums.reciprocal_(), 0)
     else:
         own = _padded_self_index(problem)
         log_denominator, log_positives = log_sums(inputs.a, inputs.c, own, inputs.scale, labels=not plain)
@@ -241,8 +244,10 @@ def _losses(problem: Problem, weights: ClassWeights, inputs: _Inputs) -> tuple[F
         numerator = (class_sums * a).sum(1).mul_(inputs.inverse * weights.scale)
         losses = (weight_sum * log_denominator).sub_(numerator).div_(divisor)
     linear = settings.form == "out" and settings.denominator != "one"
-    log_denominator = torch.where(valid, log_denominator, math.inf)
-    found = _Forward(valid, weight_sum, divisor, log_denominator, log_positives, shares, class_sums if linear else None)
+    known = None if inverse_sums is not None else torch.where(valid, log_denominator, math.inf)
+    found = _Forward(
+        valid, weight_sum, divisor, known, inverse_sums, log_positives, shares, class_sums if linear else None
+    )
     return torch.where(valid, losses, 0), found
 
 
@@ -262,21 +267,22 @@ def _softmax_terms(
 
     form_in, one = problem.settings.form == "in", problem.settings.denominator == "one"
     negatives = problem.settings.denominator != "all"
-    shared = inputs.bounded and not form_in and not negatives
-    weights = gradient if form_in else v * found.weight_sum
-    numbers = [weights]
+    shared = found.inverse_sums is not None
+    weights = positive_weights = gradient if form_in else v * found.weight_sum
     if one:
         assert found.shares is not None
-        numbers = [v * found.shares * weight, v * weight]
-    size = (torch.linalg.vector_norm(torch.cat(numbers), math.inf) / LARGEST).clamp_min_(1e-30)
-    if shared:
-        numbers = [weights * torch.exp(-found.log_denominator) / size]
+        weights, positive_weights = v * found.shares * weight, v * weight
+    largest = torch.linalg.vector_norm(torch.cat([weights, positive_weights]) if one else weights, math.inf)
+    size = (largest / LARGEST).clamp_min_(1e-30)
+    if found.inverse_sums is not None:
+        numbers = (weights * found.inverse_sums).div_(size)[None]
     else:
-        # With denominator `one` positives have weights of their own; with the in form, log-sums.
-        logs = [found.log_denominator, found.log_denominator if found.log_positives is None else found.log_positives]
-        numbers = [numbers[0] / size, logs[0] * LOG2_E, numbers[-1] / size, logs[1] * LOG2_E]
+        assert found.log_denominator is not None
+        log_positives = found.log_denominator if found.log_positives is None else found.log_positives
+        logs = found.log_denominator * LOG2_E, log_positives * LOG2_E
+        numbers = torch.stack([weights / size, logs[0], positive_weights / size, logs[1]])
     terms: Any = {"shared": shared, "negatives": negatives, "form_in": form_in, "one": one}
-    padded, own, d = pad(torch.stack(numbers), 0), _padded_self_index(problem), problem.anchors.shape[1]
+    padded, own, d = pad(numbers, 0), _padded_self_index(problem), problem.anchors.shape[1]
     if inputs.square:
         both = weighted_rows(inputs.a, inputs.c, own, (padded, padded), inputs.scale, **terms)
         return both[:, :d] * (size * inputs.a_size), None

@@ -37,11 +37,12 @@ def _configurations(*sizes: tuple[int, int, int, int, int | None]) -> list[trito
 
 # The first are the fastest on an H200 at a width of 128, the last fit rows of width 512. Two or three blocks fit on a
 # multiprocessor of a Hopper GPU: while one multiplies, another computes exponentials.
+PAIR_BLOCKS = _configurations((256, 64, 4, 2, None), (128, 64, 4, 2, None), (64, 32, 8, 2, None))
 SUM_BLOCKS = _configurations((128, 64, 4, 3, None), (64, 32, 8, 2, None))
 ROW_BLOCKS = _configurations((64, 128, 4, 2, None), (64, 32, 8, 2, None))
 
 
-@triton.autotune(SUM_BLOCKS, ["WIDTH"], reset_to_zero=["out"])
+@triton.autotune(PAIR_BLOCKS, ["WIDTH"], reset_to_zero=["out"])
 @triton.jit
 @no_type_check
 def _pair_sums(
