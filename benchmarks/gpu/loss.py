@@ -172,7 +172,7 @@ def attempted(make: Callable[[], Callable[[], object]], rounds: int) -> float:
         return float("nan")
 
 
-def by_size(sizes: list[int], rate: float, backend: str) -> None:
+def by_size(sizes: list[int], rate: float, backend: str, *, peers: bool) -> None:
     print(
         "| n | ms | times the floor | extra MiB | compiled naive form, ms | times ours | chunks by cuBLAS, compiled, ms"
         " | times ours |\n|---|---|---|---|---|---|---|---|"
@@ -183,8 +183,9 @@ def by_size(sizes: list[int], rate: float, backend: str) -> None:
         run = step_of(z, labels, backend)
         ours, memory = milliseconds(run, rounds), extra_mib(run)
         floor = 4 * n * n * WIDTH / rate * 1e3
-        full = attempted(lambda z=z, labels=labels: naive_step_of(z, labels), rounds) if n < 100_000 else nan
-        chunks = attempted(lambda z=z: chunked_step_of(z), rounds) if n < 100_000 else nan
+        beside = peers and n < 100_000
+        full = attempted(lambda z=z, labels=labels: naive_step_of(z, labels), rounds) if beside else nan
+        chunks = attempted(lambda z=z: chunked_step_of(z), rounds) if beside else nan
         print(
             f"| {n:,} | {ours:.3f} | {ours / floor:.2f} | {memory:.0f} | {full:.2f} | {full / ours:.1f}"
             f" | {chunks:.2f} | {chunks / ours:.1f} |",
@@ -277,6 +278,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[65536, 16384, 4096, 1048576])
     parser.add_argument("--form-size", type=int, default=16384)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--alone", action="store_true", help="without peers, whose compilation takes most of the time")
     parser.add_argument("--sweep", action="store_true", help="try more blocks than the kernels do")
     options = parser.parse_args()
     global DEVICE
@@ -289,13 +291,13 @@ def main() -> None:
     print(f"{name}, d = {WIDTH}, {CLASSES} classes, T = {TEMPERATURE}; bfloat16 products: {rate / 1e12:.0f} TFLOP/s\n")
     if options.sweep and on_gpu:
         sweep()
-    by_size(options.sizes[:1], rate, backend)
+    by_size(options.sizes[:1], rate, backend, peers=not options.alone)
     if on_gpu:
         tuning()
     errors(4096 if on_gpu else 512, (torch.float16, torch.bfloat16) if on_gpu else (torch.float32,))
     by_form(options.form_size, backend)
     print()
-    by_size(options.sizes[1:], rate, backend)
+    by_size(options.sizes[1:], rate, backend, peers=not options.alone)
 
 
 if __name__ == "__main__":
