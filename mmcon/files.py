@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
+from yaml.composer import ComposerError
 
 from mmcon.errors import DataError, StorageError
 
@@ -121,7 +122,7 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "found an alias", event.start_mark)
+            raise ComposerError(None, None, "found an alias", event.start_mark)
         return super().compose_node(parent, index)
 
 

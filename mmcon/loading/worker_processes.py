@@ -130,6 +130,8 @@ class WorkerStream:
         return self
 
     def __next__(self) -> Any:
+        if self._items is None:
+            raise StopIteration
         with limits_explained():
             return next(self._items)
 
