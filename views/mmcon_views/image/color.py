@@ -161,6 +161,7 @@ def jitter_(x: Images, params: Params, operations: tuple[Operation, ...]) -> Non
         return None
     if x.device.type == "cuda":
         return _jitter_by_place(x, params, operations, factors)
+    (factors,) = to_device(x.device, factors)
     rows_by_order: dict[tuple[int, ...], list[int]] = {}
     for row, (applied, order) in enumerate(zip(params["apply"].tolist(), params["order"].tolist(), strict=True)):
         if applied:
