@@ -118,8 +118,8 @@ class RunConfig(RunSettings):
     decay_norm_and_bias: bool = False
     """decay (and under LARS, adapt) norms and biases too"""
     schedule: Literal["cosine", "step", "polynomial", "constant"] = "cosine"
-    warmup_share: float = 0.1
-    """fraction of the steps in which the learning rate rises; at least 20 steps, or half of a shorter run"""
+    warmup_share: float | None = None
+    """fraction of the steps in which the learning rate rises; default: .1, and at least 20 steps or half of the run"""
     warmup_epochs: float | None = None
     """the same in epochs"""
 

@@ -15,8 +15,9 @@ Family = Literal["small", "convolutional", "transformer", "pretrained convolutio
 
 #: Encoders with fewer parameters, token embeddings aside, are "small".
 SMALL_ENCODER = 1_000_000
-#: Short runs warm up for at least so many steps, or for half of the run: Adam's first steps have a noisy second moment.
-LEAST_WARMUP_STEPS = 20
+#: The warm-up as a fraction of the steps. Short runs warm up for at least so many steps, or for half of the run: Adam's
+#: first steps have a noisy second moment.
+WARMUP_SHARE, LEAST_WARMUP_STEPS = 0.1, 20
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mmcon.distributed.collectives import get_rank
 from mmcon.errors import ConfigError, InputError, nearest
-from mmcon.training.default_rates import LEAST_WARMUP_STEPS, default_rates
+from mmcon.training.default_rates import LEAST_WARMUP_STEPS, WARMUP_SHARE, default_rates
 from mmcon.training.range_test import range_schedule
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def create_optimizer_and_schedule(
         config: the flags.
         modules: the model and the objective (which may have a learnable temperature).
         steps_per_epoch: batches in an epoch; the schedule covers `config.epochs` of them.
-        warmup_steps: overrides `config.warmup_share` and `config.warmup_epochs`.
-        log: receives the default learning rates.
+        warmup_steps: the warm-up if the flags have none.
+        log: receives the default learning rates, on the main rank.
     """
     modules, rate, groups = list(modules), config.learning_rate, {}
     if rate is None:
@@ -54,7 +55,8 @@ def create_optimizer_and_schedule(
         rate = max(value for value, _ in defaults.values())
         groups = {name: {"learning_rate": value} for name, (value, _) in defaults.items() if value != rate}
         shown = ", ".join(f"{value:.2g} for {name or 'all'} ({family})" for name, (value, family) in defaults.items())
-        log(f"learning rate {shown}: the default of {config.optimizer} for batches of {config.batch_size}")
+        if get_rank() == 0:
+            log(f"learning rate {shown}: the default of {config.optimizer} for batches of {config.batch_size}")
     optimizer = create_optimizer(
         modules,
         config.optimizer,
@@ -68,8 +70,10 @@ def create_optimizer_and_schedule(
     steps = config.epochs * steps_per_epoch
     if config.warmup_epochs is not None:
         warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    elif config.warmup_share is not None:
+        warmup_steps = round(config.warmup_share * steps)
     elif warmup_steps is None:
-        warmup_steps = max(round(config.warmup_share * steps), min(LEAST_WARMUP_STEPS, steps // 2))
+        warmup_steps = max(round(WARMUP_SHARE * steps), min(LEAST_WARMUP_STEPS, steps // 2))
     return optimizer, create_schedule(optimizer, config.schedule, steps=steps, warmup_steps=warmup_steps)
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import mmcon
+from mmcon.errors import ConfigError
 from mmcon.models.encoders import create_encoder
 from mmcon.training.collapse import COLLAPSED_SPREAD, embedding_spread
+from mmcon.training.config import as_plain, check_changes, from_mapping
 from mmcon.training.default_rates import RULES, RateRule, default_rates, encoder_family
 from mmcon.training.optim import create_optimizer_and_schedule
 
@@ -98,14 +100,32 @@ def test_each_encoder_has_its_rate_and_the_heads_the_highest():
     assert "0.0001 for encoders.image (pretrained convolutional)" in said[0]
 
 
-def test_a_given_rate_applies_to_all_and_short_runs_warm_up_longer():
+@pytest.mark.parametrize(
+    ("flags", "steps", "warmup"),
+    [
+        ({}, None, 14),  # half of 28 steps, not a tenth
+        ({}, 2, 2),  # the recipe's own
+        ({"warmup_share": 0.1}, 2, 3),  # a flag is taken as it is: runs of earlier versions have .1 in config.yaml
+        ({"warmup_share": 0.0}, None, 0),
+        ({"warmup_epochs": 1.0, "warmup_share": 0.1}, 2, 4),
+    ],
+)
+def test_a_given_rate_applies_to_all_and_short_runs_warm_up_longer(flags, steps, warmup):
     layer, said = nn.Linear(2, 2), []
-    config = Config(learning_rate=0.5, epochs=7)
-    optimizer, schedule = create_optimizer_and_schedule(config, [layer], steps_per_epoch=4, log=said.append)
+    config = Config(learning_rate=0.5, epochs=7, **flags)
+    options = {"steps_per_epoch": 4, "warmup_steps": steps, "log": said.append}
+    optimizer, schedule = create_optimizer_and_schedule(config, [layer], **options)
     assert said == []
     seen = []
     for _ in range(28):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert seen.index(max(seen)) == 14  # half of 28 steps, not a tenth
+    assert seen.index(max(seen)) == warmup
+
+
+def test_a_run_of_an_earlier_version_does_not_take_the_new_defaults_in_silence():
+    earlier = {**as_plain(Config(learning_rate=0.01)), "clip_norm": None, "warmup_share": 0.1}
+    with pytest.raises(ConfigError, match=r"clip_norm: None -> 10.0, warmup_share: 0.1 -> None"):
+        check_changes(earlier, as_plain(Config(learning_rate=0.01)))
+    assert check_changes(earlier, as_plain(from_mapping(Config, earlier))) == {}  # --config FOLDER/config.yaml
