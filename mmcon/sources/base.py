@@ -22,7 +22,7 @@ from mmcon.media.text import check_is_list
 from mmcon.random import stable_ids
 from mmcon.sources.fingerprint import file_sizes, fingerprint_of
 from mmcon.sources.labels import check_labels, number_integers, number_texts
-from mmcon.sources.listing import name_of_file, printable
+from mmcon.sources.listing import file_of, name_of_file
 
 Positions = Int[Tensor, " m"] | Sequence[int]
 
@@ -120,6 +120,24 @@ class Source(ABC):
 
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The sizes of the samples' files (-1: no file), by index; None if the media are not files."""
+        return None
+
+    @property
+    def files(self) -> list[Path]:
+        """The absolute paths of the samples' files, in order.
+
+        Raises:
+            InputError: the media are in memory, in archives or on a hub.
+        """
+        found = [file.absolute() for row in range(len(self)) if (file := self.file(row)) is not None]
+        if len(found) < len(self):
+            got = f"{len(self) - len(found):,} of {len(self):,} samples without one"
+            fix = "use source.name_of(row) to name a sample"
+            raise InputError(self.name, expected="a file of its own for every sample", got=got, fix=fix)
+        return found
+
+    def file(self, row: int) -> Path | None:
+        """The file of a sample; None if it is in memory, in an archive or on a hub."""
         return None
 
     def name_of(self, row: int) -> str:
@@ -232,11 +250,18 @@ class DatasetSource(Source):
     def name_of(self, row: int) -> str:
         """The path of a sample's file, else its name; of a dataset without names, the path that its `samples` have."""
         name = f"{self.name}[{row}]" if self.names is None else self.names[row]
-        listed = self.items if type(self.items) is list else getattr(self.items, "samples", None)
-        item = listed[row] if isinstance(listed, list | tuple) else None
-        if self.modality == "text" and not isinstance(item, tuple):
+        item = self._listed(row)
+        if self.modality == "text" and not (isinstance(item, tuple) and len(item) == 3):
             return name  # a string is the text itself
-        return (path_of(item) if self.modality != "text" else None) or name_of_file(item, name, self.root)
+        return name_of_file(item, name, self.root)
+
+    def file(self, row: int) -> Path | None:
+        """The file of a sample in a list, or in the `samples` of a dataset."""
+        return None if self.modality == "text" else file_of(self._listed(row), self.root)
+
+    def _listed(self, row: int) -> Any:
+        listed = self.items if type(self.items) is list else getattr(self.items, "samples", None)
+        return listed[row] if isinstance(listed, list | tuple) else None
 
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The sizes of the items of a list; None for a dataset, whose items would have to be read."""
@@ -274,6 +299,10 @@ class Subset(Source):
         """The sizes in the original source."""
         return self.source.byte_sizes(self.rows[rows])
 
+    def file(self, row: int) -> Path | None:
+        """The file of a sample in the original source."""
+        return self.source.file(int(self.rows[row]))
+
     def name_of(self, row: int) -> str:
         """What the original source calls a sample."""
         return self.source.name_of(int(self.rows[row]))
@@ -304,15 +333,6 @@ def channels_of(source: Source) -> int:
     """The number of channels of images in memory; files are decoded to color."""
     inner = source.source if isinstance(source, Subset) else source
     return inner.values.shape[1] if isinstance(inner, TensorSource) else 3
-
-
-def path_of(item: Any) -> str | None:
-    """The path of a handle, or of an item of torchvision's folders (path and class); None for other items."""
-    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str):
-        return printable(item[0])
-    inner = [getattr(item, name, None) for name in ("source", "file", "folder", "video")]
-    path = next((printable(str(held)) for held in inner if isinstance(held, str | Path)), None)
-    return path or next((found for held in inner if held is not None and (found := path_of(held))), None)
 
 
 def _first(item: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -111,6 +112,10 @@ class _Reindexed(Source):
 
     def name_of(self, row: int) -> str:
         return self.source.name_of(int(self.positions[row]))
+
+    def file(self, row: int) -> Path | None:
+        there = int(self.positions[row])
+        return self.source.file(there) if there >= 0 else None
 
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         there = self.positions[rows]

@@ -236,7 +236,25 @@ def name_of_file(cell: Any, name: str, root: Path) -> str:
     """
     if isinstance(cell, tuple) and len(cell) == 3 and isinstance(cell[0], str) and isinstance(cell[2], int):
         return printable(f"{cell[0]}: {name}")
-    return printable(str(root / cell)) if isinstance(cell, str | Path) else name
+    file = file_of(cell, root)
+    return name if file is None else printable(str(file))
+
+
+def file_of(item: Any, root: Path = Path()) -> Path | None:
+    """The file of a sample; None if it is in memory or a member of an archive.
+
+    Args:
+        item: a path, a mapping with `path`, an item of torchvision's folders (path and class), or a handle.
+        root: the folder that paths are relative to; the paths of handles have it already.
+    """
+    if isinstance(item, Mapping):
+        item = item.get("path") if item.get("bytes") is None else None
+    if isinstance(item, tuple | list) and len(item) == 2:
+        item = item[0]
+    if isinstance(item, str | Path):
+        return root / item
+    held = (getattr(item, name, None) for name in ("source", "file", "folder", "video"))
+    return next((file for inner in held if inner is not None and (file := file_of(inner)) is not None), None)
 
 
 def printable(name: str) -> str:

@@ -18,10 +18,10 @@ from mmcon.errors import DataError, InputError
 from mmcon.media.video import Decoder, VideoHandle, VideoSpan
 from mmcon.media.video_files import FrameCache
 from mmcon.random import stable_ids
-from mmcon.sources.base import DatasetSource, Positions, Source, path_of
+from mmcon.sources.base import DatasetSource, Positions, Source
 from mmcon.sources.fingerprint import file_sizes
 from mmcon.sources.labels import is_missing
-from mmcon.sources.listing import Listing, handle_opener
+from mmcon.sources.listing import Listing, file_of, handle_opener, name_of_file
 from mmcon.sources.unreadable import keep_readable, without_quarantined
 
 GIGABYTE = 1 << 30
@@ -60,7 +60,11 @@ class ClipSource(Source):
 
     def name_of(self, row: int) -> str:
         """The path of a clip's file, else the name of the clip."""
-        return path_of(self.clips[row]) or self.clips[row].name
+        return name_of_file(self.clips[row], self.clips[row].name, Path())
+
+    def file(self, row: int) -> Path | None:
+        """The file of a clip's video, or its folder of frames."""
+        return file_of(self.clips[row])
 
     def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The sizes of the videos' files; -1 for a folder of frames."""

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmcon.errors import DataError
+from mmcon.errors import DataError, InputError
+from mmcon.sources.base import DatasetSource, Subset, TensorSource
 from mmcon.sources.factory import create_source
 from mmcon.sources.unreadable import read_quarantine
 
@@ -40,6 +41,17 @@ def test_every_readable_suffix_is_listed(photos, suffix):
     source = create_source(photos, split="all")
     assert len(source) == 41
     assert source.open([source.names.index(f"cat/more.{suffix}")])[0].decode().shape == (3, 8, 8)
+
+
+def test_the_files_of_a_source_are_absolute_paths_in_its_order(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    source = create_source(photos.name, split="all")
+    assert [file.relative_to(photos).as_posix() for file in source.files] == list(source.names)
+    assert Subset(source, [3, 1]).files == [photos / source.names[3], photos / source.names[1]]
+    pairs = [(file, 0) for file in source.files]  # as torchvision lists them
+    assert DatasetSource(pairs, labels=torch.zeros(40, dtype=torch.int64)).files == source.files
+    with pytest.raises(InputError, match="a file of its own for every sample; got 40 of 40"):
+        _ = TensorSource(torch.zeros(40, 3, 8, 8, dtype=torch.uint8)).files
 
 
 def test_what_is_left_out_of_a_folder_is_counted(photos):
