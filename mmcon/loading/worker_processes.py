@@ -122,7 +122,7 @@ class WorkerStream:
     """
 
     def __init__(self, items: Any) -> None:
-        self._items, self._parent = items, os.getpid()
+        self._items = items
         self.workers: list[Any] = list(items._workers)
         _streams.add(self)
 
@@ -137,8 +137,7 @@ class WorkerStream:
 
     def close(self) -> None:
         """End the workers, stopped ones too, within `PATIENCE_SECONDS`."""
-        # A fork of the training process has a copy of this object.
-        if self._items is None or self._parent != os.getpid():
+        if self._items is None:
             return
         items, self._items = self._items, None
         for worker in self.workers:
@@ -150,6 +149,12 @@ class WorkerStream:
         items.__del__()  # torch's own shutdown under its public name
         killer.cancel()
         self._kill()
+
+    def abandon(self) -> None:
+        """Forget the workers, in a process that did not start them."""
+        if self._items is not None:
+            self._items._shutdown = True  # torch's own mark of workers that have ended
+        self._items, self.workers = None, []
 
     def _kill(self) -> None:
         for worker in self.workers:
@@ -164,3 +169,13 @@ class WorkerStream:
 def _close_all() -> None:
     for stream in list(_streams):
         stream.close()
+
+
+def _abandon_all() -> None:
+    for stream in list(_streams):
+        stream.abandon()
+
+
+# A fork, such as a worker, has copies of the streams that were open, and torch would try to end their workers in it.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)

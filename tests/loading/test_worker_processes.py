@@ -75,6 +75,28 @@ def test_workers_end_with_their_program_and_stopped_ones_do_not_hold_it(python):
     assert not left
 
 
+def test_workers_do_not_end_those_of_a_loader_that_was_open_before(python):
+    """A forked worker has copies of the open loaders, and may be the first process that collects them."""
+    code = """
+        import gc
+        from mmcon.loading.workers import TrackedDataset, iterate_items
+
+        def item(number):
+            gc.collect()
+            return number
+
+        gc.disable()
+        unused = [iterate_items(TrackedDataset(abs, 1), range(4), workers=1)]
+        unused.append(unused)
+        kept = iterate_items(TrackedDataset(abs, 1), range(4), workers=1)
+        del unused
+        print(list(iterate_items(TrackedDataset(item, 1), range(3), workers=1)), list(kept))
+    """
+    done = python(textwrap.dedent(code))
+    assert done.stdout == "[0, 1, 2] [0, 1, 2, 3]\n", done.stderr
+    assert not done.stderr
+
+
 @pytest.mark.slow
 def test_few_open_files_suffice_and_too_few_are_named(python):
     """With 64, tensors pass by names in shared memory; with as many as are open, the limit is in the message."""
