@@ -208,7 +208,7 @@ def create(kind: Kind, name: str, /, **options: Any) -> Any:
 
     Raises:
         UnknownNameError: no component of this kind has the name.
-        InputError: the component has no such option; the message lists those that it has.
+        InputError: the component has no such option, or a required one is missing; the message lists the options.
     """
     entry = lookup(kind, name)
     accepted = entry.options
@@ -219,6 +219,16 @@ def create(kind: Kind, name: str, /, **options: Any) -> Any:
             expected=f"options among {sorted(accepted)}",
             got=f"{unknown}",
             fix=nearest(unknown[0], list(accepted)),
+        )
+    needed = [p for p in accepted.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    missing = [p.name for p in needed if p.name not in options]
+    if missing:
+        call = ", ".join([repr(name), *(f"{option}=..." for option in missing)])
+        raise InputError(
+            f"create_{kind}({name!r})",
+            expected=f"the required options {missing}",
+            got=f"{sorted(options) or 'none'}",
+            fix=f"mmcon.create_{kind}({call}); mmcon.describe_{kind}({name!r}) lists all",
         )
     return entry.factory(**options)
 

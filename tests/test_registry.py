@@ -10,7 +10,7 @@ import torch
 
 import mmcon
 from mmcon import registry
-from mmcon.errors import DuplicateNameError, InputError, UnknownNameError
+from mmcon.errors import DuplicateNameError, InputError, MmconError, UnknownNameError
 from mmcon.testing import check_view
 from mmcon.views import FunctionView, Identity
 
@@ -257,3 +257,18 @@ def test_a_users_modules_hide_no_built_in_component(tmp_path, name):
     run = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == built_in_names()
+
+
+def test_every_listed_view_is_created_or_says_what_it_needs():
+    for name in mmcon.list_views():
+        try:
+            mmcon.create_view(name)
+        except MmconError as error:
+            assert "required options" in str(error) or f"mmcon.create_sampler({name!r}" in str(error)  # noqa: PT017
+
+
+def test_a_missing_option_is_named_with_the_call_that_has_it():
+    with pytest.raises(
+        InputError, match=r"required options \['mask_id'\](.|\n)*create_view\('text/span-mask', mask_id="
+    ):
+        mmcon.create_view("text/span-mask")

@@ -14,7 +14,7 @@ An affinity is built from tensors, or from column names that `bind` replaces by 
     TimeKernel("time", group="sample", width_seconds=2.0) * SameLabel()
 """
 
-from mmcon.affinity.base import Affinity, as_number, check_choice
+from mmcon.affinity.base import Affinity, as_number, check_choice, has_values, transforms_active
 from mmcon.affinity.custom import Computed, Dense, as_affinity
 from mmcon.affinity.factors import (
     BandFactor,
@@ -54,5 +54,7 @@ __all__ = [
     "as_number",
     "check_choice",
     "factor_row_sums",
+    "has_values",
     "self_mask",
+    "transforms_active",
 ]

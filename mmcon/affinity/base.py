@@ -7,7 +7,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -30,6 +30,20 @@ class Affinity(ABC):
 
     never_zero: bool = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            # Constructors read values for their checks, which no graph of `torch.compile` can.
+            cls.__init__ = torch.compiler.disable(cls.__init__, reason="an affinity checks its values")
+
+    @property
+    def infinite_support(self) -> bool:
+        """Whether the equation of W is above 0 for every pair, so that negative weights alone define negatives.
+
+        In floating point the weight of a distant pair may be 0 all the same, and then `never_zero` is False.
+        """
+        return self.never_zero
+
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
@@ -51,6 +65,10 @@ class Affinity(ABC):
     def factors(self) -> tuple[Factor, ...] | None:
         """Terms whose sum is W, each of which multiplies a matrix in O(n); None where W has no such structure."""
         return None
+
+    def with_dtype(self, dtype: torch.dtype) -> Affinity:
+        """The affinity with weights computed in `dtype`, or in a wider dtype of its values."""
+        return self
 
     def parameters(self) -> Iterator[Float[Tensor, "..."]]:
         """The tensors that receive a gradient, such as a learnable kernel width."""
@@ -103,6 +121,8 @@ class Affinity(ABC):
 class _Composed(Affinity):
     """A function of other affinities, the terms."""
 
+    scale: float = 1.0
+
     def __init__(self, *terms: Affinity) -> None:
         self.terms = terms
 
@@ -122,8 +142,24 @@ class _Composed(Affinity):
     def symmetric(self) -> bool:
         return all(term.symmetric for term in self.terms)
 
+    @staticmethod
+    def _above_zero(scale: float, terms: Sequence[bool]) -> bool:
+        """Whether the function is above 0 for every pair, from the same of its terms."""
+        return False
+
+    @property
+    def never_zero(self) -> bool:  # pyright: ignore
+        return self._above_zero(self.scale, [term.never_zero for term in self.terms])
+
+    @property
+    def infinite_support(self) -> bool:
+        return self._above_zero(self.scale, [term.infinite_support for term in self.terms])
+
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         return self._with([term.bind(rows, columns) for term in self.terms])
+
+    def with_dtype(self, dtype: torch.dtype) -> Affinity:
+        return self._with([term.with_dtype(dtype) for term in self.terms])
 
     def parameters(self) -> Iterator[Float[Tensor, "..."]]:
         return (parameter for term in self.terms for parameter in term.parameters())
@@ -135,9 +171,9 @@ class _Composed(Affinity):
 class Product(_Composed):
     """`W = A · B`, pair by pair."""
 
-    @property
-    def never_zero(self) -> bool:  # pyright: ignore
-        return all(term.never_zero for term in self.terms)
+    @staticmethod
+    def _above_zero(scale: float, terms: Sequence[bool]) -> bool:
+        return all(terms)
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         first, second = self.terms
@@ -159,9 +195,9 @@ class Product(_Composed):
 class Sum(_Composed):
     """`W = A + B`, pair by pair."""
 
-    @property
-    def never_zero(self) -> bool:  # pyright: ignore
-        return any(term.never_zero for term in self.terms)
+    @staticmethod
+    def _above_zero(scale: float, terms: Sequence[bool]) -> bool:
+        return any(terms)
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         first, second = self.terms
@@ -181,9 +217,9 @@ class Scaled(_Composed):
         super().__init__(term)
         self.scale = scale
 
-    @property
-    def never_zero(self) -> bool:  # pyright: ignore
-        return self.scale > 0 and self.terms[0].never_zero
+    @staticmethod
+    def _above_zero(scale: float, terms: Sequence[bool]) -> bool:
+        return scale > 0 and terms[0]
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         return self.terms[0].tile(rows, columns) * self.scale
@@ -204,7 +240,7 @@ class Complement(_Composed):
 
 def check_weights(where: str, weights: Shaped[Tensor, "..."]) -> None:
     """Raise InputError for NaN, infinite or negative weights; reads the tensor once."""
-    if weights.numel() == 0 or weights.dtype == torch.bool:
+    if weights.numel() == 0 or weights.dtype == torch.bool or not has_values(weights):
         return
     low, high = (float(bound) for bound in torch.aminmax(weights.detach()))
     if not (low >= 0 and high < float("inf")):
@@ -218,6 +254,16 @@ def check_choice(where: str, name: str, value: str, known: tuple[str, ...]) -> N
         raise InputError(
             where, expected=f"{name} one of {', '.join(known)}", got=repr(value), fix=nearest(value, list(known))
         )
+
+
+def transforms_active() -> bool:
+    """Whether a transform of `torch.func` (grad, vmap, jvp, ...) is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def has_values(tensor: Shaped[Tensor, "..."]) -> bool:
+    """Whether values can be read for a check: not on the meta device, in a compiled graph, or under `torch.func`."""
+    return not (tensor.is_meta or torch.compiler.is_compiling() or transforms_active())
 
 
 def as_number(value: float | Shaped[Tensor, "..."]) -> float:

@@ -38,7 +38,7 @@ class Dense(Affinity):
         if weights.ndim != 2:
             raise InputError("Dense", expected="weights `a c`", got=f"shape {tuple(weights.shape)}")
         check_weights("Dense", weights)
-        self.weights, self.rows = weights, rows
+        self.weights, self.rows, self.dtype = weights, rows, cast("torch.dtype | None", None)
         self.columns = rows if columns is None else columns
 
     @property
@@ -57,7 +57,14 @@ class Dense(Affinity):
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         block = self.weights[rows if self.rows is None else self.rows[rows]]
         block = block[:, columns if self.columns is None else self.columns[columns]]
-        return block.to(torch.get_default_dtype()) if not block.is_floating_point() else block
+        dtype = torch.get_default_dtype() if self.dtype is None else self.dtype
+        # Numbers that are given in a wider dtype than the rows keep it until they are used.
+        return block.to(torch.promote_types(block.dtype, dtype) if block.is_floating_point() else dtype)
+
+    def with_dtype(self, dtype: torch.dtype) -> Affinity:
+        made = copy.copy(self)
+        made.dtype = dtype
+        return made
 
     def parameters(self) -> Iterator[Float[Tensor, "..."]]:
         return iter([self.weights] if self.weights.requires_grad else [])

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+#: Rows at a time whose sums by class are computed in float64.
+SUM_CHUNK = 1024
+
 
 @dataclass(frozen=True)
 class ClassFactor:
@@ -29,10 +32,10 @@ class ClassFactor:
 
     def matmul(self, candidates: Float[Tensor, "c d"]) -> Float[Tensor, "a d"]:
         """`W @ candidates`, through sums by class."""
-        sums = candidates.new_zeros(self.classes, candidates.shape[1]).index_add_(0, self.columns, candidates)
+        sums = _class_sums(self.columns, candidates, None, self.classes)
         if self.table is not None:
             sums = self.table.to(sums.dtype) @ sums
-        return sums[self.rows].mul_(self.scale)
+        return sums.to(candidates.dtype)[self.rows].mul_(self.scale)
 
     def transpose(self) -> ClassFactor:
         """The factor of Wᵀ."""
@@ -77,9 +80,7 @@ class MixtureFactor:
 
     def matmul(self, candidates: Float[Tensor, "c d"]) -> Float[Tensor, "a d"]:
         """`W @ candidates`, through sums by class."""
-        sums = candidates.new_zeros(self.classes, candidates.shape[1])
-        for classes, weights in zip(self.columns.T, self.column_weights.to(candidates.dtype).T, strict=True):
-            sums.index_add_(0, classes, candidates * weights[:, None])
+        sums = _class_sums(self.columns, candidates, self.column_weights, self.classes).to(candidates.dtype)
         product = torch.zeros_like(sums[self.rows[:, 0]])
         for classes, weights in zip(self.rows.T, self.row_weights.to(candidates.dtype).T, strict=True):
             product.addcmul_(sums[classes], weights[:, None])
@@ -194,6 +195,25 @@ class BandFactor:
         for rows, columns in self.bands:
             counts[self.rows[rows]] += (self._tile(rows, columns) * self.scale > 0).sum(1)
         return counts[anchors]
+
+
+def _class_sums(
+    classes: Int[Tensor, "c ..."], values: Float[Tensor, "c d"], weights: Float[Tensor, "c m"] | None, count: int
+) -> Float[Tensor, "count d"]:
+    """The sums of values by class, times weights, in float64: a long sum in float32 loses digits that a row's loss has.
+
+    By chunks, so that no copy of all values is in memory.
+    """
+    sums = values.new_zeros(count, values.shape[1], dtype=torch.float64)
+    for start in range(0, len(values), SUM_CHUNK):
+        chunk = slice(start, start + SUM_CHUNK)
+        wide = values[chunk].double()
+        if weights is None:
+            sums.index_add_(0, classes[chunk], wide)
+            continue
+        for column, weight in zip(classes[chunk].T, weights[chunk].double().T, strict=True):
+            sums.index_add_(0, column, wide * weight[:, None])
+    return sums
 
 
 def group_bands(

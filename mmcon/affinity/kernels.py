@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmcon.affinity.base import Affinity, as_number, check_choice
+from mmcon.affinity.base import Affinity, as_number, check_choice, has_values
 from mmcon.affinity.factors import BandFactor, Factor, group_bands
 from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
 from mmcon.batch import Index
@@ -31,8 +31,8 @@ class LabelKernel(Pairwise):
     """A kernel of the distance between continuous labels (y-Aware), for regression.
 
     `W = K(|y_i - y_j| / width)`, with K gaussian `exp(-x²/2)`, exponential `exp(-x)`, sigmoid `2 / (1 + exp(x))`,
-    linear `max(0, 1 - x)` or a step `x <= 1`. The first three never reach 0, so that no pair is negative without a
-    floor.
+    linear `max(0, 1 - x)` or a step `x <= 1`. The first three never reach 0 by their equations, so that no pair is
+    negative without a floor; in floating point the weights of distant pairs round to 0 (`never_zero` tells).
 
     Args:
         labels: of anchors, `a` or `a k`, or the name of a column.
@@ -62,7 +62,6 @@ class LabelKernel(Pairwise):
     ) -> None:
         super().__init__(ColumnPair(labels, candidates))
         self._set_kernel(kernel, width, floor)
-        self.never_zero = kernel in INFINITE_SUPPORT and floor == 0
         self._check_values()
 
     def _set_kernel(self, kernel: str, width: float | Float[Tensor, "..."], floor: float) -> None:
@@ -73,12 +72,32 @@ class LabelKernel(Pairwise):
             raise InputError(where, expected="a finite width above 0 and a floor in [0, 1)", got=got)
         self.kernel, self.width, self.floor = kernel, width, floor
 
+    @property
+    def infinite_support(self) -> bool:
+        return self.kernel in INFINITE_SUPPORT and self.floor == 0
+
+    @property
+    def never_zero(self) -> bool:  # pyright: ignore
+        """Whether the weight at the largest distance is above 0: `exp(-x²/2)` is 0 in float32 from x = 14.5 on.
+
+        On a GPU, where reading labels would wait for the device, it is `infinite_support`.
+        """
+        pair = self.column_pairs[0]
+        if not self.infinite_support or not isinstance(pair.rows, Tensor) or pair.rows.is_cuda:
+            return self.infinite_support
+        labels = torch.cat([values.detach() for values in self.values()[0]])
+        if not len(labels) or not has_values(labels):
+            return True
+        labels = labels if labels.is_floating_point() else labels.to(self.dtype)
+        span = labels.reshape(len(labels), -1)
+        return bool(self._kernel((span.amax(0) - span.amin(0)).square().sum().sqrt()) > 0)
+
     def _kernel(self, distance: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
         weights = KERNELS[self.kernel](distance / self.width)
         return weights if self.floor == 0 else weights * (weights >= self.floor)
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
-        rows, columns = (v if v.is_floating_point() else v.to(torch.get_default_dtype()) for v in values[0])
+        rows, columns = (v if v.is_floating_point() else v.to(self.dtype) for v in values[0])
         if rows.ndim == 1:
             return self._kernel((rows[:, None] - columns).abs())
         return self._kernel((rows[:, None] - columns).square().sum(2).sqrt())
@@ -143,8 +162,11 @@ class TimeKernel(LabelKernel):
         keys = [ColumnPair(times, candidates)] + ([] if group is None else [ColumnPair(group, candidate_group)])
         Pairwise.__init__(self, *keys)
         self._set_kernel(kernel, width_seconds, floor)
-        self.never_zero = group is None and kernel in INFINITE_SUPPORT and floor == 0
         self._check_values()
+
+    @property
+    def infinite_support(self) -> bool:
+        return len(self.column_pairs) == 1 and super().infinite_support
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         weights = super().pair_weights(values[0])
@@ -166,12 +188,8 @@ class TimeKernel(LabelKernel):
             return self.pair_weights((times[i], other_times[j]), (groups[i], other_groups[j]))
 
         def weights_at(i: Int[Tensor, " m"], j: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-            return self._kernel((times[i] - other_times[j]).abs().to(self._dtype(times))) * (
-                groups[i] == other_groups[j]
-            )
+            lags = (times[i] - other_times[j]).abs()
+            lags = lags if lags.is_floating_point() else lags.to(self.dtype)
+            return self._kernel(lags) * (groups[i] == other_groups[j])
 
         return (BandFactor(row_order, column_order, tuple(bands), tile_weights, weights_at),)
-
-    @staticmethod
-    def _dtype(times: Shaped[Tensor, " n"]) -> torch.dtype:
-        return times.dtype if times.is_floating_point() else torch.get_default_dtype()

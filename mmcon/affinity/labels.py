@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from mmcon.affinity.base import as_number, check_choice, check_weights
+from mmcon.affinity.base import as_number, check_choice, check_weights, has_values
 from mmcon.affinity.factors import ClassFactor, Factor, LowRankFactor, MixtureFactor
 from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
 from mmcon.errors import InputError
@@ -45,7 +46,7 @@ class SameLabel(Pairwise):
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         ((rows, columns),) = values
-        return (rows[:, None] == columns).to(torch.get_default_dtype())
+        return (rows[:, None] == columns).to(self.dtype)
 
     def factors(self) -> tuple[Factor, ...]:
         ((rows, columns),) = self.values()
@@ -105,11 +106,11 @@ class MixedLabel(Pairwise):
     def _fits(values: Shaped[Tensor, "..."], is_share: bool) -> bool:
         if values.ndim != 1 or values.is_complex() or values.is_floating_point() != is_share:
             return False
-        return not is_share or bool(((values >= 0) & (values <= 1)).all())
+        return not is_share or not has_values(values) or bool(((values >= 0) & (values <= 1)).all())
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         (own, candidate_own), (partner, candidate_partner), shares = values
-        share, candidate_share = (s.to(torch.get_default_dtype()) for s in shares)
+        share, candidate_share = (s.to(self.dtype) for s in shares)
 
         def candidate_probability(label: Int[Tensor, " r"]) -> Float[Tensor, "r c"]:
             same_own, same_partner = label[:, None] == candidate_own, label[:, None] == candidate_partner
@@ -120,7 +121,7 @@ class MixedLabel(Pairwise):
     def factors(self) -> tuple[Factor, ...]:
         own, partner, shares = (torch.cat(pair) for pair in self.values())
         _, ids = torch.unique(torch.stack([own, partner], 1), return_inverse=True)
-        share, n = shares.to(torch.get_default_dtype()), self.shape[0]
+        share, n = shares.to(self.dtype), self.shape[0]
         weights = torch.stack([share, 1 - share], 1)
         return (MixtureFactor(ids[:n], weights[:n], ids[n:], weights[n:], int(ids.max()) + 1 if len(ids) else 0),)
 
@@ -160,7 +161,7 @@ class MultiLabel(Pairwise):
             check_weights("MultiLabel", targets)
 
     def _scaled(self, targets: Shaped[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        targets = targets.to(torch.get_default_dtype()) if not targets.is_floating_point() else targets
+        targets = targets.to(self.dtype) if not targets.is_floating_point() else targets
         if self.measure == "jaccard":
             return (targets > 0).to(targets.dtype)
         order = 1 if self.measure == "distribution" else 2
@@ -204,7 +205,7 @@ class Hierarchy(Pairwise):
         if table.ndim != 2 or table.shape[0] != table.shape[1]:
             raise InputError("Hierarchy", expected="a table of class pairs `k k`", got=f"shape {tuple(table.shape)}")
         self.weights = table
-        self.symmetric_weights = bool(torch.equal(table, table.T))
+        self.symmetric_weights = has_values(table) and bool(torch.equal(table, table.T))
         self._check_values()
 
     @staticmethod
@@ -226,7 +227,8 @@ class Hierarchy(Pairwise):
     def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
         for labels in (rows, columns):
             fits = labels.ndim == 1 and not labels.is_floating_point()
-            if not fits or (labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.weights)):
+            checked = fits and labels.numel() > 0 and has_values(labels)
+            if not fits or (checked and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.weights)):
                 raise InputError(
                     "Hierarchy",
                     expected=f"class indices from 0 to {len(self.weights) - 1}, one a row",
@@ -279,8 +281,16 @@ class SideFeatures(Pairwise):
         if not as_number(temperature) > 0:
             raise InputError("SideFeatures", expected="temperature above 0", got=str(as_number(temperature)))
         self.kernel, self.temperature, self.floor = kernel, temperature, floor
-        self.never_zero = kernel == "softmax" and floor == 0
         self._check_values()
+
+    @property
+    def infinite_support(self) -> bool:
+        return self.kernel == "softmax" and self.floor == 0
+
+    @property
+    def never_zero(self) -> bool:  # pyright: ignore
+        """Whether the weight of opposite features is above 0: `exp(-2 / temperature)` may round to 0."""
+        return self.infinite_support and math.exp(-2 / as_number(self.temperature)) > torch.finfo(self.dtype).tiny
 
     def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
         for features in (rows, columns):

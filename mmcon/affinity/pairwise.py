@@ -8,10 +8,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mmcon.affinity.base import Affinity
+from mmcon.affinity.base import Affinity, has_values
 from mmcon.batch import Index, Numbers, as_column
 from mmcon.errors import InputError
 
@@ -43,6 +44,16 @@ class ColumnPair:
         )
         return ColumnPair(self.rows if rows is None else rows, columns, self.name)
 
+    def with_dtype(self, dtype: torch.dtype) -> ColumnPair:
+        """The pair with floats in `dtype`, or in their own if it is wider."""
+
+        def widened(values: Column | None) -> Column | None:
+            if not isinstance(values, Tensor) or not values.is_floating_point():
+                return values
+            return values.to(torch.promote_types(values.dtype, dtype))
+
+        return ColumnPair(widened(self.rows), widened(self.columns), self.name)  # pyright: ignore
+
     def bind(self, rows: Index, columns: Index | None) -> ColumnPair:
         """The pair with names replaced by tensors."""
         if isinstance(self.rows, Tensor):
@@ -63,6 +74,7 @@ class Pairwise(Affinity):
 
     learnable_attributes: tuple[str, ...] = ()
     symmetric_weights: bool = True
+    _dtype: torch.dtype | None = None
 
     def __init__(self, *column_pairs: ColumnPair) -> None:
         self.column_pairs = tuple(pair.as_tensors(type(self).__name__) for pair in column_pairs)
@@ -82,6 +94,17 @@ class Pairwise(Affinity):
         bound.column_pairs = tuple(pair.bind(rows, columns) for pair in self.column_pairs)
         bound._check_values()
         return bound
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights that are made from integers."""
+        return torch.get_default_dtype() if self._dtype is None else self._dtype
+
+    def with_dtype(self, dtype: torch.dtype) -> Affinity:
+        made = copy.copy(self)
+        made._dtype = dtype
+        made.column_pairs = tuple(pair.with_dtype(dtype) for pair in self.column_pairs)
+        return made
 
     def _check_values(self) -> None:
         for pair in self.column_pairs:
@@ -132,7 +155,7 @@ class Pairwise(Affinity):
 
 def check_finite(where: str, name: str, values: Shaped[Tensor, "..."]) -> None:
     """Raise InputError for NaN or infinite values on the CPU; on a GPU this would wait for the device in every step."""
-    if not values.is_floating_point() or values.is_cuda or bool(values.isfinite().all()):
+    if not values.is_floating_point() or values.is_cuda or not has_values(values) or bool(values.isfinite().all()):
         return
     wrong = (~values.isfinite()).flatten(1).any(1) if values.ndim > 1 else ~values.isfinite()
     rows = wrong.nonzero()[:, 0].tolist()

@@ -31,7 +31,9 @@ class SpanOverlap(Pairwise):
         self._check_values()
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
-        (start, others_start), (end, others_end) = values[:2]
+        (start, others_start), (end, others_end) = (
+            [v if v.is_floating_point() else v.to(self.dtype) for v in pair] for pair in values[:2]
+        )
         both = torch.minimum(end[:, None], others_end) - torch.maximum(start[:, None], others_start)
         either = torch.maximum(end[:, None], others_end) - torch.minimum(start[:, None], others_start)
         weights = both.clamp_min(0) / torch.where(either > 0, either, 1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from mmcon.affinity import Affinity, as_affinity
+from mmcon.affinity import Affinity, as_affinity, has_values
 from mmcon.affinity.pairwise import Pairwise
 from mmcon.errors import InputError
 from mmcon.losses.negative_weights import HardNegatives
@@ -70,7 +71,7 @@ class Problem:
     @property
     def all_are_negatives(self) -> bool:
         """Whether negative weights alone define the negatives: the affinity is above 0 for every pair."""
-        return self.affinity.never_zero and self.negative_affinity is not None
+        return self.negative_affinity is not None and self.affinity.infinite_support
 
 
 def prepare(
@@ -94,9 +95,13 @@ def prepare(
     _check_embeddings(anchors, given)
     anchors = _widened(anchors)
     pool = anchors if square else _widened(given).to(anchors.dtype)
+    if settings.check_finite:
+        for name, rows in (("anchors", anchors), ("candidates", pool))[: 1 if square else 2]:
+            _check_finite_rows(name, rows)
     weights = _checked_weights(affinity, anchors, pool, "affinity")
     if isinstance(settings.negative_weights, Affinity):
-        _checked_weights(settings.negative_weights, anchors, pool, "negative_weights")
+        negative_weights = _checked_weights(settings.negative_weights, anchors, pool, "negative_weights")
+        settings = replace(settings, negative_weights=negative_weights)
     problem = Problem(
         anchors=anchors,
         candidates=pool,
@@ -145,6 +150,21 @@ def _check_embeddings(anchors: Shaped[Tensor, "..."], candidates: Shaped[Tensor,
             raise InputError(WHERE, expected="anchors and candidates of one width on one device", got=got)
 
 
+def _check_finite_rows(name: str, rows: Float[Tensor, "n d"]) -> None:
+    """Raise InputError for NaN or infinite rows on the CPU; on a GPU the check would wait for the device."""
+    # A sum is one pass without memory. It may overflow for finite rows, so that only then each entry is looked at.
+    if rows.is_cuda or not has_values(rows) or math.isfinite(float(rows.detach().sum())):
+        return
+    wrong = (~rows.detach().isfinite().all(1)).nonzero()[:, 0].tolist()
+    if wrong:
+        raise InputError(
+            WHERE,
+            expected=f"finite {name}",
+            got=f"{len(wrong)} of {len(rows)} rows with NaN or infinity, first at rows {wrong[:5]}",
+            fix="look for an overflow in half precision or a division by 0 in the model; check_finite=False skips this",
+        )
+
+
 def _checked_weights(
     weights: object, anchors: Float[Tensor, "a d"], candidates: Float[Tensor, "c d"], name: str
 ) -> Affinity:
@@ -163,7 +183,7 @@ def _checked_weights(
     if device != anchors.device:
         got, fix = f"{name} on {device}, embeddings on {anchors.device}", f"labels.to({str(anchors.device)!r})"
         raise InputError(WHERE, expected="all tensors on one device", got=got, fix=fix)
-    return affinity
+    return affinity.with_dtype(anchors.dtype)
 
 
 def _checked_temperature(
@@ -171,13 +191,10 @@ def _checked_temperature(
 ) -> Float[Tensor, ""]:
     if not isinstance(temperature, Tensor):
         # Checked on the host, and filled in on the device: a copy would wait for it.
-        check_temperature(WHERE, float(temperature))
+        check_temperature(WHERE, temperature)
         return torch.full((), float(temperature), dtype=anchors.dtype, device=anchors.device)
-    value = temperature.to(anchors.device, anchors.dtype)
-    if value.numel() != 1:
-        raise InputError(WHERE, expected="one temperature above 0", got=f"shape {tuple(value.shape)}")
-    check_temperature(WHERE, value.reshape(()))
-    return value.reshape(())
+    check_temperature(WHERE, temperature)
+    return temperature.to(anchors.device, anchors.dtype).reshape(())
 
 
 def _checked_self_index(
@@ -187,7 +204,8 @@ def _checked_self_index(
     if self_index is None:
         return default_self_index(anchors, square=candidates is anchors)
     fits = self_index.shape == (a,) and not self_index.is_floating_point() and self_index.device == anchors.device
-    if not fits or (a and not -1 <= int(self_index.min()) <= int(self_index.max()) < c):
+    checked = fits and a > 0 and has_values(self_index)
+    if not fits or (checked and not -1 <= int(self_index.min()) <= int(self_index.max()) < c):
         got = f"{self_index.dtype} of shape {tuple(self_index.shape)} on {self_index.device}"
         raise InputError(WHERE, expected=f"self_index of {a} candidate columns from 0 to {c - 1}, or -1", got=got)
     return self_index

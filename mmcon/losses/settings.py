@@ -6,12 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from mmcon.affinity import as_affinity, as_number, check_choice
+from mmcon.affinity import as_affinity, as_number, check_choice, has_values
 from mmcon.errors import ConfigError, InputError, nearest
 from mmcon.losses.negative_weights import HardNegatives
 
@@ -76,6 +77,7 @@ class LossSettings:
     no_positives: str = "exclude"
     reduction: str = "valid"
     backend: str = "auto"
+    check_finite: bool = True
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -93,8 +95,16 @@ class LossSettings:
             object.__setattr__(self, "negative_weights", as_affinity(self.negative_weights))
 
 
-def check_temperature(where: str, temperature: float | Float[Tensor, ""]) -> None:
-    """Raise InputError unless a temperature is a finite number above 0."""
-    value = as_number(temperature)
+def check_temperature(where: str, temperature: object) -> None:
+    """Raise InputError unless a temperature is a finite number above 0, or a tensor of one."""
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1:
+            raise InputError(where, expected="one temperature above 0", got=f"shape {tuple(temperature.shape)}")
+        if not has_values(temperature):
+            return
+    elif not isinstance(temperature, Real):
+        fix = "call a LearnableTemperature for its value: temperature()"
+        raise InputError(where, expected="a temperature, a number or a scalar tensor", got=repr(temperature), fix=fix)
+    value = as_number(temperature)  # pyright: ignore
     if not 0 < value < float("inf"):
         raise InputError(where, expected="one temperature above 0", got=str(value), fix="usual values are .04 to .2")

@@ -18,13 +18,15 @@ from mmcon.affinity import Affinity, Dense, SameLabel, SameSample
 from mmcon.affinity.pairwise import Numbers, as_column
 from mmcon.errors import InputError
 from mmcon.losses.backends.selection import BackendChoice, choose_backend, compute
+from mmcon.losses.compilation import outside_graphs
 from mmcon.losses.negative_weights import HardNegatives
 from mmcon.losses.problem import AnchorLosses, prepare
-from mmcon.losses.settings import WHERE, LossSettings, Similarity
+from mmcon.losses.settings import WHERE, LossSettings, Similarity, check_temperature
 
 AffinityLike = Affinity | Tensor | Callable[..., Tensor]
 
 
+@outside_graphs
 def weighted_supcon(
     anchors: Shaped[Tensor, "..."],
     candidates: Shaped[Tensor, "..."] | None,
@@ -41,6 +43,7 @@ def weighted_supcon(
     no_positives: str = "exclude",
     reduction: str = "valid",
     backend: str = "auto",
+    check_finite: bool = True,
 ) -> Float[Tensor, ""] | Float[Tensor, " a"]:
     """The weighted contrastive loss, with s_ij = ⟨anchor_i, candidate_j⟩ / temperature and Ŵ_ij = W_ij / Σ_j W_ij.
 
@@ -59,12 +62,14 @@ def weighted_supcon(
         denominator: `all`, `one` or `negatives`.
         self_index: int64 `a`, the candidate that is the anchor itself, or -1.
         negative_weights: V, like `affinity`, or `HardNegatives`; None: 1.
-        row_normalize: False: Ŵ = W.
+        row_normalize: Ŵ is W divided by its row sum; False: Ŵ = W. The embeddings are never normalized here.
         similarity: a kernel `(a d, c d) -> a c` in place of the dot product; a Module's parameters receive gradients.
         scale: `temperature` multiplies the loss by it, as the published settings do.
         no_positives: `exclude` such anchors, which have loss 0, from the mean, or raise an `error`.
         reduction: `valid` (mean over anchors with positives), `all` (mean over all), `sum`, or `none`.
         backend: `dense`, `tiled`, `triton` or `auto` (see `explain_backend`).
+        check_finite: refuse NaN and infinite rows by number. On a GPU, in a compiled graph and under `torch.func` rows
+            are not checked, since that would wait for their values.
 
     Returns:
         A scalar, or `a` losses; float32, or float64 for float64 anchors.
@@ -79,6 +84,7 @@ def weighted_supcon(
     settings = LossSettings(
         form=form, denominator=denominator, negative_weights=negative_weights, row_normalize=row_normalize,
         similarity=similarity, scale=scale, no_positives=no_positives, reduction=reduction, backend=backend,
+        check_finite=check_finite,
     )  # fmt: skip
     return reduce(anchor_losses(anchors, candidates, affinity, temperature, self_index, settings), settings)
 
@@ -92,8 +98,8 @@ def anchor_losses(
     settings: LossSettings,
 ) -> AnchorLosses:
     """`weighted_supcon` before its reduction: the loss of each anchor, and whether the anchor is valid."""
-    # Under autocast the products would be in half precision.
-    with torch.autocast(anchors.device.type, enabled=False):
+    # Under autocast the products would be in half precision. The meta device has no autocast.
+    with torch.autocast("cpu" if anchors.is_meta else anchors.device.type, enabled=False):
         problem = prepare(
             anchors, candidates, affinity, temperature=temperature, self_index=self_index, settings=settings
         )
@@ -147,13 +153,18 @@ class SupConLoss(torch.nn.Module):
     leave the mean (`reduction="all"` counts them as 0); the loss is not multiplied by temperature / base temperature.
 
     Args:
-        temperature: divides similarities.
+        temperature: divides similarities: a number, a scalar tensor, or a module that returns one, such as
+            `LearnableTemperature`.
         form: `out` (the sum over positives outside the logarithm) or `in`.
         denominator: `all`, `one` or `negatives`.
         normalize: whether to scale features to unit length; a zero vector stays zero. Without it the similarity is a
             dot product, and the safe range of temperature shrinks with the square of the features' norm.
         reduction: `valid`, `all`, `sum` or `none`.
         backend: `dense`, `tiled`, `triton` or `auto`.
+        check_finite: refuse NaN and infinite features, as in `weighted_supcon`.
+
+    Raises:
+        InputError: a setting is unknown, or a temperature is not above 0.
 
     >>> features = torch.randn(8, 2, 16, generator=torch.Generator().manual_seed(0))
     >>> loss = SupConLoss(temperature=0.1)(features, labels=torch.arange(8) // 2)
@@ -161,17 +172,23 @@ class SupConLoss(torch.nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | Shaped[Tensor, "..."] | torch.nn.Module = 0.1,
         form: str = "out",
         denominator: str = "all",
         normalize: bool = True,
         reduction: str = "valid",
         backend: str = "auto",
+        check_finite: bool = True,
     ) -> None:
         super().__init__()
+        if not isinstance(temperature, torch.nn.Module):
+            check_temperature("SupConLoss", temperature)
         self.temperature, self.normalize = temperature, normalize
-        self.settings = LossSettings(form=form, denominator=denominator, reduction=reduction, backend=backend)
+        self.settings = LossSettings(
+            form=form, denominator=denominator, reduction=reduction, backend=backend, check_finite=check_finite
+        )
 
+    @outside_graphs
     def forward(
         self,
         features: Shaped[Tensor, "..."],
@@ -181,7 +198,7 @@ class SupConLoss(torch.nn.Module):
         """The loss of `b` samples in `v` views.
 
         Args:
-            features: `b v d`; further axes are flattened into d.
+            features: `b v d`, or `b d` for one view; further axes are flattened into d.
             labels: of samples, integers `b` in a tensor, an array or a list; without labels and mask, views of one
                 sample are positives (SimCLR).
             mask: weights of sample pairs >= 0, `b b`, graded or asymmetric if needed; pairs above 0 are positive.
@@ -190,15 +207,18 @@ class SupConLoss(torch.nn.Module):
             A scalar, or `v·b` values, view-major, with reduction `none`.
 
         Raises:
-            InputError: shapes that do not fit, labels that are not integers, or both labels and a mask.
+            InputError: shapes that do not fit, labels that are not integers, both labels and a mask, or neither of
+                them for one view.
         """
+        features = features[:, None] if features.ndim == 2 else features
         rows = view_major(features)
         if self.normalize:
             # Unit rows in bfloat16 are off by up to .2 %, which a division by T = .1 turns into hundredths of a logit.
             wide = rows if rows.dtype == torch.float64 else rows.float()
             rows = torch.nn.functional.normalize(wide, dim=1)
         affinity = _affinity_of_views(features.shape[0], features.shape[1], labels, mask, features.device)
-        return reduce(anchor_losses(rows, None, affinity, self.temperature, None, self.settings), self.settings)
+        temperature = self.temperature() if isinstance(self.temperature, torch.nn.Module) else self.temperature
+        return reduce(anchor_losses(rows, None, affinity, temperature, None, self.settings), self.settings)
 
 
 def view_major(features: Shaped[Tensor, "..."]) -> Float[Tensor, "n d"]:
@@ -206,9 +226,9 @@ def view_major(features: Shaped[Tensor, "..."]) -> Float[Tensor, "n d"]:
     if features.ndim < 3:
         raise InputError(
             "SupConLoss",
-            expected="features `b v d`",
+            expected="features `b v d`, or `b d`",
             got=f"shape {tuple(features.shape)}",
-            fix="features.unsqueeze(1) for one view, or torch.stack([view_1, view_2], dim=1)",
+            fix="torch.stack([view_1, view_2], dim=1) for views that are `b d`",
         )
     return rearrange(features, "b v ... -> (v b) (...)")
 
@@ -223,6 +243,9 @@ def _affinity_of_views(b: int, v: int, labels: Numbers | None, mask: Numbers | N
             raise InputError("SupConLoss", expected=f"a mask `b b` of {(b, b)}", got=f"shape {tuple(weights.shape)}")
         return Dense(weights, rows=samples)
     if labels is None:
+        if v == 1:
+            got, fix = "one view a sample, and neither labels nor a mask", "pass labels, or two views as `b v d`"
+            raise InputError("SupConLoss", expected="positives", got=got, fix=fix)
         return SameSample(samples)
     numbers = _as_tensor("labels", labels, device).reshape(-1)
     if len(numbers) != b:

@@ -23,6 +23,7 @@ from mmcon.affinity import Affinity, as_affinity, check_choice
 from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import collectives
 from mmcon.errors import ConfigError, InputError
+from mmcon.losses.compilation import outside_graphs
 from mmcon.losses.settings import LossSettings, check_options
 from mmcon.losses.supcon import anchor_losses
 from mmcon.objective.block_metrics import BlockMetrics, ObjectiveMetrics
@@ -80,7 +81,8 @@ class Objective(nn.Module):
         super().__init__()
         own = ("affinity", "temperature", "blocks", "union", "queue")
         check_options("Objective", settings, [*own, *(field.name for field in fields(LossSettings))])
-        self.settings = LossSettings(**settings)
+        # What a batch with NaN does to a run is decided by the guard on its gradients (`on_nonfinite`).
+        self.settings = LossSettings(**{"check_finite": False, **settings})
         check_choice("Objective", "reduction", self.settings.reduction, ("valid", "all", "sum"))
         if blocks is not None and (union or not blocks):
             raise ConfigError("Objective", expected="blocks, or union over the default ones", got=f"union={union}")
@@ -98,6 +100,7 @@ class Objective(nn.Module):
         self.last = ObjectiveMetrics()
         self.last_rows: dict[str, tuple[Float[Tensor, "a d"], int]] = {}
 
+    @outside_graphs
     def forward(
         self,
         embeddings: Embeddings | Float[Tensor, "n d"],
@@ -189,7 +192,8 @@ class Objective(nn.Module):
             settings,
         )
         total = losses.sum()
-        return torch.stack([total, total.new_tensor(len(z)), valid.sum().to(total)])
+        # Filled in on the device: a copy of the number would make the host wait for it.
+        return torch.stack([total, torch.full_like(total, len(z)), valid.sum().to(total)])
 
     def _combine(
         self, found: Mapping[str, tuple[SpaceBlock, Float[Tensor, "3"]]], labels: list[str]

@@ -160,7 +160,8 @@ BAD = {
     "a positive for every anchor": lambda: weighted_supcon(
         Z, None, SameLabel(torch.arange(6)), temperature=0.1, no_positives="error"
     ),
-    "features `b v d`": lambda: SupConLoss()(Z),
+    "features `b v d`, or `b d`": lambda: SupConLoss()(Z[0]),
+    "expected positives; got one view a sample": lambda: SupConLoss()(Z),
     "6 labels, one a sample": lambda: SupConLoss()(Z[:, None], Y[:3]),
     "labels or a mask": lambda: SupConLoss()(Z[:, None], Y, torch.ones(6, 6)),
     "a mask `b b`": lambda: SupConLoss()(Z[:, None], mask=torch.ones(5, 5)),

@@ -93,7 +93,7 @@ def test_any_table_of_pairs():
 def lightened(weight):
     """CLIP's loss where a negative of the anchor's class counts only so much."""
     same = (CLASSES[:, None] == CLASSES) & ~torch.eye(N, dtype=torch.bool)
-    scale = torch.where(same, float(weight), 1.0).double()
+    scale = torch.where(same, torch.tensor(weight, dtype=torch.float64), 1.0)
 
     def way(anchors, candidates):
         similarity = anchors @ candidates.T / T

@@ -120,7 +120,9 @@ def row_results(problem: Problem, statistics: RowStatistics, tile_size: int) -> 
         _add_pair_losses(problem, statistics, log_negatives, tile_size)
         losses = statistics.weighted / divisor
     else:
-        losses = (weight_sum * log_denominator - statistics.weighted) / divisor
+        # With normalized rows log D stays as it is: times the weights and divided by them again it would lose digits.
+        log_part = log_denominator if settings.row_normalize else weight_sum * log_denominator
+        losses = log_part - statistics.weighted / divisor
     # Invalid anchors get a zero gradient: e^{s - inf} = 0 for every s.
     log_denominator = torch.where(valid, log_denominator, float("inf"))
     return RowResults(valid, divisor, log_negatives, log_denominator, torch.where(valid, losses, 0))
@@ -160,9 +162,10 @@ def pair_losses(
     hard = problem.hard_negatives
     if hard is None or hard.class_prior == 0:
         gap = torch.where(tile.positive, log_negatives[:, None] - tile.s, EMPTY)
-        # log(1 + N / e^s) = softplus(log N - s): finite where N / e^s overflows.
+        # log(1 + N / e^s) = softplus(log N - s): finite where N / e^s overflows. From its default threshold of 20 on
+        # PyTorch's softplus is the identity, which is off by 2e-9.
         share = torch.sigmoid(gap)
-        return PairLosses(nn.functional.softplus(gap), -share, share, torch.zeros_like(log_negatives))
+        return PairLosses(nn.functional.softplus(gap, threshold=50), -share, share, torch.zeros_like(log_negatives))
     # By autograd: the correction has a clamp and a maximum, so that its derivatives are piecewise.
     with torch.enable_grad():
         s = tile.s.detach().requires_grad_()

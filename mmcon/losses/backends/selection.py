@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mmcon.affinity import transforms_active
 from mmcon.errors import InputError
 from mmcon.losses.backends import symmetric
 from mmcon.losses.backends.dense import dense_losses
@@ -41,6 +42,15 @@ def compute(problem: Problem) -> AnchorLosses:
     """The loss of each anchor, by the backend of the settings."""
     asked, weights = problem.settings.backend, _class_weights(problem)
     backend = _choice(problem, weights).backend if asked == "auto" else asked
+    if problem.anchors.is_meta:
+        backend = "dense"  # without values there are shapes alone, which full matrices give
+    elif backend != "dense" and transforms_active():
+        raise InputError(
+            WHERE,
+            expected="backend 'dense' or 'auto' under torch.func",
+            got=f"backend {asked!r}",
+            fix="full matrices have every derivative: backend='dense'",
+        )
     if backend != "triton":
         return {"dense": dense_losses, "tiled": tiled_losses}[backend](problem)
     if not isinstance(weights, ClassWeights):
@@ -61,6 +71,8 @@ def _choice(problem: Problem, weights: ClassWeights | str) -> BackendChoice:
     pairs = problem.affinity.shape[0] * problem.affinity.shape[1]
     if pairs <= MAX_DENSE_PAIRS:
         return BackendChoice("dense", f"{pairs} pairs are few enough for a full matrix")
+    if transforms_active() or problem.anchors.is_meta:
+        return BackendChoice("dense", "torch.func transforms and the meta device need full matrices")
     if isinstance(weights, ClassWeights):
         return BackendChoice("triton", f"{pairs} pairs of rows on a GPU, with class weights")
     if problem.anchors.is_cuda:

@@ -81,7 +81,9 @@ class _SymmetricLoss(torch.autograd.Function):
         # No shift by a row's maximum: `supports` bounds every exponential and every sum.
         log_sum = torch.where(valid, sums.exponentials, 1).log()
         divisor = torch.where(valid, weights, 1) if row_normalize else torch.ones_like(weights)
-        losses = torch.where(valid, (weights * log_sum - sums.weighted) / divisor, 0)
+        # With normalized rows the log-sum stays as it is: times the weights and divided by them it would lose digits.
+        log_part = log_sum if row_normalize else weights * log_sum
+        losses = torch.where(valid, log_part - sums.weighted / divisor, 0)
         ctx.save_for_backward(z, inverse, log_sum, weights, divisor, valid, *products)
         ctx.affinity, ctx.factors, ctx.tile_size = affinity, factors, tile_size
         ctx.mark_non_differentiable(valid)
