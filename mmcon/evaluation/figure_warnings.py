@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmcon.evaluation.statistics import Classification, mcnemar, wilson
@@ -27,13 +27,11 @@ def figure_warnings(
         classes: the names of all classes, by label.
         kind: of the samples, for the messages.
     """
-    trained, *_ = metrics.values()
-    random = next((m for name, m in metrics.items() if name.startswith(("random", "untrained"))), {})
+    trained, random = _compared(metrics)
     shares = [name for name in SHARES if name in trained]
     warnings = []
     widest = max((_interval(trained[name], n) for name in shares), key=lambda i: i.high - i.low, default=None)
-    if widest is not None and widest.high - widest.low > WIDE_INTERVAL:
-        warnings.append(f"few {kind}: with {n} held out, the 95 % interval of an accuracy is as wide as {widest}")
+    warnings += _few(kind, n, "an accuracy", widest)
     for name in shares:
         if isinstance(trained[name], Classification) and classes:
             absent = [label for number, label in enumerate(classes) if number not in trained[name].per_class]
@@ -41,11 +39,49 @@ def figure_warnings(
                 shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
                 warnings.append(f"no held-out {kind} of {len(absent)} of {len(classes)} classes: {shown}")
             break
-    equal = [name for name in shares if name in random and not _is_better(trained[name], random[name])]
-    if equal:
-        values = "; ".join(f"{name} {_value(trained[name]):.3f} and {_value(random[name]):.3f}" for name in equal)
-        warnings.append(f"the trained encoder is not better than a random one by {values}")
-    return warnings
+    equal = {name: (trained[name], random[name]) for name in shares if name in random}
+    return warnings + _not_better({name: pair for name, pair in equal.items() if not _is_better(*pair)})
+
+
+def retrieval_warnings(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The same for recall at 1 between the modalities of held-out samples; none if the metrics have no such recall.
+
+    Args:
+        metrics: by encoder, the trained one first, as `mmcon.evaluation.cross_modal_report` returns them.
+    """
+    trained, random = (dict(_recalls(of.get("held_out", {}))) for of in _compared(metrics))
+    if not trained:
+        return []
+    recall, queries = min(trained.values(), key=lambda found: found[1])
+    warnings = _few("pairs", queries, "recall at 1", _interval(recall, queries))
+    pairs = {f"recall at 1, {name}": (trained[name][0], random[name][0]) for name in trained if name in random}
+    return warnings + _not_better({name: pair for name, pair in pairs.items() if not _is_better(*pair)})
+
+
+def _compared(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The metrics of the trained encoder, and those of the random one, if there is one."""
+    trained, *_ = metrics.values()
+    return trained, next((m for name, m in metrics.items() if name.startswith(("random", "untrained"))), {})
+
+
+def _few(kind: str, n: int, figure: str, interval: Any) -> list[str]:
+    if interval is None or interval.high - interval.low <= WIDE_INTERVAL:
+        return []
+    return [f"few {kind}: with {n} held out, the 95 % interval of {figure} is as wide as {interval}"]
+
+
+def _not_better(figures: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    values = "; ".join(f"{name} {_value(own):.3f} and {_value(other):.3f}" for name, (own, other) in figures.items())
+    return [f"the trained encoder is not better than a random one by {values}"] if figures else []
+
+
+def _recalls(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[float, int]]]:
+    """Every recall at 1 with its number of queries, by the path of its direction."""
+    for name, value in results.items():
+        if isinstance(value, Mapping) and "recall_at_1" in value:
+            yield f"{prefix}{name}", (value["recall_at_1"], value["queries"])
+        elif isinstance(value, Mapping):
+            yield from _recalls(value, f"{prefix}{name} ")
 
 
 def _value(share: Any) -> float:

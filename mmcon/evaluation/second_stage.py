@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError
 from mmcon.evaluation.features import Features, extract_features
-from mmcon.evaluation.figure_warnings import figure_warnings
+from mmcon.evaluation.figure_warnings import figure_warnings, retrieval_warnings
 from mmcon.evaluation.knn import knn
 from mmcon.evaluation.linear_classifier import accuracy, train_classifier
 from mmcon.evaluation.probe import linear_probe
@@ -133,14 +133,15 @@ def results_json(metrics: Mapping[str, Mapping[str, Any]], *, n: int | None = No
 
     Args:
         metrics: by encoder.
-        n: the number of test samples of accuracies; given, `warnings` are added (see `figure_warnings`).
+        n: the number of test samples of accuracies; given, `warnings` are added (see `figure_warnings`). Those of
+            retrieval (see `retrieval_warnings`) are always added.
 
     >>> results_json({"trained": {"knn": 0.9}, "raw pixels": {"knn": 0.6}})
     {'knn': 0.9, 'raw_pixels': {'knn': 0.6}}
     """
     trained, *_ = metrics.values()
     results = {**trained, **{_json_name(name): other for name, other in metrics.items() if other is not trained}}
-    return results | ({} if n is None else with_warnings(figure_warnings(metrics, n)))
+    return results | with_warnings(retrieval_warnings(metrics) + ([] if n is None else figure_warnings(metrics, n)))
 
 
 def with_warnings(warnings: list[str]) -> dict[str, Any]:

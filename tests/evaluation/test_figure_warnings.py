@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmcon.evaluation.figure_warnings import figure_warnings
+from mmcon.evaluation.figure_warnings import figure_warnings, retrieval_warnings
 from mmcon.evaluation.second_stage import metrics_json, results_json
 from mmcon.evaluation.statistics import classify
 from mmcon.evaluation.text import text_metrics_json
@@ -60,3 +60,20 @@ def test_warnings_are_in_the_results_of_every_kind():
     strong = metrics([True] * 400, [True, False] * 200)
     assert "warnings" not in metrics_json(strong)
     assert metrics_json(strong)["knn_top1_interval"] == pytest.approx([0.99, 1.0], abs=1e-3)
+
+
+def recalls(first, second, queries):
+    ways = {"first_to_second": first, "second_to_first": second}
+    return {"held_out": {way: {"recall_at_1": value, "queries": queries} for way, value in ways.items()}}
+
+
+def test_recalls_from_few_pairs_or_no_better_than_at_random_are_reported():
+    few = {"trained": recalls(0.5, 0.5, 10), "random_towers": recalls(0.1, 0.5, 10)}
+    assert results_json(few)["warnings"] == [
+        "few pairs: with 10 held out, the 95 % interval of recall at 1 is as wide as 0.500 [0.237, 0.763]",
+        "the trained encoder is not better than a random one by recall at 1, second_to_first 0.500 and 0.500",
+    ]
+    by_pair = {"held_out": {"image-text": recalls(0.4, 0.5, 400)["held_out"], "uniformity": {"image": -2.0}}}
+    assert retrieval_warnings({"trained": by_pair, "random_encoders": {"held_out": {}}}) == []
+    (found,) = retrieval_warnings({"trained": by_pair, "random_encoders": by_pair})
+    assert "recall at 1, image-text first_to_second 0.400 and 0.400; recall at 1, image-text" in found
