@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmcon.evaluation.statistics import Classification, mcnemar, wilson
+import torch
+
+from mmcon.evaluation.statistics import Classification, Interval, mcnemar, paired_permutation, wilson
 
 #: A 95 % interval wider than this is reported as a figure from too few samples: that of .5 over 92 samples.
 WIDE_INTERVAL = 0.2
@@ -56,6 +58,26 @@ def retrieval_warnings(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     warnings = _few("pairs", queries, "recall at 1", _interval(recall, queries))
     pairs = {f"recall at 1, {name}": (trained[name][0], random[name][0]) for name in trained if name in random}
     return warnings + _not_better({name: pair for name, pair in pairs.items() if not _is_better(*pair)})
+
+
+def temporal_warnings(metrics: Mapping[str, Mapping[str, Any]], clips: int) -> list[str]:
+    """The same for the order of two frame times and the correlation of distance and time, by held-out video.
+
+    Args:
+        metrics: by encoder, the trained one first, as `mmcon.evaluation.temporal_report` returns them.
+        clips: the number of held-out videos.
+    """
+    trained, random = _compared(metrics)
+    low, high = trained.get("order_accuracy_interval", (0.0, 1.0))
+    interval = Interval(trained["order_accuracy"], low, high, 0.95, clips)
+    pairs = {name: (trained[name], random[name]) for name in ("lag_correlation", "order_accuracy") if name in random}
+    by_clip = {name: [torch.tensor(of["by_clip"][name]) for of in (trained, random)] for name in pairs}
+    equal = {
+        name: pair
+        for name, pair in pairs.items()
+        if not (pair[0] > pair[1] and paired_permutation(*by_clip[name]).p_value < SIGNIFICANCE)
+    }
+    return _few("videos", clips, "the order of two frame times", interval) + _not_better(equal)
 
 
 def _compared(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
 from mmcon.evaluation.features import Features
+from mmcon.evaluation.figure_warnings import temporal_warnings
 from mmcon.evaluation.probe import linear_probe
-from mmcon.evaluation.second_stage import extract_all
+from mmcon.evaluation.second_stage import extract_all, with_warnings
 from mmcon.evaluation.statistics import bootstrap
 from mmcon.evaluation.temporal import (
     clip_ids,
@@ -63,7 +64,8 @@ def evaluate_videos(
         views: by kind, such as "plain", the views of a clip.
 
     Returns:
-        Metrics by kind of views and by encoder, and the number of `clips`; empty on ranks other than the main one.
+        Metrics by kind of views and by encoder, the number of `clips`, and `warnings` about the first kind, if there are any
+        (see `temporal_warnings`); empty on ranks other than the main one.
     """
     metrics: dict[str, Any] = {}
     trained, *_ = models
@@ -80,7 +82,9 @@ def evaluate_videos(
         metrics[kind] = {name: evaluate_temporal(*splits, seed=run.seed) for name, splits in features.items()}
         run.print(f"{kind}\n{temporal_metrics_table(metrics[kind])}")
     if run.is_main:
-        metrics["clips"] = len(clip_ids(next(iter(features.values()))[1]))
+        clips = metrics["clips"] = len(clip_ids(next(iter(features.values()))[1]))
+        plain = {name: of for name, of in metrics[next(iter(views))].items() if name in models}
+        metrics |= with_warnings(temporal_warnings(plain, clips))
         run.print(f"held-out videos: {metrics['clips']}; 95 % intervals over videos")
     return metrics
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmcon.evaluation.figure_warnings import figure_warnings, retrieval_warnings
+from mmcon.evaluation.figure_warnings import figure_warnings, retrieval_warnings, temporal_warnings
 from mmcon.evaluation.second_stage import metrics_json, results_json
 from mmcon.evaluation.statistics import classify
 from mmcon.evaluation.text import text_metrics_json
@@ -77,3 +77,22 @@ def test_recalls_from_few_pairs_or_no_better_than_at_random_are_reported():
     assert retrieval_warnings({"trained": by_pair, "random_encoders": {"held_out": {}}}) == []
     (found,) = retrieval_warnings({"trained": by_pair, "random_encoders": by_pair})
     assert "recall at 1, image-text first_to_second 0.400 and 0.400; recall at 1, image-text" in found
+
+
+def temporal(values, interval):
+    ordered = {"order_accuracy": sum(values) / len(values), "order_accuracy_interval": interval}
+    correlated = {"lag_correlation": sum(values) / len(values)}
+    return ordered | correlated | {"by_clip": {"order_accuracy": values, "lag_correlation": values}}
+
+
+def test_temporal_figures_of_few_videos_or_no_better_than_at_random_are_reported():
+    trained, random = temporal([0.8, 0.9, 0.7, 0.8], [0.6, 0.9]), temporal([0.6, 0.7, 0.5, 0.6], [0.4, 0.7])
+    # Better in each of four videos, which happens in 2 of 2⁴ exchanges: p is .125.
+    assert temporal_warnings({"trained": trained, "random": random}, 4) == [
+        "few videos: with 4 held out, the 95 % interval of the order of two frame times is as wide as"
+        " 0.800 [0.600, 0.900]",
+        "the trained encoder is not better than a random one by lag_correlation 0.800 and 0.600;"
+        " order_accuracy 0.800 and 0.600",
+    ]
+    trained, random = temporal([0.8] * 10, [0.78, 0.82]), temporal([0.6] * 10, [0.58, 0.62])
+    assert temporal_warnings({"trained": trained, "random": random}, 10) == []
