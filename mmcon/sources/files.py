@@ -170,19 +170,22 @@ def _files_in(
 def _check(where: str, bases: Sequence[Path], found: _Found, modality: str) -> None:
     """Raise DataError for a layout that the modality cannot use."""
     classes, loose = {*found.classes} - {""}, found.classes.count("")
-    suffixes = found.others + Counter(os.path.splitext(file)[1].lower() for file in found.files)
-    have = f"files by suffix: {dict(suffixes.most_common(4))}"
+
+    def have() -> str:  # takes a second for a million files
+        suffixes = found.others + Counter(os.path.splitext(file)[1].lower() for file in found.files)
+        return f"files by suffix: {dict(suffixes.most_common(4))}"
+
     if modality == "image" and len(classes) < 2:
         got = f"one, {min(classes)!r}" if classes else f"no images in sub-folders; {loose:,} images without a class"
         layout = f"{bases[0]}/CLASS/FILE, one folder a class, or train/ and val/ with such"
         raise DataError(
             where,
             expected="images in folders of at least two classes",
-            got=f"{got}; {have}",
+            got=f"{got}; {have()}",
             fix=f"lay them out as {layout}; without labels, use a table and --objective simclr",
         )
     if not found.files:
-        expected, got = f"{modality} files ({', '.join(SUFFIXES[modality])})", f"none below {str(bases[0])!r}; {have}"
+        expected, got = f"{modality} files ({', '.join(SUFFIXES[modality])})", f"none below {str(bases[0])!r}; {have()}"
         raise DataError(where, expected=expected, got=got, fix="check --data and the modality")
     if modality == "video" and classes and loose:
         fix = "move them into sub-folders, or out of them"

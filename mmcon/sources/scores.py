@@ -9,6 +9,7 @@ last one of a video. Several scores of one time, as of several annotators, are a
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -24,6 +25,7 @@ from mmcon.sources.table_files import Table, read_table
 from mmcon.sources.video import ClipSource
 
 COLUMNS = ("video", "seconds", "score")
+_log = logging.getLogger(__name__)
 
 
 class Scores:
@@ -92,6 +94,9 @@ def read_scores(path: str | Path, sources: Sequence[ClipSource]) -> Scores:
             found[known[video]][seconds].append(score)
         else:
             unknown.setdefault(video, row)
+    if found and unknown:
+        others = f"such as {next(iter(unknown))!r}"
+        _log.warning("%s: %d videos that the sources lack are left out, %s", table.where, len(unknown), others)
     if not found:
         got = f"{len(unknown)} others, the first in {table.place(0)}: {next(iter(unknown))!r}"
         raise DataError(table.where, expected=f"videos such as {min(names)!r}", got=got, fix="use these names")

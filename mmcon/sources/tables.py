@@ -43,6 +43,8 @@ def list_table(path: str | Path, *, split: str = "train", modality: str = "image
     file, table = Path(path).expanduser(), read_table(path)
     where, cells_of = table.where, table.columns
     columns = choose_columns(where, list(cells_of), modality, options)
+    for name in {columns.media, *columns.texts}:  # folders of frames, or texts, may be named 1, 2, 3
+        cells_of[name] = [str(cell) if isinstance(cell, int) else cell for cell in cells_of[name]]
     cells, ids = cells_of[columns.media], cells_of[columns.id] if columns.id else None
     labels, classes = None, ()
     if columns.label:

@@ -33,13 +33,14 @@ def table(source, times):
     return Index({"group": group, "time": torch.tensor(times, dtype=torch.float64).repeat(len(source))})
 
 
-def test_scores_are_linear_between_annotations_and_constant_outside(tmp_path, source):
+def test_scores_are_linear_between_annotations_and_constant_outside(tmp_path, source, caplog):
     file = tmp_path / "scores.csv"
-    file.write_text("Video; Seconds; Score\na/0.mp4;0.5;1\na/0.mp4;1.5;3\n1;1;7\n1;1;9\n".replace("; ", ";"))
+    file.write_text("Video; Seconds; Score\na/0.mp4;0.5;1\na/0.mp4;1.5;3\n1;1;7\n1;1;9\nc.mp4;1;9\n".replace("; ", ";"))
     scores = read_scores(file, [source])
     found = scores(table(source, [0.0, 0.5, 1.0, 1.25, 1.5, 2.0]))
     # The first video rises from 1 at .5 s to 3 at 1.5 s; the other has the mean of two annotators at one time.
     assert found.tolist() == [1.0, 1.0, 2.0, 2.5, 3.0, 3.0] + [8.0] * 6
+    assert "1 videos that the sources lack are left out, such as 'c.mp4'" in caplog.text
     assert scores.spread == pytest.approx(math.sqrt(((1 - 4) ** 2 + (3 - 4) ** 2 + (8 - 4) ** 2) / 3))
 
 

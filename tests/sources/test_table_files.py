@@ -8,7 +8,9 @@ import pytest
 
 from mmcon.errors import DataError
 from mmcon.sources.factory import create_source, source_name
+from mmcon.sources.listing import TableOptions
 from mmcon.sources.table_files import read_table
+from mmcon.sources.tables import list_table
 
 ROWS = [["a.png", "très", "1"], ["b.png", "peu", "20"]]
 COLUMNS = {"path": ["a.png", "b.png"], "label": ["très", "peu"], "size": [1, 20]}
@@ -145,6 +147,15 @@ def test_the_modality_of_a_table_is_guessed(tmp_path, columns, modality, suffix)
         rows = [table.column_names, *zip(*columns.values(), strict=True)]
         path.write_text("\n".join(",".join(map(str, row)) for row in rows))
     assert source_name(str(path)) == f"table/{modality}"
+
+
+def test_media_that_are_named_by_numbers_are_text(tmp_path):
+    (tmp_path / "list.csv").write_text("path,title\n" + "".join(f"{i},{i + 5}\n" for i in range(1, 5)))
+    videos = list_table(tmp_path / "list.csv", split="all", modality="video", options=TableOptions())
+    assert videos.cells == videos.names == ["1", "2", "3", "4"]
+    options = TableOptions(text_columns=("title", "path"))
+    texts = list_table(tmp_path / "list.csv", split="all", modality="text", options=options)
+    assert texts.cells == [("6", "1"), ("7", "2"), ("8", "3"), ("9", "4")]
 
 
 @pytest.mark.parametrize(
