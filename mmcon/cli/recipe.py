@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     actions.add_parser("list", help="names and purposes").set_defaults(run=_list)
     start = actions.add_parser("run", help="run one, on all GPUs or on the CPU")
-    start.add_argument("--processes", type=int, help="default: one for each GPU, or one")
+    start.add_argument("--processes", type=int, help="default: one for each GPU, or one with --cpu")
     start.add_argument("name", help="a recipe by name, or the file of a copy")
     start.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the recipe")
     start.set_defaults(run=_run)
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> None:
     """
     file = Path(options.name) if options.name.endswith(".py") else _find(options.name, "run")
     words = [str(file), *options.flags]
-    processes = options.processes or _gpus()
+    processes = options.processes or (1 if "--cpu" in options.flags else _gpus())
     if processes > 1:
         launcher = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
         words = ["-m", "accelerate.commands.launch", "--quiet", *launcher, "--dynamo_backend", "no", *words]

@@ -64,8 +64,8 @@ def evaluate_videos(
         views: by kind, such as "plain", the views of a clip.
 
     Returns:
-        Metrics by kind of views and by encoder, the number of `clips`, and `warnings` about the first kind, if there are any
-        (see `temporal_warnings`); empty on ranks other than the main one.
+        Metrics by kind of views and by encoder, the number of `clips`, and any `warnings` about the first kind (see
+        `temporal_warnings`); empty on ranks other than the main one.
     """
     metrics: dict[str, Any] = {}
     trained, *_ = models

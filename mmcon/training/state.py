@@ -12,7 +12,7 @@ from torch import nn
 from mmcon.batch import tree_map
 from mmcon.distributed.collectives import from_main_rank, gather_objects
 from mmcon.distributed.fsdp import full_state, load_model, load_optimizer
-from mmcon.errors import ConfigError
+from mmcon.errors import CheckpointError, ConfigError
 from mmcon.loading.loader import ViewLoader
 from mmcon.models.ema import unwrap
 from mmcon.sources.fingerprint import fingerprint_changes
@@ -49,7 +49,24 @@ class TrainingState:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
-        """Restore all states on the device of this rank."""
+        """Restore all states on the device of this rank.
+
+        Raises:
+            CheckpointError: the model, the optimizer or a tracked module is not that of the state.
+        """
+        try:
+            self._load(saved, device)
+        except (RuntimeError, ValueError, KeyError) as error:
+            lines = [line.strip() for line in str(error).strip().splitlines()]
+            raise CheckpointError(
+                "--resume",
+                expected="the model and the optimizer of the checkpoint",
+                got=f"{type(error).__name__}: {' '.join(lines[:2])}" + (" …" if lines[2:] else ""),
+                fix="pass the settings that the run began with, such as --encoder, --optimizer and --projection-head"
+                " (mlp in earlier versions), or choose another --output-dir",
+            ) from error
+
+    def _load(self, saved: Mapping[str, Any], device: torch.device) -> None:
         load_model(unwrap(self.model), saved["model"])
         load_optimizer(self.optimizer, saved["optimizer"])
         if self.schedule is not None:

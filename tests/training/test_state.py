@@ -2,9 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
+from mmcon.errors import CheckpointError
 from mmcon.training.state import TrainingState
 
 
@@ -44,3 +46,20 @@ def test_everything_comes_back_and_onto_the_device():
     assert scaler.state_dict()["scale"] == 8.0
     assert memory.told == [("loaded", 2.0), ("moved", "cpu")]
     assert all(torch.equal(state["momentum_buffer"], torch.ones_like(p)) for p, state in optimizer.state.items())
+
+
+@pytest.mark.parametrize(
+    ("now", "tracked", "message"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), {}, r"Missing key\(s\)(.|\n)*--projection-head"),
+        (nn.Linear(2, 3), {}, r"size mismatch(.|\n)*--encoder"),
+        (nn.Linear(2, 2), {"memory": Memory()}, r"KeyError: 'memory'"),
+    ],
+)
+def test_a_state_of_another_model_is_refused_with_one_error(now, tracked, message):
+    def state(model, tracked):
+        return TrainingState(model, torch.optim.SGD(model.parameters(), lr=1.0), None, None, tracked)
+
+    saved = state(nn.Linear(2, 2), {}).state_dict(keep=True)
+    with pytest.raises(CheckpointError, match=message):
+        state(now, tracked).load_state_dict(saved, torch.device("cpu"))
