@@ -34,7 +34,7 @@ class Affinity(ABC):
         super().__init_subclass__(**options)
         if "__init__" in cls.__dict__:
             # Constructors read values for their checks, which no graph of `torch.compile` can.
-            cls.__init__ = torch.compiler.disable(cls.__init__, reason="an affinity checks its values")
+            cls.__init__ = torch.compiler.disable(cls.__init__, reason="it checks values")  # pyright: ignore
 
     @property
     def infinite_support(self) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from loss_cases import D, draw, unit
+from pytorch_metric_learning.losses import SupConLoss as TheirSupCon
 
 from mmcon.affinity import Dense, LabelKernel, MixedLabel, SideFeatures, TimeKernel
 from mmcon.errors import InputError
@@ -110,3 +111,9 @@ def test_a_kernel_that_rounds_to_zero_does_not_claim_to_be_above_it():
     assert not SideFeatures(draw(4, 3), temperature=0.005).never_zero
     assert not (far + far).never_zero
     assert (far + near).never_zero
+
+
+def test_a_batch_of_one_class_has_a_loss_here_and_none_in_pytorch_metric_learning():
+    rows, labels = torch.ones(3, 4), torch.zeros(3, dtype=torch.int64)
+    assert float(SupConLoss()(rows, labels)) == pytest.approx(math.log(2))
+    assert float(TheirSupCon()(rows, labels)) == 0

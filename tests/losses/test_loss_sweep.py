@@ -68,6 +68,8 @@ def an_affinity(pick, n, kind, generator):
     if how in ("sum", "product"):
         second = one_affinity(pick, n, kind, generator)
         return first + second if how == "sum" else first * second
+    if isinstance(first, SideFeatures) and how == "complement":
+        how = "one"  # 1 minus the cosine of a row with itself is 0 or a rounding error, which differs by tile size
     return {"one": first, "scaled": first * pick.choice([0.0, 0.25, 3.0]), "complement": ~first}[how]
 
 
