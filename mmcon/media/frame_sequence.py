@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmcon.errors import DataError
 from mmcon.media.decoding import DAMAGED, decoder_errors, file_size, restart_time_limit
-from mmcon.media.image import check_pixels
+from mmcon.media.image import FORMATS, check_pixels
 from mmcon.media.video import SAME_TIME_SECONDS, FrameStack, VideoHandle, VideoHeader, scaled
 
 MAX_ANIMATION_PIXELS = 1 << 32
@@ -152,7 +152,7 @@ def _opened(file: Path) -> Iterator[Any]:
     from PIL import Image
 
     size = file_size(file, str(file))
-    with decoder_errors(str(file)), Image.open(file) as image:
+    with decoder_errors(str(file)), Image.open(file, formats=FORMATS) as image:
         check_pixels(image, size, str(file))
         yield image
 

@@ -49,7 +49,7 @@ _HUNGRY = ("WEBP", "AVIF", "JPEG2000")
 _SMALL_PIXELS, PIXELS_PER_BYTE = 1 << 24, 4096
 # No format that starts other programs (EPS) or hands over to plug-ins (WMF, HDF5).
 # fmt: off
-_FORMATS = (
+FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "DIB", "ICO", "PCX", "PSD", "DDS",
     "SGI", "QOI",
 )
@@ -151,7 +151,7 @@ class ImageHandle:
             size = len(self.source) if isinstance(self.source, bytes) else file_size(self.source, repr(self))
             if size > 8 * self.max_pixels:
                 raise _too_large(repr(self), f"at most {8 * self.max_pixels:,} bytes", f"{size:,}")
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 check_pixels(image, size, repr(self), self.max_pixels)
                 yield image
 

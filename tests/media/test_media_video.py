@@ -241,6 +241,16 @@ def test_animated_images(tmp_path: Path, suffix: str):
     assert [level // 10 for level in levels(clip.decode([0.05, 0.35, 0.45, 0.69, 0.75]))] == [0, 1, 2, 3, 4]
 
 
+def test_a_program_in_place_of_a_frame_is_never_run(tmp_path: Path):
+    """Pillow hands PostScript to Ghostscript, whatever the suffix of the file."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png", "EPS")
+    Image.new("RGB", (8, 8)).save(tmp_path / "clip.gif", "EPS")
+    with pytest.raises(DataError, match=r"1\.png.*cannot identify image file"):
+        open_video(tmp_path, frames_per_second=1)
+    with pytest.raises(DataError, match=r"clip\.gif.*cannot identify image file"):
+        open_video(tmp_path / "clip.gif")
+
+
 def test_a_part_keeps_the_clock_of_the_whole(even: Path):
     part = VideoSpan(open_video(even), 1.0, 2.0)
     assert part.facts["start_seconds"] == 1.0
