@@ -54,8 +54,8 @@ class ViewGenerator(ABC):
         ragged: whether `apply` takes samples of different sizes, also undecoded handles (a sequence of samples, or a
             stacked tensor if all sizes are equal), and not only a collated batch.
         undecoded_only: whether a ragged generator requires undecoded handles, so that it must come first in a chain.
-        single_thread: whether `apply` runs with one intra-op thread, so that its bits do not depend on the number of
-            threads; always for audio, whose Fourier transforms and convolutions round differently with more.
+        single_thread: whether `apply` and `apply_` run with one intra-op thread, so that their bits do not depend on
+            the number of threads; always for audio, whose Fourier transforms and convolutions round differently with more.
         preserves_labels: whether views keep the label of their sample; False, for example, for reversed time.
         copy_into: copies a batch into the float32 buffer that `apply_` changes; None without `apply_`. A chain of
             generators that all have it allocates one buffer instead of one tensor per child: allocation would take
@@ -74,8 +74,9 @@ class ViewGenerator(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "apply" in vars(cls) and (cls.single_thread or cls.modality == "audio"):
-            cls.apply = on_one_thread(cls.apply)
+        for method in ("apply", "apply_"):
+            if method in vars(cls) and (cls.single_thread or cls.modality == "audio"):
+                setattr(cls, method, on_one_thread(vars(cls)[method]))
 
     @abstractmethod
     def draw(self, keys: Keys, meta: Meta) -> Params:

@@ -145,3 +145,26 @@ def test_workers_do_not_change_a_bit(tmp_path, modality):
     alone = first_batch(modality, tmp_path, workers=0, threads=2)
     for workers in (1, 2):
         assert_same_bits(first_batch(modality, tmp_path, workers=workers, threads=2), alone)
+
+
+def test_a_generator_of_one_thread_has_one_in_place_too():
+    class Threads(ViewGenerator):
+        single_thread = True
+
+        def draw(self, keys, meta):
+            return {}
+
+        def apply(self, batch, params):
+            return torch.full_like(batch, torch.get_num_threads())
+
+        def apply_(self, batch, params):
+            batch.fill_(torch.get_num_threads())
+
+    before, batch = torch.get_num_threads(), torch.zeros(2)
+    try:
+        torch.set_num_threads(3)
+        Threads().apply_(batch, {})
+        assert torch.cat([batch, Threads().apply(batch, {})]).tolist() == [1.0] * 4
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
