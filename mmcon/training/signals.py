@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,7 +87,8 @@ class StopSignals:
         # The step waits for its batch, and a worker process that was stopped would never make it.
         for worker in multiprocessing.active_children():
             if worker.pid is not None:
-                os.kill(worker.pid, signal.SIGCONT)
+                with suppress(ProcessLookupError):  # it may end meanwhile
+                    os.kill(worker.pid, signal.SIGCONT)
 
     def _detach_from_terminals(self) -> None:
         """Send the output to nowhere: writing to a closed terminal would raise before the checkpoint."""
