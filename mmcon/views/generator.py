@@ -55,7 +55,8 @@ class ViewGenerator(ABC):
             stacked tensor if all sizes are equal), and not only a collated batch.
         undecoded_only: whether a ragged generator requires undecoded handles, so that it must come first in a chain.
         single_thread: whether `apply` and `apply_` run with one intra-op thread, so that their bits do not depend on
-            the number of threads; always for audio, whose Fourier transforms and convolutions round differently with more.
+            the number of threads; always for audio, whose Fourier transforms and convolutions round differently with
+            more.
         preserves_labels: whether views keep the label of their sample; False, for example, for reversed time.
         copy_into: copies a batch into the float32 buffer that `apply_` changes; None without `apply_`. A chain of
             generators that all have it allocates one buffer instead of one tensor per child: allocation would take
