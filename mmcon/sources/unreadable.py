@@ -6,7 +6,6 @@ A handle in `mmcon.media` raises the DataError of a file. Files that fail during
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmcon.errors import DataError
-from mmcon.files import read_lines
+from mmcon.files import append_line, read_lines
 from mmcon.sources.listing import Listing
 
 _log = logging.getLogger(__name__)
@@ -103,10 +102,9 @@ def report_failures(
     if quarantine is not None:
         listed = set(read_quarantine(quarantine))
         Path(quarantine).parent.mkdir(parents=True, exist_ok=True)
-        with Path(quarantine).open("a", encoding="utf-8") as out:
-            for name, why in failures.items():
-                if name not in listed:
-                    out.write(json.dumps({"file": name, "reason": why}) + "\n")
+        for name, why in failures.items():
+            if name not in listed:
+                append_line(quarantine, {"file": name, "reason": why})
     if len(failures) > max_failures * total:
         name, why = next(iter(failures.items()))
         listed_in = f" (listed in {quarantine})" if quarantine else ""

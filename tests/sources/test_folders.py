@@ -12,7 +12,7 @@ from PIL import Image
 from mmcon.errors import DataError, InputError
 from mmcon.sources.base import DatasetSource, Subset, TensorSource
 from mmcon.sources.factory import create_source
-from mmcon.sources.unreadable import read_quarantine
+from mmcon.sources.unreadable import read_quarantine, report_failures
 
 
 def image(suffix="png", shade=0):
@@ -157,3 +157,10 @@ def test_names_in_shards_that_are_not_utf8(tmp_path):
     source = create_source(write_shard(tmp_path / "a.tar", [("caf\udce9.png", image()), ("b.png", image())]))
     assert source.names == ["caf\\udce9", "b"]
     assert torch.equal(source.open([0])[0].decode(), source.open([1])[0].decode())
+
+
+def test_a_line_of_the_quarantine_file_that_was_cut_off_does_not_take_the_next_with_it(tmp_path):
+    file = tmp_path / "quarantine.jsonl"
+    file.write_text('{"file": "a.png", "reason": "x"}\n{"file": "b.p')
+    report_failures("here", {"a.png": "x", "b.png": "y", "c.png": "z"}, 100, 0.1, file)
+    assert read_quarantine(file) == ["a.png", "b.png", "c.png"]
