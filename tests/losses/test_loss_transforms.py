@@ -9,8 +9,8 @@ from mmcon.errors import InputError
 from mmcon.losses import SupConLoss, explain_backend, weighted_supcon
 
 pytestmark = [
-    # Of PyTorch itself: jvp loads scripted functions, and a graph that begins after another looks at inner gradients.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    # Of PyTorch: jvp and inductor load scripted functions, and a graph after another looks at inner gradients.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 
