@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,14 @@ HERE = Path(__file__).parent
 def few_threads():
     """Two threads at most: tensors here are small, and test processes often share their cores."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_arrive():
+    """Stop signals have their default effect in processes of tests: a shell's background jobs start by ignoring SIGINT."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture
