@@ -28,7 +28,7 @@ def few_threads():
 
 @pytest.fixture(autouse=True, scope="session")
 def signals_arrive():
-    """Stop signals have their default effect in processes of tests: a shell's background jobs start by ignoring SIGINT."""
+    """Stop signals have their default effect in processes of tests; background jobs of a shell ignore SIGINT."""
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
