@@ -12,7 +12,9 @@ process began its current decoding, and ends a worker that takes too long (`mmco
 from __future__ import annotations
 
 import stat
+import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +61,21 @@ def decoder_errors(name: str, *, expected: str = "a readable file", fix: str = D
     finally:
         if is_outermost and _began is not None:
             _began[0] = 0.0
+
+
+@contextmanager
+def pillow_is_quiet() -> Iterator[None]:
+    """Ignore the warnings of Pillow in a `with` block of the main thread; in other threads the block has no effect.
+
+    A photo beyond 90 megapixels is large, not an attack, and odd tags do not cost a photo. Filters of warnings belong to
+    the process, so that blocks in several threads could leave each other's filters behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def file_size(path: str | Path, name: str) -> int:

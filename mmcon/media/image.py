@@ -21,7 +21,6 @@ What a file may contain, and how it is handled:
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -35,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
-from mmcon.media.decoding import decoder_errors, file_size
+from mmcon.media.decoding import decoder_errors, file_size, pillow_is_quiet
 from mmcon.media.image_pixels import read_region, upright_size
 
 Region = tuple[int, int, int, int]
@@ -141,9 +140,7 @@ class ImageHandle:
     def _opened(self) -> Iterator[Image.Image]:
         """The image after its header was read; any error becomes a DataError, also one in the body of the statement."""
         fix = "open it in an image viewer; remove it, or save it again"
-        with decoder_errors(repr(self), expected="a readable image", fix=fix), warnings.catch_warnings():
-            # A photo beyond 90 megapixels is large, not an attack, and odd tags do not cost a photo.
-            warnings.filterwarnings("ignore", module="PIL")
+        with decoder_errors(repr(self), expected="a readable image", fix=fix), pillow_is_quiet():
             if not isinstance(self.source, str | Path | bytes):
                 yield Image.fromarray(self._array(self.source))
                 return

@@ -1,7 +1,7 @@
 """A record of files that were readable, so that the check of a large folder is not repeated at every start.
 
 The record of a folder's split is in `$XDG_CACHE_HOME/mmcon` (by default `~/.cache/mmcon`). A file is not read again
-while its path, its size and its time of change are those of the record. `MMCON_CACHE=off` switches it off. Unreadable
+while its path, its size and its time of modification are those of the record. `MMCON_CACHE=off` switches it off. Unreadable
 files are never recorded, and neither are files that changed in the seconds before the check, which could change again
 unnoticed.
 """
@@ -82,7 +82,7 @@ def checked_files(check: str, paths: Sequence[str]) -> CheckedFiles | None:
 
 
 def _state(path: str) -> tuple[int, int, int]:
-    """The hash of the path, the size and the time of change of a file; a size of -1 if there is none."""
+    """The hash of the path, the size and the time of modification of a file; a size of -1 if there is none."""
     try:
         found = os.stat(path)
     except OSError:

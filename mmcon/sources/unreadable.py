@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from mmcon.errors import DataError
 from mmcon.files import append_line, read_lines
+from mmcon.media.decoding import pillow_is_quiet
 from mmcon.sources.listing import Listing
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def keep_readable(
     n = len(listing.names)
     # In chunks, since a task for each file takes as long as a header that is in memory.
     chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with pillow_is_quiet(), ThreadPoolExecutor(max_workers=8) as pool:
         done = pool.map(lambda chunk: [read(position) for position in chunk], chunks)
         found = list(chain.from_iterable(_with_progress(done, len(chunks), f"{n:,} {listing.modality} files")))
     failures = {listing.file(i): why for i, (_, why) in enumerate(found) if why is not None}

@@ -3,6 +3,8 @@
 import os
 import socket
 import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -70,3 +72,16 @@ def test_the_beginning_of_a_decoding_is_recorded_until_it_ends():
         assert began[0] == 0
     finally:
         decoding.record_decoding(None)
+
+
+def test_filters_of_warnings_are_changed_in_the_main_thread_alone():
+    before = list(warnings.filters)
+
+    def filters():
+        with decoding.pillow_is_quiet():
+            return list(warnings.filters)
+
+    assert filters() != before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(filters).result() == before
+    assert list(warnings.filters) == before
