@@ -67,8 +67,8 @@ def decoder_errors(name: str, *, expected: str = "a readable file", fix: str = D
 def pillow_is_quiet() -> Iterator[None]:
     """Ignore the warnings of Pillow in a `with` block of the main thread; in other threads the block has no effect.
 
-    A photo beyond 90 megapixels is large, not an attack, and odd tags do not cost a photo. Filters of warnings belong to
-    the process, so that blocks in several threads could leave each other's filters behind.
+    A photo beyond 90 megapixels is large, not an attack, and odd tags do not cost a photo. Filters of warnings belong
+    to the process, so that blocks in several threads could leave each other's filters behind.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

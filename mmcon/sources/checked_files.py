@@ -1,9 +1,9 @@
 """A record of files that were readable, so that the check of a large folder is not repeated at every start.
 
 The record of a folder's split is in `$XDG_CACHE_HOME/mmcon` (by default `~/.cache/mmcon`). A file is not read again
-while its path, its size and its time of modification are those of the record. `MMCON_CACHE=off` switches it off. Unreadable
-files are never recorded, and neither are files that changed in the seconds before the check, which could change again
-unnoticed.
+while its path, its size and its time of modification are those of the record. `MMCON_CACHE=off` switches it off.
+Unreadable files are never recorded, and neither are files that changed in the seconds before the check, which could
+change again unnoticed.
 """
 
 from __future__ import annotations
