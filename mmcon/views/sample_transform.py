@@ -79,7 +79,10 @@ _SCOPES = ("sample", "clip")
 def _as_tensor(sample: Any) -> Any:
     """An image of PIL or an array with channels last as a tensor `c h w`; other samples unchanged."""
     if hasattr(sample, "getbands"):  # a PIL image, without importing PIL
-        sample = np.asarray(sample if sample.mode in ("L", "RGB") else sample.convert("RGB"))
+        if sample.mode.startswith("I;16"):  # the upper 8 bits, as in mmcon.media; Pillow's conversion would clip
+            sample = (np.asarray(sample) >> 8).astype(np.uint8)
+        else:
+            sample = np.asarray(sample if sample.mode in ("L", "RGB") else sample.convert("RGB"))
         sample = sample if sample.ndim == 3 else sample[..., None]
     if isinstance(sample, np.ndarray):
         array = np.ascontiguousarray(np.moveaxis(sample, -1, 0) if sample.ndim == 3 else sample)
@@ -92,7 +95,7 @@ def _content_id(sample: Any) -> int:
     digest = hashlib.blake2b(digest_size=8)
     if isinstance(sample, Tensor):
         digest.update(f"{sample.dtype} {tuple(sample.shape)}".encode())
-        digest.update(sample.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(sample.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     else:
         digest.update(repr(sample).encode())
     return int.from_bytes(digest.digest(), "little", signed=True)

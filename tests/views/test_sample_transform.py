@@ -84,6 +84,14 @@ def test_a_view_in_a_compose_takes_images_arrays_and_tensors():
     assert mmcon.create_view("image/plain", size=4).as_transform(seed=0)(gray).shape == (1, 4, 4)
 
 
+def test_an_image_of_16_bits_keeps_the_upper_8():
+    levels = np.arange(81, dtype=np.uint8).reshape(9, 9)
+    deep = Image.fromarray(levels.astype(np.uint16) * 256 + 7)
+    assert deep.mode == "I;16"
+    transform = mmcon.create_view("image/plain", size=9).as_transform(seed=0)
+    torch.testing.assert_close(transform(deep), transform(levels[..., None]))
+
+
 def test_plain_functions_and_mappings():
     noise = FunctionView(lambda x, generator: x + torch.rand((), generator=generator), modality="audio")
     transform = noise.as_transform(seed=0)
