@@ -52,9 +52,9 @@ class Config(mmcon.RunConfig):
     objective: Literal["graded", "binary", "supervised"] = "graded"
     kernel: Literal["gaussian", "exponential", "linear", "step"] = "gaussian"
     slow_seconds: float | None = None
-    """width of the wide kernel; default: an eighth of the median duration of a sample"""
+    """without --scores, the width of the wide kernel; default: an eighth of the median duration of a sample"""
     fast_seconds: float | None = None
-    """width of the narrow kernel; default: a quarter of the wide one"""
+    """without --scores, the width of the narrow kernel; default, as with --scores: a quarter of the wide one"""
     widths: Literal["fixed", "scheduled", "learned"] = "fixed"
     """scheduled: times --final-width by the end, evenly in the logarithm; learned: by the loss, within fourfold"""
     final_width: float = 0.5

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,8 +129,14 @@ def end_with_launcher() -> int | None:
     """
     launcher = find_launcher()
     if launcher is not None:
-        threading.Thread(target=_watch, args=(launcher,), name="launcher watch", daemon=True).start()
+        _watch_once(os.getpid(), launcher)
     return launcher
+
+
+@cache
+def _watch_once(process: int, launcher: int) -> None:
+    """Start the watch of the launcher, once in a process however many runs it has; a fork starts its own."""
+    threading.Thread(target=_watch, args=(launcher,), name="launcher watch", daemon=True).start()
 
 
 def _watch(launcher: int) -> None:
