@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 #: Unreadable samples that are accepted in small data too, where the accepted share would be less than that.
 FEW_FAILURES = 5
+#: So many unreadable samples are logged one by one: a log of a tenth of a large data set would hide everything else.
+NAMED_FAILURES = 100
 #: How often in a row workers may be killed, without a sample that kills them, before the loader gives up.
 LOST_WORKERS = 3
 
@@ -294,7 +296,10 @@ class ViewLoader:
             if sample not in self.failures:
                 self.failures[sample], self.files[sample] = reason, file
                 number, cause = len(self.failures), reason.partition("\n")[0]
-                _log.warning("unreadable sample %d, left out: %s: %s", number, file, cause)
+                if number <= NAMED_FAILURES or number % NAMED_FAILURES == 0:
+                    _log.warning("unreadable sample %d, left out: %s: %s", number, file, cause)
+                if number == NAMED_FAILURES:
+                    _log.warning("of further ones, every %dth is logged; the results list all", NAMED_FAILURES)
         total = len(self.source) if isinstance(self.source, Source) else (self.step + 1) * self.sampler.batch_size
         share = getattr(self.source, "max_failures", 0.1)
         if share < 1 and len(self.failures) > (max(FEW_FAILURES, share * total) if share else 0):

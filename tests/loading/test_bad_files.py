@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from mmcon.errors import DataError
 from mmcon.loading.loader import ViewLoader
+from mmcon.loading.opening import Unreadable
 from mmcon.media.decoding import decoder_errors
 from mmcon.registry import create_view
 from mmcon.samplers.uniform import UniformSampler
@@ -311,6 +312,21 @@ def test_too_many_bad_files_end_the_run(tmp_path):
     source.max_failures = 0.0
     with pytest.raises(DataError, match=r"at most 0\.0%"):
         next(iter(loader_of(source, "image")))
+
+
+def test_many_unreadable_samples_do_not_flood_the_log(tmp_path, caplog):
+    source = DatasetSource(torch.zeros(1000, 3, 4, 4), max_failures=1.0)
+    loader = ViewLoader(
+        source,
+        {"image": [create_view("image/plain", size=4)]},
+        UniformSampler(source.ids, batch_size=2, seed=0),
+        seed=0,
+    )
+    loader._record({i: Unreadable(f"{i}.jpg", "cut") for i in range(350)})
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 100 + 1 + 2
+    assert lines[-1] == "unreadable sample 300, left out: 299.jpg: cut"
+    assert len(loader.failures) == 350
 
 
 def test_unreadable_samples_are_restored_and_not_tried_again(tmp_path):
