@@ -119,7 +119,7 @@ def _json(where: str, text: str, lines: io.StringIO) -> Table:
     for number, line in [(1, text)] if is_list else enumerate(lines, 1):
         if line.strip():
             try:
-                read = json.loads(line)
+                read = json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 at = f"line {number + error.lineno - 1}, character {error.colno}"
                 raise DataError(f"{where}, {at}", expected="JSON", got=error.msg, fix="correct the line") from None

@@ -156,15 +156,15 @@ def sample_names(media: Sequence[Any], ids: Sequence[Any] | None, *, numbered: b
 
 def _media_cells(table: Table, columns: Columns) -> list[Any]:
     """The cells of the media column, none of which may be empty; for texts, a cell has all columns of a sample."""
+    for name in columns.texts or (columns.media,):
+        empty = [i for i, cell in enumerate(table.columns[name]) if cell is None or cell == ""]
+        if empty:
+            at = f"{table.where}, {table.place(empty[0])}, column {name!r}"
+            expected, got = "a text" if columns.texts else "a path or bytes", f"an empty cell ({len(empty):,} in all)"
+            raise DataError(at, expected=expected, got=got, fix="leave the row out")
     if columns.texts:
         return list(zip(*(table.columns[name] for name in columns.texts), strict=True))
-    cells = table.columns[columns.media]
-    empty = [i for i, cell in enumerate(cells) if cell is None or cell == ""]
-    if empty:
-        at = f"{table.where}, {table.place(empty[0])}, column {columns.media!r}"
-        got = f"an empty cell ({len(empty):,} in all)"
-        raise DataError(at, expected="a path or bytes", got=got, fix="leave the row out")
-    return cells
+    return table.columns[columns.media]
 
 
 def _check_files(listing: Listing) -> None:

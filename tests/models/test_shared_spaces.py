@@ -206,7 +206,7 @@ def test_texts_of_a_table_open_as_handles(tmp_path):
     made = view(notes.open([0, 1]), mmcon.keys(seed=0, sample=notes.ids[:2]))
     assert made["input_ids"].shape[0] == 2
     table.write_text('id,text,split\na,one thing,train\nc," ",train\n')
-    with pytest.raises(DataError, match=r"not empty in every row; got 1 of 2 rows without, the first: row 1 \(' '\)"):
+    with pytest.raises(DataError, match=r"line 3, column 'text': expected a text; got an empty cell \(1 in all\)"):
         create_source(table, split="train", modality="text")
 
 
