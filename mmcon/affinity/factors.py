@@ -205,8 +205,9 @@ def _class_sums(
     By chunks, so that no copy of all values is in memory.
     """
     sums = values.new_zeros(count, values.shape[1], dtype=torch.float64)
-    for start in range(0, len(values), SUM_CHUNK):
-        chunk = slice(start, start + SUM_CHUNK)
+    size = SUM_CHUNK if values.device.type == "cpu" else 64 * SUM_CHUNK  # a GPU waits for the launches of small chunks
+    for start in range(0, len(values), size):
+        chunk = slice(start, start + size)
         wide = values[chunk].double()
         if weights is None:
             sums.index_add_(0, classes[chunk], wide)
