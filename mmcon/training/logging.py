@@ -153,8 +153,8 @@ class RunLogger:
     def write_results(self, results: Mapping[str, Any], failures: Mapping[str, str]) -> None:
         """Write results.json, and append the files that could not be read to quarantine.jsonl."""
         warnings = [*results.get("warnings", ()), *(self.monitor.warnings if self.monitor is not None else ())]
+        results = {**results, "warnings": warnings}
         if warnings:
-            results = {**results, "warnings": warnings}
             self.accelerator.print("\n".join(f"warning: {text}" for text in warnings), flush=True)
         replace_file(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         if failures:
