@@ -1,4 +1,4 @@
-"""Files are replaced as a whole, and what is damaged is read as far as it goes, with one clear error."""
+"""Atomic replacement of files, JSON lines that were cut off, and YAML: old content or new, and clear errors."""
 
 import os
 import resource
