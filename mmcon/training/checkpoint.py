@@ -88,7 +88,7 @@ class Checkpoints:
     def newest(self, *, before: int | None = None) -> Path | None:
         """The newest valid checkpoint (below a step, if given), or None."""
         paths = [path for path in self.all() if before is None or _step(path) < before]
-        return next((path for path in reversed(paths) if not find_faults(path)), None)
+        return next((path for path in reversed(paths) if not self._faults(path)), None)
 
     def all(self) -> list[Path]:
         """Every finished checkpoint, oldest first, valid or damaged, without those that were set aside."""
@@ -96,7 +96,7 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The valid checkpoint with the highest score, or None if no valid checkpoint has one."""
-        return next((path for path in self._by_score() if not find_faults(path)), None)
+        return next((path for path in self._by_score() if not self._faults(path)), None)
 
     def lost(self) -> list[str]:
         """The damaged checkpoints with their faults, if there are checkpoints and none is valid; else nothing."""
@@ -104,20 +104,22 @@ class Checkpoints:
         return [] if self.newest() else [f"{path.name}: {'; '.join(find_faults(path))}" for path in paths]
 
     def set_aside_damaged(self) -> None:
-        """Rename damaged checkpoints to `damaged-step-…`, so that they count no longer, and log each.
-
-        A checkpoint that was written or checked by this process, and has not changed since, is not read again.
-        """
+        """Rename damaged checkpoints to `damaged-step-…`, so that they count no longer, and log each."""
         for path in self.all():
-            if self._checked.get(path) == (now := _signature(path)):
-                continue
-            if not (faults := find_faults(path)):
-                self._checked[path] = now
+            if not (faults := self._faults(path)):
                 continue
             names = (f"{DAMAGED}{path.name}{'' if i == 1 else f'-{i}'}" for i in range(1, 1_000_000))
             aside = next(name for name in names if not (self.folder / name).exists())
             path.rename(self.folder / aside)
             self.log(f"checkpoint {path.name} is damaged ({'; '.join(faults)}); it is set aside as {aside}")
+
+    def _faults(self, path: Path) -> list[str]:
+        """As `find_faults`; a checkpoint without any that has not changed since is not read again: it may be large."""
+        if self._checked.get(path) == (now := _signature(path)):
+            return []
+        if not (faults := find_faults(path)):
+            self._checked[path] = now
+        return faults
 
     def _remove_old(self) -> None:
         self.set_aside_damaged()
