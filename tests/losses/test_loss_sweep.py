@@ -102,7 +102,7 @@ def one_row(s, w, v, own, settings, infinite):
         return log_sum([*one[settings.denominator], log_n])
 
     if settings.form == "in":
-        return log_denominator(positives[0]) - log_sum([math.log(w[j] / total) + s[j] for j in positives])
+        return log_denominator(positives[0]) - log_sum([math.log(w[j]) - math.log(total) + s[j] for j in positives])
     return sum(w[j] / total * (log_denominator(j) - s[j]) for j in positives)
 
 

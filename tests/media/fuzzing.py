@@ -185,6 +185,14 @@ def read(path: Path, modality: str) -> None:
         video.decode([seconds / 3, 2 * seconds / 3], shorter_side=16)
 
 
+def peak_bytes() -> int:
+    """The most memory that this program has had; ru_maxrss would begin at what the process that started it had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
 def work(folder: Path, cases: list[tuple[str, int]], report: int) -> None:
     """Decode mutated files; before each, its position in the list is reported, and a failure after it."""
     from mmcon.errors import DataError
@@ -198,7 +206,7 @@ def work(folder: Path, cases: list[tuple[str, int]], report: int) -> None:
     for modality, form in read_first.items():  # imports
         (path := path.with_suffix(f".{form.split('.')[-1]}")).write_bytes(files[form])
         read(path, modality)
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    base = peak_bytes()
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
     if pages:  # a file that asks for more than the machine has must not take it
         limit = pages * resource.getpagesize() + 3 * MEMORY_BYTES
@@ -215,7 +223,7 @@ def work(folder: Path, cases: list[tuple[str, int]], report: int) -> None:
             pass
         except BaseException as error:
             os.write(report, f"{position} {type(error).__name__}: {str(error)[:200]!r}\n".encode())
-        reached = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        reached = peak_bytes()
         if reached > peak:
             os.write(report, f"{position} {reached >> 20} MiB of memory\n".encode())
             peak = reached
