@@ -1,0 +1,152 @@
+"""The list of evaluations that `mmcon evaluate` runs, what each reads, and what each returns.
+
+An evaluation is a function from an `EvaluationInput` to a result. Most read the features of the two splits, which are
+extracted once; those that change the media encode a source again through a view of their own:
+
+    corrupted = given.features(given.test_source, Chain(given.view, corruption))
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+
+from mmcon.errors import UnknownNameError, nearest
+from mmcon.evaluation.features import Features, extract_features
+from mmcon.evaluation.second_stage import Encode
+from mmcon.loading.loader import one_pass
+from mmcon.sources.base import Source
+from mmcon.views import ViewGenerator
+
+Need = Literal["labels", "images", "outliers", "encoder"]
+
+_REASONS: dict[Need, str] = {
+    "labels": "labels in the data",
+    "images": "images",
+    "outliers": "another data set, by --near or --far",
+    "encoder": "an encoder that can be trained",
+}
+
+
+@runtime_checkable
+class EvaluationResult(Protocol):
+    """The result of an evaluation: a frozen dataclass with a table, plain values and a picture."""
+
+    def table(self) -> str:
+        """The result as text."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        ...
+
+    def plot(self) -> Any:
+        """The result as a matplotlib figure."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationInput:
+    """What an evaluation may read.
+
+    Attributes:
+        train: features of the training split.
+        test: features of the held-out split.
+        train_source: the samples of `train`.
+        test_source: the samples of `test`.
+        encode: an encoder of view batches (see `extract_features`).
+        view: the preprocessing that the encoder was trained for, without random draws.
+        modality: the modality of the samples.
+        classes: the names of the classes, by label; empty without labels.
+        near: data sets of other classes that resemble the training data, by name.
+        far: data sets that do not, by name.
+        options: of the evaluations, by name.
+        device: the device of the encoder.
+        batch_size: samples that are encoded at once.
+        workers: processes that prepare batches.
+        seed: the seed of all draws.
+    """
+
+    train: Features
+    test: Features
+    train_source: Source
+    test_source: Source
+    encode: Encode
+    view: ViewGenerator
+    modality: str
+    classes: tuple[str, ...] = ()
+    near: Mapping[str, Source] = field(default_factory=dict)
+    far: Mapping[str, Source] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    device: torch.device | str = "cpu"
+    batch_size: int = 256
+    workers: int = 0
+    seed: int = 0
+
+    def features(self, source: Source, view: ViewGenerator | None = None, *, title: str = "features") -> Features:
+        """Features of every sample of a source in one pass, through a view; by default the preprocessing alone."""
+        settings: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "device": self.device}
+        loader = one_pass(source, {self.modality: [view or self.view]}, **settings)
+        return extract_features(self.encode, loader, modality=self.modality, title=title, total=len(source))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation in the list.
+
+    Attributes:
+        name: the word of `--on`.
+        function: the module and the name of the function from an `EvaluationInput` to a result, as "module:name".
+        summary: what it measures.
+        needs: what the data or the model must have.
+        options: the names of the options that it reads.
+    """
+
+    name: str
+    function: str
+    summary: str
+    needs: tuple[Need, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def run(self, given: EvaluationInput) -> EvaluationResult:
+        """Import the function and call it."""
+        module, _, name = self.function.partition(":")
+        return getattr(importlib.import_module(module), name)(given)
+
+    def missing(self, available: set[str]) -> str | None:
+        """What the evaluation needs and does not have, as text; None if it can run."""
+        return next((_REASONS[need] for need in self.needs if need not in available), None)
+
+
+EVALUATIONS: tuple[Evaluation, ...] = (
+    Evaluation(
+        "probe",
+        "mmcon.evaluation.classification_report:evaluate_probe",
+        "linear probe: top-1, top-5, by class, confusion, calibration",
+        needs=("labels",),
+        options=("solver",),
+    ),
+    Evaluation(
+        "knn",
+        "mmcon.evaluation.classification_report:evaluate_knn",
+        "nearest neighbors in the training split: top-1, top-5, by class, confusion",
+        needs=("labels",),
+        options=("neighbors",),
+    ),
+)
+
+
+def find_evaluation(name: str) -> Evaluation:
+    """The evaluation by name.
+
+    Raises:
+        UnknownNameError: there is none of this name; the message lists the nearest.
+    """
+    known = {evaluation.name: evaluation for evaluation in EVALUATIONS}
+    if name not in known:
+        raise UnknownNameError("--on", expected="an evaluation", got=repr(name), fix=nearest(name, [*known]))
+    return known[name]
