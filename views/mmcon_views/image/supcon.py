@@ -14,8 +14,14 @@ from mmcon_views.image.crop import RandomResizedCrop
 from mmcon_views.image.flip import Flip
 from mmcon_views.image.pixels import check_choice
 from mmcon_views.image.rand_augment import RandAugment
-from mmcon_views.image.sizes import Size
+from mmcon_views.image.sizes import Size, height_and_width
 from mmcon_views.image.warp import Warp
+
+#: The probability of the warp in the functions of the released code. Its hyper-parameters set 0, and so did the runs
+#: behind the published figures.
+WARP = 0.5
+#: The bound of the displacements in the released code, which is for images of 224 pixels.
+WARP_PIXELS, WARP_SIDE = 23.0, 224
 
 
 @register_view("image/supcon-autoaugment", modality="image")
@@ -41,20 +47,19 @@ def simclr_supcon(
     size: Size = 224,
     strength: float = 1.0,
     area: tuple[float, float] = (0.08, 1.0),
-    warp: float = 0.0,
+    warp: float = WARP,
     jitter: Literal["tensorflow", "torchvision"] = "tensorflow",
     blur: float = 0.5,
 ) -> Chain:
     """SimAugment of SupCon's released code.
 
-    Bilinear crop, flip, jitter with p = 0.8, grayscale with p = 0.2, warp, blur with p = 0.5. The warp has p = 0 by
-    default, as in the released hyper-parameters.
+    Bilinear crop, flip, jitter with p = 0.8, grayscale with p = 0.2, warp with p = 0.5, blur with p = 0.5.
 
     Args:
         size: side of the square output, or (height, width).
         strength: s of the color jitter.
         area: bounds of the crop's area, as fractions of the image's.
-        warp: the probability of the warp.
+        warp: the probability of the warp; 0 in the runs behind the published figures (see `WARP`).
         jitter: "tensorflow" (brightness added; the released setting for ImageNet) or "torchvision" (for CIFAR-10).
         blur: the probability of the blur; 0 for CIFAR-10. It pads with mid-gray.
     """
@@ -63,7 +68,7 @@ def simclr_supcon(
         ("flip", Flip()),
         ("jitter", _supcon_jitter(strength, jitter)),
         ("gray", Grayscale()),
-        ("warp", Warp(p=warp)),
+        ("warp", _scaled_warp(size, warp)),
         ("blur", Blur(p=blur, outside=0.5)),
         name="image/simclr-supcon",
     )
@@ -97,19 +102,19 @@ def stacked_supcon(
     size: Size = 224,
     strength: float = 1.0,
     area: tuple[float, float] = (0.08, 1.0),
-    warp: float = 0.0,
+    warp: float = WARP,
     jitter: Literal["tensorflow", "torchvision"] = "tensorflow",
     blur: float = 0.5,
 ) -> Chain:
     """Stacked RandAugment of SupCon's released code.
 
-    Crop, flip, jitter with p = 0.8, RandAugment(2, 10), grayscale with p = 0.2, warp, blur.
+    Crop, flip, jitter with p = 0.8, RandAugment(2, 10), grayscale with p = 0.2, warp with p = 0.5, blur with p = 0.5.
 
     Args:
         size: side of the square output, or (height, width).
         strength: s of the color jitter.
         area: bounds of the crop's area, as fractions of the image's.
-        warp: the probability of the warp.
+        warp: the probability of the warp; 0 in the runs behind the published figures (see `WARP`).
         jitter: "tensorflow" (brightness added; the released setting for ImageNet) or "torchvision" (for CIFAR-10).
         blur: the probability of the blur; 0 for CIFAR-10. It pads with mid-gray.
     """
@@ -119,7 +124,7 @@ def stacked_supcon(
         ("jitter", _supcon_jitter(strength, jitter)),
         ("randaugment", RandAugment(variant="tf")),
         ("gray", Grayscale()),
-        ("warp", Warp(p=warp)),
+        ("warp", _scaled_warp(size, warp)),
         ("blur", Blur(p=blur, outside=0.5)),
         name="image/stacked-randaugment-supcon",
     )
@@ -144,6 +149,11 @@ def stacked_infomin(*, size: Size = 224, area: tuple[float, float] = (0.2, 1.0))
         ("gray", Grayscale()),
         name="image/stacked-randaugment-infomin",
     )
+
+
+def _scaled_warp(size: Size, p: float) -> Warp:
+    """The released warp at 224 pixels; at other sizes its displacements are the same fraction of the shorter side."""
+    return Warp(strength=WARP_PIXELS * min(height_and_width(size)) / WARP_SIDE, p=p)
 
 
 def _supcon_jitter(strength: float, jitter: str) -> ViewGenerator:

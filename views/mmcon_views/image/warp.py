@@ -20,18 +20,17 @@ from mmcon_views.image.pixels import copy_as_float, map_selected, map_selected_,
 class Warp(ViewGenerator):
     """A smooth warp: 2 × 2 control points at thirds of the image move by L · N(0, 1) pixels, with L uniform in [0, 23).
 
-    The spline has kernel r² log r and an affine term (order 2, no smoothing); its knots are the displaced points. The
-    probability is 0 by default, as in SupCon's released hyper-parameters.
+    The spline has kernel r² log r and an affine term (order 2, no smoothing); its knots are the displaced points.
 
     Args:
         strength: the upper bound of L in pixels.
-        p: the probability.
+        p: the probability; by default that of SupCon's released functions.
     """
 
     modality: ClassVar[str] = "image"
     copy_into = staticmethod(copy_as_float)
 
-    def __init__(self, *, strength: float = 23.0, p: float = 0.0) -> None:
+    def __init__(self, *, strength: float = 23.0, p: float = 0.5) -> None:
         self.strength, self.p = strength, p
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
