@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True, scope="session")
 def few_threads():
-    """Two threads at most: tensors here are small, and test processes often share their cores."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    """Two threads at most, one beside other processes of tests (`-n 2`): tensors here are small."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(autouse=True, scope="session")

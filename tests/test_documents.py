@@ -84,5 +84,5 @@ def test_the_readme_is_short_runs_and_names_both_commands():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
     assert "pip install uv && uv run accelerate launch recipes/imagenet_supcon.py" in text
-    assert "pip install uv && uv run pytest" in text
+    assert "pip install uv && uv run pytest -n 2" in text
     assert "no-run" not in text

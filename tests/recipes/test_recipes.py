@@ -52,7 +52,7 @@ def test_the_recipe_trains_and_leaves_its_figures(tmp_path, objective):
     assert (folder / "model" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("objective", ["supcon", "simclr", "cross-entropy"])
+@pytest.mark.parametrize("objective", ["supcon", pytest.param("simclr", marks=pytest.mark.slow), "cross-entropy"])
 def test_the_recipe_mixes_samples(recipe, tmp_path, objective):
     folder = tmp_path / "run"
     settings = {"objective": objective, "mix": "cutmix", "max_steps": 2, "batch_size": 32}
