@@ -7,15 +7,19 @@ these ignore the signals, and watch their parent instead.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import errno
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +36,7 @@ PATIENCE_SECONDS = 4.0
 #: The limit of open files from which on tensors of workers are open files, as they are by torch's default.
 ENOUGH_FILES = 1024
 
+_END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _streams: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -76,33 +81,67 @@ def limits_explained() -> Iterator[None]:
     """Raise ConfigError where the system refuses another open file, or shared memory for workers."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise ConfigError(
-                "worker processes",
-                expected="free shared memory, through which batches pass",
-                got=f"none ({error})",
-                fix="enlarge /dev/shm (docker run --shm-size=8g), or pass --workers 0",
-            ) from error
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if it cannot allocate shared memory
+        if (explained := _explain_limit(f"{type(error).__name__}: {error}")) is None:
             raise
-        limit = "the" if resource is None else f"a limit of {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
-        raise ConfigError(
+        raise explained from error
+
+
+def _explain_limit(reason: str) -> ConfigError | None:
+    """The error of a process that lacks shared memory or open files; None for another reason."""
+    if os.strerror(errno.ENOSPC) in reason or "</torch_" in reason:  # a file of torch in shared memory
+        return ConfigError(
             "worker processes",
-            expected="a limit of open files that suffices for the workers",
-            got=f"{limit} open files, all in use",
-            fix="raise it by `ulimit -n 4096` before the start, or lower --workers",
-        ) from error
+            expected="enough free shared memory, through which batches pass",
+            got=reason,
+            fix="enlarge /dev/shm (docker run --shm-size=8g), lower --workers or the batch, or pass --workers 0",
+        )
+    if os.strerror(errno.EMFILE) not in reason and os.strerror(errno.ENFILE) not in reason:
+        return None
+    limit = "the" if resource is None else f"a limit of {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+    return ConfigError(
+        "worker processes",
+        expected="a limit of open files that suffices for the workers",
+        got=f"{limit} open files, all in use",
+        fix="raise it by `ulimit -n 4096` before the start, or lower --workers",
+    )
 
 
-def begin_worker(parent: int) -> None:
+@dataclass(frozen=True)
+class Unsendable:
+    """What a worker sends in place of an item that it could not send.
+
+    Attributes:
+        reason: the error.
+    """
+
+    reason: str
+
+
+def _send_reason(queue: multiprocessing.queues.Queue[Any], error: Exception, sent: tuple[int, Any]) -> None:
+    """Send the reason why an item could not be sent: without it, the training process would wait for the item forever.
+
+    It replaces a hook of multiprocessing, which prints the error alone.
+    """
+    queue.put((sent[0], Unsendable(f"{type(error).__name__}: {error}")))
+
+
+def begin_worker(parent: int, *, by_main_thread: bool) -> None:
     """Set up the current process as a worker of a parent process: ignore stop signals, and end when the parent ends.
 
     torch's own watch of the parent does not end a worker that waits for a full pipe to be read.
+
+    Args:
+        parent: the number of the parent process.
+        by_main_thread: whether the parent's main thread started it, which ends with the process.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     share_within_file_limit()  # a worker that was not forked has torch's default
+    multiprocessing.queues.Queue._on_queue_feeder_error = _send_reason  # type: ignore[attr-defined]
+    if by_main_thread and sys.platform == "linux":
+        # Also ends a stopped worker. The system sends it when the thread ends that started the worker.
+        ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -133,7 +172,15 @@ class WorkerStream:
         if self._items is None:
             raise StopIteration
         with limits_explained():
-            return next(self._items)
+            item = next(self._items)
+        if isinstance(item, Unsendable):
+            raise _explain_limit(item.reason) or ConfigError(
+                "worker processes",
+                expected="items that can be sent to the training process",
+                got=item.reason,
+                fix="let the view return tensors and plain values, or pass --workers 0",
+            )
+        return item
 
     def close(self) -> None:
         """End the workers, stopped ones too, within `PATIENCE_SECONDS`."""

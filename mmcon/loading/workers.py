@@ -55,9 +55,10 @@ class TrackedDataset(Dataset):
 
     def __init__(self, make: Callable[[int], Any], workers: int) -> None:
         self.make = make
-        self.current: Int[Tensor, " w"] = torch.full((max(1, workers),), _IDLE).share_memory_()
-        self.processes: Int[Tensor, " w"] = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()
-        self.began: Float64[Tensor, " w"] = torch.zeros(max(1, workers), dtype=torch.float64).share_memory_()
+        with limits_explained():
+            self.current: Int[Tensor, " w"] = torch.full((max(1, workers),), _IDLE).share_memory_()
+            self.processes: Int[Tensor, " w"] = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()
+            self.began: Float64[Tensor, " w"] = torch.zeros(max(1, workers), dtype=torch.float64).share_memory_()
         self.hung = 0
 
     def __getitem__(self, number: int) -> Any:
@@ -103,22 +104,24 @@ def iterate_items(
     in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
     before = signal.getsignal(signal.SIGCHLD) if in_main else None
     share_within_file_limit()
-    with signals_blocked(), workers_of_a_failed_start_end(), limits_explained():
-        stream = iter(
-            DataLoader(
-                items,
-                sampler=numbers,  # type: ignore[arg-type]  (any iterable of numbers works)
-                batch_size=None,
-                num_workers=workers,
-                prefetch_factor=prefetch,
-                pin_memory=pinned,
-                timeout=POLL_SECONDS,
-                collate_fn=_unchanged,
-                worker_init_fn=partial(_begin_worker, os.getpid()),
+    try:
+        with signals_blocked(), workers_of_a_failed_start_end(), limits_explained():
+            stream = iter(
+                DataLoader(
+                    items,
+                    sampler=numbers,  # type: ignore[arg-type]  (any iterable of numbers works)
+                    batch_size=None,
+                    num_workers=workers,
+                    prefetch_factor=prefetch,
+                    pin_memory=pinned,
+                    timeout=POLL_SECONDS,
+                    collate_fn=_unchanged,
+                    worker_init_fn=partial(_begin_worker, os.getpid(), in_main),
+                )
             )
-        )
-    if in_main:
-        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+    finally:
+        if in_main:
+            signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
     return WorkerStream(stream)
 
 
@@ -182,8 +185,8 @@ def worker_death_error(steps: list[int]) -> DataError:
     )
 
 
-def _begin_worker(parent: int, worker: int) -> None:
-    begin_worker(parent)
+def _begin_worker(parent: int, by_main_thread: bool, worker: int) -> None:
+    begin_worker(parent, by_main_thread=by_main_thread)
 
 
 def _unchanged(item: Any) -> Any:

@@ -2,13 +2,17 @@
 
 import json
 import os
+import resource
 import signal
+import sys
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from mmcon.errors import ConfigError
 from mmcon.loading.workers import TrackedDataset, iterate_items
 
 # Each way to end, in a fork: its status, the seconds that it took, and the workers that it left.
@@ -54,11 +58,41 @@ def test_workers_go_on_after_a_stop_signal(number):
     assert list(stream) == list(range(2, 40, 2))
 
 
+def short_of_shared_memory(number):
+    """A large item of a process that may not write so large a file, as if /dev/shm were full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    return torch.zeros(100_000)
+
+
+@pytest.mark.parametrize(("item", "expected", "fix"), [
+    (short_of_shared_memory, "enough free shared memory", "--shm-size"),
+    (lambda number: lambda: number, "items that can be sent", "tensors and plain values"),
+])  # fmt: skip
+def test_an_item_that_cannot_be_sent_is_one_error_and_no_endless_wait(item, expected, fix):
+    stream = iterate_items(TrackedDataset(item, 2), range(20), workers=2)
+    with pytest.raises(ConfigError, match=rf"worker processes: expected {expected}(.|\n)*{fix}"):
+        next(stream)
+    stream.close()
+
+
+def test_the_handler_of_ended_children_is_restored_after_a_failed_start(monkeypatch):
+    before = signal.getsignal(signal.SIGCHLD)
+
+    def fail(*args, **options):
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        raise RuntimeError("no more threads")
+
+    monkeypatch.setattr("mmcon.loading.workers.DataLoader", fail)
+    with pytest.raises(RuntimeError, match="no more threads"):
+        iterate_items(TrackedDataset(abs, 1), range(3), workers=1)
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
 @pytest.mark.slow
 def test_workers_end_with_their_program_and_stopped_ones_do_not_hold_it(python):
     """Killed, left at once, left in order, by an error, or after the loader, with workers at work and stopped ones."""
-    orderly = [end for end, status in ENDS.items() if status in (0, 1, 4)]
-    cases = [(int(signal.SIGCONT), end) for end in ENDS] + [(int(signal.SIGSTOP), end) for end in orderly]
+    stopped = [end for end, status in ENDS.items() if sys.platform == "linux" or status in (0, 1, 4)]
+    cases = [(int(signal.SIGCONT), end) for end in ENDS] + [(int(signal.SIGSTOP), end) for end in stopped]
     done = python(PROGRAM, json.dumps(cases))
     lines = done.stdout.splitlines()
     assert len(lines) == 2 * len(cases), done.stdout + done.stderr
