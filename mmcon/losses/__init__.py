@@ -3,6 +3,7 @@
 from mmcon.losses import presets
 from mmcon.losses.baselines import cross_entropy, max_margin, triplet
 from mmcon.losses.diagnostics import Diagnostics, diagnose
+from mmcon.losses.metric_learning import MetricLearningLoss
 from mmcon.losses.negative_weights import HardNegatives
 from mmcon.losses.rank_n_contrast import rank_n_contrast
 from mmcon.losses.settings import LossSettings
@@ -15,6 +16,7 @@ __all__ = [
     "HardNegatives",
     "LearnableTemperature",
     "LossSettings",
+    "MetricLearningLoss",
     "SupConLoss",
     "cross_entropy",
     "diagnose",
