@@ -74,9 +74,8 @@ def rectangular_presets(a, c):
     """Settings by name, for anchors `a` and other candidates `c`."""
     match = SameSample(a["sample"], c["sample"])
     graded = SideFeatures(a["side"], c["side"], kernel="half")
-    names = ("clip", "clip_one_way", "multiple_negatives", "moco")
     return {
-        **{name: {"affinity": match, "temperature": 0.1} for name in names},
+        "partners": {"affinity": match, "temperature": 0.1},
         "cwcl": {"affinity": graded, "temperature": 0.1},
     }
 

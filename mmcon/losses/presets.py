@@ -130,9 +130,14 @@ def multiple_negatives(
 
 
 @_preset
-def moco(*, temperature: Temperature = 0.07, samples: Column = "sample", queue: Any = None) -> Preset:
-    """MoCo: candidates from a queue; pass the momentum encoder's as `candidates=` to the objective. He et al. 2020."""
-    return {"affinity": SameSample(samples), "temperature": temperature, "queue": queue}
+def moco(*, temperature: Temperature = 0.07, samples: Column = "sample", queue: Any) -> Preset:
+    """MoCo: the positive is another view of the sample, and all negatives are rows of a queue. He et al. 2020, eq. 1.
+
+    Pass the embeddings of the momentum encoder as `candidates=` to the objective, and push them to the queue after the
+    step. With more than two views, each positive has a softmax of its own.
+    """
+    settings = {"denominator": "one", "queue": queue, "negatives_from": "queue"}
+    return {"affinity": SameSample(samples), "temperature": temperature, **settings}
 
 
 @_preset

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmcon.affinity import Affinity, Dense
 from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import collectives
 from mmcon.errors import InputError
@@ -33,11 +34,13 @@ class CandidateRows(NamedTuple):
         embeddings: None: the anchors themselves.
         table: of the same rows.
         self_index: for each anchor its own row, or -1; None: no anchor is a candidate, or the candidates are None.
+        stored: the number of rows from memory, which are the last ones.
     """
 
     embeddings: Float[Tensor, "c d"] | None
     table: Index | None
     self_index: Int[Tensor, " a"] | None
+    stored: int = 0
 
 
 class GlobalBatch(NamedTuple):
@@ -74,9 +77,8 @@ class GlobalBatch(NamedTuple):
             return CandidateRows(None, None, None)
         rows = _concatenated([*(self.pool.embeddings[name] for name in names), *(rows for rows, _ in stored)])
         table = _concatenated_tables([*(self.pool.tables[name] for name in names), *(table for _, table in stored)])
-        if not set(anchors) & set(names):
-            return CandidateRows(rows, table, None)
-        return CandidateRows(rows, table, self._self_index(anchors, names, rows.device))
+        own = self._self_index(anchors, names, rows.device) if set(anchors) & set(names) else None
+        return CandidateRows(rows, table, own, stored=sum(len(rows) for rows, _ in stored))
 
     def _self_index(self, anchors: Sequence[Name], names: Sequence[Name], device: torch.device) -> Int[Tensor, " a"]:
         starts, start = {}, 0
@@ -138,6 +140,14 @@ def stored_rows(memory: CandidateMemory, name: Name) -> tuple[Float[Tensor, "c d
         )
     chosen = (table["view"] == view_of(side)).nonzero()[:, 0]
     return rows[chosen], table.take(chosen)
+
+
+def stored_columns(anchors: int, candidates: int, stored: int, device: torch.device) -> Affinity:
+    """Weights that are 1 for the candidates from memory, which are the last ones, and 0 for those of the batch."""
+    columns = torch.arange(candidates, device=device)
+    return Dense(
+        (columns >= candidates - stored)[None], torch.zeros(anchors, dtype=torch.int64, device=device), columns
+    )
 
 
 def _checked_rows(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -27,8 +27,16 @@ from mmcon.losses.compilation import outside_graphs
 from mmcon.losses.settings import LossSettings, check_options
 from mmcon.losses.supcon import anchor_losses
 from mmcon.objective.block_metrics import BlockMetrics, ObjectiveMetrics
+from mmcon.objective.block_records import BlockRecord
 from mmcon.objective.block_table import BlockTable, SpaceBlock, as_blocks, by_space, temperature_module
-from mmcon.objective.candidates import CandidateMemory, Embeddings, GlobalBatch, rows_by_name, tables_by_modality
+from mmcon.objective.candidates import (
+    CandidateMemory,
+    Embeddings,
+    GlobalBatch,
+    rows_by_name,
+    stored_columns,
+    tables_by_modality,
+)
 from mmcon.objective.pair_blocks import Block
 
 __all__ = ["Block", "BlockMetrics", "CandidateMemory", "Objective", "ObjectiveMetrics"]
@@ -50,6 +58,8 @@ class Objective(nn.Module):
             with weight 1.
         union: with `blocks=None`, one block a space, with a single softmax over all modalities.
         queue: candidates beyond the batch (`Queue`, `Bank`).
+        negatives_from: "queue": the rows of the batch are positives alone and those of the queue negatives alone, as in
+            MoCo; "all": the affinity decides for both.
         settings: of `weighted_supcon`: form, denominator, negative_weights, row_normalize, similarity, scale, backend;
             reduction (`valid`, `all` or `sum`, for each block); no_positives (`exclude`, or `error` if an anchor on
             any rank has none).
@@ -58,9 +68,11 @@ class Objective(nn.Module):
         last: the metrics of each block in the last step.
         last_rows: by block, the anchors of this rank in the last step, without gradient, and the number of candidates
             in the softmax of each.
+        records: by block, what the last step was made of (see `BlockRecord`), if it is set to a dict; None: not kept.
 
     Raises:
-        ConfigError: an unknown setting, with the nearest known one; blocks together with `union`.
+        ConfigError: an unknown setting, with the nearest known one; blocks together with `union`; negatives of a queue
+            without one, or with other negative weights.
         InputError: a setting with an unknown value.
 
     >>> objective = Objective(affinity=SameLabel(), temperature=0.1)
@@ -76,17 +88,25 @@ class Objective(nn.Module):
         blocks: Sequence[Block | Mapping[str, Any]] | None = None,
         union: bool = False,
         queue: CandidateMemory | None = None,
+        negatives_from: Literal["all", "queue"] = "all",
         **settings: Any,
     ) -> None:
         super().__init__()
-        own = ("affinity", "temperature", "blocks", "union", "queue")
+        own = ("affinity", "temperature", "blocks", "union", "queue", "negatives_from")
         check_options("Objective", settings, [*own, *(field.name for field in fields(LossSettings))])
         # What a batch with NaN does to a run is decided by the guard on its gradients (`on_nonfinite`).
         self.settings = LossSettings(**{"check_finite": False, **settings})
         check_choice("Objective", "reduction", self.settings.reduction, ("valid", "all", "sum"))
         if blocks is not None and (union or not blocks):
             raise ConfigError("Objective", expected="blocks, or union over the default ones", got=f"union={union}")
-        self.blocks, self.queue = as_blocks(blocks), queue
+        self.blocks, self.queue, self.negatives_from = as_blocks(blocks), queue, negatives_from
+        check_choice("Objective", "negatives_from", negatives_from, ("all", "queue"))
+        others = [self.settings.negative_weights, *(block.negative_weights for block in self.blocks or ())]
+        if negatives_from == "queue" and (queue is None or any(weights is not None for weights in others)):
+            got = "no queue" if queue is None else "negative_weights"
+            raise ConfigError(
+                "Objective(negatives_from='queue')", expected="a queue, without negative_weights", got=got
+            )
         modules = {name: temperature_module(value) for name, value in by_space(temperature).items()}
         for i, block in enumerate(self.blocks or ()):
             if block.temperature is not None:
@@ -99,6 +119,7 @@ class Objective(nn.Module):
         self._names_are_known = False
         self.last = ObjectiveMetrics()
         self.last_rows: dict[str, tuple[Float[Tensor, "a d"], int]] = {}
+        self.records: dict[str, BlockRecord] | None = None
 
     @outside_graphs
     def forward(
@@ -180,17 +201,21 @@ class Objective(nn.Module):
         pool = z if candidates.embeddings is None else candidates.embeddings
         excludes_self = candidates.embeddings is None or candidates.self_index is not None
         self.last_rows[label] = z.detach(), len(pool) - excludes_self
-        settings = block.settings
+        settings, affinity = block.settings, _bound(block.affinity, table, candidates.table)
         if isinstance(settings.negative_weights, Affinity):
             settings = replace(settings, negative_weights=_bound(settings.negative_weights, table, candidates.table))
+        if self.negatives_from == "queue":
+            stored = stored_columns(len(z), len(pool), candidates.stored, z.device)
+            affinity, settings = affinity * ~stored, replace(settings, negative_weights=stored)
+        temperature = temperatures[block.temperature]
+        if self.records is not None:
+            self.records[label] = BlockRecord(
+                z.detach(), None if candidates.embeddings is None else pool.detach(), affinity,
+                temperature.detach() if isinstance(temperature, Tensor) else temperature, candidates.self_index,
+            )  # fmt: skip
         losses, valid = anchor_losses(
-            z,
-            candidates.embeddings,
-            _bound(block.affinity, table, candidates.table),
-            temperatures[block.temperature],
-            candidates.self_index,
-            settings,
-        )
+            z, candidates.embeddings, affinity, temperature, candidates.self_index, settings
+        )  # fmt: skip
         total = losses.sum()
         # Filled in on the device: a copy of the number would make the host wait for it.
         return torch.stack([total, torch.full_like(total, len(z)), valid.sum().to(total)])

@@ -45,6 +45,15 @@ def batch_of(rows, modalities):
     return ViewBatch(views, {m: table.take(rows) for m in modalities})
 
 
+def filled_queue():
+    """A queue with the same rows on every rank."""
+    queue = Queue(size=6)
+    for seed, modality in enumerate(("image", "text")):
+        rows = nn.functional.normalize(draw(6, WIDTH, seed=seed + 70), dim=1)
+        queue._store(("joint", modality), rows, Index({"sample": torch.arange(100, 106)}))
+    return queue
+
+
 def objectives():
     """Every preset, by column names, with a learnable temperature, and features of the objective itself."""
     t = lambda: LearnableTemperature(initial=0.3).double()  # noqa: E731
@@ -62,7 +71,7 @@ def objectives():
         "clip_one_way": presets.clip_one_way(temperature=t()),
         "multiple_negatives": presets.multiple_negatives(temperature=t(), anchors="image", positives="text"),
         "cmc": presets.cmc(temperature=t(), views=("image", "text")),
-        "moco": presets.moco(temperature=t()),
+        "moco": presets.moco(temperature=t(), queue=filled_queue()),
         "multi_label": presets.multi_label(temperature=t()),
         "y_aware": presets.y_aware(temperature=t(), labels="time", width=0.5),
         "x_clr": presets.x_clr(temperature=t()),

@@ -17,7 +17,7 @@ from mmcon.losses.settings import WHERE
 MAX_DENSE_PAIRS = 512 * 512
 #: Presets that the Triton kernels support: weights of classes, negatives of weight 1.
 TRITON_PRESETS = (
-    "supcon_out", "supcon_in", "simclr", "sincere", "dcl", "clip", "clip_one_way", "cmc", "multiple_negatives", "moco",
+    "supcon_out", "supcon_in", "simclr", "sincere", "dcl", "clip", "clip_one_way", "cmc", "multiple_negatives",
 )  # fmt: skip
 
 
