@@ -12,18 +12,23 @@ import torch
 
 from mmcon.distributed.collectives import gather_objects
 from mmcon.errors import ConfigError
+from mmcon.training.cpu_quota import quota_cores
 
 
 def use_all_threads() -> int:
     """Set the threads of this rank to its share of the cores, since launchers set them to one.
 
     Every rank must call this. A core is divided among the ranks of a machine that may use it: usually all ranks may use
-    all cores; a cluster that binds tasks to cores gives each rank its own.
+    all cores; a cluster that binds tasks to cores gives each rank its own. A quota of processor time, as containers
+    have it, is divided among the ranks of its machine: more threads than it allows would wait for each other.
     """
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = os.sched_getaffinity(0) if has_affinity else range(os.cpu_count() or 1)
     ranks = gather_objects((socket.gethostname(), tuple(cores)))
-    threads = threads_of_rank(list(cores), [others for host, others in ranks if host == socket.gethostname()])
+    here = [others for host, others in ranks if host == socket.gethostname()]
+    threads, quota = threads_of_rank(list(cores), here), quota_cores()
+    if quota is not None:
+        threads = max(1, min(threads, int(quota / len(here))))
     torch.set_num_threads(threads)
     return threads
 
