@@ -35,8 +35,12 @@ LAYERS = [
     ["mmcon.losses"],
     ["mmcon.distributed"],
     ["mmcon.objective"],
+    # The run page reads files alone, so that a run can write it.
+    ["mmcon.report.vega", "mmcon.report.charts", "mmcon.report.result_tables", "mmcon.report.run_files"],
+    ["mmcon.report.run_page"],
     ["mmcon.training"],
     ["mmcon.evaluation"],
+    ["mmcon.inference"],
     ["mmcon.report"],
     ["mmcon.testing", "mmcon.operations"],
     ["mmcon.cli"],

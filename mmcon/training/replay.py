@@ -30,7 +30,7 @@ from mmcon.random import stable_id
 from mmcon.training.checkpoint import Checkpoints, load_checkpoint
 from mmcon.training.logging import MetricsLog
 from mmcon.training.step import first_ids
-from mmcon.views import params_to_json, select_samples
+from mmcon.views import Params, params_to_json, select_samples
 
 VARIABLE = "MMCON_REPLAY"
 
@@ -236,11 +236,11 @@ def _write_audio(stem: Path, view: Mapping[str, Shaped[Tensor, "..."]], generato
     if "length" in view:
         signal = signal[:, : int(view["length"])]
     path = stem.with_suffix(".wav")
-    soundfile.write(path, (signal / max(1.0, float(signal.abs().max()))).T.numpy(), _rate_hz(generator))
+    soundfile.write(path, (signal / max(1.0, float(signal.abs().max()))).T.numpy(), rate_of(generator))
     return path
 
 
-def _rate_hz(generator: Any) -> int:
+def rate_of(generator: Any) -> int:
     """The sample rate of a chain's output: that of its last child that has one, else 16,000."""
     rates = [
         int(rate)
@@ -251,18 +251,29 @@ def _rate_hz(generator: Any) -> int:
     return rates[-1] if rates else 16_000
 
 
-def _write_text(stem: Path, loader: ViewLoader, part: ViewGroup, row: int, params: Any, tokens: Any) -> Path:
-    """The text at the input of the tokenizer, and the ids of its tokens."""
+def replayed_text(loader: ViewLoader, part: ViewGroup, row: int, params: Params) -> str:
+    """The text of a sample at the input of the tokenizer.
+
+    Args:
+        loader: has the texts.
+        part: the view group.
+        row: the index of the sample in its source.
+        params: the parameters of this one view.
+    """
     source = loader.source.members[part.modality]
     current, words = source.open([row])[0], ""
     for name, generator in part.generator.children():
         words = getattr(current, "value", current if isinstance(current, str) else words)
-        current = generator.apply([current], params if generator is part.generator else params[name])[0]
+        own_params = params if generator is part.generator else params[name]
+        current = generator.apply([current], own_params)[0]
         if isinstance(current, Mapping):
-            break
-    else:
-        words = getattr(current, "value", current)
-    path = stem.with_suffix(".txt")
+            return words
+    return getattr(current, "value", current)
+
+
+def _write_text(stem: Path, loader: ViewLoader, part: ViewGroup, row: int, params: Params, tokens: Any) -> Path:
+    """The text at the input of the tokenizer, and the ids of its tokens."""
+    words, path = replayed_text(loader, part, row, params), stem.with_suffix(".txt")
     ids = tokens["input_ids"][tokens["attention_mask"].bool()].tolist() if isinstance(tokens, Mapping) else []
     path.write_text(f"{words}\n" + (f"\ntokens: {' '.join(map(str, ids))}\n" if ids else ""))
     return path

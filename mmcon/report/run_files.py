@@ -1,0 +1,96 @@
+"""The files of a run folder that the run page shows; a missing one is left out, a damaged one is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmcon.errors import DataError, InputError
+from mmcon.files import read_lines, read_yaml
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A result of `mmcon evaluate` in the run folder: its name, and its table as text."""
+
+    name: str
+    table: str
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder holds, as read; an absent part is empty.
+
+    Attributes:
+        folder: the run folder.
+        metrics: the lines of metrics.jsonl with a step.
+        config: config.yaml.
+        about: run.json: the program, the data, the views, the versions.
+        results: results.json; empty before the end of the run.
+        unreadable: the lines of quarantine.jsonl.
+        views: report/views.json.
+        samples: report/samples.json.
+        stopped: whether a signal stopped the run.
+        evaluations: tables of `mmcon evaluate` in the folder.
+        problems: the files that could not be read, one sentence each.
+    """
+
+    folder: Path
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
+    views: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
+    stopped: bool = False
+    evaluations: list[Evaluation] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_run(folder: str | Path) -> RunFiles:
+    """Read a run folder.
+
+    Raises:
+        InputError: the folder is none of a run: it has neither metrics.jsonl nor config.yaml nor results.json.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in ("metrics.jsonl", "config.yaml", "results.json")):
+        got = f"{folder}, without them" if folder.is_dir() else f"{folder}, which is no folder"
+        fix = "name the folder that a recipe printed, such as runs/imagenet_supcon"
+        raise InputError("run page", expected="a run folder, with metrics.jsonl or config.yaml", got=got, fix=fix)
+    problems: list[str] = []
+
+    def read(name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+        path = folder / name
+        if not path.is_file():
+            return {}
+        try:
+            value = parse(path.read_text(encoding="utf-8", errors="replace"))
+        except (OSError, ValueError, DataError, RecursionError) as error:
+            value = error
+        if isinstance(value, dict):
+            return value
+        problems.append(f"{name} cannot be read: {str(value).partition(chr(10))[0]}")
+        return {}
+
+    lines, damaged = read_lines(folder / "metrics.jsonl")
+    if damaged:
+        problems.append(f"metrics.jsonl has {len(damaged)} damaged line(s), which are left out")
+    evaluated = sorted(folder.glob("evaluation/*.txt"))
+    return RunFiles(
+        folder,
+        metrics=[line for line in lines if isinstance(line.get("step"), int | float)],
+        config=read("config.yaml", lambda text: read_yaml(text, where="config.yaml") or {}),
+        about=read("run.json", json.loads),
+        results=read("results.json", json.loads),
+        unreadable=read_lines(folder / "quarantine.jsonl")[0],
+        views=read("report/views.json", json.loads),
+        samples=read("report/samples.json", json.loads),
+        stopped=(folder / "stopped").exists(),
+        evaluations=[Evaluation(path.stem, path.read_text(errors="replace")) for path in evaluated],
+        problems=problems,
+    )
