@@ -7,7 +7,7 @@ fitted again on the whole training set. The test set is used once, at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,10 @@ from mmcon.random import keys
 from mmcon.training.progress import Progress
 
 L2_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+#: The largest matrix whose eigenvectors are computed, which takes seconds; above it, columns are scaled one by one.
+LARGEST_ROTATION = 4096
+#: The change of the loss at which a fit ends that serves the choice of the strength only.
+SEARCH_CHANGE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class LinearProbe:
         unit: normalize rows to length one first.
         classes: the labels, ascending.
         l2: the chosen L2 strength.
-        held_out: by L2 strength, the top-1 accuracy on the validation samples; empty for a fixed strength.
+        held_out: by L2 strength, the top-1 accuracy on the validation samples; empty for a fixed strength. Of a probe
+            fitted by SGD, by learning rate and L2 strength, as "rate, strength".
+        learning_rate: the chosen one of SGD; None of L-BFGS.
     """
 
     weight: Float[Tensor, "d k"]
@@ -45,7 +51,8 @@ class LinearProbe:
     unit: bool
     classes: Int[Tensor, " k"]
     l2: float
-    held_out: dict[float, float]
+    held_out: dict[float, float] | dict[str, float]
+    learning_rate: float | None = None
 
     def logits(self, values: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """The logits of each class."""
@@ -112,18 +119,18 @@ def fit_probe(
     if len(classes) < 2:
         raise InputError("fit_probe", expected="at least two classes", got=f"{len(classes)}")
     values = train.values.to(labels.device)
-    mean, scale = _scaling_statistics(values, scaling)
+    mean, scale = scaling_statistics(values, scaling)
     x = ((torch.nn.functional.normalize(values, dim=1) if scaling == "unit" else values) - mean) / scale
-    y = class_indices(labels, classes, where="fit_probe")
+    problem = _Problem.of(x, class_indices(labels, classes, where="fit_probe"), len(classes), max_iterations)
 
     accuracies: dict[float, float] = {}
-    theta, chosen = x.new_zeros(x.shape[1] + 1, len(classes)), strengths[0]
+    theta, chosen = x.new_zeros(problem.x.shape[1] + 1, len(classes)), strengths[0]
     if len(strengths) > 1:
         out = held_out_rows(train, share=held_out_share, seed=seed).to(x.device)
         with Progress(f"{title}, L2 strength", len(strengths), enabled=get_rank() == 0) as progress:
-            theta, chosen, accuracies = _choose_strength(x, y, out, strengths, theta, max_iterations, progress)
-    theta = _minimize(x, y, chosen, theta, max_iterations)
-    return LinearProbe(theta[:-1], theta[-1], mean, scale, scaling == "unit", classes, chosen, accuracies)
+            theta, chosen, accuracies = _choose_strength(problem, out, strengths, theta, progress)
+    weight, bias = problem.restore(problem.minimize(chosen, theta))
+    return LinearProbe(weight, bias, mean, scale, scaling == "unit", classes, chosen, accuracies)
 
 
 def held_out_rows(features: Features, *, share: float, seed: int = 0) -> Bool[Tensor, " n"]:
@@ -140,22 +147,101 @@ def held_out_rows(features: Features, *, share: float, seed: int = 0) -> Bool[Te
     return out
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """The regression in coordinates in which L-BFGS needs few steps; its solution is that of the given columns.
+
+    The columns are centered, which the free bias allows, and rotated to their principal axes, which leaves the penalty
+    as it is. Along an axis of variance σ² the curvature is about σ²/k + l2; the coefficients are scaled by its root.
+
+    Attributes:
+        x: the rotated rows.
+        y: the class of each row.
+        classes: the number of classes k.
+        max_iterations: maximum number of L-BFGS steps.
+        center: what was subtracted from the columns.
+        axes: the principal axes of the columns; None: they were not rotated.
+        variance: of the rotated columns.
+    """
+
+    x: Float[Tensor, "n r"]
+    y: Int[Tensor, " n"]
+    classes: int
+    max_iterations: int
+    center: Float[Tensor, " d"]
+    axes: Float[Tensor, "d r"] | None
+    variance: Float[Tensor, " r"]
+
+    @staticmethod
+    def of(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], classes: int, max_iterations: int) -> _Problem:
+        center = x.mean(0)
+        x = x - center
+        axes = _principal_axes(x) if min(x.shape) <= LARGEST_ROTATION else None
+        rotated = x if axes is None else x @ axes
+        variance = rotated.square().mean(0)
+        return _Problem(rotated, y, classes, max_iterations, center, axes, variance)
+
+    def rows(self, keep: Bool[Tensor, " n"]) -> _Problem:
+        """The regression on some of the rows, in the same coordinates."""
+        return replace(self, x=self.x[keep], y=self.y[keep])
+
+    def top1(self, theta: Float[Tensor, "p k"]) -> float:
+        """The share of the rows whose class has the highest logit."""
+        return ((self.x @ theta[:-1] + theta[-1]).argmax(1) == self.y).double().mean().item()
+
+    def minimize(self, l2: float, start: Float[Tensor, "p k"], least_change: float = 1e-9) -> Float[Tensor, "p k"]:
+        """L-BFGS from `start`, until the loss changes less; the last row of the parameters is the bias."""
+        curvature = torch.cat([self.variance / self.classes + l2, self.variance.new_tensor([1 / self.classes])])
+        # A column without variance and without penalty has no curvature, and no gradient either.
+        scale = curvature.clamp(min=1e-12).rsqrt()[:, None]
+        phi = (start / scale).requires_grad_()
+        options = {"tolerance_grad": 1e-5, "tolerance_change": least_change, "line_search_fn": "strong_wolfe"}
+        optimizer = torch.optim.LBFGS([phi], max_iter=self.max_iterations, **options)  # pyright: ignore
+
+        def closure() -> Float[Tensor, ""]:
+            optimizer.zero_grad()
+            theta = phi * scale
+            logits = self.x @ theta[:-1] + theta[-1]
+            loss = torch.nn.functional.cross_entropy(logits, self.y) + 0.5 * l2 * theta[:-1].square().sum()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+        return phi.detach() * scale
+
+    def restore(self, theta: Float[Tensor, "p k"]) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
+        """Weight and bias for the columns as they were given."""
+        weight = theta[:-1] if self.axes is None else self.axes @ theta[:-1]
+        return weight, theta[-1] - self.center @ weight
+
+
+def _principal_axes(x: Float[Tensor, "n d"]) -> Float[Tensor, "d r"]:
+    """Orthonormal axes that span the rows: all directions or, of fewer rows than columns, those of the rows."""
+    n, d = x.shape
+    if d <= n:
+        return torch.linalg.eigh(x.T @ x / n).eigenvectors
+    rows = x.double()  # the eigenvalues are squares, which float32 would cut off
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    kept = values > 1e-12 * values[-1]
+    return (rows.T @ (vectors[:, kept] / values[kept].sqrt())).to(x.dtype)
+
+
 def _choose_strength(
-    x: Float[Tensor, "n d"],
-    y: Int[Tensor, " n"],
+    problem: _Problem,
     out: Bool[Tensor, " n"],
     strengths: list[float],
     theta: Float[Tensor, "p k"],
-    max_iterations: int,
     progress: Progress,
 ) -> tuple[Float[Tensor, "p k"], float, dict[float, float]]:
     """The parameters and the strength with the best top-1 on held-out rows, and the top-1 of each strength."""
+    kept, held_out = problem.rows(~out), problem.rows(out)
     best, chosen, worse = theta, strengths[0], 0
     accuracies: dict[float, float] = {}
     for number, strength in enumerate(strengths):
-        theta = _minimize(x[~out], y[~out], strength, theta, max_iterations)
+        theta = kept.minimize(strength, theta, SEARCH_CHANGE)
         progress.advance(number + 1)
-        accuracies[strength] = ((x[out] @ theta[:-1] + theta[-1]).argmax(1) == y[out]).double().mean().item()
+        accuracies[strength] = held_out.top1(theta)
         if strength == strengths[0] or accuracies[strength] > accuracies[chosen]:
             best, chosen = theta, strength
         worse = worse + 1 if accuracies[strength] < accuracies[chosen] else 0
@@ -164,27 +250,7 @@ def _choose_strength(
     return best, chosen, accuracies
 
 
-def _minimize(
-    x: Float[Tensor, "n d"], y: Int[Tensor, " n"], l2: float, start: Float[Tensor, "p k"], max_iterations: int
-) -> Float[Tensor, "p k"]:
-    """L-BFGS from `start`; the last row of the parameters is the bias."""
-    theta = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [theta], max_iter=max_iterations, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Float[Tensor, ""]:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(x @ theta[:-1] + theta[-1], y) + 0.5 * l2 * theta[:-1].square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)  # pyright: ignore[reportArgumentType]
-    return theta.detach()
-
-
-def _scaling_statistics(values: Float[Tensor, "n d"], scaling: str) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+def scaling_statistics(values: Float[Tensor, "n d"], scaling: str) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Mean and scale of each column; a constant column is only centered."""
     if scaling != "standard":
         return torch.zeros_like(values[0]), torch.ones_like(values[0])
