@@ -25,6 +25,7 @@ from mmcon.affinity.factors import (
     factor_row_sums,
     self_mask,
 )
+from mmcon.affinity.groups import Groups, coarser
 from mmcon.affinity.kernels import LabelKernel, ScoreKernel, TimeKernel
 from mmcon.affinity.labels import Hierarchy, MixedLabel, MultiLabel, SameLabel, SameSample, SideFeatures
 from mmcon.affinity.pairwise import Column
@@ -38,6 +39,7 @@ __all__ = [
     "Computed",
     "Dense",
     "Factor",
+    "Groups",
     "Hierarchy",
     "LabelKernel",
     "LowRankFactor",
@@ -53,6 +55,7 @@ __all__ = [
     "as_affinity",
     "as_number",
     "check_choice",
+    "coarser",
     "factor_row_sums",
     "has_values",
     "self_mask",

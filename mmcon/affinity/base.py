@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity.factors import ClassFactor, Factor, factor_row_sums, self_mask
+from mmcon.affinity.groups import Groups, coarser
 from mmcon.batch import Index
 from mmcon.errors import InputError, nearest
 
@@ -64,6 +65,14 @@ class Affinity(ABC):
 
     def factors(self) -> tuple[Factor, ...] | None:
         """Terms whose sum is W, each of which multiplies a matrix in O(n); None where W has no such structure."""
+        return None
+
+    def groups(self) -> Groups | None:
+        """Groups of rows such that all pairs across groups have one weight; None where no such groups are known."""
+        return None
+
+    def reordered(self, rows: Int[Tensor, " a"], columns: Int[Tensor, " c"]) -> Affinity | None:
+        """The affinity of the anchors `rows` and the candidates `columns`; None where it cannot be reordered."""
         return None
 
     def with_dtype(self, dtype: torch.dtype) -> Affinity:
@@ -158,6 +167,10 @@ class _Composed(Affinity):
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         return self._with([term.bind(rows, columns) for term in self.terms])
 
+    def reordered(self, rows: Int[Tensor, " a"], columns: Int[Tensor, " c"]) -> Affinity | None:
+        terms = [term.reordered(rows, columns) for term in self.terms]
+        return None if any(term is None for term in terms) else self._with(cast("list[Affinity]", terms))
+
     def with_dtype(self, dtype: torch.dtype) -> Affinity:
         return self._with([term.with_dtype(dtype) for term in self.terms])
 
@@ -178,6 +191,11 @@ class Product(_Composed):
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         first, second = self.terms
         return first.tile(rows, columns) * second.tile(rows, columns)
+
+    def groups(self) -> Groups | None:
+        """Those of a term that is 0 across its groups, whatever the other is."""
+        known = [groups for term in self.terms if (groups := term.groups()) is not None]
+        return next((groups for groups in known if groups.across == 0), None)
 
     def factors(self) -> tuple[Factor, ...] | None:
         """The product of two class factors is the class factor of pairs of labels; other products have no factors."""
@@ -203,6 +221,11 @@ class Sum(_Composed):
         first, second = self.terms
         return first.tile(rows, columns) + second.tile(rows, columns)
 
+    def groups(self) -> Groups | None:
+        first, second = (term.groups() for term in self.terms)
+        found = coarser(first, second)
+        return None if found is None else found._replace(across=first.across + second.across)  # pyright: ignore
+
     def factors(self) -> tuple[Factor, ...] | None:
         factors = [term.factors() for term in self.terms]
         return None if any(p is None for p in factors) else sum(factors, ())  # pyright: ignore
@@ -224,6 +247,10 @@ class Scaled(_Composed):
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         return self.terms[0].tile(rows, columns) * self.scale
 
+    def groups(self) -> Groups | None:
+        groups = self.terms[0].groups()
+        return None if groups is None else groups._replace(across=groups.across * self.scale)
+
     def factors(self) -> tuple[Factor, ...] | None:
         factors = self.terms[0].factors()
         return (
@@ -236,6 +263,10 @@ class Complement(_Composed):
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         return (1 - self.terms[0].tile(rows, columns)).clamp_min(0)
+
+    def groups(self) -> Groups | None:
+        groups = self.terms[0].groups()
+        return None if groups is None else groups._replace(across=max(0.0, 1 - groups.across))
 
 
 def check_weights(where: str, weights: Shaped[Tensor, "..."]) -> None:

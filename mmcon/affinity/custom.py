@@ -61,6 +61,13 @@ class Dense(Affinity):
         # Numbers that are given in a wider dtype than the rows keep it until they are used.
         return block.to(torch.promote_types(block.dtype, dtype) if block.is_floating_point() else dtype)
 
+    def reordered(self, rows: Int[Tensor, " a"], columns: Int[Tensor, " c"]) -> Affinity:
+        made = copy.copy(self)
+        made.rows = rows if self.rows is None else self.rows[rows]
+        same = rows is columns and self.rows is self.columns
+        made.columns = made.rows if same else columns if self.columns is None else self.columns[columns]
+        return made
+
     def with_dtype(self, dtype: torch.dtype) -> Affinity:
         made = copy.copy(self)
         made.dtype = dtype
@@ -108,6 +115,10 @@ class Computed(Affinity):
 
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         return self if self.rows is not None else Computed(self.function, rows, columns)
+
+    def reordered(self, rows: Int[Tensor, " a"], columns: Int[Tensor, " c"]) -> Affinity:
+        anchors, candidates = self._tables()
+        return Computed(self.function, anchors.take(rows), candidates.take(columns))
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         anchors, candidates = self._tables()

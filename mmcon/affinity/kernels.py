@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmcon.affinity.base import Affinity, as_number, check_choice, has_values
 from mmcon.affinity.factors import BandFactor, Factor, group_bands
+from mmcon.affinity.groups import Groups
 from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
 from mmcon.batch import Index
 from mmcon.errors import InputError
@@ -174,6 +175,9 @@ class TimeKernel(LabelKernel):
             return weights
         rows, columns = values[1]
         return weights * (rows[:, None] == columns)
+
+    def groups(self) -> Groups | None:
+        return None if len(self.column_pairs) == 1 else Groups(*self.values()[1])
 
     def factors(self) -> tuple[Factor, ...] | None:
         """With small groups, W is a band of tiles. Otherwise, or with a learnable width, tiles are as fast."""

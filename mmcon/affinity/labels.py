@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmcon.affinity.base import as_number, check_choice, check_weights, has_values
 from mmcon.affinity.factors import ClassFactor, Factor, LowRankFactor, MixtureFactor
+from mmcon.affinity.groups import Groups
 from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
 from mmcon.errors import InputError
 
@@ -47,6 +48,9 @@ class SameLabel(Pairwise):
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         ((rows, columns),) = values
         return (rows[:, None] == columns).to(self.dtype)
+
+    def groups(self) -> Groups:
+        return Groups(*self.values()[0])
 
     def factors(self) -> tuple[Factor, ...]:
         ((rows, columns),) = self.values()

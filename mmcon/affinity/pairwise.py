@@ -7,9 +7,10 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity.base import Affinity, has_values
@@ -53,6 +54,13 @@ class ColumnPair:
             return values.to(torch.promote_types(values.dtype, dtype))
 
         return ColumnPair(widened(self.rows), widened(self.columns), self.name)  # pyright: ignore
+
+    def reordered(self, rows: Int[Tensor, " a"], columns: Int[Tensor, " c"]) -> ColumnPair:
+        """The pair of the anchors `rows` and the candidates `columns`; the same order twice keeps one column."""
+        own = cast(Tensor, self.rows)
+        if self.columns is None and rows is columns:
+            return ColumnPair(own[rows], None, self.name)
+        return ColumnPair(own[rows], cast(Tensor, own if self.columns is None else self.columns)[columns], self.name)
 
     def bind(self, rows: Index, columns: Index | None) -> ColumnPair:
         """The pair with names replaced by tensors."""
@@ -139,6 +147,11 @@ class Pairwise(Affinity):
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         return self.pair_weights(*((r[rows], c[columns]) for r, c in self.values()))
+
+    def reordered(self, rows: Int[Tensor, " a"], columns: Int[Tensor, " c"]) -> Affinity:
+        made = copy.copy(self)
+        made.column_pairs = tuple(pair.reordered(rows, columns) for pair in self.column_pairs)
+        return made
 
     def parameters(self) -> Iterator[Float[Tensor, "..."]]:
         values = (getattr(self, name) for name in self.learnable_attributes)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmcon.affinity.groups import Groups
 from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
 
 
@@ -29,6 +30,9 @@ class SpanOverlap(Pairwise):
     ) -> None:
         super().__init__(*(ColumnPair(column) for column in (start, end, group) if column is not None))
         self._check_values()
+
+    def groups(self) -> Groups | None:
+        return None if len(self.column_pairs) == 2 else Groups(*self.values()[2])
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         (start, others_start), (end, others_end) = (

@@ -40,6 +40,7 @@ class Problem:
         temperature: on the device of the anchors.
         self_index: the candidate that is the anchor itself, or -1.
         diagonal: whether each anchor is known to be its own candidate.
+        has_self: whether any anchor may be a candidate.
         settings: as in `weighted_supcon`; its `negative_weights` have the shape `a c`.
     """
 
@@ -49,12 +50,19 @@ class Problem:
     temperature: Float[Tensor, ""]
     self_index: Int[Tensor, " a"]
     diagonal: bool
+    has_self: bool
     settings: LossSettings
 
     @property
     def square(self) -> bool:
         """Whether the anchors are the candidates."""
         return self.candidates is self.anchors
+
+    def is_diagonal(self) -> bool:
+        """Whether the anchors are the candidates, each its own self; reads `self_index` where one was given."""
+        if not self.square or self.diagonal:
+            return self.diagonal
+        return torch.equal(self.self_index, default_self_index(self.anchors, square=True))
 
     @property
     def negative_affinity(self) -> Affinity | None:
@@ -109,6 +117,7 @@ def prepare(
         temperature=_checked_temperature(temperature, anchors),
         self_index=_checked_self_index(self_index, anchors, pool),
         diagonal=square and self_index is None,
+        has_self=square or self_index is not None,
         settings=settings,
     )
     _check_negatives(problem)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mmcon.affinity import transforms_active
 from mmcon.errors import InputError
-from mmcon.losses.backends import symmetric
+from mmcon.losses.backends import plain
 from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.backends.tiled import tiled_losses
 from mmcon.losses.backends.triton import ClassWeights, supported_weights, triton_losses
@@ -77,5 +77,7 @@ def _choice(problem: Problem, weights: ClassWeights | str) -> BackendChoice:
         return BackendChoice("triton", f"{pairs} pairs of rows on a GPU, with class weights")
     if problem.anchors.is_cuda:
         return BackendChoice("tiled", f"{pairs} pairs are computed tile by tile; not triton: {weights}")
-    how = "each pair once, with shared exponentials" if symmetric.supports(problem) else "in the general form"
+    how = "in the general form"
+    if plain.supports(problem):
+        how = "each pair once, with shared exponentials" if problem.square else "with one exponential a pair"
     return BackendChoice("tiled", f"{pairs} pairs are computed tile by tile, {how}")

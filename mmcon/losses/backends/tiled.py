@@ -1,7 +1,7 @@
 """The weighted loss in O(n) memory on any device, with every setting.
 
 Tiles of similarities are computed in the forward pass, reduced to a few numbers for each anchor (`RowStatistics`), and
-computed again in the backward pass. Where `symmetric` supports the problem, it is used instead, since it is faster.
+computed again in the backward pass. Where `plain` supports the problem, it is used instead, since it is faster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from mmcon.errors import InputError
-from mmcon.losses.backends import symmetric
+from mmcon.losses.backends import exponentials, plain
 from mmcon.losses.backends.row_statistics import RowStatistics, row_results
 from mmcon.losses.backends.tiled_gradients import TiledGradients
 from mmcon.losses.backends.tiles import iterate_tiles
@@ -21,20 +21,20 @@ from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
 from mmcon.losses.settings import WHERE
 
 TILE_SIZE = 512
-#: On a GPU a tile of 16 MiB stays in its cache, and is large enough that no operation waits for its launch.
-GPU_TILE_SIZE = 2048
 
 
 def tiled_losses(problem: Problem, tile_size: int | None = None) -> AnchorLosses:
     """The loss of each anchor, and whether the anchor is valid, by tiles of `tile_size²` pairs."""
-    tile_size = tile_size or (GPU_TILE_SIZE if problem.anchors.is_cuda else None)
-    if symmetric.supports(problem):
-        return symmetric.symmetric_losses(problem, tile_size or symmetric.TILE_SIZE)
-    return general_losses(problem, tile_size or TILE_SIZE)
+    on_gpu = exponentials.GPU_TILE_SIZE if problem.anchors.is_cuda else None
+    if plain.supports(problem):
+        found = plain.plain_losses(problem, None, tile_size or on_gpu or exponentials.TILE_SIZE)
+        if found is not None:
+            return found[0]
+    return general_losses(problem, tile_size or on_gpu or TILE_SIZE)
 
 
 def general_losses(problem: Problem, tile_size: int = TILE_SIZE) -> AnchorLosses:
-    """`tiled_losses` for every setting, without `symmetric`."""
+    """`tiled_losses` for every setting, without `plain`."""
     parameters = _extra_parameters(problem)
     losses, valid = _TiledLoss.apply(
         problem, tile_size, problem.anchors, problem.candidates, problem.temperature, *parameters
