@@ -36,6 +36,7 @@ _NAMES = {
     "mmcon.loading.loader": ("ViewLoader",),
     "mmcon.models.contrastive_model": ("ContrastiveModel",),
     "mmcon.models.shared_spaces": ("SharedSpace",),
+    "mmcon.inference.loading": ("load",),
     "mmcon.losses": ("SupConLoss", "weighted_supcon"),
     "mmcon.objective.objective": ("Objective",),
     "mmcon.objective.pair_blocks": ("Block",),
@@ -50,6 +51,7 @@ _SUBMODULES = (
     "distributed",
     "errors",
     "evaluation",
+    "inference",
     "loading",
     "losses",
     "media",
@@ -69,6 +71,7 @@ _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names
 
 if TYPE_CHECKING:
     from mmcon import affinity, errors, evaluation, losses, testing, views
+    from mmcon.inference.loading import load
     from mmcon.loading.loader import ViewLoader
     from mmcon.losses import SupConLoss, weighted_supcon
     from mmcon.models.contrastive_model import ContrastiveModel
@@ -130,6 +133,7 @@ __all__ = [
     "list_samplers",
     "list_sources",
     "list_views",
+    "load",
     "losses",
     "register_encoder",
     "register_sampler",

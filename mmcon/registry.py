@@ -246,6 +246,7 @@ def create_view(name: str, /, **options: Any) -> ViewGenerator:
     view = create("view", name, **options)
     if not view.name:
         view.name = name
+    view.made_from = {"name": name, "options": options}
     return view
 
 

@@ -102,6 +102,7 @@ def extract_features(
     metadata: Mapping[str, str] | None = None,
     title: str = "features",
     total: int | None = None,
+    show_progress: bool = True,
 ) -> Features:
     """Run an encoder once over a loader, without gradients and in evaluation mode; each module's mode is restored.
 
@@ -116,6 +117,7 @@ def extract_features(
         metadata: free text to save with the features.
         title: the name of the phase, for the progress.
         total: the number of rows, for the progress, if it is known.
+        show_progress: False shows none.
 
     Returns:
         Features, float32 on the CPU, with the rows in the loader's order.
@@ -130,7 +132,7 @@ def extract_features(
     if device is None:
         device = next((parameter.device for parameter in module.parameters()), None)
     values, tables, done = [], [], 0
-    progress = Progress(title, total, enabled=get_rank() == 0)
+    progress = Progress(title, total, enabled=show_progress and get_rank() == 0)
     with evaluation_mode(module), torch.inference_mode(), progress:
         for batch in loader:
             name = _only_modality(batch, modality)

@@ -325,12 +325,14 @@ def one_pass(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
+    failures: dict[int, str] | None = None,
 ) -> Iterator[ViewBatch]:
-    """Iterate over every sample of a source once, in order, for evaluation; each rank gets its shard of every batch."""
+    """Every sample once, in order, for evaluation: to each rank its shard; why some are left out goes to `failures`."""
     sampler = _SequentialSampler(len(source), max(batch_size, world_size))
     loader = ViewLoader(
         source, views, sampler, seed=0, workers=workers, device=device, rank=rank, world_size=world_size
     )
+    loader.failures = {} if failures is None else failures
     # The shard of a short last batch may be empty.
     yield from (batch for batch in loader if batch.modalities)
 

@@ -60,7 +60,8 @@ class ImageHandle:
     """An opened, undecoded image.
 
     Args:
-        source: a path, the bytes of a file, an array `h w` or `h w c` (uint8, or 16 bits), or a uint8 tensor `c h w`.
+        source: a path, the bytes of a file, an array `h w` or `h w c` (uint8, or 16 bits), a uint8 tensor `c h w`, or
+            an image of Pillow.
         id: the name of the sample in messages; by default the path.
         channels: the channels that `decode` returns: 3 (RGB) or 1 (gray).
         background: the color, 0 to 255, behind transparent pixels.
@@ -71,7 +72,7 @@ class ImageHandle:
 
     def __init__(
         self,
-        source: str | Path | bytes | Shaped[np.ndarray, "..."] | Shaped[Tensor, "..."],
+        source: str | Path | bytes | Shaped[np.ndarray, "..."] | Shaped[Tensor, "..."] | Image.Image,
         *,
         id: str = "",
         channels: int = 3,
@@ -141,6 +142,9 @@ class ImageHandle:
         """The image after its header was read; any error becomes a DataError, also one in the body of the statement."""
         fix = "open it in an image viewer; remove it, or save it again"
         with decoder_errors(repr(self), expected="a readable image", fix=fix), pillow_is_quiet():
+            if isinstance(self.source, Image.Image):
+                yield self.source.copy()  # decoding at a scale would change the caller's image
+                return
             if not isinstance(self.source, str | Path | bytes):
                 yield Image.fromarray(self._array(self.source))
                 return

@@ -40,7 +40,8 @@ class ContrastiveModel(nn.Module):
     Args:
         encoders: by modality, a module with `feature_dim` from stacked views to features; or a sequence of encoders,
             one per view (as in CMC, for luminance and chrominance), each with its own heads.
-        spaces: by name; by default one space, "shared", of width 128 with an MLP head.
+        spaces: by name; by default one space, "shared", of width 128 with an MLP head. With {} the model has features
+            alone.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ContrastiveModel(nn.Module):
         spaces: Mapping[str, SharedSpace] | None = None,
     ) -> None:
         super().__init__()
-        self.spaces = dict(spaces or {"shared": SharedSpace()})
+        self.spaces = {"shared": SharedSpace()} if spaces is None else dict(spaces)
         # A tower is the encoder of a modality, "image", or of a (modality, view), "image:0" and "image:1".
         self.towers: dict[str, tuple[str, ...]] = {}
         self.encoders = nn.ModuleDict()

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from mmcon.errors import CheckpointError
 
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
+# What is downloaded of a model on the hub: weights and configuration, preprocessing and probe, tokenizer.
+FILES = (WEIGHTS, CONFIG, "preprocessing.json", "probe.json", "probe.safetensors", "tokenizer/*")
 
 
 def describe_encoders(encoders: nn.ModuleDict) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def local_folder(name: str | Path, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[WEIGHTS, CONFIG]))
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # the hub's client raises many kinds: no such name, no network, no access
         first = str(error).strip().partition("\n")[0]
         raise CheckpointError(
@@ -72,16 +74,18 @@ def local_folder(name: str | Path, revision: str | None) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read and check `config.json`."""
+    where, fix = f"from_pretrained({str(folder)!r})", "copy the folder of the model again, or save the model again"
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"from_pretrained({str(folder)!r})", expected=f"{CONFIG} and {WEIGHTS}", got=str(error)
-        ) from error
-    if config.get("format") != FORMAT:
-        raise CheckpointError(
-            f"from_pretrained({str(folder)!r})", expected=f"format {FORMAT}", got=str(config.get("format"))
-        )
+        raise CheckpointError(where, expected=f"{CONFIG} and {WEIGHTS}", got=str(error), fix=fix) from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        got = f"format {config.get('format')!r}" if isinstance(config, dict) else type(config).__name__
+        fix = "load it with the version of mmcon that saved it, or save the model again"
+        raise CheckpointError(where, expected=f"{CONFIG} of format {FORMAT}", got=got, fix=fix)
+    missing = [name for name in ("encoders", "modalities", "spaces") if not isinstance(config.get(name), dict)]
+    if missing:
+        raise CheckpointError(where, expected=f"{CONFIG} with {missing}", got=f"only {sorted(config)}", fix=fix)
     return config
 
 

@@ -42,7 +42,7 @@ LAYOUTS: dict[str, tuple[Callable[..., Listing], type[SplitOptions]]] = {
     "hub": (list_dataset, TableOptions),
 }
 # Suffixes from which the modality of a folder is guessed. Audio in video containers needs modality="audio".
-_TYPICAL = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "audio": AUDIO_SUFFIXES}
+TYPICAL_SUFFIXES = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "audio": AUDIO_SUFFIXES}
 
 
 def create_source(
@@ -144,7 +144,7 @@ def _usual_modality(path: Path, layout: str) -> str:
     else:
         files = path.rglob("*") if layout == "folder" else ()
     suffixes = islice((suffix for file in files if (suffix := Path(file).suffix.lower())), 500)
-    counts = Counter(name for suffix in suffixes for name, known in _TYPICAL.items() if suffix in known)
+    counts = Counter(name for suffix in suffixes for name, known in TYPICAL_SUFFIXES.items() if suffix in known)
     return found or (counts.most_common(1)[0][0] if counts else "image")
 
 

@@ -34,10 +34,13 @@ class Chain(ViewGenerator):
     Args:
         generators: in order; a (name, generator) pair sets the name, by default the registered name or the class name.
         name: the registered name of the chain.
+
+    Attributes:
+        parts: the generators as they were given, before inner chains were flattened.
     """
 
     def __init__(self, *generators: ViewGenerator | tuple[str, ViewGenerator], name: str = "") -> None:
-        self.name = name
+        self.name, self.parts = name, generators
         self._children = tuple(_numbered(_flattened(generators)))
         modalities = {child.modality for _, child in self._children} - {"any"}
         self._modality = modalities.pop() if len(modalities) == 1 else "any"

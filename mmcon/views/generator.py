@@ -61,6 +61,8 @@ class ViewGenerator(ABC):
         copy_into: copies a batch into the float32 buffer that `apply_` changes; None without `apply_`. A chain of
             generators that all have it allocates one buffer instead of one tensor per child: allocation would take
             longer than most operations.
+        made_from: the registered name and the options of `mmcon.create_view`, with which a saved model builds its
+            evaluation views again; None for a generator that was not built by name.
     """
 
     modality: ClassVar[str] = "any"
@@ -72,6 +74,7 @@ class ViewGenerator(ABC):
     copy_into: ClassVar[CopyInto | None] = None
     #: The registered name; if empty, the class name is the generator's name in a chain.
     name: str = ""
+    made_from: dict[str, Any] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -163,7 +166,8 @@ class ViewGenerator(ABC):
         return SampleTransform(self, seed=seed, view=view)
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_") and k != "name")
+        hidden = ("name", "made_from")
+        settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_") and k not in hidden)
         return f"{type(self).__name__}({settings})"
 
 

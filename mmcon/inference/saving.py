@@ -1,0 +1,99 @@
+"""Save a trained model with its preprocessing, so that `mmcon.load` encodes files as the evaluation of its run did."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcon.errors import ConfigError, DataError
+from mmcon.inference.preprocessing import INSIDE, Preprocessing, Spec, view_spec, write_preprocessing
+from mmcon.media import AudioHandle, Instances, TextHandle
+from mmcon.models.contrastive_model import ContrastiveModel
+from mmcon.models.pretrained import model_load_errors
+from mmcon.sources.base import Source
+from mmcon.views import ViewGenerator
+
+_log = logging.getLogger(__name__)
+
+
+def save_model(
+    model: ContrastiveModel,
+    folder: str | Path,
+    *,
+    views: Mapping[str, Sequence[ViewGenerator]],
+    source: Source,
+) -> Path:
+    """Write the weights, the configuration and the preprocessing of a model into a folder, which `mmcon.load` opens.
+
+    >>> save_model(model, run.folder / "model", views={"image": [create_view("image/plain", size=224)]}, source=train)
+
+    Args:
+        model: the trained model.
+        folder: the output folder.
+        views: by modality, the evaluation views of a sample, built by `mmcon.create_view`. They draw nothing at random
+            that matters: the features of several views are averaged or, with an encoder for each view, concatenated.
+        source: the training data, from which come the channels of images, the sample rate of audio, and the names of
+            the columns of texts.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: a modality of the model has no view, or a view was not built by name.
+    """
+    folder = Path(folder)
+    missing = sorted(set(model.towers) - set(views))
+    if missing:
+        raise ConfigError("save_model", expected=f"views of {sorted(model.towers)}", got=f"none of {missing}")
+    model.save_pretrained(folder)
+    preprocessing = {}
+    for modality, towers in model.towers.items():
+        specs = tuple(_with_tokenizer(view_spec(view), folder) for view in views[modality])
+        media = media_options(source.members[modality])
+        preprocessing[modality] = Preprocessing(specs, media, "concatenate" if len(towers) > 1 else "mean")
+    write_preprocessing(folder, preprocessing)
+    return folder
+
+
+def media_options(source: Source) -> dict[str, Any]:
+    """How the media of a source are decoded: the options of its handles that other files need too."""
+    handle = _first_handle(source)
+    if source.modality == "image":
+        return {"channels": len(handle) if isinstance(handle, Tensor) else getattr(handle, "channels", 3)}
+    if isinstance(handle, AudioHandle):
+        return {"rate_hz": handle.audio_format.rate_hz, "channels": handle.audio_format.channels}
+    return {"columns": list(handle.names)} if isinstance(handle, TextHandle) else {}
+
+
+def _first_handle(source: Source) -> Any:
+    """The first sample that has the modality and can be opened; None if there is none among the first hundred."""
+    present = source.present(torch.arange(len(source)))
+    rows = range(len(source)) if present is None else present.nonzero()[:, 0].tolist()
+    for row in islice(rows, 100):
+        try:
+            handle = source.open([row])[0]
+        except (DataError, OSError) as error:
+            _log.info("%s does not say how media are decoded: %s", source.name_of(row), error)
+            continue
+        return handle.instances[0] if isinstance(handle, Instances) else handle
+    return None
+
+
+def _with_tokenizer(spec: Spec, folder: Path) -> Spec:
+    """The specification with its tokenizer saved in the folder of the model, so that another machine can load it."""
+    if "chain" in spec:
+        return {**spec, "chain": [_with_tokenizer(part, folder) for part in spec["chain"]]}
+    name = spec["options"].get("tokenizer", "words")
+    if not isinstance(name, str) or name == "words":
+        return spec
+    from transformers import AutoTokenizer
+
+    with model_load_errors(f"save_model({str(folder)!r})", expected="the tokenizer of the views", fix="check its path"):
+        AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(folder / "tokenizer")
+    return {**spec, "options": {**spec["options"], "tokenizer": f"{INSIDE}tokenizer"}}
