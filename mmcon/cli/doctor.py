@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mmcon.cli.options import add_option_flag, parse_options
+from mmcon.cli.options import add_command, add_option_flag, parse_options
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser("doctor", help="check the environment, and data if given")
+    parser = add_command(
+        commands, "doctor", help="check the environment, and data if given", example="mmcon doctor --data photos"
+    )
     parser.add_argument("--data", help="a folder or the name of a source")
     add_option_flag(parser, "the source, such as label_column=NAME or modality=audio")
     parser.add_argument("--all", action="store_true", help="decode every file (default: up to 2,000, evenly chosen)")

@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mmcon.cli.options import add_command
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser("plan", help="estimate the memory, traffic and time of a step on many GPUs")
+    parser = add_command(
+        commands,
+        "plan",
+        help="estimate the memory, traffic and time of a step on many GPUs",
+        example="mmcon plan --encoder resnet50 --batch-size 65536 --gpus 1024",
+    )
     parser.add_argument("--encoder", default="resnet50", help="an image encoder by name (default: resnet50)")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, required=True, help="samples over all GPUs")
@@ -31,5 +38,5 @@ def run(options: argparse.Namespace) -> None:
     """Measure the encoder on a few rows and print the estimates."""
     from mmcon.operations.capacity_plan import Plan
 
-    settings = {name: value for name, value in vars(options).items() if name != "run"}
+    settings = {name: value for name, value in vars(options).items() if name not in ("run", "words")}
     print(Plan.measure(settings.pop("encoder"), **settings).describe())

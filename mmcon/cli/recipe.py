@@ -11,23 +11,38 @@ from pathlib import Path
 from typing import Any
 
 import mmcon
+from mmcon.cli.options import add_command
 from mmcon.errors import InputError, UnknownNameError, nearest
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser("recipe", help="list the recipes, run one, or copy one to change it")
+    parser = add_command(
+        commands, "recipe", help="list the recipes, run one, or copy one to change it", example="mmcon recipe list"
+    )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    actions.add_parser("list", help="names and purposes").set_defaults(run=_list)
-    start = actions.add_parser("run", help="run one, on all GPUs or on the CPU")
-    start.add_argument("--processes", type=int, help="default: one for each GPU, or one with --cpu")
-    start.add_argument("name", help="a recipe by name, or the file of a copy")
-    start.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the recipe")
-    start.set_defaults(run=_run)
-    copy = actions.add_parser("copy", help="copy one into a folder")
+    add_command(actions, "list", help="names and purposes", example="mmcon recipe list").set_defaults(run=_list)
+    start = add_command(
+        actions,
+        "run",
+        help="run one, on all GPUs or on the CPU; the same as `mmcon train`",
+        example="mmcon recipe run imagenet_supcon --data photos",
+    )
+    add_training_arguments(start)
+    copy = add_command(actions, "copy", help="copy one into a folder", example="mmcon recipe copy imagenet_supcon")
     copy.add_argument("name")
     copy.add_argument("--to", type=Path, default=Path(), help="a folder (default: this one)")
     copy.set_defaults(run=_copy)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command that runs a recipe, and the function that does."""
+    parser.add_argument("--processes", type=int, help="default: one for each GPU, or one with --cpu")
+    parser.add_argument(
+        "name", metavar="RECIPE", nargs="?", help="a recipe by name (`mmcon recipe list`), or the file of a copy"
+    )
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the recipe; RECIPE --help lists them")
+    parser.set_defaults(run=_run, command=parser.prog)
 
 
 def recipes() -> dict[str, Path]:
@@ -46,14 +61,21 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Replace this process by the recipe, or by Accelerate's launcher for several processes.
+    name = options.name or ""
+    file = Path(name) if name.endswith(".py") else _find(name, options.command)
+    launch([str(file), *options.flags], options.processes or (1 if "--cpu" in options.flags else gpus()))
+
+
+def launch(words: list[str], processes: int) -> None:
+    """Replace this process by a Python program, or by Accelerate's launcher for several processes of it.
 
     One process needs no launcher: the launcher would print a warning about its own defaults, and a traceback of its own
     after every error and after Ctrl-C.
+
+    Args:
+        words: the file of the program, or -m and a module, and its arguments.
+        processes: their number on this machine.
     """
-    file = Path(options.name) if options.name.endswith(".py") else _find(options.name, "run")
-    words = [str(file), *options.flags]
-    processes = options.processes or (1 if "--cpu" in options.flags else _gpus())
     if processes > 1:
         launcher = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
         words = ["-m", "accelerate.commands.launch", "--quiet", *launcher, "--dynamo_backend", "no", *words]
@@ -61,24 +83,24 @@ def _run(options: argparse.Namespace) -> None:
     os.execv(sys.executable, [sys.executable, *words])
 
 
-def _gpus() -> int:
+def gpus() -> int:
+    """The number of GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count()
 
 
-def _find(name: str, action: str) -> Path:
+def _find(name: str, where: str) -> Path:
     found = recipes()
     if name not in found:
-        raise UnknownNameError(
-            f"mmcon recipe {action}", expected="the name of a recipe", got=repr(name), fix=nearest(name, list(found))
-        )
+        got = repr(name) if name else "none"
+        raise UnknownNameError(where, expected="the name of a recipe", got=got, fix=nearest(name, list(found)))
     return found[name]
 
 
 def _copy(options: argparse.Namespace) -> None:
     name = options.name.removesuffix(".py")
-    source = _find(name, "copy")
+    source = _find(name, "mmcon recipe copy")
     target = options.to / f"{name}.py"
     if target.exists():
         raise InputError("mmcon recipe copy", expected="no such file yet", got=str(target), fix="choose --to FOLDER")

@@ -8,13 +8,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from mmcon.cli.options import add_command
 from mmcon.errors import InputError
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser(
-        "replay", help="write the inputs of the model at a step of a run, and recompute the loss"
+    parser = add_command(
+        commands,
+        "replay",
+        help="write the inputs of the model at a step of a run, and recompute the loss",
+        example="mmcon replay runs/imagenet_supcon --step 100 --sample cats/a.jpg",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--step", type=int, required=True, help="the number of the step in metrics.jsonl")

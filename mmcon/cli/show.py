@@ -6,13 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmcon.cli.options import add_option_flag, parse_options
+from mmcon.cli.options import add_command, add_option_flag, parse_options
 from mmcon.errors import InputError
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser("show", help="write a contact sheet of views of a file, with their parameters")
+    parser = add_command(
+        commands,
+        "show",
+        help="write a contact sheet of views of a file, with their parameters",
+        example="mmcon show image/simclr --input photo.jpg --output sheet.png",
+    )
     parser.add_argument("name", nargs="?", help="a view generator, such as image/simclr")
     parser.add_argument("--input", type=Path, help="an image, a recording or a video")
     parser.add_argument("--partner", type=Path, help="a second file, for views that mix two samples")

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import mmcon
-from mmcon.cli.options import add_option_flag, parse_options
+from mmcon.cli.options import add_command, add_option_flag, parse_options
 from mmcon.errors import InputError, UnknownNameError, nearest
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of `mmcon`."""
-    parser = commands.add_parser("views", help="list view generators and samplers, describe one, or score their spread")
+    parser = add_command(
+        commands,
+        "views",
+        help="list view generators and samplers, describe one, or score their spread",
+        example="mmcon views image/simclr",
+    )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="a generator to describe; or `score` and the generators to score"
     )

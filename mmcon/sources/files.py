@@ -76,6 +76,36 @@ def list_folder(
     return split_listing(listing, split, options) if by_identity else listing
 
 
+def list_files(path: str | Path, *, modality: str) -> Listing:
+    """List all files of a modality below a folder, for a model that is trained: all splits, with or without classes.
+
+    Labels are the names of the sub-folders (below those of splits), if every file is in one.
+
+    Raises:
+        DataError: there is no such folder, or no file of the modality in it.
+    """
+    where, root = f"folder/{modality}", Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(where, expected=f"a folder of {modality} files", got=f"{str(path)!r}, which is not a folder")
+    found, splits = _find(root, [root], modality), split_folders(root)
+    if not found.files:
+        expected, others = f"{modality} files ({', '.join(SUFFIXES[modality])})", dict(found.others.most_common(4))
+        got = f"none below {str(root)!r}; files by suffix: {others}"
+        raise DataError(where, expected=expected, got=got, fix="check the path and the modality")
+    inner = [folders[1:] if folders[0] in splits else folders for folders in (f.split("/") for f in found.files)]
+    labels, classes = None, ()
+    if all(len(folders) > 1 for folders in inner):
+        labels, classes = number_texts(where, [printable(folders[0]) for folders in inner])
+    notes = [f"{found.others.total():,} other files left out: {_counts(found.others)}"] if found.others else []
+    if found.closed:
+        notes.append(f"{len(found.closed):,} folders that cannot be listed, such as {printable(found.closed[0])}")
+    names = [printable(file) for file in found.files]
+    return Listing(
+        where, printable(root.name), modality, names, found.files, labels, classes, root=root, folder=True,
+        split=ALL, notes=tuple(notes),
+    )  # fmt: skip
+
+
 def split_folders(root: Path) -> list[str]:
     """The sub-folders that are splits; none without a training folder.
 

@@ -183,7 +183,7 @@ def test_a_plain_error_of_a_recipe_has_no_traceback_and_no_launcher(tmp_path):
 @pytest.mark.parametrize(("flags", "launched"), [([], True), (["--cpu"], False)])
 def test_a_recipe_starts_a_process_for_each_gpu_unless_it_runs_on_the_cpu(monkeypatch, flags, launched):
     started = []
-    monkeypatch.setattr("mmcon.cli.recipe._gpus", lambda: 4)
+    monkeypatch.setattr("mmcon.cli.recipe.gpus", lambda: 4)
     monkeypatch.setattr("os.execv", lambda program, words: started.extend(words))
     cli.main(["recipe", "run", "imagenet_supcon", *flags])
     assert ("--num_processes" in started) == launched

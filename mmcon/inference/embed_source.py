@@ -1,0 +1,236 @@
+"""Embed a source into a file, by parts that survive an interruption, and by several processes.
+
+The rows of a source are divided into parts of a fixed size. Each part is a table of its own in the folder
+`OUTPUT.parts` until all are done; then they become one file. A part has the hash of the model, the data and the
+settings in its name, so that only parts of the same work are used again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmcon.errors import DataError, InputError
+from mmcon.evaluation.features import Features
+from mmcon.inference.embedding_files import check_suffix, write_tables
+from mmcon.inference.embedding_table import EmbeddingOrigin, EmbeddingTable
+from mmcon.inference.loaded_model import LoadedModel, UnreadableWarning
+from mmcon.sources.base import Source, Subset
+from mmcon.sources.listing import printable
+from mmcon.training.progress import Progress
+
+_log = logging.getLogger(__name__)
+#: Rows of a part: at most so many are embedded again after an interruption.
+PART_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed_source` wrote.
+
+    Attributes:
+        output: the file.
+        rows: the number of embeddings.
+        width: their number of columns.
+        left_out: the names of samples that cannot be read.
+        resumed: rows of an earlier, interrupted call.
+        origin: the model and the data.
+    """
+
+    output: Path
+    rows: int
+    width: int
+    left_out: tuple[str, ...]
+    resumed: int
+    origin: EmbeddingOrigin
+
+    def to_json(self) -> dict[str, Any]:
+        """The attributes by name."""
+        about = {"output": str(self.output), "rows": self.rows, "width": self.width, "left_out": list(self.left_out)}
+        return {**about, "resumed": self.resumed, **self.origin.to_json()}
+
+
+def embed_source(
+    model: LoadedModel,
+    source: Source,
+    output: str | Path,
+    *,
+    space: str | None = None,
+    normalize: bool = True,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    data: str = "",
+    rank: int = 0,
+    world_size: int = 1,
+    log: Callable[[str], Any] = print,
+) -> Embedded | None:
+    """Embed all samples of a source, and write them as a table; a call after an interruption goes on where it was.
+
+    Args:
+        model: the trained model.
+        source: the samples; `mmcon.inference.open_data` opens any data.
+        output: the file: .parquet, .npy or .safetensors.
+        space: the shared space; None: the features before the projection heads.
+        normalize: rows of length one.
+        batch_size: samples that are embedded at once.
+        num_workers: processes that read and decode.
+        data: the name of the data in the file; by default that of the source.
+        rank: the number of this process. Rank 0 waits for the others and writes the file.
+        world_size: the number of processes; each embeds every `world_size`-th part.
+        log: receives messages.
+
+    Returns:
+        What was written; None on ranks other than 0.
+
+    Raises:
+        InputError: the suffix is not that of a format, or the model lacks the space.
+        DataError: no sample can be read.
+    """
+    output = check_suffix(output)
+    origin = EmbeddingOrigin(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        modality=source.modality,
+        space=space,
+        normalized=normalize,
+        preprocessing=model.preprocessing[source.modality].to_json(),
+        data=data or source.name,
+    )
+    width = model.embedding_dim(source.modality, space)
+    parts = _parts_of(source, output, origin)
+    before = {part.file for part in parts if _is_whole(part.file)}
+    resumed = sum(len(part.rows) for part in parts if part.file in before)
+    if resumed and rank == 0:
+        log(f"{resumed:,} of {len(source):,} samples were embedded before")
+    encode = partial(_encode, model, space=space, normalize=normalize, batch_size=batch_size, num_workers=num_workers)
+    with Progress("embeddings", len(source), resumed, enabled=rank == 0) as progress:
+        for part in parts[rank::world_size]:
+            if part.file not in before:
+                table = _embed(encode, source, part.rows, width, origin, log)
+                table.write(part.file)
+                progress.advance(_finished_rows(parts))
+        while rank == 0 and _finished_rows(parts) < len(source):  # the launcher ends all processes if one fails
+            time.sleep(0.5)
+            progress.advance(_finished_rows(parts))
+    if rank:
+        return None
+    tables = [EmbeddingTable.read(part.file) for part in parts]
+    left_out = _left_out(source, tables)
+    if len(left_out) == len(source):
+        got = f"{len(left_out):,} that cannot be read, such as {left_out[0]}"
+        raise DataError(source.name, expected=f"readable {source.modality} samples", got=got, fix="check the files")
+    write_tables(tables, output)
+    shutil.rmtree(parts[0].file.parent)
+    return Embedded(output, len(source) - len(left_out), width, left_out, resumed, origin)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a source and the file of their embeddings."""
+
+    rows: range
+    file: Path
+
+
+def _parts_of(source: Source, output: Path, origin: EmbeddingOrigin) -> list[_Part]:
+    work = json.dumps([origin.to_json(), source.fingerprint(), PART_ROWS], sort_keys=True)
+    digest = hashlib.blake2b(work.encode(), digest_size=8).hexdigest()
+    folder = output.with_name(f"{output.name}.parts")
+    starts = range(0, len(source), PART_ROWS)
+    return [
+        _Part(range(start, min(start + PART_ROWS, len(source))), folder / f"{digest}-{number:06}.parquet")
+        for number, start in enumerate(starts)
+    ]
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a part was written before; a damaged one is removed."""
+    if not file.exists():
+        return False
+    try:
+        EmbeddingTable.read(file).numpy()
+    except DataError as error:
+        _log.warning("%s is embedded again: %s", file, error)
+        file.unlink()
+        return False
+    return True
+
+
+def _finished_rows(parts: list[_Part]) -> int:
+    return sum(len(part.rows) for part in parts if part.file.exists())
+
+
+def _encode(model: LoadedModel, source: Source, *, log: Callable[[str], Any], **options: Any) -> Features:
+    """Features of a source; why samples are left out is logged, a line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnreadableWarning)
+        features = model.encode_source(source, show_progress=False, **options)
+    for warning in caught:
+        if isinstance(warning.message, UnreadableWarning):
+            for reason in warning.message.reasons.values():
+                log("left out: " + reason.partition("\n")[0])
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return features
+
+
+def _embed(
+    encode: Callable[..., Features],
+    source: Source,
+    rows: range,
+    width: int,
+    origin: EmbeddingOrigin,
+    log: Callable[[str], Any],
+) -> EmbeddingTable:
+    """The embeddings of rows; those that cannot be read are left out."""
+    found = _encode_readable(encode, source, rows, log)
+    row_of = {sample: row for row, sample in zip(rows, source.ids[rows.start : rows.stop].tolist(), strict=True)}
+    ids = [sample for features in found for sample in features.index["sample"].tolist()]
+    kept = [row_of[sample] for sample in ids]
+    values = torch.cat([torch.zeros(0, width), *(features.values for features in found)])
+    labels = None if source.labels is None else [source.classes[label] for label in source.labels[kept].tolist()]
+    paths = [_path_of(source, row) for row in kept]
+    return EmbeddingTable(values.numpy(), ids=ids, paths=paths, labels=labels, origin=origin)
+
+
+def _encode_readable(
+    encode: Callable[..., Features], source: Source, rows: range, log: Callable[[str], Any]
+) -> list[Features]:
+    """The features of rows in order; rows that cannot be encoded at once are divided until the bad ones are found."""
+    try:
+        return [encode(Subset(source, rows), log=log)]
+    except (DataError, InputError) as error:
+        if len(rows) == 1:
+            log(f"left out: {source.name_of(rows[0])}: " + str(error).partition("\n")[0])
+            return []
+    middle = len(rows) // 2
+    return [f for half in (rows[:middle], rows[middle:]) for f in _encode_readable(encode, source, half, log)]
+
+
+def _path_of(source: Source, row: int) -> str:
+    """The absolute path of a sample's file; of a text, the text; else its name."""
+    file = source.file(row)
+    if file is not None:
+        return printable(str(file.absolute()))
+    if source.modality == "text":
+        return source.open([row])[0].value
+    return source.name_of(row)
+
+
+def _left_out(source: Source, tables: list[EmbeddingTable]) -> tuple[str, ...]:
+    """The names of samples without an embedding."""
+    found = np.concatenate([table.index["id"].to_numpy() for table in tables])
+    missing = ~np.isin(source.ids.numpy(), found)
+    return tuple(source.name_of(row) for row in missing.nonzero()[0].tolist())

@@ -1,0 +1,127 @@
+"""Open data for a trained model: a file, a pattern, a folder in any layout, a table, or a name of a source or a hub.
+
+Training needs classes and splits; a trained model takes every file that it can read.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcon.errors import DataError, InputError
+from mmcon.inference.inputs import InputOpener
+from mmcon.inference.loaded_model import LoadedModel
+from mmcon.registry import lookup
+from mmcon.sources.base import DatasetSource, Source
+from mmcon.sources.factory import TYPICAL_SUFFIXES, create_source, source_name
+from mmcon.sources.files import SUFFIXES, list_files
+from mmcon.sources.listing import printable
+
+
+def open_data(
+    model: LoadedModel,
+    data: str | Path,
+    *,
+    modality: str | None = None,
+    split: str = "all",
+    options: Mapping[str, Any] | None = None,
+) -> Source:
+    """Data as a source of one modality of a model, decoded as its training data were.
+
+    Args:
+        model: the trained model.
+        data: a file; a pattern such as "photos/*.jpg"; a folder, whose files are taken at any depth; a table; or the
+            name of a registered source or of a data set on a hub.
+        modality: the modality; None: the only one of the model, or found from the suffixes of the files.
+        split: the split of a registered source or a hub data set.
+        options: of the source of a table, a registered name or a hub data set.
+
+    Raises:
+        InputError: the model lacks the modality.
+        DataError: there are no such data, or no file of the modality.
+    """
+    text, path = str(data), Path(data).expanduser()
+    files = _files(text, path)
+    known = modality or (
+        model.modalities[0] if len(model.modalities) == 1 else _modality(files, text, model.modalities)
+    )
+    if known not in model.modalities:
+        fix = "embed data of such a modality, or load another model"
+        got = f"{text!r} of modality {known!r}"
+        raise InputError(f"data for {model.name}", expected=f"data of {list(model.modalities)}", got=got, fix=fix)
+    if files is not None:
+        return _source_of_files(model, files, known)
+    if path.is_dir() and source_name(text, known).startswith("folder/"):
+        listing = list_files(path, modality=known)
+        cells = [str(listing.root / cell) for cell in listing.cells]
+        of_source = {"names": listing.names, "modality": known, "max_failures": 1.0, **listing.options}
+        return DatasetSource(cells, handle=_opener(model, known), **of_source)
+    media = model.preprocessing[known].media
+    optional = {"max_failures": 1.0, **{name: value for name, value in media.items() if name != "columns"}}
+    return create_source(data, modality=known, split=split, optional=optional, **(options or {}))
+
+
+def modality_of_file(path: Path, known: Sequence[str] = ()) -> str | None:
+    """The modality that a suffix stands for, of several one that is known; None for other suffixes."""
+    suffix = path.suffix.lower()
+    found = [name for suffixes in (TYPICAL_SUFFIXES, SUFFIXES) for name, own in suffixes.items() if suffix in own]
+    return next((name for name in found if name in known), found[0] if found else None)
+
+
+def usual_space(model: LoadedModel, modality: str, space: str | None = None) -> str | None:
+    """The space by its name; "features": none; None: the only space that the modality shares with others, if any.
+
+    A text finds an image only in a space of both.
+    """
+    if space is not None:
+        return None if space == "features" else space
+    of_space = model.model.modalities_by_space()
+    shared = [name for name, members in of_space.items() if modality in members and len(members) > 1]
+    return shared[0] if len(shared) == 1 else None
+
+
+def _files(data: str, path: Path) -> list[Path] | None:
+    """A file of media as a list, or the files of a pattern; None for data of another kind."""
+    if path.is_file():
+        return [path] if _is_media(path) else None
+    if path.suffix.lower() == ".tar" or not glob.has_magic(data) or path.exists():
+        return None
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    kept = [file for file in found if _is_media(file)]
+    if not kept:
+        got = f"{len(found):,} files, none of them an image, a recording or a video"
+        raise DataError("pattern of files", expected=f"readable files at {data!r}", got=got, fix="check the pattern")
+    return kept
+
+
+def _is_media(path: Path) -> bool:
+    return modality_of_file(path) is not None
+
+
+def _modality(files: list[Path] | None, data: str, known: Sequence[str]) -> str:
+    """The modality of data for a model of several, by the suffix of the first file, or by the kind of the source."""
+    if files is not None:
+        return modality_of_file(files[0], known) or "image"
+    return lookup("source", source_name(data)).modality
+
+
+def _source_of_files(model: LoadedModel, files: list[Path], modality: str) -> Source:
+    kept = [file for file in files if file.suffix.lower() in SUFFIXES.get(modality, ())]
+    if not kept:
+        raise DataError("files", expected=f"files of {modality}", got=f"{len(files):,} others, such as {files[0]}")
+    notes = [f"{len(files) - len(kept):,} files of other modalities left out"] if len(kept) < len(files) else []
+    return DatasetSource(
+        [str(file) for file in kept],
+        handle=_opener(model, modality),
+        names=[printable(str(file)) for file in kept],
+        modality=modality,
+        name=printable(str(files[0])) if len(files) == 1 else f"{len(files):,} files",
+        max_failures=1.0,
+        notes=notes,
+    )
+
+
+def _opener(model: LoadedModel, modality: str) -> InputOpener:
+    return InputOpener(modality, dict(model.preprocessing[modality].media))

@@ -1,0 +1,160 @@
+"""Embedding of sources into files: any data, parts that survive an interruption, and files that cannot be read."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mmcon
+from mmcon.errors import DataError, InputError
+from mmcon.inference import embed_source as module
+from mmcon.inference.embed_source import embed_source
+from mmcon.inference.embedding_table import EmbeddingTable
+from mmcon.inference.loaded_model import LoadedModel
+from mmcon.inference.open_data import open_data
+from mmcon.inference.preprocessing import Preprocessing
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    encoder = mmcon.create_encoder("mmcon/resnet-tiny", image_size=16, in_channels=3)
+    untrained = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=8)})
+    view = {"view": "image/plain", "options": {"size": 16}}
+    return LoadedModel(untrained, {"image": Preprocessing((view,), {"channels": 3})}, name="runs/first")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Ten photos of two classes, a note, and a broken photo in the middle."""
+    for i in range(10):
+        file = tmp_path / "photos" / ("cats", "dogs")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows, columns = np.indices((20, 24))
+        Image.fromarray(np.stack([rows * i, columns * 9, rows * columns % 255], 2).astype("uint8")).save(file)
+    (tmp_path / "photos" / "cats" / "note.txt").write_text("not a photo")
+    (tmp_path / "photos" / "cats" / "5.png").write_bytes(b"not a photo either")
+    return tmp_path / "photos"
+
+
+def embedded(model, data, output, **options):
+    result = embed_source(model, open_data(model, data), output, batch_size=4, log=lambda _: None, **options)
+    assert result is not None
+    return result, EmbeddingTable.read(output)
+
+
+def test_a_folder_becomes_a_table_that_knows_its_model(model, photos, tmp_path):
+    result, table = embedded(model, photos, tmp_path / "e.parquet", space="shared")
+    assert (result.rows, result.width, result.left_out) == (10, 8, (str(photos / "cats" / "5.png"),))
+    assert (table.origin.model, table.origin.fingerprint) == ("runs/first", model.fingerprint)
+    assert (table.origin.space, table.origin.modality) == ("shared", "image")
+    paths = [table.path(row) for row in range(10)]
+    assert paths == [str(f) for f in [*sorted((photos / "cats").glob("[!5n]*")), *sorted((photos / "dogs").iterdir())]]
+    assert [table.label(row) for row in range(10)] == ["cats"] * 5 + ["dogs"] * 5
+    assert np.allclose(table.numpy(), model.encode(paths, space="shared", output="numpy"), atol=1e-6)
+    assert not (tmp_path / "e.parquet.parts").exists()
+
+
+def test_parts_of_any_size_give_the_same_rows(model, photos, tmp_path, monkeypatch):
+    _, whole = embedded(model, photos, tmp_path / "whole.parquet")
+    monkeypatch.setattr(module, "PART_ROWS", 3)
+    _, parts = embedded(model, photos, tmp_path / "parts.npy", num_workers=0)
+    assert parts.index.equals(whole.index)
+    assert np.allclose(parts.numpy(), whole.numpy(), atol=1e-6)
+
+
+def test_an_interrupted_call_goes_on_where_it_was(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART_ROWS", 3)
+    output, encode, seen = tmp_path / "e.parquet", LoadedModel.encode_source, []
+
+    def interrupted(self, source, **options):
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        seen.extend(source.ids.tolist())
+        return encode(self, source, **options)
+
+    monkeypatch.setattr(LoadedModel, "encode_source", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embedded(model, photos, output)
+    assert not output.exists()
+    first, _ = sorted((tmp_path / "e.parquet.parts").iterdir())
+    first.write_bytes(first.read_bytes()[:-9])  # a damaged part is embedded again
+    before = [*seen]
+
+    def recorded(self, source, **options):
+        seen.extend(source.ids.tolist())
+        return encode(self, source, **options)
+
+    monkeypatch.setattr(LoadedModel, "encode_source", recorded)
+    result, table = embedded(model, photos, output)
+    assert (result.resumed, result.rows) == (3, 10)
+    assert not set(seen[6:]) & set(before[3:6])
+    _, whole = embedded(model, photos, tmp_path / "whole.parquet")
+    assert table.index.equals(whole.index)
+    assert np.array_equal(table.numpy(), whole.numpy())
+
+
+def test_parts_of_other_work_are_not_taken(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "write_tables", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        embedded(model, photos, tmp_path / "e.parquet")
+    monkeypatch.undo()
+    result, table = embedded(model, photos, tmp_path / "e.parquet", space="shared")
+    assert (result.resumed, table.width) == (0, 8)
+
+
+def test_several_processes_embed_a_part_each(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART_ROWS", 2)
+    source, output = open_data(model, photos), tmp_path / "e.parquet"
+    assert embed_source(model, source, output, rank=1, world_size=2) is None
+    assert len(list((tmp_path / "e.parquet.parts").iterdir())) == 3
+    result = embed_source(model, source, output, rank=0, world_size=2, log=lambda _: None)
+    assert result is not None
+    assert result.rows == 10
+    _, whole = embedded(model, photos, tmp_path / "whole.parquet")
+    assert EmbeddingTable.read(output).index.equals(whole.index)
+
+
+@pytest.mark.parametrize("name", ["photo.png", "*.png", "pictures"])
+def test_a_file_a_pattern_and_a_folder_without_classes_are_data_too(model, photos, tmp_path, name):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (photos / "dogs" / "1.png").rename(folder / "photo.png")
+    data = folder if name == "pictures" else folder / name
+    _, table = embedded(model, data, tmp_path / "e.safetensors")
+    assert [table.path(0), table.label(0), len(table)] == [str(folder / "photo.png"), None, 1]
+
+
+def test_all_splits_of_a_folder_are_taken(model, photos, tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / "split" / part).mkdir(parents=True)
+    (photos / "cats").rename(tmp_path / "split" / "train" / "cats")
+    (photos / "dogs").rename(tmp_path / "split" / "val" / "dogs")
+    _, table = embedded(model, tmp_path / "split", tmp_path / "e.parquet")
+    assert {table.label(row) for row in range(len(table))} == {"cats", "dogs"}
+
+
+def test_data_without_a_readable_file_give_one_error(model, photos, tmp_path):
+    for file in photos.rglob("*.png"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"11 that cannot be read, such as .*0\.png"):
+        embedded(model, photos, tmp_path / "e.parquet")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for data, message in (
+        (empty, "none below"),
+        (tmp_path / "*.jpg", "readable files at"),
+        (tmp_path / "no", "a folder; got"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_data(model, data)
+
+
+def test_data_of_another_modality_are_refused(model, tmp_path):
+    with pytest.raises(InputError, match=r"data of \['image'\]; got .* of modality 'audio'"):
+        open_data(model, tmp_path, modality="audio")
+    source = open_data(model, "samples/fashion", split="test")
+    with pytest.raises(InputError, match="sahred"):
+        embed_source(model, source, tmp_path / "e.parquet", space="sahred")
+    with pytest.raises(InputError, match="suffix"):
+        embed_source(model, source, tmp_path / "e.csv")
