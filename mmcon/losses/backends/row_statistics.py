@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mmcon.losses.backends.exponentials import Block
 from mmcon.losses.backends.tiles import Tile, iterate_tiles
 from mmcon.losses.negative_weights import log_debiased
 from mmcon.losses.problem import Problem
@@ -77,6 +79,13 @@ class RowStatistics:
         if (beta := _concentration(problem)) > 0:
             _add_logsumexp(self.log_concentrated_sum, rows, tile.negative, beta * tile.s)
 
+    def add_negatives(self, problem: Problem, sums: Sequence[Float[Tensor, " a"]], counts: Int[Tensor, " a"]) -> None:
+        """Add negatives of weight 1: for each anchor their number and their sums of `negative_powers`."""
+        self.negative_count += counts
+        self.log_negative_sum = torch.logaddexp(self.log_negative_sum, sums[0].log())
+        if _concentration(problem) > 0:
+            self.log_concentrated_sum = torch.logaddexp(self.log_concentrated_sum, sums[1].log())
+
     def log_negatives(self, problem: Problem) -> Float[Tensor, " a"]:
         """Log of the negatives' sum in the denominator, N."""
         if (hard := problem.hard_negatives) is None:
@@ -104,8 +113,8 @@ class RowResults(NamedTuple):
     losses: Float[Tensor, " a"]
 
 
-def row_results(problem: Problem, statistics: RowStatistics, tile_size: int) -> RowResults:
-    """The losses from complete statistics; with denominator `one`, by a second pass over the tiles."""
+def row_results(problem: Problem, statistics: RowStatistics, tile_size: int, blocks: Sequence[Block]) -> RowResults:
+    """The losses from complete statistics; with denominator `one`, by a second pass over positives."""
     settings, log_negatives, valid = problem.settings, statistics.log_negatives(problem), statistics.has_positive
     if settings.denominator == "negatives":
         valid = valid & torch.isfinite(log_negatives)
@@ -117,7 +126,7 @@ def row_results(problem: Problem, statistics: RowStatistics, tile_size: int) -> 
     if settings.form == "in":
         losses = log_denominator - statistics.log_weighted_sum + divisor.log()
     elif settings.denominator == "one":
-        _add_pair_losses(problem, statistics, log_negatives, tile_size)
+        _add_pair_losses(problem, statistics, log_negatives, iterate_tiles(problem, tile_size, blocks))
         losses = statistics.weighted / divisor
     else:
         # With normalized rows log D stays as it is: times the weights and divided by them again it would lose digits.
@@ -129,10 +138,10 @@ def row_results(problem: Problem, statistics: RowStatistics, tile_size: int) -> 
 
 
 def _add_pair_losses(
-    problem: Problem, statistics: RowStatistics, log_negatives: Float[Tensor, " a"], tile_size: int
+    problem: Problem, statistics: RowStatistics, log_negatives: Float[Tensor, " a"], pairs: Iterator[list[Tile]]
 ) -> None:
     """The denominator of each positive needs the complete sum of negatives, and so a second pass."""
-    for tiles in iterate_tiles(problem, tile_size):
+    for tiles in pairs:
         for tile in tiles:
             pairs = pair_losses(problem, tile, statistics.negative_count[tile.rows], log_negatives[tile.rows])
             statistics.weighted[tile.rows] += (tile.weights * pairs.losses).sum(1)
@@ -175,6 +184,12 @@ def pair_losses(
         losses = torch.where(tile.positive, torch.logaddexp(s, log_each) - s, 0)
         by_s, by_sum, by_temperature = torch.autograd.grad(losses.sum(), [s, each_sum, temperature])
     return PairLosses(losses.detach(), by_s, by_sum, (tile.weights * by_temperature).sum(1))
+
+
+def negative_powers(problem: Problem) -> list[float]:
+    """The factors of similarities in the exponents of `log_negative_sum` and of `log_concentrated_sum`."""
+    beta = _concentration(problem)
+    return [1 + beta, beta] if beta > 0 else [1.0]
 
 
 def negative_exponents(problem: Problem, tile: Tile) -> Float[Tensor, "r c"]:

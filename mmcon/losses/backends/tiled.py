@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from mmcon.errors import InputError
 from mmcon.losses.backends import exponentials, plain
-from mmcon.losses.backends.row_statistics import RowStatistics, row_results
+from mmcon.losses.backends.exponentials import PairTiles, are_exact, exponential_sums
+from mmcon.losses.backends.group_blocks import Layout, as_given, grouped, in_order
+from mmcon.losses.backends.row_statistics import RowResults, RowStatistics, negative_powers, row_results
 from mmcon.losses.backends.tiled_gradients import TiledGradients
 from mmcon.losses.backends.tiles import iterate_tiles
 from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
@@ -36,35 +38,71 @@ def tiled_losses(problem: Problem, tile_size: int | None = None) -> AnchorLosses
 def general_losses(problem: Problem, tile_size: int = TILE_SIZE) -> AnchorLosses:
     """`tiled_losses` for every setting, without `plain`."""
     parameters = _extra_parameters(problem)
+    with torch.no_grad():
+        layout = grouped(problem, tile_size)
+        found = None if layout is None else _row_results(layout, tile_size)
+        if layout is None or found is None:
+            layout = Layout.whole(problem)
+            found = _row_results(layout, tile_size)
+    assert found is not None  # a whole problem has no pairs across blocks, whose exponentials may leave the range
     losses, valid = _TiledLoss.apply(
-        problem, tile_size, problem.anchors, problem.candidates, problem.temperature, *parameters
+        layout, *found, tile_size, problem.anchors, problem.candidates, problem.temperature, *parameters
     )
     return AnchorLosses(losses, valid)
+
+
+def _across(layout: Layout, tile_size: int) -> PairTiles:
+    """The pairs across blocks, in larger tiles than those with masks and weights."""
+    problem = layout.problem
+    size = exponentials.TILE_SIZE if tile_size == TILE_SIZE else tile_size
+    return PairTiles(problem.anchors, problem.candidates, 1 / problem.temperature, size, blocks=layout.blocks)
+
+
+def _row_results(layout: Layout, tile_size: int) -> tuple[RowStatistics, RowResults] | None:
+    """The sums of each anchor; None where exponentials of pairs across blocks leave the range of the dtype."""
+    problem, counts = layout.problem, layout.negatives_across()
+    statistics = RowStatistics.empty(problem)
+    if bool((counts > 0).any()):
+        sums = exponential_sums(_across(layout, tile_size), negative_powers(problem))
+        if not all(are_exact(of_rows, counts) for of_rows, _ in sums):
+            return None
+        statistics.add_negatives(problem, [of_rows for of_rows, _ in sums], counts)
+    for tiles in iterate_tiles(problem, tile_size, layout.blocks):
+        for tile in tiles:
+            statistics.add(problem, tile)
+    return statistics, row_results(problem, statistics, tile_size, layout.blocks)
 
 
 class _TiledLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, problem: Problem, tile_size: int, *inputs: Float[Tensor, "..."]
+        ctx: Any,
+        layout: Layout,
+        statistics: RowStatistics,
+        results: RowResults,
+        tile_size: int,
+        *inputs: Float[Tensor, "..."],
     ) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"]]:
-        statistics = RowStatistics.empty(problem)
-        for tiles in iterate_tiles(problem, tile_size):
-            for tile in tiles:
-                statistics.add(problem, tile)
-        results = row_results(problem, statistics, tile_size)
-        ctx.problem, ctx.tile_size, ctx.statistics, ctx.results = problem, tile_size, statistics, results
+        ctx.layout, ctx.statistics, ctx.results, ctx.tile_size = layout, statistics, results, tile_size
         ctx.parameters = inputs[3:]
-        ctx.mark_non_differentiable(results.valid)
-        # A copy: an output of the node that is stored in ctx would be a reference cycle, which keeps its memory.
-        return results.losses.clone(), results.valid
+        # Copies: an output of the node that is stored in ctx would be a reference cycle, which keeps its memory.
+        losses, valid = (as_given(x.clone(), layout.rows) for x in (results.losses, results.valid))
+        ctx.mark_non_differentiable(valid)
+        return losses, valid
 
     @staticmethod
     def backward(ctx: Any, *gradients: Shaped[Tensor, " a"]) -> tuple[Float[Tensor, "..."] | None, ...]:
         check_single_backward("tiled")
-        accumulated = TiledGradients(ctx.problem, ctx.statistics, ctx.results, gradients[0], ctx.parameters)
-        for tiles in iterate_tiles(ctx.problem, ctx.tile_size):
+        layout, gradient = ctx.layout, in_order(gradients[0], ctx.layout.rows)
+        accumulated = TiledGradients(layout.problem, ctx.statistics, ctx.results, gradient, ctx.parameters)
+        for tiles in iterate_tiles(layout.problem, ctx.tile_size, layout.blocks):
             accumulated.add(tiles)
-        return None, None, *accumulated.of_inputs()
+        if bool((layout.negatives_across() > 0).any()):
+            accumulated.add_negatives(_across(layout, ctx.tile_size))
+        of_anchors, of_candidates, *others = accumulated.of_inputs()
+        of_anchors = as_given(of_anchors, layout.rows)
+        of_candidates = None if of_candidates is None else as_given(of_candidates, layout.columns)
+        return None, None, None, None, of_anchors, of_candidates, *others
 
 
 def _extra_parameters(problem: Problem) -> list[Float[Tensor, "..."]]:

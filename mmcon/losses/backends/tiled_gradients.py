@@ -7,8 +7,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmcon.affinity import Affinity
+from mmcon.losses.backends.exponentials import PairTiles, Term, exponential_gradients
 from mmcon.losses.backends.matmul import matmul_nn, matmul_tn
-from mmcon.losses.backends.row_statistics import EMPTY, RowResults, RowStatistics, negative_exponents, pair_losses
+from mmcon.losses.backends.row_statistics import (
+    EMPTY,
+    RowResults,
+    RowStatistics,
+    negative_exponents,
+    negative_powers,
+    pair_losses,
+)
 from mmcon.losses.backends.tiles import Tile
 from mmcon.losses.problem import Problem
 
@@ -54,6 +62,27 @@ class TiledGradients:
             self.of_candidates[columns] += matmul_tn(of_s, self.problem.anchors[rows])
         else:
             self._add_through_similarity(rows, columns, of_s)
+
+    def add_negatives(self, pairs: PairTiles) -> None:
+        """Add negatives of weight 1, the pairs across blocks."""
+        statistics, hard = self.statistics, self.problem.hard_negatives
+        powers = negative_powers(self.problem)
+        of_log_negatives = self.of_log_denominator
+        if self.problem.settings.denominator == "all":
+            of_log_negatives = of_log_negatives * self.negative_share
+        # As `_negative_softmax`: the log-sums come with factors of the gradient, not with exponents.
+        of_sums = of_log_negatives * torch.exp(-_finite(statistics.log_negative_sum))
+        if len(powers) == 2 and hard is not None and not hard.detach:
+            of_concentrated = of_log_negatives * torch.exp(-_finite(statistics.log_concentrated_sum))
+            factors = [powers[0] * of_sums, -powers[1] * of_concentrated]
+        else:
+            factors = [of_sums]
+        both = self.problem.square
+        terms = [Term(p, f, f if both else None) for p, f in zip(powers, factors, strict=False)]
+        of_anchors, of_candidates = exponential_gradients(pairs, terms)
+        self.of_anchors += of_anchors
+        if not both:
+            self.of_candidates += of_candidates
 
     def of_inputs(self) -> tuple[Float[Tensor, "..."] | None, ...]:
         """The gradients in the order of the inputs: anchors, candidates, temperature, parameters."""

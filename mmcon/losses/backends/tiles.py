@@ -5,13 +5,14 @@ Where the anchors are the candidates, the similarity of a pair is computed once 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mmcon.losses.backends.exponentials import Block, slices
 from mmcon.losses.backends.matmul import matmul_nt
 from mmcon.losses.problem import Problem
 
@@ -38,20 +39,31 @@ class Tile(NamedTuple):
     not_self: Bool[Tensor, "r c"]
 
 
-def iterate_tiles(problem: Problem, tile_size: int) -> Iterator[list[Tile]]:
-    """All pairs, tile by tile; for a dot product of rows with themselves, the upper triangle with its transposes."""
+def iterate_tiles(problem: Problem, tile_size: int, blocks: Sequence[Block]) -> Iterator[list[Tile]]:
+    """The pairs of blocks, tile by tile; for a dot product of rows with themselves, the upper triangle with transposes.
+
+    Args:
+        problem: the inputs.
+        tile_size: the most rows and columns of a tile.
+        blocks: slices of rows and columns; of equal slices where the anchors are the candidates.
+    """
     similarity = problem.settings.similarity or matmul_nt
     triangle_only = problem.square and problem.settings.similarity is None
     inverse = 1 / problem.temperature
-    for rows in _slices(len(problem.anchors), tile_size):
-        for columns in _slices(len(problem.candidates), tile_size):
-            if triangle_only and columns.start < rows.start:
-                continue
-            s = similarity(problem.anchors[rows], problem.candidates[columns]) * inverse
-            tiles = [_tile(problem, rows, columns, s)]
-            if triangle_only and columns.start > rows.start:
-                tiles.append(_tile(problem, columns, rows, s.T))
-            yield tiles
+    pairs = (
+        (rows, columns)
+        for block_rows, block_columns in blocks
+        for rows in slices(block_rows.stop, tile_size, block_rows.start)
+        for columns in slices(block_columns.stop, tile_size, block_columns.start)
+    )
+    for rows, columns in pairs:
+        if triangle_only and columns.start < rows.start:
+            continue
+        s = similarity(problem.anchors[rows], problem.candidates[columns]) * inverse
+        tiles = [_tile(problem, rows, columns, s)]
+        if triangle_only and columns.start > rows.start:
+            tiles.append(_tile(problem, columns, rows, s.T))
+        yield tiles
 
 
 def _tile(problem: Problem, rows: slice, columns: slice, s: Float[Tensor, "r c"]) -> Tile:
@@ -66,7 +78,3 @@ def _tile(problem: Problem, rows: slice, columns: slice, s: Float[Tensor, "r c"]
         # Where V = 0 the logarithm is -inf; the mask of negatives leaves these pairs out.
         negative, log_negative_weights = negative & (v > 0), v.log()
     return Tile(rows, columns, s, weights, positive, negative, log_negative_weights, not_self)
-
-
-def _slices(n: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
