@@ -70,7 +70,7 @@ class RowStatistics:
         self.has_positive[rows] |= tile.positive.any(1)
         self.negative_count[rows] += tile.negative.sum(1)
         if settings.form == "in":
-            _add_logsumexp(self.log_weighted_sum, rows, tile.positive, tile.s + tile.weights.log())
+            _add_logsumexp(self.log_weighted_sum, rows, tile.positive, tile.s + tile.log_weights())
         elif settings.denominator != "one":
             self.weighted[rows] += (tile.weights * tile.s).sum(1)
         if settings.denominator == "all":

@@ -143,7 +143,7 @@ class TiledGradients:
     def _positive_softmax(self, tile: Tile) -> Float[Tensor, "r c"]:
         """W e^s / Σ W e^s, for the in form."""
         log_sum = _finite(self.statistics.log_weighted_sum[tile.rows])[:, None]
-        return _masked_exp(tile.positive, tile.s + tile.weights.log() - log_sum)
+        return _masked_exp(tile.positive, tile.s + tile.log_weights() - log_sum)
 
     def _add_through_similarity(self, rows: slice, columns: slice, of_s: Float[Tensor, "r c"]) -> None:
         """Backpropagate through a similarity that is not the dot product."""

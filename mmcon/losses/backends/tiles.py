@@ -38,6 +38,10 @@ class Tile(NamedTuple):
     log_negative_weights: Float[Tensor, "r c"] | None
     not_self: Bool[Tensor, "r c"]
 
+    def log_weights(self) -> Float[Tensor, "r c"]:
+        """log W where W is above 0."""
+        return _log(self.weights)
+
 
 def iterate_tiles(problem: Problem, tile_size: int, blocks: Sequence[Block]) -> Iterator[list[Tile]]:
     """The pairs of blocks, tile by tile; for a dot product of rows with themselves, the upper triangle with transposes.
@@ -75,6 +79,10 @@ def _tile(problem: Problem, rows: slice, columns: slice, s: Float[Tensor, "r c"]
     log_negative_weights = None
     if problem.negative_affinity is not None:
         v = problem.negative_affinity.tile(rows, columns).detach().to(s.dtype)
-        # Where V = 0 the logarithm is -inf; the mask of negatives leaves these pairs out.
-        negative, log_negative_weights = negative & (v > 0), v.log()
+        negative, log_negative_weights = negative & (v > 0), _log(v)
     return Tile(rows, columns, s, weights, positive, negative, log_negative_weights, not_self)
+
+
+def _log(weights: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+    """The logarithm where weights are above 0; 0, which masks leave out, elsewhere: the logarithm of 0 is slow."""
+    return torch.where(weights > 0, weights, 1).log()
