@@ -26,6 +26,7 @@ from mmcon.evaluation import second_stage
 from mmcon.evaluation.linear_classifier import LinearStage
 from mmcon.evaluation.online_knn import OnlineKnn
 from mmcon.evaluation.online_probe import OnlineProbe
+from mmcon.losses import LearnableTemperature
 from mmcon.models.classifier import Classifier
 from mmcon.models.ema import MomentumEncoder
 from mmcon.objective.cross_entropy import CrossEntropy
@@ -67,13 +68,16 @@ class Config(ImageRunConfig):
     """smallest fraction of an image that a crop keeps; default: .5 up to 64 pixels, .08 above"""
     strength: float | None = None
     """strength of the color jitter; default: .5 up to 64 pixels, 1 above"""
-    sampler: Literal["uniform", "class-aware", "balanced", "tempered"] = "uniform"
-    """class-aware: classes at their own frequency; for long tails balanced (equal) or tempered (by √n)"""
+    warp: float | None = None
+    """probability of SupCon's image warp, for views that have it; default: that of the view"""
+    sampler: Literal["uniform", "class-aware", "balanced", "tempered", "fixed-order"] = "uniform"
+    """class-aware: classes at their own frequency; for long tails balanced or tempered (√n); fixed-order: one order"""
     class_weight_power: float = 0.0
     """classes of n samples weigh n^-power in the losses of classifiers (cross-entropy, the second stage)"""
     chunk_size: int | None = None
     """rows that fit in memory at once: larger batches are embedded in chunks, by gradient caching"""
     temperature: float = 0.1
+    learn_temperature: bool = False
     loss_scale: Literal["none", "temperature"] = "none"
     """factor of the loss; SupCon's published settings: temperature"""
     unit_features: bool = False
@@ -132,7 +136,8 @@ def main(config: Config) -> None:
     if config.mix != "none":
         affinity = MixedLabel() if config.objective == "supcon" else MixedLabel("sample", "partner_sample")
     queue = Queue(size=config.queue_size) if config.queue_size else None
-    loss_settings = {"temperature": config.temperature, "scale": config.loss_scale, "queue": queue}
+    learned = LearnableTemperature(initial=config.temperature) if config.learn_temperature else None
+    loss_settings = {"temperature": learned or config.temperature, "scale": config.loss_scale, "queue": queue}
     network, objective = model, mmcon.Objective(affinity=affinity, **loss_settings)
     if config.objective == "cross-entropy":
         network = Classifier(encoder, len(train.classes))
@@ -169,7 +174,7 @@ def main(config: Config) -> None:
     # Stage two: features once, then every metric from them.
     model = run.full_model(model)
     if run.is_main:
-        model.save_pretrained(run.folder / "model")
+        mmcon.inference.save_model(model, run.folder / "model", views=plain, source=train)
     encoders: dict[str, Any] = {"trained encoder": (model, plain), "random encoder": (untrained, plain)}
     encoders["raw pixels"] = second_stage.pixels, {"image": [mmcon.create_view("image/plain", size=min(size, 32))]}
     if average:
@@ -179,7 +184,7 @@ def main(config: Config) -> None:
     linear_stage = second_stage.published_stage(run, config, model, train, test, views=linear_views, test_views=plain)
     if not run.is_main:
         return run.close()
-    metrics = second_stage.evaluate_all(features)
+    metrics = second_stage.evaluate_all(features, model_folder=run.folder / "model", classes=test.classes)
     run.print(second_stage.metrics_table(metrics, len(test)))
     run.finish(second_stage.metrics_json(metrics, test.classes) | linear_stage)
 
@@ -192,7 +197,8 @@ def make_view(config: Config, name: str) -> mmcon.ViewGenerator:
         "area": (config.crop_area or (0.5 if small else 0.08), 1.0),
         "strength": config.strength or (0.5 if small else 1.0),
     }
-    return mmcon.create_view(name, **supported_options("view", name, options))
+    asked = {} if config.warp is None or name != config.view else {"warp": config.warp}
+    return mmcon.create_view(name, **supported_options("view", name, options), **asked)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@ r"""Contrastive learning of any number of modalities in one space; samples may l
 
     uv run accelerate launch recipes/multimodal.py                                   # bundled emoji, two CPU cores
     uv run accelerate launch recipes/multimodal.py --pairs image-text text-audio image-audio
+    uv run accelerate launch recipes/multimodal.py --pairs video-text                # or any two of the four modalities
+    uv run accelerate launch recipes/multimodal.py --data video=clips/ audio=clips/  # videos and their sound
     uv run accelerate launch recipes/multimodal.py --data series=series/oscillators --objective same-label \
         --view series=series/window --encoder series=series/conv                     # docs/new-modality.md
 
 The bundled samples are emoji: a drawing, the English name and keywords, and the name in synthesized speech in up to
-four languages (two thirds have a recording, some have several). By default images and audio are both paired with text
-but never with each other, and the recipe reports how well an image retrieves its audio nevertheless.
-
+four languages (two thirds have one). By default images and audio are both paired with text but never with each other,
+and the recipe reports how well an image retrieves its audio nevertheless. Pairs with video are of bundled clips, with a
+sentence and a still of each, or of windows of a film and their sound.
 A modality is defined by its source, view and encoder; only the defaults know modalities by name.
+
 After Girdhar et al. 2023 (ImageBind: modalities that are never paired are aligned through a third).
 """
 
@@ -28,6 +31,7 @@ from mmcon.affinity import SameLabel, SameSample
 from mmcon.errors import ConfigError
 from mmcon.evaluation.cross_modal_report import evaluate_modalities
 from mmcon.evaluation.second_stage import results_json
+from mmcon.evaluation.shown_samples import show_samples
 from mmcon.losses import LearnableTemperature
 from mmcon.registry import supported_options
 from mmcon.samplers.base import BatchSampler
@@ -35,17 +39,22 @@ from mmcon.samplers.class_balanced import ClassAwareSampler
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.training.optim import create_optimizer_and_schedule
 
-BUNDLED = "image=samples/emoji", "text=samples/emoji-texts", "audio=samples/emoji-spoken"
+BUNDLED = (
+    {"image": "samples/emoji", "text": "samples/emoji-texts", "audio": "samples/emoji-spoken"},
+    {"video": "samples/motion", "text": "samples/motion-texts", "image": "samples/motion-images"},
+    {"video": "samples/film", "audio": "samples/film-sound"},
+)
+VIEWS = {"image": "image/simclr", "text": "text/words", "audio": "audio/speech", "video": "video/graded"}
 ENCODERS = {"image": "mmcon/resnet-tiny", "text": "text/embedding-bag", "audio": "mmcon/log-mel-conv"}
-VIEWS = {"image": "image/simclr", "text": "text/words", "audio": "audio/speech"}
+ENCODERS["video"] = "mmcon/frames"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(mmcon.RunConfig):
     """What to train, on what, and for how long. Entries of tuples are MODALITY=VALUE."""
 
-    data: tuple[str, ...] = BUNDLED
-    """a source per modality, by registered name or path; modalities are joined by the ids of samples"""
+    data: tuple[str, ...] = ()
+    """a source per modality, by name or path, joined by the ids of samples; default: bundled data, by --pairs"""
     view: tuple[str, ...] = ()
     """a view generator for each modality that has none by default; its evaluation view is MODALITY/plain"""
     plain: tuple[str, ...] = ()
@@ -53,8 +62,7 @@ class Config(mmcon.RunConfig):
     encoder: tuple[str, ...] = ()
     """an encoder by name for each modality that has none by default"""
     pairs: tuple[str, ...] = ()
-    """the pairs of modalities to train, such as image-text; default: all, but image-text and text-audio of the bundled
-    data"""
+    """the pairs to train, such as image-text; default: all, but image-text and text-audio of the bundled data"""
     views: int | None = None
     """views per modality in a batch; default: 1, and 2 if a modality is paired with itself"""
     objective: Literal["same-sample", "same-label"] = "same-sample"
@@ -62,6 +70,8 @@ class Config(mmcon.RunConfig):
     image_size: int = 28
     rate_hz: int = 16_000
     window_seconds: float = 1.6
+    frames: int = 8
+    """frames of a video in a view, over --window-seconds"""
     max_tokens: int = 16
     temperature: float = 0.07
     """initial value of the learnable temperature"""
@@ -73,7 +83,7 @@ class Config(mmcon.RunConfig):
 def main(config: Config) -> None:
     """Train, then evaluate."""
     config = config.apply_tiny(max_steps=4, batch_size=32)
-    names = by_modality("--data", config.data)
+    names = by_modality("--data", config.data) or bundled_data(config)
     pairs = make_pairs(config, list(names))
     views = config.views or (2 if any(first == second for first, second in pairs) else 1)
     # A batch may lack a modality, whose encoder then gets no gradient.
@@ -96,10 +106,8 @@ def main(config: Config) -> None:
     objective = mmcon.Objective(
         affinity=SameSample() if config.objective == "same-sample" else SameLabel(),
         temperature=LearnableTemperature(initial=config.temperature),
-        blocks=[
-            mmcon.Block(*direction, weight=1 / len({pair, pair[::-1]})) for direction, pair in directions
-        ],
-    )  # fmt: skip
+        blocks=[mmcon.Block(*direction, weight=1 / len({pair, pair[::-1]})) for direction, pair in directions],
+    )
     optimizer, schedule = create_optimizer_and_schedule(config, [model, objective], steps_per_epoch=len(loader))
     trained = run.prepare(model, optimizer, schedule, objective=objective)
 
@@ -112,19 +120,17 @@ def main(config: Config) -> None:
     model = run.full_model(model)
     if not run.is_main:
         return run.close()
-    model.save_pretrained(run.folder / "model")
     plain = {modality: [plain_view(config, modality)] for modality in names}
-    trained_pairs = ["-".join(pair) for pair in pairs]
-    results = {}
+    mmcon.inference.save_model(model, run.folder / "model", views=plain, source=train, objective=objective)
+    trained_pairs = ["-".join(pair) for both in pairs for pair in (both, both[::-1])]
+    results: dict[str, Any] = {}
+    options: dict[str, Any] = {"views": plain, "trained_pairs": trained_pairs, "device": run.device}
     for name, subject in {"trained": model, "random_encoders": untrained.to(run.device)}.items():
-        results[name], text = evaluate_modalities(
-            subject, train, test, views=plain, trained_pairs=trained_pairs, device=run.device
-        )
+        options["model_folder"] = run.folder / "model" if name == "trained" else None
+        results[name], text = evaluate_modalities(subject, train, test, **options)
         run.print(f"{name}\n{text}")
+    show_samples(run, test, plain, {"trained": model, "random encoders": untrained})
     run.finish(results_json(results))
-
-
-# --- flags, views, encoders and sampler ------------------------------------------------------------------------------
 
 
 def by_modality(flag: str, entries: Sequence[str]) -> dict[str, str]:
@@ -135,10 +141,17 @@ def by_modality(flag: str, entries: Sequence[str]) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in entries)
 
 
+def bundled_data(config: Config) -> dict[str, str]:
+    """The first bundled data that have all modalities of the pairs."""
+    named = {name for pair in config.pairs for name in pair.split("-")}
+    found = next((bundle for bundle in BUNDLED if named <= set(bundle)), BUNDLED[0])
+    return {name: data for name, data in found.items() if name in named or found is BUNDLED[0]}
+
+
 def make_pairs(config: Config, modalities: list[str]) -> list[tuple[str, str]]:
     """The pairs of modalities to train; a single modality is paired with itself."""
     if not config.pairs:
-        if config.data == BUNDLED:
+        if not config.data:
             return [("image", "text"), ("text", "audio")]
         return list(combinations(modalities, 2)) or [(modalities[0], modalities[0])]
     pairs = [(first, second) for first, _, second in (pair.partition("-") for pair in config.pairs)]
@@ -150,9 +163,11 @@ def make_pairs(config: Config, modalities: list[str]) -> list[tuple[str, str]]:
 def with_options(config: Config, name: str) -> mmcon.ViewGenerator:
     """A view generator with the options among the recipe's flags that it supports."""
     options: dict[str, Any] = {"size": config.image_size, "rate_hz": config.rate_hz, "max_tokens": config.max_tokens}
-    options |= {"window_seconds": config.window_seconds}
+    options |= {"window_seconds": config.window_seconds, "frames": config.frames}
     if name.startswith("image/"):  # color and outline identify an emoji, so they change little
         options |= {"area": (0.6, 1.0), "strength": 0.3, "grayscale": 0.0}
+    if name.startswith("video/"):
+        options["rate_hz"] = config.frames / config.window_seconds
     return mmcon.create_view(name, **supported_options("view", name, options))
 
 
@@ -188,9 +203,8 @@ def make_sampler(config: Config, train: mmcon.JoinedSource) -> BatchSampler:
         raise ConfigError("--objective same-label", expected="a label for every sample", got=train.describe())
     classes = min(len(train.classes), size // 2)
     per_class = size // classes
-    return ClassAwareSampler(
-        train.labels, batch_size=classes * per_class, seed=config.seed, samples_per_class=per_class
-    )  # fmt: skip
+    sizes = {"batch_size": classes * per_class, "samples_per_class": per_class}
+    return ClassAwareSampler(train.labels, seed=config.seed, **sizes)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmcon.affinity import Affinity, as_affinity, check_choice
+from mmcon.affinity import Affinity, as_affinity, as_number, check_choice
 from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import collectives
 from mmcon.errors import ConfigError, InputError
@@ -27,7 +27,7 @@ from mmcon.losses.compilation import outside_graphs
 from mmcon.losses.settings import LossSettings, check_options
 from mmcon.losses.supcon import anchor_losses
 from mmcon.objective.block_metrics import BlockMetrics, ObjectiveMetrics
-from mmcon.objective.block_records import BlockRecord
+from mmcon.objective.block_records import BlockRecord, diagnose_blocks
 from mmcon.objective.block_table import BlockTable, SpaceBlock, as_blocks, by_space, temperature_module
 from mmcon.objective.candidates import (
     CandidateMemory,
@@ -147,6 +147,7 @@ class Objective(nn.Module):
         step, temperatures = GlobalBatch(local, gathered, pool), self._evaluate_temperatures()
         blocks = self._table.resolve(gathered.embeddings)
         self.last_rows = {}
+        self.records = None if self.records is None else {}
         found = {
             label: (block, self._block_sums(label, step, block, temperatures))
             for label, block in blocks.items()
@@ -176,6 +177,22 @@ class Objective(nn.Module):
         """
         self._table.check(spaces, source, views)
         self._names_are_known = True
+
+    def log_values(self, *, independent_negatives: bool = False) -> dict[str, float]:
+        """The numbers of the last step for its log line: learned temperatures, and the diagnostics of `records`.
+
+        With several blocks, also the loss of each, under its name.
+
+        Args:
+            independent_negatives: whether the batch is sampled uniformly; the rows of a queue are not.
+        """
+        learned = {name: module for name, module in self.temperatures.items() if any(True for _ in module.parameters())}
+        names = {name: "temperature" if len(learned) == 1 else f"temperature/{name}" for name in learned}
+        values = {names[name]: as_number(module()) for name, module in learned.items()}
+        if len(self.last) > 1:
+            values |= {f"loss/{name}": float(block.loss) for name, block in self.last.items()}
+        independent = independent_negatives and self.queue is None
+        return values | diagnose_blocks(self.records or {}, independent_negatives=independent)
 
     def _register_similarity(self) -> None:
         """Register a similarity with parameters, whose gradients are averaged over ranks: it is not wrapped by DDP."""

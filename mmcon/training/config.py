@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
@@ -32,7 +32,7 @@ R = TypeVar("R", bound="RunConfig")
 # Settings that may change between a run and its continuation, since they do not change what a step computes.
 SAFE_CHANGES = frozenset(
     {"output_dir", "resume", "restart", "force", "max_steps", "workers", "log_every", "checkpoint_every", "keep",
-     "trackers", "profile", "compile", "engine", "config", "on_nonfinite", "max_skips", "keep_best"}
+     "trackers", "diagnostics", "profile", "compile", "engine", "config", "on_nonfinite", "max_skips", "keep_best"}
 )  # fmt: skip
 
 
@@ -59,8 +59,10 @@ class RunSettings:
     """steps between two checkpoints; default: one per epoch"""
     keep: int = 2
     """how many of the newest checkpoints are kept"""
-    trackers: tuple[str, ...] = ()
+    trackers: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--report-to"])] = ()
     """trackers of Accelerate that receive the metrics too, such as tensorboard"""
+    diagnostics: bool = False
+    """log what the loss does: similarities, the parts of the gradient, and the InfoNCE bound where it holds"""
     force: bool = False
     """resume although settings or data changed that alter what is computed"""
     restart: bool = False

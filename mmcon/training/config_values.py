@@ -14,7 +14,7 @@ from mmcon.errors import ConfigError, nearest
 C = TypeVar("C")
 
 # Flags of the command-line parser itself, and of `mmcon.training.config.parse`.
-_OTHER_FLAGS = ("--help", "--config", "--preset", "--tyro-print-completion", "--tyro-write-completion")
+_OTHER_FLAGS = ("--help", "--config", "--preset", "--report-to", "--tyro-print-completion", "--tyro-write-completion")
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 _INVALID = object()
 

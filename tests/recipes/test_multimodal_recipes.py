@@ -10,10 +10,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from launched_recipes import launch, metrics
 
 import mmcon
 from mmcon.errors import ConfigError, DataError, MmconError
+from mmcon.loading.loader import one_pass
+from mmcon.losses import presets
+from mmcon.sources.base import Subset
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
@@ -148,8 +152,53 @@ BAD = {
     r"\['sound'\]": ("multimodal", {"pairs": ("image-sound",)}),
     "MODALITY=VALUE": ("multimodal", {"data": ("photos/",)}),
     "a source of modality 'text'": ("multimodal", {"data": ("text=samples/emoji",)}),
-    "a view generator for 'video'": ("multimodal", {"data": ("video=samples/motion",)}),
+    "a modality": ("multimodal", {"data": ("series=samples/motion",)}),
 }
+
+
+PAIRS = ["image-text", "image-audio", "text-audio", "video-text", "video-audio", "image-video"]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_any_two_of_the_four_modalities_are_paired_on_bundled_data(load, pair):
+    recipe = load("multimodal")
+    config = recipe.Config(pairs=(pair,), batch_size=4, frames=2, cpu=True)
+    names = {m: data for m, data in recipe.bundled_data(config).items() if m in pair.split("-")}
+    source = mmcon.JoinedSource(*(mmcon.create_source(data, modality=m, split="test") for m, data in names.items()))
+    both = torch.stack([member.present(torch.arange(len(source))) for member in source.members.values()]).all(0)
+    views = {modality: [recipe.make_view(config, modality)] for modality in names}
+    some = Subset(source, both.nonzero()[:4, 0])
+    batch = next(one_pass(some, views, batch_size=4))
+    model = mmcon.ContrastiveModel(recipe.make_encoders(config, list(names)), {"shared": mmcon.SharedSpace(dim=8)})
+    first, second = recipe.make_pairs(config, list(names))[0]
+    loss = mmcon.Objective(**presets.clip(temperature=0.1, first=first, second=second))(model(batch), batch)
+    assert torch.isfinite(loss)
+    assert [table.n for table in batch.index.values()] == [4, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["video-text", "audio-video"])
+def test_videos_are_trained_with_texts_and_with_their_sound(load, tmp_path, pair):
+    recipe = load("multimodal")
+    recipe.main(recipe.Config(pairs=(pair,), output_dir=tmp_path / "run", cpu=True, tiny=True, max_steps=2))
+    ((name, found),) = [(k, v) for k, v in results_of(tmp_path / "run")["held_out"].items() if "-" in k]
+    assert set(name.split("-")) == set(pair.split("-"))
+    assert found["first_to_second"]["queries"] == {"video-text": 80, "audio-video": 4}[pair]
+
+
+def test_texts_stills_and_sound_have_the_ids_of_their_videos():
+    for split in ("train", "test"):
+        clips, texts, stills = (
+            mmcon.create_source(f"samples/motion{x}", split=split) for x in ("", "-texts", "-images")
+        )
+        assert clips.ids.tolist() == texts.ids.tolist() == stills.ids.tolist()
+        assert torch.equal(clips.labels, texts.labels)
+        film, sound = (mmcon.create_source(name, split=split) for name in ("samples/film", "samples/film-sound"))
+        assert film.ids.tolist() == sound.ids.tolist()
+    assert texts.open([0])[0].decode() == "a t-shirt/top moving right, steadily"
+    assert not set(sound.ids.tolist()) & set(mmcon.create_source("samples/film-sound").ids.tolist())
+    (window,) = sound.open([1])
+    assert window.facts["length"] == 6400  # .4 s at 16 kHz
 
 
 @pytest.mark.parametrize("message", list(BAD))
