@@ -94,7 +94,7 @@ def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None
     steps = range(epochs * sampler.steps_per_epoch)
     batches = [sampler.batch(step) for step in steps]
     for step in reversed(steps):
-        if not _equal(same.batch(step).indices, batches[step].indices):
+        if not bitwise_equal(same.batch(step).indices, batches[step].indices):
             raise LawBroken(sampler, "state is the step", f"batch {step} differs in reverse order of the steps")
     for batch in batches:
         if len(batch) != sampler.batch_size:
@@ -103,14 +103,14 @@ def check_sampler(make: Callable[..., BatchSampler], *, epochs: int = 2) -> None
             )
         for world_size in (1, 2, 3):
             joined = torch.cat([batch.shard(p, world_size).indices for p in range(world_size)])
-            if not _equal(joined, batch.indices):
+            if not bitwise_equal(joined, batch.indices):
                 raise LawBroken(sampler, "shards make the batch", f"{world_size} processes")
     for epoch in range(epochs):
         of_epoch = batches[epoch * sampler.steps_per_epoch : (epoch + 1) * sampler.steps_per_epoch]
         rows = torch.stack([torch.cat([b.indices for b in of_epoch]), torch.cat([b.occurrence for b in of_epoch])], 1)
         if len(rows.unique(dim=0)) < len(rows):
             raise LawBroken(sampler, "occurrences are unique", f"epoch {epoch} has a sample twice with one occurrence")
-    if all(_equal(other.batch(step).indices, batches[step].indices) for step in steps):
+    if all(bitwise_equal(other.batch(step).indices, batches[step].indices) for step in steps):
         raise LawBroken(sampler, "seeds matter", "another seed gives the same batches")
 
 
@@ -122,11 +122,11 @@ def _draws_are_functions_of_keys(view: ViewGenerator, samples: Any, table: Keys)
     chain, meta = as_chain(view), meta_of(samples, view.modality)
     with unchanged_global_randomness(view, "draw"):
         params = chain.draw(table, meta)
-    if not _equal(chain.draw(table, meta), params):
+    if not bitwise_equal(chain.draw(table, meta), params):
         raise LawBroken(view, "draw is a function", "a second draw with the same keys has other parameters")
     for part in (slice(0, 1), slice(1, None), torch.tensor([2, 0])):
         split = chain.draw(table[part], select_samples(meta, part))
-        if not _equal(split, select_samples(params, part)):
+        if not bitwise_equal(split, select_samples(params, part)):
             raise LawBroken(
                 view, "draws do not depend on the batch", f"samples {part} have other parameters without the rest"
             )
@@ -136,7 +136,7 @@ def _draws_are_functions_of_keys(view: ViewGenerator, samples: Any, table: Keys)
 def _params_are_data(view: ViewGenerator, params: Params, n: int) -> None:
     """Parameters are CPU tensors with one row per sample, and equal bit by bit after a round trip through JSON."""
     check_params(repr(view), params, n)
-    if not _equal(params_from_json(params_to_json(params)), params):
+    if not bitwise_equal(params_from_json(params_to_json(params)), params):
         raise LawBroken(view, "parameters are data", "they differ after a round trip through JSON")
 
 
@@ -145,10 +145,10 @@ def _apply_is_a_function(view: ViewGenerator, samples: Any, params: Params) -> N
     before = copy.deepcopy(samples), copy.deepcopy(params)
     with unchanged_global_randomness(view, "apply"):
         views = collate(as_chain(view).apply(samples, params))
-    if not _equal(collate(as_chain(view).apply(samples, params)), views):
+    if not bitwise_equal(collate(as_chain(view).apply(samples, params)), views):
         raise LawBroken(view, "apply is a function", "a second call with the same parameters returns other views")
     tensors = isinstance(samples, Tensor | Mapping) or all(isinstance(s, Tensor) for s in samples)
-    if (tensors and not _equal(samples, before[0])) or not _equal(params, before[1]):
+    if (tensors and not bitwise_equal(samples, before[0])) or not bitwise_equal(params, before[1]):
         raise LawBroken(view, "apply changes nothing", "the samples or the parameters were modified")
 
 
@@ -168,7 +168,7 @@ def _thread_independence(view: ViewGenerator, samples: Any, params: Params, n: i
     finally:
         torch.set_num_threads(before)
     for threads, views in zip(THREADS[1:], made[1:], strict=True):
-        if not _equal(views, made[0]):
+        if not bitwise_equal(views, made[0]):
             raise LawBroken(view, "thread independence", f"the views with {threads} threads differ from those with one")
 
 
@@ -179,7 +179,7 @@ def _batch_independence(view: ViewGenerator, samples: Any, params: Params, n: in
     for row in range(n):
         one = slice(row, row + 1)
         alone = collate(chain.apply(_rows(samples, one), select_samples(params, one)))
-        if not _equal(alone, _rows(together, one)):
+        if not bitwise_equal(alone, _rows(together, one)):
             raise LawBroken(view, "batch independence", f"sample {row} differs")
 
 
@@ -193,12 +193,12 @@ def _partner_independence(view: ViewGenerator, samples: Any, params: Params, n: 
         raise LawBroken(view, "partners are in the batch", f"of {n} samples, {partners.tolist()}")
     unmixed = collate(chain.apply_ragged(samples, params))
     together = apply_mixing(chain, unmixed, params, partners)
-    if not _equal(apply_mixing(chain, unmixed, params, partners), together):
+    if not bitwise_equal(apply_mixing(chain, unmixed, params, partners), together):
         raise LawBroken(view, "apply is a function", "a second call with the same parameters returns other views")
     for row in range(n):
         two = torch.tensor([row, int(partners[row])])
         alone = apply_mixing(chain, _rows(unmixed, two), select_samples(params, two), torch.tensor([1]))
-        if not _equal(alone, _rows(together, slice(row, row + 1))):
+        if not bitwise_equal(alone, _rows(together, slice(row, row + 1))):
             raise LawBroken(view, "partner independence", f"sample {row} differs without the rest of the batch")
 
 
@@ -215,7 +215,7 @@ def _in_place_equals_out_of_place(view: ViewGenerator, samples: Any, params: Par
             part.copy_into(batch, in_place, name)
             part.apply_(in_place, params[name])
             part.copy_into(made, expected, name)
-            if not _equal(in_place, expected):
+            if not bitwise_equal(in_place, expected):
                 raise LawBroken(view, "in place equals out of place", f"{name} gave other views in place")
         batch = made
 
@@ -225,7 +225,7 @@ def _sizes_are_as_declared(view: ViewGenerator, samples: Any, params: Params) ->
     declared = as_chain(view).output_meta(meta_of(samples, view.modality), params)
     found = meta_of(collate(as_chain(view).apply(samples, params)), view.modality)
     for name in set(declared) & set(found):
-        if not _equal(declared[name].double(), found[name].double()):
+        if not bitwise_equal(declared[name].double(), found[name].double()):
             raise LawBroken(view, "sizes are as declared", f"{name}: declared {declared[name]}, found {found[name]}")
 
 
@@ -262,12 +262,12 @@ def _rows(batch: Any, rows: slice | Int[Tensor, " r"]) -> Any:
     return batch[rows]
 
 
-def _equal(a: Any, b: Any) -> bool:
+def bitwise_equal(a: Any, b: Any) -> bool:
     """Bitwise equality of nested tensors: NaN equals NaN, and types and shapes count."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and bool(torch.all((a == b) | (a.isnan() & b.isnan())))
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return set(a) == set(b) and all(_equal(a[name], b[name]) for name in a)
+        return set(a) == set(b) and all(bitwise_equal(a[name], b[name]) for name in a)
     if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str):
-        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(bitwise_equal(x, y) for x, y in zip(a, b, strict=True))
     return a == b
