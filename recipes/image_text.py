@@ -27,6 +27,7 @@ from mmcon.errors import ConfigError
 from mmcon.evaluation.cross_modal_report import class_prompts, evaluate_image_text
 from mmcon.evaluation.features import Features, extract_features, precompute_features
 from mmcon.evaluation.second_stage import results_json
+from mmcon.evaluation.shown_samples import show_samples
 from mmcon.evaluation.text import bag_of_words
 from mmcon.loading.loader import one_pass
 from mmcon.losses import LearnableTemperature, presets
@@ -121,12 +122,13 @@ def main(config: Config) -> None:
         return run.close()
     for encoder in model.encoders.values():
         merge_lora(encoder)
-    model.save_pretrained(run.folder / "model")
+    mmcon.inference.save_model(model, run.folder / "model", views=plain, source=pairs.train, objective=objective)
     prompts = class_prompts(pairs.train, TEMPLATES, column=pairs.text)
     results = {}
     for name, subject in {"trained": model.to(run.device), "random_towers": untrained.to(run.device)}.items():
         results[name], text = evaluate_image_text(subject, pairs.tests, views=plain, prompts=prompts, device=run.device)
         run.print(f"{name}\n{text}")
+    show_samples(run, pairs.tests["held out"], plain, {"trained": model, "random towers": untrained})
     run.finish(results_json(results))
 
 

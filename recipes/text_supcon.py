@@ -25,6 +25,7 @@ from mmcon_views.text.tokens import load_tokenizer
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
 from mmcon.errors import ConfigError
+from mmcon.evaluation.shown_samples import show_samples
 from mmcon.evaluation.text import bag_of_words, evaluate_texts, text_metrics_json, text_metrics_table
 from mmcon.models.classifier import Classifier
 from mmcon.models.export import export_sentence_transformers
@@ -114,7 +115,8 @@ def main(config: Config) -> None:
     model = run.full_model(model)
     if not run.is_main:
         return run.close()
-    model.save_pretrained(run.folder / "model")
+    views = {"text": [make_tokens(config)]}
+    mmcon.inference.save_model(model, run.folder / "model", views=views, source=train)
     if not bag:
         folder, tokenizer = run.folder / "sentence-transformers", load_tokenizer(config.encoder)
         export_sentence_transformers(encoder, tokenizer, folder, max_tokens=config.max_tokens)
@@ -124,8 +126,14 @@ def main(config: Config) -> None:
     bundled = config.data == BUNDLED
     subgroups = mmcon.create_source(BUNDLED, split="test", labels="subgroup").labels if bundled else None
     options = {"tokens": make_tokens(config), "device": run.device, "seed": config.seed, "subgroups": subgroups}
-    metrics = {name: evaluate_texts(encode, train, test, **options) for name, encode in encoders.items()}
+    folders = {"trained encoder": run.folder / "model"}
+    metrics = {
+        name: evaluate_texts(encode, train, test, model_folder=folders.get(name), **options)
+        for name, encode in encoders.items()
+    }
     run.print(text_metrics_table(metrics, len(test)))
+    first = mmcon.Chain(mmcon.create_view("text/column", column=next(iter(test.texts))), options["tokens"])
+    show_samples(run, test, {"text": [first]}, {"trained encoder": model, "untrained encoder": untrained})
     run.finish(text_metrics_json(metrics))
 
 

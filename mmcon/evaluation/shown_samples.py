@@ -69,13 +69,12 @@ def show_samples(run: Run, test: Source, views: Views, encoders: Mapping[str, nn
         _log.warning("the run page has no samples: %s", error)
 
 
-def try_to_save_samples(
-    folder: Path, test: Source, features: Mapping[str, tuple[Features, Features]], *, modality: str
-) -> None:
+def show_features(folder: Path, test: Source, features: Mapping[str, tuple[Features, Features]]) -> None:
     """`save_samples` of training and test features of one modality; an error is logged, and does not end the run."""
     try:
         trained, *_ = features.values()
-        save_samples(folder, test, {name: {modality: of[1]} for name, of in features.items()}, train=trained[0])
+        tests = {name: {test.modality: of[1]} for name, of in features.items()}
+        save_samples(folder, test, tests, train=trained[0])
     except Exception as error:
         _log.warning("the run page has no samples: %s", error)
 
@@ -242,8 +241,10 @@ def _votes(parts: Sequence[Float[Tensor, "_n _v _d"]], table: _Table, train: Fea
         title = f"the other {len(known) - 1:,} samples"
     if cosines.shape[1] < 3:
         return None
-    labels = known[cosines.topk(min(VOTES, cosines.shape[1] - 1), dim=1).indices]
     count = int(max(known.max(), table.labels.max())) + 1
+    # No more votes than half of a class has, so that a small class can be the majority.
+    votes = min(VOTES, max(3, len(known) // count // 2), cosines.shape[1] - 1)
+    labels = known[cosines.topk(votes, dim=1).indices]
     shares = nn.functional.one_hot(labels, count).float().mean(1)
     share, guess = shares.max(1)
     return _Votes(guess, share, shares.gather(1, table.labels[:, None])[:, 0], title)

@@ -74,6 +74,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> Chart:
     """
     low, high = (min(row.get("low", row["value"]) for row in rows), max(row.get("high", row["value"]) for row in rows))
     x = {"field": "value", "type": "quantitative", "title": None, "scale": {"domain": [low, high], "nice": True}}
+    x["axis"] = {"tickCount": 5}
     y = {"field": "metric", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 220}}
     color = {"field": "encoder", "type": "nominal", "title": None, "sort": None, "legend": {"columns": 3}}
     offset = {"yOffset": {"field": "encoder", "sort": None}}
@@ -129,10 +130,11 @@ def confusion_chart(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> 
         if label in name_of and guess in name_of
     ]
     axis = {"labelLimit": 110, "grid": False, "domain": False, "ticks": False}
-    side = max(220, 17 * len(kept))
+    side = 19 * max(6, len(kept))
     spec = {
         "data": {"values": values},
         "height": side,
+        "usermeta": {"max_width": side + 260},
         "mark": {"type": "rect", "aria": False, "cornerRadius": 1},
         "encoding": {
             "x": {"field": "guess", "type": "nominal", "sort": names, "title": "label of the neighbors",
@@ -159,16 +161,17 @@ def map_chart(groups: Sequence[str], title: str) -> Chart:
     """
     few = len(groups) <= 10
     color = {"field": "group", "type": "nominal", "title": title, "sort": list(groups)}
-    color |= {"scale": {"domain": list(groups)}, "legend": {"orient": "top", "columns": 5} if few else None}
+    color |= {"scale": {"domain": list(groups)}, "legend": {} if few else None}
     hover = {"type": "point", "on": "pointerover", "nearest": True, "fields": ["i"], "clear": "pointerout"}
     axis = {"type": "quantitative", "axis": None, "scale": {"zero": False, "padding": 12}}
     encoding = {"x": {"field": "x", **axis}, "y": {"field": "y", **axis}}
     spec = {
         "data": {"name": "points"},
+        "params": [{"name": "chosen", "value": -1}],
         "height": 420,
         "view": {"stroke": None},
         "layer": [
-            {"params": [{"name": "hover", "select": hover}, {"name": "chosen", "value": -1}],
+            {"params": [{"name": "hover", "select": hover}],
              "mark": {"type": "point", "filled": True, "size": 34, "opacity": 0.75, "aria": False},
              "encoding": {**encoding, "color": color, **({"shape": {**color}} if few else {})}},
             {"transform": [{"filter": "datum.i === chosen"}],
@@ -187,7 +190,7 @@ def _curve(
     rows = _thinned(names, lines)
     titles = [_series_title(name, title) for name in names]
     y: dict[str, Any] = {"title": None if unit == "%" else unit or None, "type": "quantitative"}
-    y["axis"] = {"format": "%"} if unit == "%" else {"format": "~g" if title != "Learning rate" else ".1e"}
+    y["axis"] = {"format": "%"} if unit == "%" else {"format": ".1e"} if title == "Learning rate" else {}
     x = {"field": "step", "type": "quantitative", "title": "step", "axis": {"tickMinStep": 1, "tickCount": 5}}
     tip = ".1%" if unit == "%" else ".4~g"
     several = len(names) > 1
@@ -201,6 +204,7 @@ def _curve(
                           {"calculate": f"{titles}[toNumber(substring(datum.part, 1))]", "as": "name"}],
             "mark": {"type": "area", "aria": False, "opacity": 0.85},
             "encoding": {"x": x, "y": {**y, "field": "share", "stack": "zero", "scale": {"domain": [0, 1]}},
+                         "order": {"field": "part"},
                          "color": {"field": "name", "type": "nominal", "sort": titles, "title": None,
                                    "scale": {"domain": titles}, "legend": {"columns": 3}}},
         })  # fmt: skip

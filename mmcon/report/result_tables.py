@@ -16,7 +16,7 @@ _ELSEWHERE = ("warnings", "by_clip", "clip_ids", "per_class", "by_class")
 class Cell:
     """A figure, with its 95 % interval where there is one."""
 
-    value: float
+    value: int | float
     interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:

@@ -31,10 +31,15 @@
     const name = element.dataset.chart, spec = structuredClone(charts[name]);
     if (!spec || !window.vegaEmbed) return;
     Object.assign(spec, { width: "container", autosize: { type: "fit-x", contains: "padding" } });
-    if (name === "map") spec.datasets = { points: points() };
+    const style = config();
+    if (name === "map") {
+      spec.datasets = { points: points() };
+      style.legend.columns = element.clientWidth < 560 ? 3 : 5;
+    }
+    if (spec.usermeta?.max_width) element.style.maxWidth = `${spec.usermeta.max_width}px`;
     views[name]?.finalize();
     const made = await vegaEmbed(element, spec, {
-      mode: "vega-lite", actions: false, ast: true, renderer: name === "map" ? "canvas" : "svg", config: config(),
+      mode: "vega-lite", actions: false, ast: true, logLevel: 1, renderer: name === "map" ? "canvas" : "svg", config: style,
     });
     views[name] = made;
     // The box around the drawing has the label; the drawing itself is for the eye.
@@ -54,7 +59,7 @@
   const samples = data.samples || [], classes = data.classes || [], several = (data.modalities || []).length > 1;
   const choice = { encoder: data.after, method: "PCA", highlight: "" };
   let inspected = -1;
-  const shortName = (name) => String(name).replaceAll("\\", "/").split("/").slice(-2).join("/");
+  const shortName = (name) => String(name).split(": ").pop().replaceAll("\\", "/").split("/").slice(-2).join("/");
   const labelOf = (s) => (s.label >= 0 && classes[s.label] !== undefined ? classes[s.label] : "");
   const element = (tag, attributes = {}, ...children) => {
     const made = Object.assign(document.createElement(tag), attributes);
@@ -102,7 +107,7 @@
       mark?.setAttribute("role", "img");
       const text = labelOf(other) || shortName(other.name);
       list.append(element("li", {}, tile(j, element("span", { className: "name", title: nameOf(other) }, mark, text),
-        element("span", { className: "cosine", textContent: cosines[i][k].toFixed(2) }))));
+        element("span", { className: "cosine", textContent: cosines[i][k].toFixed(3) }))));
     });
     return element("div", { className: isText ? "near texts" : "near" }, element("p", { textContent: title, title: encoder }), list);
   }
@@ -151,13 +156,17 @@
     });
   }
 
-  function redrawMap() {
-    const plot = document.querySelector('[data-chart="map"]'), map = data.maps[choice.encoder];
+  function describeMap() {
+    const map = data.maps[choice.encoder];
     const { explained } = map[choice.method] || map.PCA;
     const told = explained ? `, whose two axes have ${Math.round(100 * (explained[0] + explained[1]))} % of the variance` : "";
     document.getElementById("map-about").textContent =
       `${samples.length.toLocaleString("en")} of ${data.total.toLocaleString("en")} held-out samples under the ${choice.encoder}, by ${choice.method}${told}. Point at one to see it, select one to keep it.`;
-    return draw(plot);
+  }
+
+  function redrawMap() {
+    describeMap();
+    window.drawn = draw(document.querySelector('[data-chart="map"]'));
   }
 
   function options(name, values, titles) {
@@ -189,7 +198,7 @@
     select.addEventListener("change", () => { choice.highlight = select.value; redrawMap(); });
     document.getElementById("sample").addEventListener("input", (event) => inspect(Number(event.target.value)));
     inspect(data.out_of_place[0] ?? data.examples[0] ?? 0);
-    redrawMap();
+    describeMap();
   }
 
   document.querySelectorAll(".view img").forEach((image) => image.classList.toggle("small", image.naturalWidth > 0 && image.naturalWidth < 64));

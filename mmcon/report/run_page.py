@@ -128,6 +128,7 @@ def context(files: RunFiles, *, running: bool = False) -> dict[str, Any]:
         "listed_files": files.unreadable[:LISTED_FILES],
         "commands": _commands(files),
         "short": _short_name,
+        "parameters": _parameters,
     }
 
 
@@ -186,9 +187,16 @@ def _commands(files: RunFiles) -> list[tuple[str, str]]:
 
 
 def _short_name(name: str, parts: int = 2) -> str:
-    """The last parts of a path, which tell files of a data set apart."""
-    pieces = str(name).replace("\\", "/").split("/")
+    """The last parts of a path, which tell files of a data set apart, or a name without that of its source."""
+    pieces = str(name).rpartition(": ")[2].replace("\\", "/").split("/")
     return "/".join(pieces[-parts:])
+
+
+def _parameters(views: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The parameters of the views of a sample: a path, and its value in each view or ""."""
+    by_view = [dict(view["params"]) for view in views]
+    paths = dict.fromkeys(path for params in by_view for path in params)
+    return [(path, [params.get(path, "") for params in by_view]) for path in paths]
 
 
 @functools.cache

@@ -34,7 +34,7 @@ def vega_script() -> str:
         return file.read_text()
     except OSError:
         pass  # not made yet
-    made = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True)
+    made = subprocess.run([sys.executable, "-P", "-c", _PROGRAM], capture_output=True)
     script = made.stdout.decode()
     if made.returncode or "vegaEmbed" not in script or "</script" in script:
         raise _missing(made.stderr.decode(errors="replace")[-200:] or "no script")
@@ -55,7 +55,7 @@ def _begin() -> None:
     """Make the script in the background."""
     program = "from mmcon.report.vega import vega_script; vega_script()"
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **quiet)
+    subprocess.Popen([sys.executable, "-P", "-c", program], start_new_session=True, **quiet)
 
 
 def script_file() -> Path:

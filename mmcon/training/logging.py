@@ -15,11 +15,16 @@ from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.distributed.collectives import gather_objects
+from mmcon.errors import ConfigError
 from mmcon.files import append_line, read_lines, replace_file
 from mmcon.loading.loader import ViewLoader
+from mmcon.objective.objective import Objective
+from mmcon.report.run_page import LivePage
+from mmcon.samplers.uniform import UniformSampler
 from mmcon.training.collapse import CHECKED_STEPS, CollapseMonitor
 from mmcon.training.config import RunConfig, RunSettings
 from mmcon.training.range_test import range_test_report
+from mmcon.training.shown_views import show_views
 from mmcon.training.step import Stepper
 from mmcon.training.step_timer import StepTimer
 
@@ -73,7 +78,7 @@ class MetricsLog:
 
 
 class RunLogger:
-    """Writes the log of a run on the main rank.
+    """Writes the log of a run, and its page, on the main rank.
 
     Args:
         folder: the run folder.
@@ -93,14 +98,18 @@ class RunLogger:
         self.metrics = MetricsLog(folder / "metrics.jsonl")
         self.monitor: CollapseMonitor | None = None
         self.timing: dict[str, float] = {}
+        self._objective: Any = None
         self._notes: dict[str, Any] = {}
         self._has_warned = False
+        self._page: LivePage | None = None
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl, and pass its numbers to the trackers."""
         if not self.accelerator.is_main_process:
             return
         line = self.metrics.write(step, values)
+        self._page = self._page or LivePage(self.folder)
+        self._page.refresh()
         if self.settings.trackers:
             self.accelerator.log({k: v for k, v in line.items() if isinstance(v, int | float)}, step=step)
 
@@ -113,11 +122,15 @@ class RunLogger:
         self.timer.rows += self.accelerator.num_processes * max(table.n for table in batch.index.values())
         notes, self._notes = self._notes, {}
         is_logged = step == 1 or step % self.settings.log_every == 0
+        if is_logged and isinstance(self._objective, Objective):
+            notes |= self._objective.log_values(independent_negatives=isinstance(loader.sampler, UniformSampler))
         if self.monitor is not None and (is_logged or step in CHECKED_STEPS):
             notes |= self.monitor.measure(step, stepper.loss, stepper.gradient_norm)
         if not is_logged:
             return
         timing = self.timing = self.timer.read()
+        if self._page is None and self.accelerator.is_main_process:
+            show_views(self.folder, loader, batch)
         self._warn_if_slow(step, timing["waiting_for_data"], timing["views"])
         norm = {} if stepper.gradient_norm is None else {"gradient_norm": stepper.gradient_norm}
         rate = max(group["lr"] for group in stepper.optimizer.param_groups)
@@ -125,7 +138,17 @@ class RunLogger:
         self.log(step, {**line, "unreadable_samples": len(loader.failures), **timing, **notes})
 
     def watch(self, objective: Any, optimizer: Any) -> None:
-        """Measure the embeddings of the objective on the main rank, and warn if they collapse."""
+        """Measure the embeddings of the objective on the main rank, and warn if they collapse.
+
+        Raises:
+            ConfigError: `diagnostics` of an objective that is not contrastive.
+        """
+        self._objective = objective
+        if self.settings.diagnostics:
+            if not isinstance(objective, Objective):
+                got = type(objective).__name__
+                raise ConfigError("--diagnostics", expected="a contrastive objective", got=got)
+            objective.records = {}
         if self.accelerator.is_main_process:
             rate = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
             self.monitor = CollapseMonitor(objective, learning_rate=rate, log=self.accelerator.print)
@@ -157,6 +180,7 @@ class RunLogger:
         if warnings:
             self.accelerator.print("\n".join(f"warning: {text}" for text in warnings), flush=True)
         replace_file(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        self._page = self._page or LivePage(self.folder)
         if failures:
             listed = self.folder / QUARANTINE
             for file, reason in failures.items():
@@ -165,6 +189,11 @@ class RunLogger:
             self.accelerator.print(
                 f"{len(failures):,} unreadable samples were left out, listed in {listed}:\n  {names}"
             )
+
+    def close(self) -> None:
+        """Write the page for the last time, if the run has logged anything."""
+        if self._page is not None:
+            self._page.close()
 
     def _warn_if_slow(self, step: int, waiting: float, views: float) -> None:
         if waiting + views > SLOW_DATA_FRACTION and step > 1 and not self._has_warned:

@@ -344,6 +344,7 @@ class Run:
             return
         self._closed = True
         barrier(self._closing_group)
+        self._logger.close()
         self.accelerator.free_memory()
         self.accelerator.end_training()
         self._opened.release()

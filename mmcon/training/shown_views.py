@@ -15,7 +15,7 @@ from mmcon.batch import ViewBatch, count_rows, tree_map
 from mmcon.files import replace_file
 from mmcon.loading.loader import ViewLoader
 from mmcon.media.preview import Preview, preview_of, preview_of_view
-from mmcon.training.replay import rate_of, replayed_text
+from mmcon.training.view_files import rate_of, replayed_text
 from mmcon.views import describe_sample, select_samples
 
 #: The file in a run folder.

@@ -1,0 +1,238 @@
+"""The page of a run: what it shows of any run folder, that it stands alone, and that writing it ends no run."""
+
+import json
+import logging
+import re
+
+import pytest
+import torch
+import vl_convert
+from made_run import ODD_NAMES, features_of, images, made_run
+from small_run import train
+
+import mmcon
+from mmcon.errors import InputError
+from mmcon.evaluation.shown_samples import save_samples
+from mmcon.report import run_page
+from mmcon.report.charts import POINTS, curves, map_chart
+from mmcon.report.result_tables import class_shares, interval_rows, result_tables
+from mmcon.report.run_files import read_run
+from mmcon.report.run_page import LivePage, context, write_report
+from mmcon.sources.base import TensorSource
+from mmcon.training.shown_views import VIEWS_FILE
+from mmcon.views import describe_sample
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return made_run(tmp_path_factory.mktemp("runs") / "made")
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return write_report(folder).read_text()
+
+
+def test_the_page_has_what_the_folder_holds(page):
+    parts = re.findall(r'<section id="([a-z-]+)"', page)
+    assert parts == ["results", "curves", "views", "neighbors", "map", "confusion", "out-of-place", "run"]
+    for text in ("0.800", "0.700 to 0.900", "--data &#39;my photos&#39;", "few &lt;images&gt;", "mmcon replay"):
+        assert text in page, text
+
+
+def test_names_of_the_run_are_text_and_nothing_else(page):
+    """Classes, paths and settings with markup in them: no element, attribute or script comes from them."""
+    for name in ODD_NAMES[:2]:
+        assert name not in page
+    assert "<b>tiny" not in page
+    assert page.count("<script") == page.count("</script>") == 4  # two of data, Vega, and the page's own
+
+
+def test_the_page_requests_nothing(page):
+    """The policy in the page forbids requests and inline evaluation; addresses in attributes are data."""
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page).group(1)
+    assert policy.startswith("default-src 'none';")
+    assert "http" not in policy and "unsafe-eval" not in policy
+    head, _, _ = page.partition('<script type="application/json"')
+    addresses = re.findall(r'(?:src|href)="([^"]{0,20})', head)
+    assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
+
+
+def test_parts_that_are_missing_are_left_out(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}\n")
+    text = write_report(tmp_path).read_text()
+    assert re.findall(r'<section id="([a-z-]+)"', text) == ["run"]
+    with pytest.raises(InputError, match=r"metrics\.jsonl or config\.yaml"):
+        write_report(tmp_path / "elsewhere")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    (tmp_path / "results.json").write_text("[1")
+    (tmp_path / "config.yaml").write_text("a: !!python/object:x {}\n")
+    files = read_run(tmp_path)
+    assert len(files.metrics) == 1 and not files.results and not files.config
+    assert len(files.problems) == 3
+    assert all(name in " ".join(files.problems) for name in ("metrics.jsonl", "results.json", "config.yaml"))
+    assert "results.json cannot be read" in write_report(tmp_path).read_text()
+
+
+# --- results and curves ----------------------------------------------------------------------------------------------
+
+
+def test_baselines_are_columns_beside_the_trained_encoder():
+    """The two ways in which recipes name a figure, linear_probe_top1 and linear_probe: top1, meet in one row."""
+    results = {
+        "linear_probe": {"top1": 0.9, "top5": 1.0},
+        "linear_probe_top1_interval": [0.8, 0.95],
+        "random_encoder": {"linear_probe_top1": 0.5},
+        "linear_probe_top1_by_class": {"cat": 0.1, "dog": 0.7},
+        "warnings": ["w"],
+    }
+    (table,) = result_tables(results)
+    assert table.encoders == ["trained", "random encoder"]
+    assert [(name, [cell and cell.value for cell in cells]) for name, cells in table.rows] == [
+        ("linear probe top-1", [0.9, 0.5]),
+        ("linear probe top-5", [1.0, None]),
+    ]
+    assert table.rows[0][1][0].interval == (0.8, 0.95)
+    assert [row["encoder"] for row in interval_rows([table])] == ["trained", "random encoder"]
+    assert class_shares(results) == {"cat": 0.1, "dog": 0.7}
+
+
+def test_encoders_under_kinds_of_views_are_tables():
+    encoder = {"lag_correlation": 0.3, "order_accuracy": 0.7, "lag": 1.0, "by_clip": {"x": [1, 2]}, "slowness": [1.0]}
+    results = {"plain": {"trained": encoder, "random": encoder}, "clips": 16}
+    main, plain = result_tables(results)
+    assert [name for name, _ in main.rows] == ["clips"] and plain.title == "plain"
+    assert plain.encoders == ["trained", "random"] and len(plain.rows) == 3
+
+
+def test_every_number_of_the_log_is_in_a_chart():
+    lines = [{"step": s, "epoch": 0, "loss": 1 / s, "loss/a/x>y": 2.0, "own_number": s, "text": "t", "zero": 0,
+              "nan": float("nan"), "forward": 0.5, "waiting_for_data": 0.5} for s in range(1, 4)]  # fmt: skip
+    titles = [chart.title for chart in curves(lines)]
+    assert titles == ["Loss", "Where the time goes", "own number"]
+    assert "total: 1 at first, 0.3333 at step 3" in curves(lines)[0].about
+
+
+def test_long_logs_are_averaged_in_groups():
+    (chart,) = curves([{"step": s, "loss": float(s)} for s in range(1, 10 * POINTS + 1)])
+    rows = chart.spec["data"]["values"]
+    assert len(rows) == POINTS and rows[0] == {"step": 10, "s0": 5.5}  # the mean of 1 to 10
+
+
+@pytest.mark.slow
+def test_the_charts_are_valid_vega_lite(folder):
+    specs = context(read_run(folder))["specs"]
+    assert {"figures", "classes", "confusion", "map"} <= set(specs)
+    for spec in specs.values():
+        assert vl_convert.vegalite_to_vega({**spec, "width": 300})["marks"]
+
+
+# --- samples and views -----------------------------------------------------------------------------------------------
+
+
+def test_neighbors_votes_and_samples_out_of_place(tmp_path):
+    """Five unit rows on a circle: three of class 0, two of class 1, of which one lies among those of class 0."""
+    angles = torch.tensor([0.0, 0.1, 0.25, 0.12, 3.0])
+    source = TensorSource(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), labels=[0, 0, 0, 1, 1], classes=("zero", "one"))
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    features = {"trained": {"image": features_of(source, rows)}, "random": {"image": features_of(source, rows.flip(0))}}
+    about = json.loads(save_samples(tmp_path, source, features).read_text())
+    near = about["neighbors"]["trained"]
+    assert near["rows"][0] == [1, 3, 2, 4]
+    assert near["cosines"][0][0] == pytest.approx(torch.cos(torch.tensor(0.1)).item(), abs=1e-3)
+    # Each sample's votes are those of all but the farthest of the others: for row 3 the labels 0, 0, 0.
+    assert about["samples"][3]["guess"] == 0 and about["samples"][3]["share"] == 1.0
+    assert about["out_of_place"][0] == 3
+    assert sum(count for _, _, count in about["confusion"]) == 5
+    assert about["before"] == "random" and len(about["maps"]["trained"]["PCA"]["points"]) == 5
+
+
+def test_neighbors_of_two_modalities_are_of_the_other_one(tmp_path):
+    from mmcon.sources.text import TextSource
+
+    pictures = TensorSource(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ids=torch.arange(3))
+    texts = TextSource(["one", "two", "three"])
+    texts.ids = torch.arange(3)
+    both = mmcon.JoinedSource(pictures, texts)
+    rows = torch.eye(3)
+    of = {"image": features_of_ids(rows), "text": features_of_ids(rows.roll(1, 0))}
+    about = json.loads(save_samples(tmp_path, both, {"trained": of}).read_text())
+    assert about["modalities"] == ["image", "text"] and about["samples"][3]["preview"] == {"text": "one"}
+    assert [near[0] for near in about["neighbors"]["trained"]["rows"]] == [4, 5, 3, 2, 0, 1]
+
+
+def features_of_ids(rows):
+    from mmcon.batch import Index
+    from mmcon.evaluation.features import Features
+
+    return Features(rows, Index({"sample": torch.arange(len(rows))}))
+
+
+def test_views_have_the_drawn_parameters(folder):
+    """Those of the loader for the same step, since views are drawn by key."""
+    from mmcon.loading.loader import ViewLoader
+    from mmcon.samplers.uniform import UniformSampler
+
+    saved = json.loads((folder / VIEWS_FILE).read_text())
+    source, view = images(), mmcon.create_view("image/simclr", size=16)
+    loader = ViewLoader(source, {"image": [view] * 2}, UniformSampler(source.ids, batch_size=4, seed=3), seed=3)
+    batch = next(iter(loader))
+    first = saved["samples"][0]
+    assert saved["step"] == 1 and first["sample"] == int(batch.index["image"]["sample"][0])
+    assert [shown["view"] for shown in first["views"]] == [0, 1]
+    drawn = describe_sample(batch.params["image"][0], 0)
+    assert f"{drawn['crop']['top']:.4g}" == dict(first["views"][0]["params"])["crop.top"]
+    assert first["views"][0]["picture"].startswith("data:image/webp;base64,")
+
+
+@pytest.mark.slow
+def test_a_page_of_200_classes_stays_small(tmp_path):
+    """50,000 samples are more than the 2,000 that are shown; noise is what compresses worst."""
+    values = torch.randint(0, 256, (2_500, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    classes = [f"class {i}" for i in range(200)]
+    source = TensorSource(values, labels=torch.arange(2_500) % 200, classes=classes)
+    assert write_report(made_run(tmp_path, source=source)).stat().st_size < 10_000_000
+    assert len(map_chart(classes, "class").spec["layer"]) == 2
+
+
+# --- pages of runs at work -------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_page(tmp_path):
+    train(tmp_path / "run", steps=2)
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert re.findall(r'<section id="([a-z-]+)"', text) == ["curves", "views", "run"]
+    assert "not finished" in text
+
+
+def test_pages_take_one_percent_of_the_time(tmp_path, monkeypatch):
+    """A page that takes 1 s is written no more often than every 100 s; a quick one, every 10 s."""
+    clock, written = [0.0], []
+    monkeypatch.setattr(run_page.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(run_page, "script_is_ready", lambda: True)
+
+    def write(folder, running):
+        written.append(clock[0])
+        clock[0] += cost
+
+    monkeypatch.setattr(run_page, "write_report", write)
+    for cost, pause in ((1.0, 101), (0.01, 10)):
+        clock[0] = 0.0
+        page = LivePage(tmp_path)
+        written.clear()
+        while clock[0] < 500:
+            clock[0] += 0.5
+            page.refresh()
+        assert written[0] == 10 and len(written) == pytest.approx(1 + 490 / pause, abs=1.5)
+
+
+def test_a_page_that_cannot_be_written_ends_nothing(tmp_path, caplog):
+    page = LivePage(tmp_path / "gone")
+    with caplog.at_level(logging.WARNING):
+        page.close()
+        page.close()
+    (record,) = caplog.records
+    assert "report.html is not written" in record.message
