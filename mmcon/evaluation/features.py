@@ -116,7 +116,7 @@ def extract_features(
         device: the device of the batches; by default that of the module's parameters.
         metadata: free text to save with the features.
         title: the name of the phase, for the progress.
-        total: the number of rows, for the progress, if it is known.
+        total: the number of samples, for the progress, if it is known.
         show_progress: False shows none.
 
     Returns:
@@ -141,7 +141,8 @@ def extract_features(
             table = batch.index[name].to("cpu")
             values.append(_check_features(block, table))
             tables.append(table)
-            progress.advance(done := done + table.n)
+            done += len(table["sample"].unique()) if "sample" in table else table.n  # rows may be frames of a sample
+            progress.advance(done)
     if not values:
         raise InputError("extract_features", expected="at least one batch", got="an empty loader")
     # Cloned outside inference mode: autograd refuses inference tensors, and a probe is trained on these.

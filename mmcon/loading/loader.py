@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Shaped
@@ -44,6 +45,8 @@ _log = logging.getLogger(__name__)
 FEW_FAILURES = 5
 #: So many unreadable samples are logged one by one: a log of a tenth of a large data set would hide everything else.
 NAMED_FAILURES = 100
+# The unreadable samples that were logged, by source.
+_named: WeakKeyDictionary[Any, set[int]] = WeakKeyDictionary()
 #: How often in a row workers may be killed, without a sample that kills them, before the loader gives up.
 LOST_WORKERS = 3
 
@@ -295,7 +298,10 @@ class ViewLoader:
         for sample, (file, reason) in failures.items():
             if sample not in self.failures:
                 self.failures[sample], self.files[sample] = reason, file
-                number, cause = len(self.failures), reason.partition("\n")[0]
+                if sample in (named := _named.setdefault(self.source, set())):
+                    continue  # by another pass over the source: an evaluation makes several
+                named.add(sample)
+                number, cause = len(named), reason.partition("\n")[0]
                 if number <= NAMED_FAILURES or number % NAMED_FAILURES == 0:
                     _log.warning("unreadable sample %d, left out: %s: %s", number, file, cause)
                 if number == NAMED_FAILURES:

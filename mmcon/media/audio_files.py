@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import wave
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from mmcon.errors import DataError, MissingDependencyError
 from mmcon.media.audio_headers import read_promise
-from mmcon.media.decoding import DAMAGED, decoder_errors, file_size, restart_time_limit
+from mmcon.media.decoding import DAMAGED, decoder_errors, file_size, restart_time_limit, standard_error_dropped
 from mmcon.media.packet_times import read_packet_times, states_no_length, stream_start
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def read_audio_header(source: str | Path | bytes, name: str) -> AudioHeader:
             except ModuleNotFoundError:
                 missing += [package] if package else []
             except Exception as error:  # each library has its own types; the error below contains their messages
-                tried.append(f"{decoder.__name__[1:]}: {str(error) or repr(error)}")
+                tried.append(f"{decoder.__name__[1:]}: {_reason(error)}")
     if missing:
         raise MissingDependencyError(
             where,
@@ -110,6 +111,13 @@ def read_audio_span(
         return span
 
 
+def _reason(error: Exception) -> str:
+    """The message of a decoder without the path and the number, which the errors of both libraries have too."""
+    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error) or repr(error)
+    # libsndfile's words for a file named .mp3 that is none.
+    return "no audio" if "not a regular file" in text else text.rstrip(".")
+
+
 def _check_header(header: AudioHeader, size: int) -> None:
     """Refuse values of a damaged header before memory is reserved for them."""
     low, high = _RATES_HZ
@@ -125,9 +133,10 @@ def _soundfile(source: str | Path | bytes, counted: bool) -> AudioHeader:
     import soundfile
 
     if not counted:
-        # libsndfile stops at its estimate, and libmpg123 writes to the standard error whenever it opens such a file.
+        # libsndfile stops at its estimate.
         raise ValueError("an MP3 that does not state its length")
-    with soundfile.SoundFile(_binary(source)) as file:
+    # libmpg123 writes to the standard error what it finds in a file that is named .mp3 and is none.
+    with standard_error_dropped(), soundfile.SoundFile(_binary(source)) as file:
         if file.format == "RAW":  # by the suffix alone
             raise ValueError("a file without a header")
         if not file.frames and file.format == "OGG":
@@ -149,10 +158,12 @@ def _read_by_soundfile(
                 _read_blocks(file, start)
             return _read_blocks(file, length)
 
-    try:
-        samples = read(start, length)
-    except soundfile.LibsndfileError:  # libsndfile may fail near the end of a truncated file
-        samples = _read_until_failure(read, start, length, header.channels)
+    # For each span that begins inside an MP3, libmpg123 writes to the standard error that frames before it lack.
+    with standard_error_dropped() if header.estimated else nullcontext():
+        try:
+            samples = read(start, length)
+        except soundfile.LibsndfileError:  # libsndfile may fail near the end of a truncated file
+            samples = _read_until_failure(read, start, length, header.channels)
     return torch.from_numpy(np.ascontiguousarray(samples.T))
 
 

@@ -11,6 +11,7 @@ process began its current decoding, and ends a worker that takes too long (`mmco
 
 from __future__ import annotations
 
+import os
 import stat
 import threading
 import time
@@ -37,6 +38,8 @@ _KINDS = (
 
 # Where a worker process records when its current decoding began: one number of shared memory, 0 between decodings.
 _began: Float64[np.ndarray, "1"] | None = None
+# How many blocks drop the standard error, and a copy of it meanwhile.
+_lock, _dropping, _kept_standard_error = threading.Lock(), 0, -1
 
 
 @contextmanager
@@ -76,6 +79,29 @@ def pillow_is_quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
+
+
+@contextmanager
+def standard_error_dropped() -> Iterator[None]:
+    """Drop what the process writes to the standard error in a `with` block: libraries in C cannot be told to be quiet.
+
+    Blocks may overlap in several threads. What other threads write meanwhile is dropped too, so the block is short.
+    """
+    global _kept_standard_error, _dropping
+    with _lock:
+        if not _dropping:
+            _kept_standard_error, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        _dropping += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _dropping -= 1
+            if not _dropping:
+                os.dup2(_kept_standard_error, 2)
+                os.close(_kept_standard_error)
 
 
 def file_size(path: str | Path, name: str) -> int:

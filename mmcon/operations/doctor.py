@@ -21,6 +21,8 @@ from mmcon.errors import DataError, MmconError
 from mmcon.sources.base import Source
 from mmcon.sources.factory import create_source
 
+#: Files that are shown of those that cannot be read.
+SHOWN = 50
 _MARKS = {"good": "ok  ", "note": "note", "bad": "BAD "}
 
 
@@ -89,15 +91,26 @@ def data(
         return
     yield Finding("good", "data", source.describe())
     yield from _classes(source)
-    yield from _held_out(name, source, options)
-    indices = range(0, len(source), 1 if everything else max(1, len(source) // most))
+    yield from _files(source, 1 if everything else max(1, len(source) // most))
+    try:
+        test = create_source(name, split="test", **options)
+    except MmconError as error:
+        yield Finding("note", "held-out split", str(error).partition("\n")[0])
+        return
+    yield _held_out(source, test)
+    yield from _files(test, 1 if everything else max(1, len(test) // most), of="held-out ")
+
+
+def _files(source: Source, step: int, *, of: str = "") -> Iterator[Finding]:
+    """Decode every `step`-th sample."""
+    indices = range(0, len(source), step)
     for modality, member in source.members.items():
         faults = [fault for index in indices if (fault := _fault(member, index))]
-        shown = "".join(f"\n      {fault}" for fault in faults[:10])
+        shown = "".join(f"\n      {fault}" for fault in faults[:SHOWN])
+        more = f"\n      and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
         level = "bad" if len(faults) == len(indices) else "note" if faults else "good"
-        yield Finding(
-            level, f"{modality} files", f"{len(faults)} of {len(indices)} decoded samples cannot be read{shown}"
-        )
+        counts = f"{len(faults):,} of {len(indices):,} decoded samples cannot be read"
+        yield Finding(level, f"{of}{modality} files", counts + shown + more)
 
 
 # The published sizes of ImageNet-1k's splits: an incomplete copy has fewer samples.
@@ -119,13 +132,8 @@ def _classes(source: Source) -> Iterator[Finding]:
         yield Finding("good" if whole else "note", "ImageNet", message)
 
 
-def _held_out(name: str, train: Source, options: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check that there is a test split, and that it shares no sample with the training split."""
-    try:
-        test = create_source(name, split="test", **options)
-    except MmconError as error:
-        yield Finding("note", "held-out split", str(error).partition("\n")[0])
-        return
+def _held_out(train: Source, test: Source) -> Finding:
+    """Check that the test split shares no sample with the training split, and has all of its classes."""
     shared = int(torch.isin(test.ids, train.ids).sum())
     level = "bad" if shared else "good"
     message = f"{len(test):,} samples" + (f", {shared:,} of which are training samples too" if shared else "")
@@ -134,7 +142,7 @@ def _held_out(name: str, train: Source, options: Mapping[str, Any]) -> Iterator[
         level, message = "note", f"{message}, without any of {lacking} of {len(train.classes)} classes"
     if len(train.classes) == _IMAGENET["classes"] and len(test) != _IMAGENET["val"]:
         level, message = "bad" if shared else "note", f"{message}; ImageNet-1k's has {_IMAGENET['val']:,}"
-    yield Finding(level, "held-out split", message)
+    return Finding(level, "held-out split", "\n  ".join([message, *test.notes]))
 
 
 def _fault(source: Source, index: int) -> str:

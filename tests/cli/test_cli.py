@@ -135,6 +135,23 @@ def test_the_doctor_examines_data(tmp_path):
     assert "1.png" in str(finding)
 
 
+def test_the_doctor_decodes_held_out_files_too(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(6):
+                Image.effect_noise((80, 80), 99).save(tmp_path / split / name / f"{i}.jpg")
+    bad = tmp_path / "test" / "dog" / "2.jpg"
+    bad.write_bytes(bad.read_bytes()[:1500])
+    (tmp_path / "test" / "cat" / "5.jpg").write_bytes(b"")
+    found = {finding.subject: finding for finding in doctor.data(str(tmp_path), options={"max_failures": 0.2})}
+    assert found["image files"].level == "good"
+    assert "1 unreadable image files left out" in found["held-out split"].message
+    assert found["held-out image files"].level == "note"
+    assert "1 of 11 decoded samples cannot be read" in found["held-out image files"].message
+    assert "dog/2.jpg" in found["held-out image files"].message
+
+
 def test_the_doctor_and_the_recipes_accept_the_same_share_of_unreadable_files(tmp_path, mmcon, monkeypatch):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()

@@ -117,3 +117,12 @@ def test_bad_input_is_named(tmp_path):
         Features.load(tmp_path / "torn")
     with pytest.raises(InputError, match="2 rows"):
         Features(torch.zeros(2, 3), Index({"sample": torch.arange(3)}))
+
+
+def test_the_progress_counts_samples_and_not_their_rows(monkeypatch):
+    """A clip has a row for each of its frames."""
+    done = []
+    monkeypatch.setattr("mmcon.evaluation.features.Progress.advance", lambda self, count: done.append(count))
+    frames = [Index({"sample": torch.arange(samples).repeat(3)}) for samples in (4, 2)]
+    extract_features(pixels, [ViewBatch({"image": (torch.zeros(i.n, 3, 2, 2),)}, {"image": i}) for i in frames])
+    assert done == [4, 6]

@@ -329,6 +329,16 @@ def test_many_unreadable_samples_do_not_flood_the_log(tmp_path, caplog):
     assert len(loader.failures) == 350
 
 
+def test_a_second_pass_over_a_source_does_not_log_its_unreadable_samples_again(tmp_path, caplog):
+    source = folder(tmp_path, "image")()
+    bad_file(tmp_path, "image").write_bytes(b"")
+    for _ in range(3):
+        loader = loader_of(source, "image")
+        next(iter(loader))
+        assert list(loader.files.values()) == [str(bad_file(tmp_path, "image"))]
+    assert caplog.text.count("left out") == 1
+
+
 def test_unreadable_samples_are_restored_and_not_tried_again(tmp_path):
     source = folder(tmp_path, "image")()
     bad_file(tmp_path, "image").write_bytes(b"")

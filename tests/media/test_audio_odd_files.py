@@ -1,6 +1,7 @@
 """Odd audio files and arrays: what a container promises is checked, and what a library decodes is decoded."""
 
 import io
+import os
 import struct
 
 import av
@@ -274,3 +275,18 @@ def test_a_file_that_vanishes_between_header_and_decoding_is_named(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match=r"gone\.wav"):
         sound.decode()
+
+
+def test_libraries_write_nothing_to_the_standard_error(tmp_path, capfd):
+    """For spans that begin inside an MP3, and for a page that is named .mp3."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 40_000).astype(np.float32)
+    soundfile.write(tmp_path / "noise.mp3", noise, 16_000, format="MP3")
+    (tmp_path / "page.mp3").write_text("<html>404 not found</html>" * 50)
+    handle = AudioHandle(tmp_path / "noise.mp3")
+    for start in range(5_000, 30_000, 2_500):
+        handle.decode(start, 5_000)
+    with pytest.raises(DataError, match=r"got soundfile: no audio; av: Invalid data found when processing input\."):
+        _ = AudioHandle(tmp_path / "page.mp3").facts
+    assert capfd.readouterr().err == ""
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
