@@ -70,7 +70,7 @@ _SUBMODULES = (
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 if TYPE_CHECKING:
-    from mmcon import affinity, errors, evaluation, losses, testing, views
+    from mmcon import affinity, errors, evaluation, inference, losses, testing, views
     from mmcon.inference.loading import load
     from mmcon.loading.loader import ViewLoader
     from mmcon.losses import SupConLoss, weighted_supcon
@@ -128,6 +128,7 @@ __all__ = [
     "describe_view",
     "errors",
     "evaluation",
+    "inference",
     "keys",
     "list_encoders",
     "list_samplers",

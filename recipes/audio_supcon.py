@@ -101,9 +101,9 @@ def main(config: Config) -> None:
 
     # Features once, then every metric from them.
     model = run.full_model(model)
-    if run.is_main:
-        model.save_pretrained(run.folder / "model")
     plain = {"audio": [evaluation_view(config)]}
+    if run.is_main:
+        mmcon.inference.save_model(model, run.folder / "model", views=plain, source=train)
     log_mel = mmcon.create_view("audio/plain", window_seconds=config.window_seconds, rate_hz=config.sample_rate_hz)
     encoders = {
         "trained encoder": (model, plain),
@@ -113,7 +113,8 @@ def main(config: Config) -> None:
     features = extract_all(run, encoders, train, test)
     if not run.is_main:
         return run.close()
-    metrics = {name: evaluate_audio(*train_and_test) for name, train_and_test in features.items()}
+    saved = {"trained encoder": {"model_folder": run.folder / "model", "classes": train.classes}}
+    metrics = {name: evaluate_audio(*splits, **saved.get(name, {})) for name, splits in features.items()}
     read, held_out = map(len, features["trained encoder"])
     unreadable = len(train) + len(test) - read - held_out
     run.print(audio_metrics_table(metrics, held_out, unreadable=unreadable))

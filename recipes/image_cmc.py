@@ -89,11 +89,11 @@ def main(config: Config) -> None:
 
     # Features once, then every metric from them.
     model = run.full_model(model)
+    views = {"image": plain_views(config)}
     if run.is_main:
-        model.save_pretrained(run.folder / "model")
+        mmcon.inference.save_model(model, run.folder / "model", views=views, source=train)
     if train.labels is None:
         return run.finish({})
-    views = {"image": plain_views(config)}
     raw = {"image": [mmcon.create_view("image/plain", size=config.side)]}
     subjects = {"trained": (model, views), "random_encoders": (untrained, views), "raw_pixels": (pixels, raw)}
     features = extract_all(run, subjects, train, test)
@@ -103,7 +103,8 @@ def main(config: Config) -> None:
     for name in ("trained", "random_encoders"):
         train_views, test_views = ([split.take(split.index["view"] == view) for view in range(len(encoders))]
                                    for split in features[name])  # fmt: skip
-        metrics[name] = evaluate(concatenated(train_views), concatenated(test_views))
+        saved = {"model_folder": run.folder / "model", "classes": train.classes} if name == "trained" else {}
+        metrics[name] = evaluate(concatenated(train_views), concatenated(test_views), **saved)
         for number, channels in enumerate(config.channels):
             metrics[f"{name}, {channels} alone"] = evaluate(train_views[number], test_views[number])
     metrics["raw_pixels"] = evaluate(*features["raw_pixels"])
@@ -153,9 +154,9 @@ def concatenated(views: list[Features]) -> Features:
     return Features(torch.cat([features.normalized() for features in views], 1), views[0].index)
 
 
-def evaluate(train: Features, test: Features) -> dict[str, float]:
-    """Top-1 of a linear probe and of k-NN."""
-    return {name: result.top1 for name, result in evaluate_features(train, test, neighbors=20).items()}
+def evaluate(train: Features, test: Features, **saved: Any) -> dict[str, float]:
+    """Top-1 of a linear probe and of k-NN; the probe is saved where `saved` says."""
+    return {name: result.top1 for name, result in evaluate_features(train, test, neighbors=20, **saved).items()}
 
 
 if __name__ == "__main__":

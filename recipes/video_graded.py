@@ -135,7 +135,7 @@ def main(config: Config) -> None:
     # Features once, then every metric from them.
     model = run.full_model(model)
     if run.is_main:
-        model.save_pretrained(run.folder / "model")
+        mmcon.inference.save_model(model, run.folder / "model", views=evaluation_views["plain"], source=train)
     metrics = evaluate_videos(run, {"trained": model, "random": untrained}, train, test, views=evaluation_views)
     if not run.is_main:
         return run.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.batch import Index, ViewBatch
+from mmcon.evaluation.calibrated_probe import probe_and_save
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.knn import knn
 from mmcon.evaluation.probe import linear_probe
@@ -24,12 +27,20 @@ def log_mel_statistics(batch: ViewBatch) -> Float[Tensor, "b d"]:
     return torch.cat([mean, ((x - mean[..., None]).square() * real).sum(-1).div(real.sum(-1)).sqrt()], 1)
 
 
-def evaluate_audio(train: Features, test: Features) -> dict[str, Any]:
+def evaluate_audio(
+    train: Features, test: Features, *, model_folder: Path | None = None, classes: Sequence[str] = ()
+) -> dict[str, Any]:
     """The metrics that the columns of the test split allow.
 
     With prompts in several languages: retrieval of the same prompt in another language, and a probe and k-NN of the
     language (the voice, if each language has one). With labels that are also in the training split: a probe, k-NN and
     retrieval from the training split. With other labels: retrieval within the test split.
+
+    Args:
+        train: features of the training split.
+        test: features of the held-out split.
+        model_folder: a saved model beside which the probe of the class is saved, with the names of its classes.
+        classes: their names, by label.
     """
     if "prompt" in test.index and "language" in test.index:
         voice = [Features(f.values, f.index.with_columns(label=f.index["language"])) for f in (train, test)]
@@ -40,7 +51,8 @@ def evaluate_audio(train: Features, test: Features) -> dict[str, Any]:
         return {}
     if not bool(torch.isin(test.index["label"], train.index["label"]).all()):
         return _retrieval_json(retrieve(test, test, relevance="label", exclude_same="sample"))
-    probe, near = linear_probe(train, test), knn(train, test, k=min(20, len(train)))
+    probe = probe_and_save(train, test, model_folder=model_folder, classes=classes, modality="audio")
+    near = knn(train, test, k=min(20, len(train)))
     return {"linear_probe": probe.top1, "knn": near.top1, **_retrieval_json(retrieve(test, train, relevance="label"))}
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mmcon.errors import CheckpointError, InputError
 from mmcon.evaluation.features import Features
-from mmcon.evaluation.probe import LinearProbe, fit_probe, held_out_rows
+from mmcon.evaluation.probe import LinearProbe, fit_probe, held_out_rows, linear_probe
+from mmcon.evaluation.statistics import Classification
 from mmcon.files import replace_file
 
 WEIGHTS, ABOUT, FORMAT = "probe.safetensors", "probe.json", 1
@@ -82,6 +83,32 @@ def fit_calibrated_probe(train: Features, classes: Sequence[str], **options: Any
     probe = fit_probe(train, **options)
     names = [str(classes[label]) if label < len(classes) else str(label) for label in probe.classes.tolist()]
     return CalibratedProbe(probe, tuple(names), _fit_temperature(train, probe, options))
+
+
+def probe_and_save(
+    train: Features,
+    test: Features,
+    *,
+    model_folder: Path | None,
+    classes: Sequence[str],
+    modality: str,
+    **options: Any,
+) -> Classification:
+    """`linear_probe`, whose probe is saved with its calibration into the folder of a model, if there is one.
+
+    Args:
+        train: labeled features.
+        test: features to classify.
+        model_folder: the folder that `mmcon.inference.save_model` wrote; None saves nothing.
+        classes: the names of all classes, by label.
+        modality: the modality of the features.
+        options: of `fit_probe`.
+    """
+    if model_folder is None:
+        return linear_probe(train, test, **options)
+    fitted = fit_calibrated_probe(train, classes, **options)
+    fitted.save(model_folder, modality)
+    return fitted.probe.evaluate(test)
 
 
 def load_probes(folder: str | Path) -> dict[str, CalibratedProbe]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from mmcon.evaluation.calibrated_probe import probe_and_save
 from mmcon.evaluation.cross_modal import (
     SpaceEmbeddings,
     cross_modal_metrics,
@@ -18,7 +20,6 @@ from mmcon.evaluation.cross_modal import (
     zero_shot_classification,
 )
 from mmcon.evaluation.features import Features, extract_features
-from mmcon.evaluation.probe import linear_probe
 from mmcon.loading.loader import Views, one_pass
 from mmcon.sources.base import Source
 from mmcon.sources.text import TextSource
@@ -32,6 +33,7 @@ def evaluate_modalities(
     views: Views,
     trained_pairs: Sequence[str],
     device: torch.device,
+    model_folder: Path | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Retrieval between every two modalities on both splits, uniformity, and a linear probe of labeled modalities.
 
@@ -42,6 +44,7 @@ def evaluate_modalities(
         views: the evaluation view of each modality.
         trained_pairs: the pairs, such as "image-text", that were trained; the text marks the others.
         device: the device of the model.
+        model_folder: a saved model beside which the probes are saved.
 
     Returns:
         The metrics for results.json, and the same as text.
@@ -58,7 +61,16 @@ def evaluate_modalities(
     known, queried = (_by_modality(model, source, views, device) for source in (train, test))
     labeled = [modality for modality, features in known.items() if "label" in features.index]
     if labeled:
-        probes = {modality: linear_probe(known[modality], queried[modality]).top1 for modality in labeled}
+        probes = {
+            modality: probe_and_save(
+                known[modality],
+                queried[modality],
+                model_folder=model_folder,
+                classes=train.members[modality].classes,
+                modality=modality,
+            ).top1
+            for modality in labeled
+        }
         results["linear_probe"] = probes
         lines.append("linear probe  " + "   ".join(f"{m} {top1:.3f}" for m, top1 in probes.items()))
     return results, "\n".join(lines)

@@ -8,6 +8,7 @@ print(metrics_table(metrics, n=len(test)))
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError
+from mmcon.evaluation.calibrated_probe import probe_and_save
 from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.figure_warnings import figure_warnings, retrieval_warnings
 from mmcon.evaluation.knn import knn
 from mmcon.evaluation.linear_classifier import accuracy, train_classifier
-from mmcon.evaluation.probe import linear_probe
+from mmcon.evaluation.shown_samples import show_features
 from mmcon.evaluation.statistics import Classification
 from mmcon.loading.loader import Views, one_pass
 from mmcon.samplers.uniform import UniformSampler
@@ -37,7 +39,13 @@ def pixels(batch: ViewBatch) -> Float[Tensor, "b d"]:
 
 
 def extract_all(
-    run: Run, encoders: Mapping[str, tuple[Encode, Views]], train: Source, test: Source, *, batch_size: int = 512
+    run: Run,
+    encoders: Mapping[str, tuple[Encode, Views]],
+    train: Source,
+    test: Source,
+    *,
+    batch_size: int = 512,
+    show: bool = True,
 ) -> dict[str, tuple[Features, Features]]:
     """Features of the training and of the test split under each encoder; every sample is encoded once.
 
@@ -50,6 +58,7 @@ def extract_all(
         train: the training split.
         test: the test split.
         batch_size: samples that are encoded at once.
+        show: whether the run page shows the test samples under the first encoder, and under a random one.
     """
 
     def extract(name: str, split: str, source: Source) -> Features:
@@ -67,21 +76,50 @@ def extract_all(
         run.accelerator.wait_for_everyone()
         return Features.cat([Features.load(file) for file in files])
 
-    return {name: (extract(name, "train", train), extract(name, "test", test)) for name in encoders}
+    features = {name: (extract(name, "train", train), extract(name, "test", test)) for name in encoders}
+    if show and run.is_main:
+        show_features(run.folder, test, features)
+    return features
 
 
 def evaluate_features(
-    train: Features, test: Features, *, neighbors: int = 200, title: str = "linear probe"
+    train: Features,
+    test: Features,
+    *,
+    neighbors: int = 200,
+    title: str = "linear probe",
+    model_folder: Path | None = None,
+    classes: Sequence[str] = (),
+    modality: str = "image",
 ) -> dict[str, Classification]:
-    """Classification by a linear probe and by the nearest neighbors in the training split."""
-    probe = linear_probe(train, test, title=title)
+    """Classification by a linear probe and by the nearest neighbors in the training split.
+
+    Args:
+        train: labeled features of the training split.
+        test: features of the held-out split.
+        neighbors: the number of neighbors.
+        title: the name of the phase, for the progress.
+        model_folder: a saved model beside which the probe is saved, with the names of its classes.
+        classes: their names, by label.
+        modality: the modality of the features.
+    """
+    saved: dict[str, Any] = {"model_folder": model_folder, "classes": classes, "modality": modality}
+    probe = probe_and_save(train, test, title=title, **saved)
     return {"linear_probe": probe, "knn": knn(train, test, k=min(neighbors, len(train)))}
 
 
-def evaluate_all(features: Mapping[str, tuple[Features, Features]]) -> dict[str, dict[str, Classification]]:
-    """`evaluate_features` of several encoders."""
+def evaluate_all(
+    features: Mapping[str, tuple[Features, Features]],
+    *,
+    model_folder: Path | None = None,
+    classes: Sequence[str] = (),
+) -> dict[str, dict[str, Classification]]:
+    """`evaluate_features` of several encoders; the probe of the first is saved in the folder of its model."""
+    folders = {name: model_folder if name == next(iter(features)) else None for name in features}
     return {
-        name: evaluate_features(train, test, title=f"linear probe of {name}")
+        name: evaluate_features(
+            train, test, title=f"linear probe of {name}", model_folder=folders[name], classes=classes
+        )
         for name, (train, test) in features.items()
     }
 

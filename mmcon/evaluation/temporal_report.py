@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
+from mmcon.evaluation.calibrated_probe import fit_calibrated_probe
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.figure_warnings import temporal_warnings
 from mmcon.evaluation.probe import linear_probe
@@ -24,6 +26,7 @@ from mmcon.evaluation.temporal import (
     slowness,
     slowness_spectrum,
 )
+from mmcon.evaluation.view_rows import combine_views
 from mmcon.loading.loader import Views
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.sources.base import Source
@@ -53,8 +56,8 @@ def evaluate_videos(
 ) -> dict[str, Any]:
     """The temporal metrics of several models, under several kinds of views; their tables are printed.
 
-    Every rank must call this. The result also has those of the first model's embeddings in each of its spaces, and
-    those of raw pixels.
+    Every rank must call this. The probe of the first model is saved beside it, in model/ of the run, if it is there.
+    The result also has those of the first model's embeddings in each of its spaces, and those of raw pixels.
 
     Args:
         run: gives the folder, the device, the ranks, and the seed of the intervals.
@@ -72,7 +75,7 @@ def evaluate_videos(
     for kind, of_kind in views.items():
         encoders = {**models, "raw_pixels": small_frames}
         subjects = {f"{name} {kind}": (encode, of_kind) for name, encode in encoders.items()}
-        extracted = extract_all(run, subjects, train, test, batch_size=16)
+        extracted = extract_all(run, subjects, train, test, batch_size=16, show=kind == next(iter(views)))
         if not run.is_main:
             continue
         features = dict(zip(encoders, extracted.values(), strict=True))
@@ -81,12 +84,29 @@ def evaluate_videos(
             features[space] = known, queried
         metrics[kind] = {name: evaluate_temporal(*splits, seed=run.seed) for name, splits in features.items()}
         run.print(f"{kind}\n{temporal_metrics_table(metrics[kind])}")
+        if kind == next(iter(views)):
+            save_clip_probe(*extracted[f"{trained} {kind}"], classes=train.classes, model_folder=run.folder / "model")
     if run.is_main:
         clips = metrics["clips"] = len(clip_ids(next(iter(features.values()))[1]))
         plain = {name: of for name, of in metrics[next(iter(views))].items() if name in models}
         metrics |= with_warnings(temporal_warnings(plain, clips))
         run.print(f"held-out videos: {metrics['clips']}; 95 % intervals over videos")
     return metrics
+
+
+def save_clip_probe(train: Features, test: Features, *, classes: Sequence[str], model_folder: Path) -> None:
+    """Save a probe of the class from the mean features of training clips, as `mmcon.load` computes them.
+
+    Nothing is saved without a model, or without two classes that are known in training.
+    """
+    if not model_folder.is_dir() or "label" not in test.index or not _has_known_classes(train, test):
+        return
+    clips = combine_views(train, views=int(train.index["view"].max()) + 1, how="mean")
+    fit_calibrated_probe(clips, classes, **_probe_options(len(clips))).save(model_folder, "video")
+
+
+def _probe_options(clips: int) -> dict[str, Any]:
+    return {} if clips >= ENOUGH_CLIPS else {"l2": 0.1}
 
 
 def evaluate_temporal(train: Features, test: Features, *, seed: int) -> dict[str, Any]:
@@ -123,8 +143,8 @@ def evaluate_temporal(train: Features, test: Features, *, seed: int) -> dict[str
         metrics["slowness_median"] = float(slownesses.median())
     metrics["slowness_spectrum"] = slowness_spectrum(train)[:16].tolist()
     if "label" in test.index and _has_known_classes(train, test):
-        enough = len(train.index["sample"].unique()) >= ENOUGH_CLIPS
-        metrics["class_probe_top1"] = linear_probe(train, test, **({} if enough else {"l2": 0.1})).top1
+        options = _probe_options(len(train.index["sample"].unique()))
+        metrics["class_probe_top1"] = linear_probe(train, test, **options).top1
     return metrics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ def evaluate_texts(
     device: torch.device,
     seed: int = 0,
     subgroups: Int[Tensor, " n"] | None = None,
+    model_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Probe, k-NN and clusters of the classes; retrieval from the first column to each other; graded pairs.
 
@@ -44,6 +46,7 @@ def evaluate_texts(
         device: the device of the batches.
         seed: the seed of the clusters.
         subgroups: classes below the labels of the test split, for `taxonomy_correlation`.
+        model_folder: a saved model beside which the probe is saved.
     """
     if not isinstance(test, TextSource):
         raise InputError("evaluate_texts", expected="texts in memory, as a TextSource", got=type(test).__name__)
@@ -55,7 +58,8 @@ def evaluate_texts(
     (name, first), *others = ((column, extract(test, column)) for column in test.texts)
     metrics: dict[str, Any] = {}
     if train.labels is not None:
-        metrics |= evaluate_features(extract(train, name), first, neighbors=50)
+        saved: dict[str, Any] = {"model_folder": model_folder, "classes": train.classes, "modality": "text"}
+        metrics |= evaluate_features(extract(train, name), first, neighbors=50, **saved)
         metrics["nmi"] = clustering_nmi(first, classes=len(test.classes), seed=seed)
     if others:
         metrics["recall_at_1"] = {column: retrieve(first, other, ks=(1,)).recall[1] for column, other in others}

@@ -44,6 +44,24 @@ WHERE = "encode"
 KINDS = "paths, bytes, PIL images, arrays, (samples, rate_hz), handles of mmcon.media, texts, or a list of one kind"
 _HANDLES = {ImageHandle: "image", AudioHandle: "audio", VideoHandle: "video", TextHandle: "text"}
 
+#: Unreadable inputs that a warning names one by one.
+_NAMED = 5
+
+
+class UnreadableWarning(UserWarning):
+    """Inputs that cannot be read were left out.
+
+    Attributes:
+        rows: their positions among the inputs.
+        reasons: why, by position.
+    """
+
+    def __init__(self, total: int, reasons: Mapping[int, str]) -> None:
+        self.rows, self.reasons = sorted(reasons), dict(reasons)
+        shown = "".join(f"\n  input {row}: {self.reasons[row].partition(chr(10))[0]}" for row in self.rows[:_NAMED])
+        more = f"\n  and {len(self.rows) - _NAMED:,} more (see `rows`)" if len(self.rows) > _NAMED else ""
+        super().__init__(f"{len(self.rows):,} of {total:,} inputs cannot be read and are left out:{shown}{more}")
+
 
 def input_source(inputs: Any, modality: str | None, media: Mapping[str, Mapping[str, Any]]) -> Source:
     """The inputs as a source, whose ids are their positions.

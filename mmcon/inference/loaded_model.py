@@ -26,10 +26,10 @@ from mmcon.batch import ViewBatch
 from mmcon.errors import InputError, nearest
 from mmcon.evaluation.calibrated_probe import CalibratedProbe
 from mmcon.evaluation.features import Features, extract_features
-from mmcon.inference.inputs import check_modality, input_source
+from mmcon.evaluation.view_rows import combine_views
+from mmcon.inference.inputs import UnreadableWarning, check_modality, input_source
 from mmcon.inference.predictions import Predictions, zero_shot_probabilities
 from mmcon.inference.preprocessing import VERSION, Preprocessing
-from mmcon.inference.view_rows import combine_views
 from mmcon.loading.loader import one_pass
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.view_stacks import feature_width
@@ -37,24 +37,9 @@ from mmcon.sources.base import Source
 from mmcon.views import ViewGenerator
 
 Rows = Float[Tensor, "n d"] | Float[np.ndarray, "n d"]
+#: Of zero-shot classification by a model that was saved without one; CLIP's training begins with it.
+TEMPERATURE = 0.07
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "a drawing of {}")
-#: Unreadable inputs that a warning names one by one.
-_NAMED = 5
-
-
-class UnreadableWarning(UserWarning):
-    """Inputs that cannot be read were left out.
-
-    Attributes:
-        rows: their positions among the inputs.
-        reasons: why, by position.
-    """
-
-    def __init__(self, total: int, reasons: Mapping[int, str]) -> None:
-        self.rows, self.reasons = sorted(reasons), dict(reasons)
-        shown = "".join(f"\n  input {row}: {self.reasons[row].partition(chr(10))[0]}" for row in self.rows[:_NAMED])
-        more = f"\n  and {len(self.rows) - _NAMED:,} more (see `rows`)" if len(self.rows) > _NAMED else ""
-        super().__init__(f"{len(self.rows):,} of {total:,} inputs cannot be read and are left out:{shown}{more}")
 
 
 @final
@@ -66,6 +51,7 @@ class LoadedModel:
         preprocessing: by modality, how media become views.
         name: the path or the name that the model was loaded from.
         probes: by modality, the probe that training left.
+        temperature: divides the cosines of zero-shot classification.
 
     Attributes:
         model: the `ContrastiveModel`.
@@ -80,9 +66,10 @@ class LoadedModel:
         *,
         name: str = "",
         probes: Mapping[str, CalibratedProbe] | None = None,
+        temperature: float = TEMPERATURE,
     ) -> None:
         self.model, self.preprocessing, self.name = model.eval(), dict(preprocessing), name
-        self.probes = dict(probes or {})
+        self.probes, self.temperature = dict(probes or {}), temperature
 
     def __repr__(self) -> str:
         classes = f", {len(self.classes)} classes" if self.classes else ""
@@ -237,7 +224,7 @@ class LoadedModel:
             loader,
             modality=modality,
             title="embeddings",
-            total=len(source) * len(own.views),
+            total=len(source),
             show_progress=show_progress,
         )
         features = combine_views(features, views=len(own.views), how=own.combine)
@@ -274,7 +261,7 @@ class LoadedModel:
         classes: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         templates: Sequence[str] = TEMPLATES,
         space: str | None = None,
-        temperature: float = 0.07,
+        temperature: float | None = None,
         **options: Any,
     ) -> Predictions:
         """The classes of the inputs with their probabilities: by the probe that training left, or by texts.
@@ -286,7 +273,7 @@ class LoadedModel:
                 encoder in a space with the modality. None: the classes of the probe.
             templates: texts with {} for the name; a class is the mean of its prompts (Radford et al. 2021).
             space: of zero-shot classification; by default the one that has texts and the modality.
-            temperature: divides the cosines of zero-shot classification.
+            temperature: divides the cosines of zero-shot classification; by default that at the end of the training.
             options: of `encode`: `batch_size`, `show_progress`, `num_workers`.
 
         Raises:
@@ -309,7 +296,8 @@ class LoadedModel:
         def embed(texts: list[str]) -> Float[Tensor, "_ _d"]:
             return self.encode_source(self.source_of(texts, "text"), space=space, show_progress=False).values
 
-        probabilities = zero_shot_probabilities(features.values, names, templates, embed, temperature)
+        divisor = self.temperature if temperature is None else temperature
+        probabilities = zero_shot_probabilities(features.values, names, templates, embed, divisor)
         return Predictions.of(source, features, tuple(names), probabilities)
 
     def _text_space(self, modality: str) -> str:

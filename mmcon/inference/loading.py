@@ -11,7 +11,7 @@ import torch
 
 from mmcon.errors import CheckpointError
 from mmcon.evaluation.calibrated_probe import load_probes
-from mmcon.inference.loaded_model import LoadedModel
+from mmcon.inference.loaded_model import TEMPERATURE, LoadedModel
 from mmcon.inference.preprocessing import Preprocessing, read_preprocessing
 from mmcon.models import saving
 from mmcon.models.contrastive_model import ContrastiveModel
@@ -43,12 +43,14 @@ def load(name: str | Path, *, revision: str | None = None, device: torch.device 
     if not _is_own(folder) and is_foreign(str(folder)):
         return load_encoder(str(folder), pretrained=True, device=device)
     model = ContrastiveModel.from_pretrained(folder)
-    preprocessing = read_preprocessing(folder) or _usual_preprocessing(folder, model)
+    preprocessing, temperature = read_preprocessing(folder) or (_usual_preprocessing(folder, model), None)
     missing = sorted(set(model.towers) - set(preprocessing))
     if missing:
         got = f"none of {missing} in preprocessing.json"
         raise CheckpointError(f"load {str(folder)!r}", expected=f"views of {sorted(model.towers)}", got=got)
-    loaded = LoadedModel(model, preprocessing, name=str(name), probes=load_probes(folder))
+    loaded = LoadedModel(
+        model, preprocessing, name=str(name), probes=load_probes(folder), temperature=temperature or TEMPERATURE
+    )
     return loaded if device is None else loaded.to(device)
 
 

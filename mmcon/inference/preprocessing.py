@@ -87,14 +87,17 @@ def create_from_spec(spec: Mapping[str, Any], folder: Path) -> ViewGenerator:
     return create_view(spec["view"], **{name: _option(value, folder) for name, value in spec["options"].items()})
 
 
-def write_preprocessing(folder: Path, by_modality: Mapping[str, Preprocessing]) -> None:
-    """Write `preprocessing.json`."""
-    content = {"version": VERSION, "modalities": {name: own.to_json() for name, own in by_modality.items()}}
-    replace_file(folder / FILE, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+def write_preprocessing(
+    folder: Path, by_modality: Mapping[str, Preprocessing], *, temperature: float | None = None
+) -> None:
+    """Write `preprocessing.json`: the preprocessing by modality, and the temperature of the training."""
+    modalities = {name: own.to_json() for name, own in by_modality.items()}
+    content = {"version": VERSION, "modalities": modalities, "temperature": temperature}
+    replace_file(folder / FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_preprocessing(folder: Path) -> dict[str, Preprocessing] | None:
-    """The preprocessing of a saved model by modality; None for a model that was saved without it.
+def read_preprocessing(folder: Path) -> tuple[dict[str, Preprocessing], float | None] | None:
+    """The preprocessing of a saved model by modality, and its temperature; None for a model that was saved without it.
 
     Raises:
         CheckpointError: the file is damaged, or of another version.
@@ -107,7 +110,9 @@ def read_preprocessing(folder: Path) -> dict[str, Preprocessing] | None:
         if content["version"] != VERSION:
             got, fix = f"version {content['version']!r}", "load it with the version of mmcon that saved it"
             raise CheckpointError(where, expected=expected, got=got, fix=fix)
-        return {name: _preprocessing(own, folder) for name, own in content["modalities"].items()}
+        temperature = content.get("temperature")
+        by_modality = {name: _preprocessing(own, folder) for name, own in content["modalities"].items()}
+        return by_modality, None if temperature is None else float(temperature)
     except MmconError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

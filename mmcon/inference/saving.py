@@ -16,6 +16,7 @@ from mmcon.inference.preprocessing import INSIDE, Preprocessing, Spec, view_spec
 from mmcon.media import AudioHandle, Instances, TextHandle
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.pretrained import model_load_errors
+from mmcon.objective.objective import Objective
 from mmcon.sources.base import Source
 from mmcon.views import ViewGenerator
 
@@ -28,6 +29,7 @@ def save_model(
     *,
     views: Mapping[str, Sequence[ViewGenerator]],
     source: Source,
+    objective: Objective | None = None,
 ) -> Path:
     """Write the weights, the configuration and the preprocessing of a model into a folder, which `mmcon.load` opens.
 
@@ -40,6 +42,7 @@ def save_model(
             that matters: the features of several views are averaged or, with an encoder for each view, concatenated.
         source: the training data, from which come the channels of images, the sample rate of audio, and the names of
             the columns of texts.
+        objective: of the training, whose temperature zero-shot classification by texts uses.
 
     Returns:
         The folder.
@@ -57,7 +60,7 @@ def save_model(
         specs = tuple(_with_tokenizer(view_spec(view), folder) for view in views[modality])
         media = media_options(source.members[modality])
         preprocessing[modality] = Preprocessing(specs, media, "concatenate" if len(towers) > 1 else "mean")
-    write_preprocessing(folder, preprocessing)
+    write_preprocessing(folder, preprocessing, temperature=_temperature(objective))
     return folder
 
 
@@ -69,6 +72,12 @@ def media_options(source: Source) -> dict[str, Any]:
     if isinstance(handle, AudioHandle):
         return {"rate_hz": handle.audio_format.rate_hz, "channels": handle.audio_format.channels}
     return {"columns": list(handle.names)} if isinstance(handle, TextHandle) else {}
+
+
+def _temperature(objective: Objective | None) -> float | None:
+    """The temperature at the end of the training, of the first space."""
+    module = None if objective is None else next(iter(objective.temperatures.values()), None)
+    return None if module is None else float(module())
 
 
 def _first_handle(source: Source) -> Any:
