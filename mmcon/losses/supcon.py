@@ -17,7 +17,7 @@ from torch import Tensor
 from mmcon.affinity import Affinity, Dense, SameLabel, SameSample
 from mmcon.affinity.pairwise import Numbers, as_column
 from mmcon.errors import InputError
-from mmcon.losses.backends.selection import BackendChoice, choose_backend, compute
+from mmcon.losses.backends.selection import BackendChoice, choose_backend, compute, compute_both
 from mmcon.losses.compilation import outside_graphs
 from mmcon.losses.negative_weights import HardNegatives
 from mmcon.losses.problem import AnchorLosses, prepare
@@ -107,6 +107,36 @@ def anchor_losses(
         if settings.scale == "temperature":
             losses = losses * problem.temperature
     return AnchorLosses(losses, valid)
+
+
+def both_directions(
+    first: Shaped[Tensor, "..."],
+    second: Shaped[Tensor, "..."],
+    affinities: tuple[AffinityLike, AffinityLike],
+    temperature: float | Shaped[Tensor, "..."],
+    settings: LossSettings,
+) -> tuple[AnchorLosses, AnchorLosses]:
+    """`anchor_losses` of the rows `first` against `second` and of `second` against `first`.
+
+    Each similarity is computed once, where the backend and the settings allow.
+
+    Args:
+        first: `a d`, none of which is a row of `second`.
+        second: `c d`.
+        affinities: `a c` and `c a`.
+        temperature: of both directions.
+        settings: of both directions, without negative weights that are an affinity and without a similarity.
+    """
+    with torch.autocast("cpu" if first.is_meta else first.device.type, enabled=False):
+        sides = zip(((first, second), (second, first)), affinities, strict=True)
+        problem, reverse = (
+            prepare(a, c, affinity, temperature=temperature, self_index=None, settings=settings)
+            for (a, c), affinity in sides
+        )
+        found = compute_both(problem, reverse)
+        scale = problem.temperature if settings.scale == "temperature" else None
+    one, other = (AnchorLosses(x if scale is None else x * scale, valid) for x, valid in found)
+    return one, other
 
 
 def reduce(found: AnchorLosses, settings: LossSettings) -> Float[Tensor, ""] | Float[Tensor, " a"]:

@@ -24,8 +24,9 @@ from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import collectives
 from mmcon.errors import ConfigError, InputError
 from mmcon.losses.compilation import outside_graphs
+from mmcon.losses.problem import AnchorLosses
 from mmcon.losses.settings import LossSettings, check_options
-from mmcon.losses.supcon import anchor_losses
+from mmcon.objective.block_losses import BlockInputs, losses_of_blocks
 from mmcon.objective.block_metrics import BlockMetrics, ObjectiveMetrics
 from mmcon.objective.block_records import BlockRecord, diagnose_blocks
 from mmcon.objective.block_table import BlockTable, SpaceBlock, as_blocks, by_space, temperature_module
@@ -148,11 +149,11 @@ class Objective(nn.Module):
         blocks = self._table.resolve(gathered.embeddings)
         self.last_rows = {}
         self.records = None if self.records is None else {}
-        found = {
-            label: (block, self._block_sums(label, step, block, temperatures))
-            for label, block in blocks.items()
-            if block
+        inputs = {
+            label: self._block_inputs(label, step, block, temperatures) for label, block in blocks.items() if block
         }
+        losses = losses_of_blocks(inputs)
+        found = {label: (block, _sums(losses[label])) for label, block in blocks.items() if block}
         if not found:
             return self._empty_loss(embeddings, list(blocks))
         self._names_are_known = True
@@ -209,10 +210,10 @@ class Objective(nn.Module):
             values[module] = collectives.average_gradient(value) if learns else value
         return values
 
-    def _block_sums(
+    def _block_inputs(
         self, label: str, step: GlobalBatch, block: SpaceBlock, temperatures: Temperatures
-    ) -> Float[Tensor, "3"]:
-        """The sum of losses, the number of anchors and that of valid ones on this rank."""
+    ) -> BlockInputs:
+        """The arguments of the loss of a block, of the anchors of this rank."""
         z, table = step.anchors(block.anchors)
         candidates = step.candidates(block.anchors, block.candidates, self.queue)
         pool = z if candidates.embeddings is None else candidates.embeddings
@@ -230,12 +231,7 @@ class Objective(nn.Module):
                 z.detach(), None if candidates.embeddings is None else pool.detach(), affinity,
                 temperature.detach() if isinstance(temperature, Tensor) else temperature, candidates.self_index,
             )  # fmt: skip
-        losses, valid = anchor_losses(
-            z, candidates.embeddings, affinity, temperature, candidates.self_index, settings
-        )  # fmt: skip
-        total = losses.sum()
-        # Filled in on the device: a copy of the number would make the host wait for it.
-        return torch.stack([total, torch.full_like(total, len(z)), valid.sum().to(total)])
+        return BlockInputs(z, candidates.embeddings, affinity, temperature, candidates.self_index, settings)
 
     def _combine(
         self, found: Mapping[str, tuple[SpaceBlock, Float[Tensor, "3"]]], labels: list[str]
@@ -272,6 +268,13 @@ class Objective(nn.Module):
         zero = torch.stack([z.sum() for rows in by_space.values() for z in rows.values()]).sum() * 0
         self.last = ObjectiveMetrics(dict.fromkeys(labels, BlockMetrics.empty(zero.device)))
         return collectives.global_loss(zero)
+
+
+def _sums(found: AnchorLosses) -> Float[Tensor, "3"]:
+    """The sum of losses, the number of anchors and that of valid ones."""
+    total = found.losses.sum()
+    # Filled in on the device: a copy of the number would make the host wait for it.
+    return torch.stack([total, torch.full_like(total, len(found.losses)), found.valid.sum().to(total)])
 
 
 def _bound(affinity: Affinity, anchors: Index, candidates: Index | None) -> Affinity:

@@ -16,9 +16,22 @@ from mmcon.losses.problem import AnchorLosses, Problem
 
 def dense_losses(problem: Problem) -> AnchorLosses:
     """The loss of each anchor, and whether the anchor is valid."""
+    return _losses(problem, _similarities(problem))
+
+
+def dense_both(problem: Problem, reverse: Problem) -> tuple[AnchorLosses, AnchorLosses]:
+    """The losses of both directions, from one matrix of dot products."""
+    s = _similarities(problem)
+    return _losses(problem, s), _losses(reverse, s.T)
+
+
+def _similarities(problem: Problem) -> Float[Tensor, "a c"]:
+    similarity = problem.settings.similarity or (lambda anchors, candidates: anchors @ candidates.T)
+    return similarity(problem.anchors, problem.candidates) / problem.temperature
+
+
+def _losses(problem: Problem, s: Float[Tensor, "a c"]) -> AnchorLosses:
     settings = problem.settings
-    similarity = settings.similarity or (lambda anchors, candidates: anchors @ candidates.T)
-    s = similarity(problem.anchors, problem.candidates) / problem.temperature
     not_self = ~self_mask(problem.self_index, s.shape[1])
     weights = problem.affinity.dense().to(s.dtype) * not_self
     if settings.form == "out" and settings.denominator == "all" and settings.negative_weights is None:

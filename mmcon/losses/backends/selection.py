@@ -7,8 +7,8 @@ from typing import NamedTuple
 from mmcon.affinity import transforms_active
 from mmcon.errors import InputError
 from mmcon.losses.backends import plain
-from mmcon.losses.backends.dense import dense_losses
-from mmcon.losses.backends.tiled import tiled_losses
+from mmcon.losses.backends.dense import dense_both, dense_losses
+from mmcon.losses.backends.tiled import tiled_both, tiled_losses
 from mmcon.losses.backends.triton import ClassWeights, supported_weights, triton_losses
 from mmcon.losses.problem import AnchorLosses, Problem
 from mmcon.losses.settings import WHERE
@@ -40,6 +40,25 @@ def choose_backend(problem: Problem) -> BackendChoice:
 
 def compute(problem: Problem) -> AnchorLosses:
     """The loss of each anchor, by the backend of the settings."""
+    backend, weights = _resolve(problem)
+    if isinstance(weights, ClassWeights):
+        return triton_losses(problem, weights)
+    return {"dense": dense_losses, "tiled": tiled_losses}[backend](problem)
+
+
+def compute_both(problem: Problem, reverse: Problem) -> tuple[AnchorLosses, AnchorLosses]:
+    """The losses of both directions of a pair of modalities, of dot products at one temperature.
+
+    The backends `dense` and `tiled` compute each similarity once; `triton` computes it for each direction.
+    """
+    backend, weights = _resolve(problem)
+    if isinstance(weights, ClassWeights):
+        return compute(problem), compute(reverse)
+    return {"dense": dense_both, "tiled": tiled_both}[backend](problem, reverse)
+
+
+def _resolve(problem: Problem) -> tuple[str, ClassWeights | None]:
+    """The backend of a call, with the weights for `triton`."""
     asked, weights = problem.settings.backend, _class_weights(problem)
     backend = _choice(problem, weights).backend if asked == "auto" else asked
     if problem.anchors.is_meta:
@@ -52,11 +71,11 @@ def compute(problem: Problem) -> AnchorLosses:
             fix="full matrices have every derivative: backend='dense'",
         )
     if backend != "triton":
-        return {"dense": dense_losses, "tiled": tiled_losses}[backend](problem)
+        return backend, None
     if not isinstance(weights, ClassWeights):
         fix = "use backend='tiled', which supports every setting in O(n) memory, or 'auto'"
         raise InputError(WHERE, expected="settings that backend 'triton' supports", got=weights, fix=fix)
-    return triton_losses(problem, weights)
+    return backend, weights
 
 
 def _class_weights(problem: Problem) -> ClassWeights | str:

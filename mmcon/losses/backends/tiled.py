@@ -35,6 +35,16 @@ def tiled_losses(problem: Problem, tile_size: int | None = None) -> AnchorLosses
     return general_losses(problem, tile_size or on_gpu or TILE_SIZE)
 
 
+def tiled_both(problem: Problem, reverse: Problem, tile_size: int | None = None) -> tuple[AnchorLosses, AnchorLosses]:
+    """`tiled_losses` of both directions of a pair of modalities, in one pass where `plain` supports them."""
+    if plain.supports(problem) and plain.supports(reverse):
+        on_gpu = exponentials.GPU_TILE_SIZE if problem.anchors.is_cuda else None
+        found = plain.plain_losses(problem, reverse, tile_size or on_gpu or exponentials.TILE_SIZE)
+        if found is not None:
+            return found[0], found[1]
+    return tiled_losses(problem, tile_size), tiled_losses(reverse, tile_size)
+
+
 def general_losses(problem: Problem, tile_size: int = TILE_SIZE) -> AnchorLosses:
     """`tiled_losses` for every setting, without `plain`."""
     parameters = _extra_parameters(problem)

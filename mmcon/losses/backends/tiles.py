@@ -39,7 +39,7 @@ class Tile(NamedTuple):
     not_self: Bool[Tensor, "r c"]
 
     def log_weights(self) -> Float[Tensor, "r c"]:
-        """log W where W is above 0."""
+        """The logarithm of weights above 0."""
         return _log(self.weights)
 
 
