@@ -18,11 +18,43 @@ import sys
 from collections.abc import Sequence
 
 import mmcon
-from mmcon.cli import completion, conform, doctor, embed, new_plugin, plan, recipe, replay, search, show, train, views
+from mmcon.cli import (
+    classify,
+    compare,
+    completion,
+    conform,
+    doctor,
+    embed,
+    evaluate,
+    new_plugin,
+    plan,
+    recipe,
+    replay,
+    search,
+    show,
+    train,
+    views,
+)
 from mmcon.errors import MmconError
 
 #: The modules of the commands, in the order of the help.
-COMMANDS = (train, recipe, embed, search, views, show, replay, plan, doctor, new_plugin, conform, completion)
+COMMANDS = (
+    train,
+    recipe,
+    embed,
+    search,
+    classify,
+    evaluate,
+    compare,
+    views,
+    show,
+    replay,
+    plan,
+    doctor,
+    new_plugin,
+    conform,
+    completion,
+)
 #: The exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT.
 INTERRUPTED = 130
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     print(shtab.complete(parser, shell=options.shell))
 
 
-def _complete_files(parser: argparse.ArgumentParser, by_shell: dict[str, str]) -> None:
+def _complete_files(parser: argparse.ArgumentParser, by_shell: Mapping[str, Any]) -> None:
     """Complete files wherever a value may be one: in arguments without choices that are no numbers."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> None:
             write_search_sheet(options.html, table, model, options.query, hits, modality=modality)
     if options.json:
         found = [hit.to_json() for hit in hits]
-        print_json({"query": options.query, "modality": modality, **table.origin.to_json(), "neighbors": found})
+        about = {"query": options.query, "modality": modality, "table": table.origin.to_json()}
+        print_json({**about, "neighbors": found})
         return
     print(_as_text(hits))
     if options.html:

@@ -124,16 +124,7 @@ def embed_source(
         while rank == 0 and _finished_rows(parts) < len(source):  # the launcher ends all processes if one fails
             time.sleep(0.5)
             progress.advance(_finished_rows(parts))
-    if rank:
-        return None
-    tables = [EmbeddingTable.read(part.file) for part in parts]
-    left_out = _left_out(source, tables)
-    if len(left_out) == len(source):
-        got = f"{len(left_out):,} that cannot be read, such as {left_out[0]}"
-        raise DataError(source.name, expected=f"readable {source.modality} samples", got=got, fix="check the files")
-    write_tables(tables, output)
-    shutil.rmtree(parts[0].file.parent)
-    return Embedded(output, len(source) - len(left_out), width, left_out, resumed, origin)
+    return None if rank else _join(source, parts, output, resumed)
 
 
 @dataclass(frozen=True)
@@ -172,18 +163,11 @@ def _finished_rows(parts: list[_Part]) -> int:
     return sum(len(part.rows) for part in parts if part.file.exists())
 
 
-def _encode(model: LoadedModel, source: Source, *, log: Callable[[str], Any], **options: Any) -> Features:
-    """Features of a source; why samples are left out is logged, a line each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UnreadableWarning)
-        features = model.encode_source(source, show_progress=False, **options)
-    for warning in caught:
-        if isinstance(warning.message, UnreadableWarning):
-            for reason in warning.message.reasons.values():
-                log("left out: " + reason.partition("\n")[0])
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return features
+def _encode(model: LoadedModel, source: Source, **options: Any) -> Features:
+    """Features of a source; the loader has logged each sample that cannot be read, and the result counts them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreadableWarning)
+        return model.encode_source(source, show_progress=False, **options)
 
 
 def _embed(
@@ -210,7 +194,7 @@ def _encode_readable(
 ) -> list[Features]:
     """The features of rows in order; rows that cannot be encoded at once are divided until the bad ones are found."""
     try:
-        return [encode(Subset(source, rows), log=log)]
+        return [encode(Subset(source, rows))]
     except (DataError, InputError) as error:
         if len(rows) == 1:
             log(f"left out: {source.name_of(rows[0])}: " + str(error).partition("\n")[0])
@@ -227,6 +211,18 @@ def _path_of(source: Source, row: int) -> str:
     if source.modality == "text":
         return source.open([row])[0].value
     return source.name_of(row)
+
+
+def _join(source: Source, parts: list[_Part], output: Path, resumed: int) -> Embedded:
+    """Write the parts as one file, and remove them."""
+    tables = [EmbeddingTable.read(part.file) for part in parts]
+    left_out = _left_out(source, tables)
+    if len(left_out) == len(source):
+        got = f"{len(left_out):,} that cannot be read, such as {left_out[0]}"
+        raise DataError(source.name, expected=f"readable {source.modality} samples", got=got, fix="check the files")
+    write_tables(tables, output)
+    shutil.rmtree(parts[0].file.parent)
+    return Embedded(output, sum(map(len, tables)), tables[0].width, left_out, resumed, tables[0].origin)
 
 
 def _left_out(source: Source, tables: list[EmbeddingTable]) -> tuple[str, ...]:

@@ -161,8 +161,8 @@ class EmbeddingTable:
         return self.index["label"][row].as_py()
 
     def numpy(self) -> Float32[np.ndarray, "n d"]:
-        """All embeddings in memory."""
-        return np.asarray(self.values[0 : len(self)])
+        """A copy of all embeddings in memory."""
+        return np.array(self.values[0 : len(self)])
 
     def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Float32[np.ndarray, "r d"]]]:
         """The embeddings in order, with the index of the first row of each block.
@@ -185,20 +185,26 @@ class EmbeddingTable:
             InputError: k is below 1, or the query has another width or is not finite.
             DataError: a row of the table is not finite.
         """
-        rows = self._checked_query(query, k)
+        rows = self.checked_query(query, k)
         step = min(BLOCK_SIMILARITIES // len(rows), BLOCK_BYTES // (4 * self.width))
         best = Neighbors(torch.zeros(len(rows), 0, dtype=torch.int64), torch.zeros(len(rows), 0))
         for start, values in self.blocks(max(1, step)):
-            block = torch.from_numpy(np.ascontiguousarray(values))
-            block = block if self.origin.normalized else nn.functional.normalize(block, dim=1)
-            scores = rows @ block.T
+            # By NumPy, since torch refuses arrays that a file has lent, which may not be written to.
+            scores = torch.from_numpy(rows.numpy() @ values.T)
+            if not self.origin.normalized:
+                scores /= torch.from_numpy(np.linalg.norm(values, axis=1)).clamp(min=1e-12)
             if not bool(scores.isfinite().all()):
                 row = start + int((~scores.isfinite()).any(0).nonzero()[0])
                 raise DataError(repr(self), expected="finite embeddings", got=f"row {row}", fix="embed the data again")
             best = _merge(best, scores, start, k)
         return best
 
-    def _checked_query(self, query: Any, k: int) -> Float[Tensor, "q d"]:
+    def checked_query(self, query: Shaped[np.ndarray, "*q d"] | Float[Tensor, "*q d"], k: int) -> Float[Tensor, "q d"]:
+        """Queries as unit rows, if they fit the table.
+
+        Raises:
+            InputError: k is below 1, or the query has another width or is not finite.
+        """
         rows = torch.as_tensor(query).float().cpu()
         rows = rows[None] if rows.dim() == 1 else rows
         if k < 1:

@@ -18,11 +18,12 @@ from mmcon.sources.base import DatasetSource, Source
 from mmcon.sources.factory import TYPICAL_SUFFIXES, create_source, source_name
 from mmcon.sources.files import SUFFIXES, list_files
 from mmcon.sources.listing import printable
+from mmcon.sources.table_files import SUFFIXES as TABLES
 
 
 def open_data(
     model: LoadedModel,
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     *,
     modality: str | None = None,
     split: str = "all",
@@ -33,7 +34,7 @@ def open_data(
     Args:
         model: the trained model.
         data: a file; a pattern such as "photos/*.jpg"; a folder, whose files are taken at any depth; a table; or the
-            name of a registered source or of a data set on a hub.
+            name of a registered source or of a data set on a hub. Or several files, patterns and folders.
         modality: the modality; None: the only one of the model, or found from the suffixes of the files.
         split: the split of a registered source or a hub data set.
         options: of the source of a table, a registered name or a hub data set.
@@ -42,15 +43,16 @@ def open_data(
         InputError: the model lacks the modality.
         DataError: there are no such data, or no file of the modality.
     """
+    if not isinstance(data, str | Path):
+        if len(data) != 1:
+            return _open_several(model, data, modality)
+        data = data[0]
     text, path = str(data), Path(data).expanduser()
     files = _files(text, path)
     known = modality or (
         model.modalities[0] if len(model.modalities) == 1 else _modality(files, text, model.modalities)
     )
-    if known not in model.modalities:
-        fix = "embed data of such a modality, or load another model"
-        got = f"{text!r} of modality {known!r}"
-        raise InputError(f"data for {model.name}", expected=f"data of {list(model.modalities)}", got=got, fix=fix)
+    _check_modality(model, known, repr(text))
     if files is not None:
         return _source_of_files(model, files, known)
     if path.is_dir() and source_name(text, known).startswith("folder/"):
@@ -61,6 +63,20 @@ def open_data(
     media = model.preprocessing[known].media
     optional = {"max_failures": 1.0, **{name: value for name, value in media.items() if name != "columns"}}
     return create_source(data, modality=known, split=split, optional=optional, **(options or {}))
+
+
+def _open_several(model: LoadedModel, data: Sequence[str | Path], modality: str | None) -> Source:
+    """Files, and those in patterns and folders; a file that is not there is left out when it is read."""
+    found: list[Path] = []
+    for item in data:
+        path = Path(item).expanduser()
+        if path.is_dir():
+            found += (file for file in sorted(path.rglob("[!.]*")) if _is_media(file) and file.is_file())
+        else:
+            found += _files(str(item), path) or [path]
+    known = modality or (model.modalities[0] if len(model.modalities) == 1 else _modality(found, "", model.modalities))
+    _check_modality(model, known, f"{len(data):,} files")
+    return _source_of_files(model, found, known)
 
 
 def modality_of_file(path: Path, known: Sequence[str] = ()) -> str | None:
@@ -82,10 +98,16 @@ def usual_space(model: LoadedModel, modality: str, space: str | None = None) -> 
     return shared[0] if len(shared) == 1 else None
 
 
+def _check_modality(model: LoadedModel, modality: str, data: str) -> None:
+    if modality not in model.modalities:
+        expected, fix = f"data of {list(model.modalities)}", "give data of such a modality, or load another model"
+        raise InputError(f"data for {model.name}", expected=expected, got=f"{data} of modality {modality!r}", fix=fix)
+
+
 def _files(data: str, path: Path) -> list[Path] | None:
-    """A file of media as a list, or the files of a pattern; None for data of another kind."""
+    """A file as a list, or the files of a pattern; None for tables, folders and names."""
     if path.is_file():
-        return [path] if _is_media(path) else None
+        return None if path.suffix.lower() in TABLES else [path]
     if path.suffix.lower() == ".tar" or not glob.has_magic(data) or path.exists():
         return None
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
@@ -108,7 +130,8 @@ def _modality(files: list[Path] | None, data: str, known: Sequence[str]) -> str:
 
 
 def _source_of_files(model: LoadedModel, files: list[Path], modality: str) -> Source:
-    kept = [file for file in files if file.suffix.lower() in SUFFIXES.get(modality, ())]
+    # A suffix that says nothing does not speak against a file.
+    kept = [f for f in dict.fromkeys(files) if f.suffix.lower() in SUFFIXES.get(modality, ()) or not _is_media(f)]
     if not kept:
         raise DataError("files", expected=f"files of {modality}", got=f"{len(files):,} others, such as {files[0]}")
     notes = [f"{len(files) - len(kept):,} files of other modalities left out"] if len(kept) < len(files) else []

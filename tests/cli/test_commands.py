@@ -37,7 +37,7 @@ def test_help_ends_with_an_example_that_parses(name):
     example = example_of(COMMANDS[name])
     assert COMMANDS[name].format_help().rstrip().endswith(example)
     if not example.startswith("eval "):
-        words = shlex.split(example)
+        words = shlex.split(example.partition(" && ")[0])
         assert " ".join(words).startswith(name)
         assert callable(cli.create_parser().parse_args(words[1:]).run)
 
