@@ -33,7 +33,7 @@ from mmcon.training.progress import Progress
 
 _log = logging.getLogger(__name__)
 #: Rows of a part: at most so many are embedded again after an interruption.
-PART_ROWS = 4096
+PART_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,7 @@ def embed_source(
         DataError: no sample can be read.
     """
     output = check_suffix(output)
-    origin = EmbeddingOrigin(
-        model=model.name,
-        fingerprint=model.fingerprint,
-        modality=source.modality,
-        space=space,
-        normalized=normalize,
-        preprocessing=model.preprocessing[source.modality].to_json(),
-        data=data or source.name,
-    )
+    origin = _origin_of(model, source.modality, space, normalize, data or source.name)
     width = model.embedding_dim(source.modality, space)
     parts = _parts_of(source, output, origin)
     before = {part.file for part in parts if _is_whole(part.file)}
@@ -133,6 +125,19 @@ class _Part:
 
     rows: range
     file: Path
+
+
+def _origin_of(model: LoadedModel, modality: str, space: str | None, normalize: bool, data: str) -> EmbeddingOrigin:
+    """The origin of rows; a folder is absolute, so that the model is found from elsewhere too."""
+    return EmbeddingOrigin(
+        model=str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name,
+        fingerprint=model.fingerprint,
+        modality=modality,
+        space=space,
+        normalized=normalize,
+        preprocessing=model.preprocessing[modality].to_json(),
+        data=data,
+    )
 
 
 def _parts_of(source: Source, output: Path, origin: EmbeddingOrigin) -> list[_Part]:
