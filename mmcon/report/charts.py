@@ -83,7 +83,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> Chart:
     interval = {"x": {**x, "field": "low"}, "x2": {"field": "high"}}
     spec = {
         "data": {"values": list(rows)},
-        "height": {"step": 14},
+        "height": 18 * len(rows) + 20,
         "layer": [
             {"transform": [{"filter": "isValid(datum.low)"}], "mark": {"type": "rule", "strokeWidth": 2, "aria": False},
              "encoding": {**interval, "y": y, "color": color, **offset}},
@@ -100,7 +100,7 @@ def classes_chart(shares: Mapping[str, float]) -> Chart:
     worst = sorted(shares.items(), key=lambda item: item[1])[:SHOWN_CLASSES]
     spec = {
         "data": {"values": [{"class": name, "accuracy": share} for name, share in worst]},
-        "height": {"step": 18},
+        "height": 18 * len(worst),
         "mark": {"type": "bar", "aria": False, "cornerRadiusEnd": 2, "height": 10},
         "encoding": {
             "x": {"field": "accuracy", "type": "quantitative", "title": None, "scale": {"domain": [0, 1]},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def test_a_run_learns_and_leaves_its_folder(uninterrupted):
     assert [line["epoch"] for line in lines] == [0] * STEPS_PER_EPOCH + [1] * STEPS_PER_EPOCH
     assert [place.name for place in Checkpoints(folder / "checkpoints").all()] == ["step-000000008", "step-000000012"]
     assert yaml.safe_load((folder / "config.yaml").read_text()) == {}
+    assert re.findall(r'<section id="([a-z-]+)"', (folder / "report.html").read_text()) == ["curves", "views", "run"]
 
 
 @pytest.mark.slow
