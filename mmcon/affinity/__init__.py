@@ -15,7 +15,7 @@ An affinity is built from tensors, or from column names that `bind` replaces by 
 """
 
 from mmcon.affinity.base import Affinity, as_number, check_choice, has_values, transforms_active
-from mmcon.affinity.custom import Computed, Dense, as_affinity
+from mmcon.affinity.custom import CandidateWeights, Computed, Dense, as_affinity
 from mmcon.affinity.factors import (
     BandFactor,
     ClassFactor,
@@ -34,6 +34,7 @@ from mmcon.affinity.spans import SpanOverlap
 __all__ = [
     "Affinity",
     "BandFactor",
+    "CandidateWeights",
     "ClassFactor",
     "Column",
     "Computed",

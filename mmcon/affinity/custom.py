@@ -82,6 +82,49 @@ class Dense(Affinity):
         return mapped
 
 
+class CandidateWeights(Affinity):
+    """Weights that depend on the candidate alone: as negative weights, 0 drops a candidate from all denominators.
+
+    Args:
+        weights: finite and >= 0, one a candidate, or whether to keep it.
+        anchors: the number of anchors.
+
+    Raises:
+        InputError: weights that are not one a candidate, or not finite and >= 0.
+
+    >>> CandidateWeights(torch.tensor([True, False]), anchors=2).dense().tolist()
+    [[1.0, 0.0], [1.0, 0.0]]
+    """
+
+    symmetric = False
+
+    def __init__(self, weights: Shaped[Tensor, "..."], *, anchors: int) -> None:
+        if weights.ndim != 1:
+            got = f"shape {tuple(weights.shape)}"
+            raise InputError("CandidateWeights", expected="weights `c`, one a candidate", got=got)
+        check_weights("CandidateWeights", weights)
+        self.weights, self.anchors = weights, anchors
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.anchors, len(self.weights)
+
+    def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
+        return self
+
+    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+        weights = self.weights if self.weights.is_floating_point() else self.weights.to(torch.get_default_dtype())
+        return weights[columns].expand(len(range(*rows.indices(self.anchors))), -1)
+
+    def reordered(self, rows: Int[Tensor, " a"], columns: Int[Tensor, " c"]) -> Affinity:
+        return CandidateWeights(self.weights[columns], anchors=len(rows))
+
+    def with_dtype(self, dtype: torch.dtype) -> Affinity:
+        weights = self.weights
+        wide = torch.promote_types(weights.dtype, dtype) if weights.is_floating_point() else dtype
+        return CandidateWeights(weights.to(wide), anchors=self.anchors)
+
+
 class Computed(Affinity):
     """A function `f(rows, columns) -> weights` of two tables as an affinity.
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmcon.affinity import Affinity, Dense
+from mmcon.affinity import Affinity, CandidateWeights
 from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import collectives
 from mmcon.errors import InputError
@@ -144,10 +144,7 @@ def stored_rows(memory: CandidateMemory, name: Name) -> tuple[Float[Tensor, "c d
 
 def stored_columns(anchors: int, candidates: int, stored: int, device: torch.device) -> Affinity:
     """Weights that are 1 for the candidates from memory, which are the last ones, and 0 for those of the batch."""
-    columns = torch.arange(candidates, device=device)
-    return Dense(
-        (columns >= candidates - stored)[None], torch.zeros(anchors, dtype=torch.int64, device=device), columns
-    )
+    return CandidateWeights(torch.arange(candidates, device=device) >= candidates - stored, anchors=anchors)
 
 
 def _checked_rows(

@@ -4,7 +4,8 @@ import pytest
 import torch
 from loss_cases import D, unit
 
-from mmcon.affinity import SameLabel, SameSample, SideFeatures, TimeKernel
+from mmcon.affinity import CandidateWeights, SameLabel, SameSample, SideFeatures, TimeKernel
+from mmcon.errors import InputError
 from mmcon.losses import HardNegatives, LossSettings, weighted_supcon
 from mmcon.losses.backends import exponentials
 from mmcon.losses.backends.dense import dense_both, dense_losses
@@ -120,6 +121,26 @@ def test_weights_of_negatives_are_read_within_the_coarser_groups():
         )
         assert (grouped(problem, 2) is not None) == known
         torch.testing.assert_close(general_losses(problem, 2).losses, dense_losses(problem).losses)
+
+
+@pytest.mark.parametrize("denominator", ["all", "one", "negatives"])
+def test_negatives_from_some_candidates_alone(denominator):
+    # MoCo: positives are in the batch, negatives are the rows of a queue, in which samples of the batch may be too.
+    samples, queued = torch.arange(9), torch.cat([torch.arange(9), torch.arange(4, 30)])
+    stored = CandidateWeights(torch.arange(35) >= 9, anchors=9)
+    a, c, temperature = unit(9, WIDTH).requires_grad_(), unit(35, WIDTH, seed=1).requires_grad_(), torch.tensor(0.2)
+    problem = prepare(
+        a, c, SameSample(samples, queued) * ~stored, temperature=temperature, self_index=None,
+        settings=LossSettings(denominator=denominator, negative_weights=stored),
+    )  # fmt: skip
+    assert grouped(problem, 2) is not None
+    s = a @ c.T / 0.2
+    below = s[:, 9:].exp().sum(1) + (0 if denominator == "negatives" else s.diagonal().exp())
+    expected = gradients([below.log() - s.diagonal()], a, c)
+    for ours, theirs in zip(gradients([general_losses(problem, 2).losses], a, c), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(InputError, match="one a candidate"):
+        CandidateWeights(torch.ones(2, 2), anchors=2)
 
 
 def test_sums_that_overflow_or_lose_terms_are_not_exact():

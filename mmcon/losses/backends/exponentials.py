@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmcon.losses.backends.matmul import matmul_nn, matmul_nt, matmul_tn
@@ -52,6 +52,7 @@ class PairTiles:
         both: whether candidates are anchors too, of the anchors: sums over rows and over columns are asked for.
         self_index: the candidate that is the anchor itself, or -1; None: the diagonal, or no anchor is a candidate.
         blocks: slices of rows and columns whose pairs are left out; they have no row and no column in common.
+        kept: candidates whose pairs are not left out; None: all.
     """
 
     anchors: Float[Tensor, "a d"]
@@ -61,6 +62,7 @@ class PairTiles:
     both: bool = False
     self_index: Int[Tensor, " a"] | None = None
     blocks: Sequence[Block] = ()
+    kept: Bool[Tensor, " c"] | None = None
     _memory: list[Float[Tensor, " m"]] = field(default_factory=list, repr=False)
 
     @property
@@ -89,6 +91,8 @@ class PairTiles:
             left, right = max(block_columns.start, columns.start), min(block_columns.stop, columns.stop)
             if top < bottom and left < right:
                 values[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = 0
+        if self.kept is not None and not bool(self.kept[columns].all()):
+            values.mul_(self.kept[columns])
         if self.square and rows == columns:
             values.fill_diagonal_(0)
         if self.self_index is not None:
@@ -109,6 +113,8 @@ class PairTiles:
         return self.both or (self.square and rows != columns)
 
     def _is_left_out(self, rows: slice, columns: slice) -> bool:
+        if self.kept is not None and not bool(self.kept[columns].any()):
+            return True
         return any(
             r.start <= rows.start and rows.stop <= r.stop and c.start <= columns.start and columns.stop <= c.stop
             for r, c in self.blocks

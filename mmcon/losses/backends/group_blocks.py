@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from mmcon.affinity import Affinity, Groups, coarser
+from mmcon.affinity import Affinity, CandidateWeights, Groups, coarser
 from mmcon.losses.backends.exponentials import Block
 from mmcon.losses.problem import Problem
 
@@ -32,12 +32,14 @@ class Layout:
         problem: with its rows in order, without gradient.
         rows, columns: the orders of anchors and of candidates; None: as they were.
         blocks: slices of rows and of columns.
+        kept: whether a candidate is a negative across blocks; None: all are.
     """
 
     problem: Problem
     rows: Int[Tensor, " a"] | None
     columns: Int[Tensor, " c"] | None
     blocks: Sequence[Block]
+    kept: Bool[Tensor, " c"] | None = None
 
     @staticmethod
     def whole(problem: Problem) -> Layout:
@@ -46,10 +48,11 @@ class Layout:
         return Layout(problem, None, None, [(slice(0, a), slice(0, c))])
 
     def negatives_across(self) -> Int[Tensor, " a"]:
-        """The number of candidates across blocks, for each anchor."""
-        counts = torch.full_like(self.problem.self_index, len(self.problem.candidates))
+        """The number of negatives across blocks, for each anchor."""
+        kept = torch.ones_like(self.problem.candidates[:, 0], dtype=torch.bool) if self.kept is None else self.kept
+        counts = kept.sum().expand(len(self.problem.anchors)).clone()
         for rows, columns in self.blocks:
-            counts[rows] -= columns.stop - columns.start
+            counts[rows] -= kept[columns].sum()
         return counts
 
 
@@ -61,7 +64,11 @@ def grouped(problem: Problem, tile_size: int) -> Layout | None:
     rows, columns, blocks = _order(groups, _least_rows(problem, tile_size))
     columns = rows if problem.square else columns
     reordered = _reordered(problem, rows, columns)
-    return None if reordered is None else Layout(reordered, rows, columns, blocks)
+    if reordered is None:
+        return None
+    weights = reordered.negative_affinity
+    kept = weights.weights > 0 if isinstance(weights, CandidateWeights) else None
+    return Layout(reordered, rows, columns, blocks, kept)
 
 
 def in_order(values: Shaped[Tensor, "n ..."], order: Int[Tensor, " n"] | None) -> Shaped[Tensor, "n ..."]:
@@ -75,14 +82,17 @@ def as_given(values: Shaped[Tensor, "n ..."], order: Int[Tensor, " n"] | None) -
 
 
 def _groups(problem: Problem) -> Groups | None:
-    """Groups across which W is 0 and V is 1, and which contain the self pairs."""
+    """Groups across which W is 0, and V is 1 or that of the candidate, 0 or 1; they contain the self pairs."""
     if problem.settings.similarity is not None or problem.all_are_negatives:
         return None
     groups = problem.affinity.groups()
     if groups is None or groups.across != 0:
         return None
-    if problem.negative_affinity is not None:
-        others = problem.negative_affinity.groups()
+    weights = problem.negative_affinity
+    if isinstance(weights, CandidateWeights):
+        groups = groups if bool(((weights.weights == 0) | (weights.weights == 1)).all()) else None
+    elif weights is not None:
+        others = weights.groups()
         groups = coarser(groups, others) if others is not None and others.across == 1 else None
     if groups is None:
         return None

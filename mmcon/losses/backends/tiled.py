@@ -65,7 +65,9 @@ def _across(layout: Layout, tile_size: int) -> PairTiles:
     """The pairs across blocks, in larger tiles than those with masks and weights."""
     problem = layout.problem
     size = exponentials.TILE_SIZE if tile_size == TILE_SIZE else tile_size
-    return PairTiles(problem.anchors, problem.candidates, 1 / problem.temperature, size, blocks=layout.blocks)
+    return PairTiles(
+        problem.anchors, problem.candidates, 1 / problem.temperature, size, blocks=layout.blocks, kept=layout.kept
+    )
 
 
 def _row_results(layout: Layout, tile_size: int) -> tuple[RowStatistics, RowResults] | None:
@@ -104,7 +106,10 @@ class _TiledLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Shaped[Tensor, " a"]) -> tuple[Float[Tensor, "..."] | None, ...]:
         check_single_backward("tiled")
         layout, gradient = ctx.layout, in_order(gradients[0], ctx.layout.rows)
-        accumulated = TiledGradients(layout.problem, ctx.statistics, ctx.results, gradient, ctx.parameters)
+        accumulated = TiledGradients(
+            layout.problem, ctx.statistics, ctx.results, gradient, ctx.parameters,
+            candidates_too=ctx.needs_input_grad[5],
+        )  # fmt: skip
         for tiles in iterate_tiles(layout.problem, ctx.tile_size, layout.blocks):
             accumulated.add(tiles)
         if bool((layout.negatives_across() > 0).any()):

@@ -30,6 +30,7 @@ class TiledGradients:
         results: of its anchors.
         gradient: of the losses.
         parameters: the further inputs that receive a gradient.
+        candidates_too: whether candidates receive a gradient; a queue does not.
     """
 
     def __init__(
@@ -39,12 +40,15 @@ class TiledGradients:
         results: RowResults,
         gradient: Float[Tensor, " a"],
         parameters: tuple[Float[Tensor, "..."], ...],
+        *,
+        candidates_too: bool = True,
     ) -> None:
         self.problem, self.statistics, self.results, self.parameters = problem, statistics, results, parameters
         self.gradient = torch.where(results.valid, gradient, 0)
         self.scaled_gradient = self.gradient / results.divisor
         self.of_anchors = torch.zeros_like(problem.anchors)
-        self.of_candidates = self.of_anchors if problem.square else torch.zeros_like(problem.candidates)
+        of_candidates = torch.zeros_like(problem.candidates) if candidates_too and not problem.square else None
+        self.of_candidates = self.of_anchors if problem.square else of_candidates
         self.of_parameters = [torch.zeros_like(parameter) for parameter in parameters]
         self.of_inverse_temperature = torch.zeros_like(problem.temperature)
         self.of_temperature = torch.zeros_like(problem.temperature)
@@ -59,7 +63,8 @@ class TiledGradients:
         rows, columns = tiles[0].rows, tiles[0].columns
         if self.problem.settings.similarity is None:
             self.of_anchors[rows] += matmul_nn(of_s, self.problem.candidates[columns])
-            self.of_candidates[columns] += matmul_tn(of_s, self.problem.anchors[rows])
+            if self.of_candidates is not None:
+                self.of_candidates[columns] += matmul_tn(of_s, self.problem.anchors[rows])
         else:
             self._add_through_similarity(rows, columns, of_s)
 
@@ -79,9 +84,10 @@ class TiledGradients:
             factors = [of_sums]
         both = self.problem.square
         terms = [Term(p, f, f if both else None) for p, f in zip(powers, factors, strict=False)]
-        of_anchors, of_candidates = exponential_gradients(pairs, terms)
+        wanted = self.of_candidates is not None
+        of_anchors, of_candidates = exponential_gradients(pairs, terms, of_candidates=wanted)
         self.of_anchors += of_anchors
-        if not both:
+        if not both and self.of_candidates is not None and of_candidates is not None:
             self.of_candidates += of_candidates
 
     def of_inputs(self) -> tuple[Float[Tensor, "..."] | None, ...]:
@@ -91,7 +97,7 @@ class TiledGradients:
             # Σ_ij G_ij ⟨a_i, c_j⟩; where the anchors are the candidates, each pair was added from both ends.
             self.of_inverse_temperature = (problem.anchors * self.of_anchors).sum() / (2 if problem.square else 1)
             self.of_anchors.mul_(inverse)
-            if not problem.square:
+            if self.of_candidates is not None and not problem.square:
                 self.of_candidates.mul_(inverse)
         of_temperature = self.of_temperature - self.of_inverse_temperature * inverse * inverse
         # Where the anchors are the candidates, both inputs are one tensor, which receives its gradient once.
@@ -161,7 +167,8 @@ class TiledGradients:
         of_values = of_s / problem.temperature
         of_anchors, of_candidates, *found = torch.autograd.grad(values, inputs, of_values, allow_unused=True)
         self.of_anchors[rows] += 0 if of_anchors is None else of_anchors
-        self.of_candidates[columns] += 0 if of_candidates is None else of_candidates
+        if self.of_candidates is not None and of_candidates is not None:
+            self.of_candidates[columns] += of_candidates
         self._add_to_parameters(parameters, tuple(found))
 
     # ----------------------------------------------------------------------------------------------- weights
