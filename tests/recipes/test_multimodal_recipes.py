@@ -152,7 +152,7 @@ BAD = {
     r"\['sound'\]": ("multimodal", {"pairs": ("image-sound",)}),
     "MODALITY=VALUE": ("multimodal", {"data": ("photos/",)}),
     "a source of modality 'text'": ("multimodal", {"data": ("text=samples/emoji",)}),
-    "a modality": ("multimodal", {"data": ("series=samples/motion",)}),
+    "a source of modality 'series'": ("multimodal", {"data": ("series=samples/motion",)}),
 }
 
 

@@ -1,0 +1,176 @@
+"""Stability under small perturbations that grow: flips of the prediction and drift of the features, as in ImageNet-P.
+
+Each image is perturbed along a path (a shift in one direction, a turn, a zoom, a change of brightness, noise) in
+equal steps. The flip probability of a kind is the share of steps at which the prediction changes; with noise, whose
+frames are not neighbors of each other, that of frames whose prediction is not that of the clean image (Hendrycks and
+Dietterich 2019, section 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmcon.errors import ConfigError
+from mmcon.evaluation.evaluation_list import EvaluationInput
+from mmcon.evaluation.features import Features
+from mmcon.evaluation.probe import fit_probe
+from mmcon.evaluation.statistics import Interval, bootstrap
+from mmcon.registry import create
+from mmcon.views import Chain
+
+#: By kind, the largest amount and its unit.
+LARGEST: dict[str, tuple[float, str]] = {
+    "translation": (0.15, "of the side"),
+    "rotation": (15.0, "degrees"),
+    "scale": (0.2, "zoom"),
+    "brightness": (0.25, "of 1"),
+    "noise": (0.12, "of 1"),
+}
+#: Kinds whose frames are compared with the clean image in place of the frame before.
+WITHOUT_ORDER = ("noise",)
+STEPS = 5
+
+
+@dataclass(frozen=True)
+class Stability:
+    """The stability along the path of one kind.
+
+    Attributes:
+        amounts: of each step, without the clean image.
+        flip_probability: the share of steps at which the prediction flips, with its 95 % interval over samples.
+        changed: by step, the share of predictions that are not those of the clean images.
+        cosine: by step, the mean cosine of the features to those of the clean images.
+    """
+
+    amounts: tuple[float, ...]
+    flip_probability: Interval
+    changed: tuple[float, ...]
+    cosine: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PerturbationResult:
+    """Flips of the prediction and drift of the features, by kind of perturbation.
+
+    Attributes:
+        kinds: by kind.
+        n: the number of test samples.
+    """
+
+    kinds: Mapping[str, Stability]
+    n: int
+
+    @property
+    def mean_flip_probability(self) -> float:
+        """The mean over kinds."""
+        return sum(kind.flip_probability.value for kind in self.kinds.values()) / len(self.kinds)
+
+    def table(self) -> str:
+        """Flips and cosines by kind, as text."""
+        lines = [
+            f"mean flip probability {self.mean_flip_probability:.3f}, {len(self.kinds)} kinds, {self.n:,} images",
+            "",
+            f"{'':14}{'flips a step [95 % interval]':30}{'at the largest amount':28}changed   cosine",
+        ]
+        for name, kind in self.kinds.items():
+            amount = f"{kind.amounts[-1]:g} {LARGEST[name][1]}"
+            end = f"{kind.changed[-1]:7.3f}  {kind.cosine[-1]:7.3f}"
+            lines.append(f"{name:14}{kind.flip_probability!s:30}{amount:28}{end}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        kinds = {
+            name: {
+                "flip_probability": kind.flip_probability.value,
+                "flip_probability_interval": [kind.flip_probability.low, kind.flip_probability.high],
+                "amounts": list(kind.amounts),
+                "unit": LARGEST[name][1],
+                "changed": list(kind.changed),
+                "cosine": list(kind.cosine),
+            }
+            for name, kind in self.kinds.items()
+        }
+        return {"mean_flip_probability": self.mean_flip_probability, "samples": self.n, "kinds": kinds}
+
+    def plot(self) -> Any:
+        """A figure: predictions that changed, and cosines to the clean image, by the share of the largest amount."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for name, kind in self.kinds.items():
+            shares = [0.0, *(amount / LARGEST[name][0] for amount in kind.amounts)]
+            label = f"{name}, to {LARGEST[name][0]:g} {LARGEST[name][1]}"
+            left.plot(shares, [0.0, *kind.changed], "o-", label=label)
+            right.plot(shares, [1.0, *kind.cosine], "o-")
+        left.set(xlabel="share of the largest amount", ylabel="predictions unlike that of the clean image")
+        right.set(xlabel="share of the largest amount", ylabel="cosine of features to the clean image")
+        figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+        return figure
+
+
+def evaluate_perturbations(given: EvaluationInput) -> PerturbationResult:
+    """Stability of a linear probe's prediction and of the features, one streaming pass for each kind and step.
+
+    Options: `perturbations`, the kinds (default: all five); `perturbation_steps`, steps up to the largest amount (5).
+
+    Raises:
+        ConfigError: an unknown kind, or no step.
+    """
+    chosen = tuple(given.options.get("perturbations") or LARGEST)
+    steps = int(given.options.get("perturbation_steps", STEPS))
+    if set(chosen) - set(LARGEST) or steps < 1:
+        got = f"{list(chosen)}, {steps} steps"
+        raise ConfigError("perturbations", expected=f"kinds among {list(LARGEST)}, and a step or more", got=got)
+    probe = fit_probe(given.train, seed=given.seed)
+    kinds = {}
+    for kind in chosen:
+        amounts = tuple(LARGEST[kind][0] * (step + 1) / steps for step in range(steps))
+        frames = []
+        for amount in amounts:
+            view = Chain(given.view, (kind, create("view", "image/perturbation", kind=kind, amount=amount)))
+            frames.append(given.features(given.test_source, view, title=f"{kind} {amount:g}"))
+        predictions = torch.stack([probe.evaluate(of).predicted for of in (given.test, *frames)])
+        ordered = kind not in WITHOUT_ORDER
+        kinds[kind] = stability(amounts, predictions, given.test, frames, ordered=ordered, seed=given.seed)
+    return PerturbationResult(kinds, len(given.test))
+
+
+def stability(
+    amounts: tuple[float, ...],
+    predictions: Int[Tensor, "f n"],
+    clean: Features,
+    frames: list[Features],
+    *,
+    ordered: bool = True,
+    seed: int = 0,
+) -> Stability:
+    """The stability along one path.
+
+    Args:
+        amounts: of the frames after the clean one.
+        predictions: of the clean image and of each frame.
+        clean: features of the clean images.
+        frames: features of each frame, of the same samples.
+        ordered: compare the prediction with that of the frame before; else with that of the clean image.
+        seed: of the interval.
+    """
+    before = predictions[:-1] if ordered else predictions[:1]
+    flips = (predictions[1:] != before).double()
+    return Stability(
+        amounts,
+        bootstrap(flips.mean(0), seed=seed),
+        tuple((predictions[1:] != predictions[:1]).double().mean(1).tolist()),
+        tuple(_mean_cosine(clean.values, frame.values) for frame in frames),
+    )
+
+
+def _mean_cosine(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> float:
+    return float(torch.nn.functional.cosine_similarity(first.double(), second.double()).mean())
