@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.batch import Index, ViewBatch
-from mmcon.evaluation.calibrated_probe import probe_and_save
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.knn import knn
 from mmcon.evaluation.probe import linear_probe
 from mmcon.evaluation.retrieval import RetrievalMetrics, retrieve
+from mmcon.evaluation.second_stage import evaluate_features
 
 
 def log_mel_statistics(batch: ViewBatch) -> Float[Tensor, "b d"]:
@@ -51,9 +51,9 @@ def evaluate_audio(
         return {}
     if not bool(torch.isin(test.index["label"], train.index["label"]).all()):
         return _retrieval_json(retrieve(test, test, relevance="label", exclude_same="sample"))
-    probe = probe_and_save(train, test, model_folder=model_folder, classes=classes, modality="audio")
-    near = knn(train, test, k=min(20, len(train)))
-    return {"linear_probe": probe.top1, "knn": near.top1, **_retrieval_json(retrieve(test, train, relevance="label"))}
+    saved: dict[str, Any] = {"model_folder": model_folder, "classes": classes, "modality": "audio"}
+    found = {name: own.top1 for name, own in evaluate_features(train, test, neighbors=20, **saved).items()}
+    return {**found, **_retrieval_json(retrieve(test, train, relevance="label"))}
 
 
 def across_languages(queries: Index, candidates: Index) -> Float[Tensor, "q c"]:

@@ -137,6 +137,19 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         needs=("labels",),
         options=("neighbors",),
     ),
+    Evaluation(
+        "few-labels",
+        "mmcon.evaluation.few_label_curve:evaluate_few_labels",
+        "linear probe with 1 to 100 % of the labels, and with 1, 5 and 10 a class",
+        needs=("labels",),
+        options=("draws",),
+    ),
+    Evaluation(
+        "retrieval",
+        "mmcon.evaluation.retrieval_report:evaluate_retrieval",
+        "retrieval of training samples of the same class",
+        needs=("labels",),
+    ),
 )
 
 

@@ -21,6 +21,7 @@ from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.figure_warnings import figure_warnings, retrieval_warnings
 from mmcon.evaluation.knn import knn
 from mmcon.evaluation.linear_classifier import accuracy, train_classifier
+from mmcon.evaluation.saved_predictions import save_predictions
 from mmcon.evaluation.shown_samples import show_features
 from mmcon.evaluation.statistics import Classification
 from mmcon.loading.loader import Views, one_pass
@@ -99,13 +100,17 @@ def evaluate_features(
         test: features of the held-out split.
         neighbors: the number of neighbors.
         title: the name of the phase, for the progress.
-        model_folder: a saved model beside which the probe is saved, with the names of its classes.
+        model_folder: a saved model beside which the probe is saved, with the names of its classes; the predictions are
+            saved in the folder above it, that of the run.
         classes: their names, by label.
         modality: the modality of the features.
     """
     saved: dict[str, Any] = {"model_folder": model_folder, "classes": classes, "modality": modality}
     probe = probe_and_save(train, test, title=title, **saved)
-    return {"linear_probe": probe, "knn": knn(train, test, k=min(neighbors, len(train)))}
+    found = {"linear_probe": probe, "knn": knn(train, test, k=min(neighbors, len(train)))}
+    if model_folder is not None:
+        save_predictions(model_folder.parent, found, test)
+    return found
 
 
 def evaluate_all(

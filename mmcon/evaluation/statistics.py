@@ -191,6 +191,22 @@ def mcnemar(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"]) -> PairedTest
     return PairedTest((only_first - only_second) / len(first), float(p), len(first))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction (1979): p-values for which the chance of any false finding among all of them is at most α.
+
+    The i-th smallest of m, counted from 0, is multiplied by m − i; then none is below a smaller one, and none above 1.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        corrected[i] = highest
+    return corrected
+
+
 def paired_permutation(
     first: Shaped[Tensor, " n"],
     second: Shaped[Tensor, " n"],

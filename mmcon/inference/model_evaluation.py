@@ -1,0 +1,241 @@
+"""Evaluate a trained model, or one of another library, on data: the features once, then every evaluation from them.
+
+    for done in evaluate_model("runs/imagenet_supcon", on=["probe", "knn", "few-labels"]):
+        print(done.table)
+
+The folder gets `NAME.json`, `NAME.txt` and `NAME.png` of each evaluation as soon as it is done, the predictions of
+classifiers for `mmcon compare`, and the features. What is there already, of the same model, data and options, is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mmcon
+from mmcon.errors import DataError, InputError, MmconError
+from mmcon.evaluation.classification_report import ClassificationResult
+from mmcon.evaluation.dump import write_dump
+from mmcon.evaluation.evaluation_list import EVALUATIONS, Evaluation, EvaluationInput, EvaluationResult, find_evaluation
+from mmcon.evaluation.features import Features
+from mmcon.evaluation.saved_predictions import save_predictions
+from mmcon.evaluation.view_rows import combine_views
+from mmcon.files import read_yaml, replace_file
+from mmcon.inference.inputs import check_modality
+from mmcon.inference.loaded_model import LoadedModel
+from mmcon.inference.loading import load
+from mmcon.sources.base import Source
+from mmcon.sources.factory import create_source
+
+#: The name of an evaluation's predictions, where it differs: recipes save those of a metric by the same name.
+_METRIC_OF = {"probe": "linear_probe"}
+
+
+@dataclass(frozen=True)
+class FinishedEvaluation:
+    """An evaluation that is done.
+
+    Attributes:
+        name: of the evaluation.
+        folder: the folder of its files.
+        table: the result as text; empty after an error.
+        values: the result as plain values.
+        cached: whether the result was there already.
+        error: why it failed; empty if it did not.
+    """
+
+    name: str
+    folder: Path
+    table: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    cached: bool = False
+    error: str = ""
+
+
+def evaluate_model(
+    model: LoadedModel | str | Path,
+    data: str | None = None,
+    *,
+    on: Sequence[str] = ("probe", "knn"),
+    output: str | Path | None = None,
+    modality: str | None = None,
+    near: Sequence[str] = (),
+    far: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[FinishedEvaluation]:
+    """Run evaluations one by one; a failed one does not end the others.
+
+    Args:
+        model: a loaded model, or what `mmcon.load` opens.
+        data: a source by name or path; None: the data of the run.
+        on: names in `EVALUATIONS`; "all": those for which model and data have what they need.
+        output: the folder; by default `evaluation` in the run folder, else `evaluation-` and the name of the model.
+        modality: of a model of several.
+        near: names of sources of other classes that resemble the data.
+        far: names of sources that do not.
+        options: of evaluations and of the source, by name.
+        seed: of splits and draws.
+        batch_size: samples that are encoded at once.
+        workers: processes that read and decode samples.
+        device: the device of the encoder.
+        rank: the number of this process among those that share the features. Only the main one evaluates.
+        world_size: the number of such processes.
+
+    Raises:
+        InputError, DataError, UnknownNameError: before any long work, if the model lacks the modality, labels are
+            missing or of one class, test classes are not in the training split, or a name is not known.
+    """
+    chosen = [*EVALUATIONS] if list(on) == ["all"] else [find_evaluation(name) for name in dict.fromkeys(on)]
+    own = {name: value for name, value in (options or {}).items() if any(name in e.options for e in EVALUATIONS)}
+    of_source = {name: value for name, value in (options or {}).items() if name not in own}
+    config = {} if isinstance(model, LoadedModel) else _config_of(Path(model))
+    name = Path(model.name if isinstance(model, LoadedModel) else model)
+    if data is None:
+        if "data" not in config:
+            raise InputError("evaluate", expected="data", got=f"none, and no run at {name}", fix="--data PATH")
+        data, of_source = str(config["data"]), _options_of_run(config) | of_source
+    model = model if isinstance(model, LoadedModel) else load(model, device=device)
+    if modality is None and len(model.modalities) > 1:
+        raise InputError("evaluate", expected="one modality", got=str(model.modalities), fix="--modality NAME")
+    modality = modality or model.modalities[0]
+    check_modality(modality, model.modalities)
+    folder = Path(output) if output else name / "evaluation" if config else Path(f"evaluation-{name.name}")
+
+    def source_of(data: str, split: str, **given: Any) -> Source:
+        media = {key: value for key, value in model.preprocessing[modality].media.items() if key != "columns"}
+        return create_source(data, modality=modality, split=split, optional=media, **given)
+
+    train, test = (source_of(data, split, **of_source) for split in ("train", "test"))
+    sets = {kind: {d: source_of(d, "test") for d in given} for kind, given in (("near", near), ("far", far))}
+    available = _available(model, modality, train, test, bool(near or far))
+    runnable = _select(chosen, available, strict=list(on) != ["all"])
+    if "labels" in available:
+        check_labels(train, test)
+    if rank == 0:
+        print(f"train {train.describe()}\ntest  {test.describe()}", flush=True)
+    views = model.views(modality)
+
+    def features_of(source: Source, split: str) -> Features:
+        about = {"model": model.fingerprint, "modality": modality, "data": _digest(source.fingerprint())}
+        return write_dump(
+            folder / "features" / split, source, model.model, views, about=about, batch_size=batch_size,
+            combine=lambda rows: combine_views(rows, views=len(views), how=model.preprocessing[modality].combine),
+            workers=workers, device=device, rank=rank, world_size=world_size, title=f"features, {split}",
+        )  # fmt: skip
+
+    given = EvaluationInput(
+        train=features_of(train, "train"), test=features_of(test, "test"), train_source=train, test_source=test,
+        encode=model.model, view=views[0], modality=modality, classes=tuple(train.classes), options=own,
+        device=device, batch_size=batch_size, workers=workers, seed=seed, **sets,
+    )  # fmt: skip
+    if rank == 0:
+        for number, evaluation in enumerate(runnable, 1):
+            print(f"{evaluation.name} ({number} of {len(runnable)})", flush=True)
+            yield _run(evaluation, given, folder)
+
+
+def check_labels(train: Source, test: Source) -> None:
+    """Check that the splits have the same classes; the labels of the test split are numbered as the training split's.
+
+    Raises:
+        DataError: there is one class only, or a class of the test split is not in the training split.
+    """
+    assert train.labels is not None
+    assert test.labels is not None
+    known = {train.classes[label] for label in train.labels.unique().tolist()}
+    used = {test.classes[label] for label in test.labels.unique().tolist()}
+    if len(known) < 2:
+        raise DataError(train.name, expected="labels of two classes or more", got=f"one, {min(known)!r}")
+    if used - known:
+        raise DataError(
+            test.name,
+            expected=f"the {len(known)} classes of the training split",
+            got=f"{len(used - known)} others: {', '.join(sorted(used - known)[:5])}",
+            fix="take both splits from one source, or leave these classes out",
+        )
+    if test.classes != train.classes:
+        number = torch.tensor([train.classes.index(name) if name in known else -1 for name in test.classes])
+        test.columns["label"], test.classes = number[test.labels], train.classes
+
+
+def _run(evaluation: Evaluation, given: EvaluationInput, folder: Path) -> FinishedEvaluation:
+    """Run an evaluation and write its files, or read those that are there."""
+    own = {name: value for name, value in given.options.items() if name in evaluation.options}
+    others = [{d: s.fingerprint() for d, s in sets.items()} for sets in (given.near, given.far)]
+    about = {"version": mmcon.__version__, "evaluation": evaluation.name, "options": own, "seed": given.seed}
+    about |= {"train": given.train.metadata, "test": given.test.metadata, "classes": list(given.classes)}
+    about |= {"near_and_far": others} if "outliers" in evaluation.needs else {}
+    fingerprint = _digest(about)
+    file, text = folder / f"{evaluation.name}.json", folder / f"{evaluation.name}.txt"
+    if file.exists() and text.exists():
+        values = json.loads(file.read_text())
+        if values.get("fingerprint") == fingerprint:
+            return FinishedEvaluation(evaluation.name, folder, text.read_text().rstrip(), values, cached=True)
+    try:
+        result = evaluation.run(given)
+    except MmconError as error:
+        return FinishedEvaluation(evaluation.name, folder, error=str(error))
+    values = {"fingerprint": fingerprint, **result.to_json()}
+    _write(result, evaluation.name, folder, given)
+    replace_file(file, json.dumps(values, indent=1) + "\n")  # last, since it counts as complete
+    return FinishedEvaluation(evaluation.name, folder, result.table(), values)
+
+
+def _write(result: EvaluationResult, name: str, folder: Path, given: EvaluationInput) -> None:
+    if isinstance(result, ClassificationResult):
+        save_predictions(folder, {_METRIC_OF.get(name, name): result.classification}, given.test)
+    replace_file(folder / f"{name}.txt", result.table() + "\n")
+    figure = result.plot()
+    replace_file(folder / f"{name}.png", lambda file: figure.savefig(file, dpi=150, format="png"))
+
+
+def _available(model: LoadedModel, modality: str, train: Source, test: Source, others: bool) -> set[str]:
+    """What the model and the data have, of what evaluations may need."""
+    has = {"encoder"}
+    has |= {"labels"} if train.labels is not None and test.labels is not None else set()
+    has |= {"images"} if modality == "image" and len(model.views(modality)) == 1 else set()
+    return has | ({"outliers"} if others else set())
+
+
+def _select(chosen: Sequence[Evaluation], available: set[str], *, strict: bool) -> list[Evaluation]:
+    """The evaluations that can run; of those asked for by name, all must."""
+    missing = {evaluation.name: reason for evaluation in chosen if (reason := evaluation.missing(available))}
+    for name, reason in missing.items():
+        if strict:
+            raise InputError(f"evaluate --on {name}", expected=reason, got="none", fix="leave it out, or --on all")
+        print(f"{name} is left out: it needs {reason}", flush=True)
+    return [evaluation for evaluation in chosen if evaluation.name not in missing]
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The settings of a run folder; empty for other names."""
+    file = folder.expanduser() / "config.yaml"
+    values = read_yaml(file.read_text(encoding="utf-8"), where=str(file)) if file.is_file() else None
+    return values if isinstance(values, dict) else {}
+
+
+def _options_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with which a recipe opened its data, so that the same samples are held out."""
+    named = {"image_column": "media_column", "label_column": "label_column"}
+    found = {option: config[name] for name, option in named.items() if config.get(name) is not None}
+    if "columns" in config and not str(config["data"]).startswith("samples/"):  # the recipe of texts
+        label = None if config.get("label") == "label" else config.get("label")
+        found |= {"text_columns": tuple(config["columns"] or ("text",)), "label_column": label}
+        found |= {"id_column": "none", "test_share": 0.2}
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

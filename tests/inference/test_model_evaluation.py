@@ -1,0 +1,116 @@
+"""`mmcon evaluate`: its files from one call, results that are kept, and one clear error for each bad input."""
+
+import json
+
+import pytest
+import torch
+from inference_cases import image_model, image_text_model, save_pictures
+
+import mmcon
+from mmcon import cli
+from mmcon.errors import DataError, InputError, UnknownNameError
+from mmcon.evaluation.comparison import compare_runs
+from mmcon.evaluation.knn import knn
+from mmcon.inference.model_evaluation import check_labels, evaluate_model
+from mmcon.sources.base import TensorSource
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two classes of 15 images; a tenth, rounded up, is held out."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    save_pictures(folder, 30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, photos):
+    """A run folder with a saved model, untrained, whose settings name its data."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    image_model(folder / "model")
+    (folder / "config.yaml").write_text(f"data: {photos}\nlabel_column: null\n")
+    return folder
+
+
+def test_one_call_writes_every_evaluation_and_the_next_keeps_them(run, photos):
+    names = ["probe", "knn", "retrieval"]
+    finished = list(evaluate_model(run, on=names))
+    folder = run / "evaluation"
+    for done in finished:
+        assert (folder / f"{done.name}.txt").read_text().rstrip() == done.table
+        assert (folder / f"{done.name}.png").read_bytes().startswith(b"\x89PNG")
+        assert json.loads((folder / f"{done.name}.json").read_text()) == json.loads(json.dumps(done.values))
+    train, test = (
+        mmcon.load(run).encode_source(mmcon.create_source(photos, split=split), normalize=False)
+        for split in ("train", "test")
+    )
+    assert finished[1].values["top1"] == knn(train, test).top1
+    again = list(evaluate_model(run, on=names))
+    assert [(done.table, done.cached) for done in again] == [(done.table, True) for done in finished]
+    changed = evaluate_model(run, on=["retrieval", "knn"], options={"neighbors": 3})
+    assert [done.cached for done in changed] == [True, False]
+    result = compare_runs([run, folder])
+    assert {difference.metric for difference in result.differences} == {"linear_probe", "knn"}
+
+
+def test_the_command_takes_a_model_and_data_and_leaves_out_what_cannot_run(run, photos, tmp_path, capsys):
+    table = tmp_path / "photos.csv"
+    table.write_text("image\n" + "\n".join(str(path) for path in sorted(photos.rglob("*.png"))) + "\n")
+    words = ["evaluate", run / "model", "--data", table, "--on", "all", "--output", tmp_path / "out"]
+    assert cli.main([*map(str, words), "--option", "media_column=image"]) == 0
+    assert "probe is left out: it needs labels in the data" in capsys.readouterr().out
+    words[5:6] = ["probe"]
+    assert cli.main([*map(str, words), "--option", "media_column=image"]) == 2
+    assert "evaluate --on probe: expected labels in the data" in capsys.readouterr().err
+
+
+def test_the_command_prints_json_and_lists_the_evaluations(run, capsys):
+    assert cli.main(["evaluate", str(run), "--on", "knn", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)["knn"]
+    assert values["samples"] == sum(row["samples"] for row in values["by_class"].values())
+    assert cli.main(["evaluate", str(run), "--on", "list"]) == 0
+    assert "few-labels " in capsys.readouterr().out
+
+
+def test_an_evaluation_that_fails_does_not_end_the_others(run, monkeypatch):
+    def fail(*_, **__):
+        raise InputError("probe", expected="luck", got="none")
+
+    monkeypatch.setattr("mmcon.evaluation.classification_report.fit_probe", fail)
+    failed, done = evaluate_model(run, on=["probe", "knn"], seed=5)
+    assert "expected luck" in failed.error
+    assert (done.name, done.error) == ("knn", "")
+
+
+def test_models_and_data_that_do_not_fit_are_named_before_any_work(run, photos, tmp_path):
+    both = image_text_model(tmp_path / "both")
+    cases = [
+        ((run,), {"on": ["prove"]}, UnknownNameError, "did you mean 'probe'"),
+        ((run / "model",), {}, InputError, "expected data; got none"),
+        ((run,), {"modality": "audio"}, InputError, r"a modality of the model, \['image'\]"),
+        ((both, str(photos)), {}, InputError, "--modality NAME"),
+        ((run, str(tmp_path)), {}, DataError, "expected"),
+        ((run,), {"options": {"neighbours": 3}}, InputError, "neighbours"),
+    ]
+    for given, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            list(evaluate_model(*given, output=tmp_path / "never", **options))
+        assert not (tmp_path / "never").exists()
+
+
+def labeled(labels, classes):
+    return TensorSource(torch.zeros(len(labels), 1), labels=torch.tensor(labels), classes=classes, name="data")
+
+
+def test_classes_of_two_splits_are_matched_by_name():
+    train = labeled([0, 1, 2, 0], ["ant", "bee", "cat"])
+    test = labeled([0, 1, 1], ["cat", "ant"])
+    check_labels(train, test)
+    assert test.labels.tolist() == [2, 0, 0]
+    assert test.classes == train.classes
+    with pytest.raises(DataError, match="1 others: dog"):
+        check_labels(train, labeled([0, 1], ["ant", "dog"]))
+    with pytest.raises(DataError, match="1 others: cat"):  # known by name, but without a training sample
+        check_labels(labeled([0, 1], ["ant", "bee", "cat"]), labeled([2], ["ant", "bee", "cat"]))
+    with pytest.raises(DataError, match="two classes or more; got one, 'ant'"):
+        check_labels(labeled([0, 0], ["ant", "bee"]), labeled([0], ["ant"]))
