@@ -97,7 +97,8 @@ def save_samples(
     table = _Table.of(test, {m: (features[after][m], rows) for m, rows in of_modality.items()})
     units = {name: [_unit_rows(features[name][m], rows) for m, rows in of_modality.items()] for name in names}
     near = {name: _neighbors(parts, table.modality) for name, parts in units.items()}
-    about: dict[str, Any] = {"after": after, "before": before, "modalities": list(of_modality), "total": len(test)}
+    about: dict[str, Any] = {"after": after, "before": before, "modalities": list(of_modality)}
+    about["total"] = sum(len(member) for member in test.members.values())
     about |= {"classes": list(test.classes), "maps": {}, "neighbors": {}}
     vectors = {}
     for name, parts in units.items():
@@ -157,7 +158,7 @@ class _Table(NamedTuple):
             playable -= len(shown.sound) + len(shown.clip)
             pictures -= len(shown.picture)
             known = {"preview": shown.to_json() if pictures > 0 else {"text": shown.text}, "name": source.name_of(row)}
-            known |= {"modality": int(self.modality[i]), "label": int(self.labels[i])}
+            known |= {"modality": int(self.modality[i]), "label": int(self.labels[i]), "id": str(int(source.ids[row]))}
             if votes is not None:
                 known |= {"guess": int(votes.guess[i]), "share": round(float(votes.share[i]), 3)}
                 known |= {"own_share": round(float(votes.own_share[i]), 3)}

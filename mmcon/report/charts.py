@@ -87,7 +87,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> Chart:
         "layer": [
             {"transform": [{"filter": "isValid(datum.low)"}], "mark": {"type": "rule", "strokeWidth": 2, "aria": False},
              "encoding": {**interval, "y": y, "color": color, **offset}},
-            {"mark": {"type": "point", "filled": True, "size": 60, "aria": False},
+            {"mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, "aria": False},
              "encoding": {"x": x, "y": y, "color": color, **offset, "tooltip": tips}},
         ],
     }  # fmt: skip

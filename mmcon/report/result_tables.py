@@ -8,6 +8,10 @@ from typing import Any
 
 #: The column of the trained encoder.
 TRAINED = "trained"
+#: Mappings of so many figures are tables of their own.
+LARGE_PART = 6
+#: The figures that say most about an encoder, in this order.
+HEADLINES = ("linear probe", "recall at 1", "lag correlation", "probe", "recall", "top-1", "k-NN", "")
 # Lists and mappings that have a place of their own on the page, or are too long for one.
 _ELSEWHERE = ("warnings", "by_clip", "clip_ids", "per_class", "by_class")
 
@@ -46,19 +50,27 @@ class ResultTable:
 
 
 def result_tables(results: Mapping[str, Any]) -> list[ResultTable]:
-    """The tables of results.json: the trained encoder beside its baselines, and one for each kind of views.
+    """The tables of results.json: the trained encoder beside its baselines.
 
     A mapping at the top whose figures have the names of those beside it is a baseline; one whose values are mappings
-    of the same figures is a table of its own.
+    of the same figures, as by kind of views, is a table of its own, and so is one of many figures, as of a test set.
     """
     nested = {name: value for name, value in results.items() if isinstance(value, Mapping) and not _is_elsewhere(name)}
-    own = {name: of for name, of in nested.items() if _is_table(of)}
-    cells = {name: _cells(of) for name, of in nested.items() if name not in own}
+    kinds = {name: of for name, of in nested.items() if _is_table(of)}
+    cells = {name: _cells(of) for name, of in nested.items() if name not in kinds}
     baselines = [name for name in cells if _is_baseline(name, cells, results)]
-    trained = _cells({name: value for name, value in results.items() if name not in own and name not in baselines})
-    main = _table("", {TRAINED: trained, **{name: cells[name] for name in baselines}})
-    kinds = [_table(_words(name), {column: _cells(of) for column, of in value.items()}) for name, value in own.items()]
-    return [table for table in (main, *kinds) if table.rows]
+    columns = {TRAINED: {name: of for name, of in results.items() if name not in {*kinds, *baselines}}}
+    columns |= {name: nested[name] for name in baselines}
+    parts = [name for name in cells if name not in baselines and len(cells[name]) >= LARGE_PART]
+    rest = {
+        column: {name: of for name, of in values.items() if name not in parts} for column, values in columns.items()
+    }
+    tables = [_table("", {column: _cells(values) for column, values in rest.items()})]
+    for name in sorted(parts, key=lambda part: "held_out" not in part):
+        of_part = {column: _cells(values[name]) for column, values in columns.items() if _is_part(values, name)}
+        tables.append(_table(_words(name), of_part))
+    tables += [_table(_words(name), {column: _cells(of) for column, of in kinds[name].items()}) for name in kinds]
+    return [table for table in tables if table.rows]
 
 
 def interval_rows(tables: Sequence[ResultTable]) -> list[dict[str, Any]]:
@@ -84,13 +96,14 @@ def class_shares(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def headline(tables: Sequence[ResultTable]) -> tuple[str, Cell, str] | None:
-    """The first figure of the first table: the metric, the trained encoder's cell, and the first baseline as text."""
-    for table in tables:
-        for metric, cells in table.rows:
-            if cells[0] is not None:
+    """The figure that says most: the metric, the trained encoder's cell, and the first baseline as text."""
+    rows = [(table, *row) for table in tables for row in table.rows]
+    for wanted in HEADLINES:
+        for table, metric, cells in rows:
+            if wanted in metric and cells[0] is not None:
                 others = zip(table.encoders[1:], cells[1:], strict=True)
                 compared = next((f"{name} {cell}" for name, cell in others if cell is not None), "")
-                return metric, cells[0], compared
+                return f"{table.title} {metric}".strip(), cells[0], compared
     return None
 
 
@@ -117,6 +130,10 @@ def _cells(values: Mapping[str, Any], path: str = "") -> dict[str, Cell]:
         if name.endswith("_interval") and of in cells and ends:
             cells[of] = Cell(cells[of].value, (value[0], value[1]))
     return cells
+
+
+def _is_part(values: Mapping[str, Any], name: str) -> bool:
+    return isinstance(values.get(name), Mapping)
 
 
 def _is_elsewhere(name: str) -> bool:

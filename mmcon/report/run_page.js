@@ -101,9 +101,9 @@
     const isText = rows[i].some((j) => !samples[j].preview.picture);
     const title = encoder === data.after ? "after training" : "before training";
     rows[i].forEach((j, k) => {
-      const other = samples[j], known = several ? s.name === other.name || s.sample === other.sample : s.label >= 0;
-      const same = s.label >= 0 && other.label >= 0 ? s.label === other.label : null;
-      const mark = same === null ? null : element("span", { className: same ? "same" : "other", textContent: same ? "✓ " : "✗ ", ariaLabel: same ? "same class" : "another class" });
+      const other = samples[j], what = several ? "sample" : "class", known = several || (s.label >= 0 && other.label >= 0);
+      const same = several ? s.id === other.id : s.label === other.label;
+      const mark = known ? element("span", { className: same ? "same" : "other", textContent: same ? "✓ " : "✗ ", ariaLabel: same ? `same ${what}` : `another ${what}` }) : null;
       mark?.setAttribute("role", "img");
       const text = labelOf(other) || shortName(other.name);
       list.append(element("li", {}, tile(j, element("span", { className: "name", title: nameOf(other) }, mark, text),
