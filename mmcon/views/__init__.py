@@ -31,6 +31,7 @@ from mmcon.views.buffers import empty_buffer
 from mmcon.views.chain import NUMBERS_PER_CHUNK, Chain, as_chain, collate
 from mmcon.views.generator import SCOPES, SHAPE_META, Meta, Params, Scope, ViewGenerator, in_scope, meta_of
 from mmcon.views.params import check_params, describe_sample, params_from_json, params_to_json, select_samples
+from mmcon.views.thread_pool import map_parts
 
 __all__ = [
     "NUMBERS_PER_CHUNK",
@@ -49,6 +50,7 @@ __all__ = [
     "describe_sample",
     "empty_buffer",
     "in_scope",
+    "map_parts",
     "meta_of",
     "params_from_json",
     "params_to_json",

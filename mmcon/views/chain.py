@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import Lock
 from typing import Any, final
 
 import torch
@@ -10,10 +11,12 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
+from mmcon.portable_math import one_thread
 from mmcon.random import Keys
 from mmcon.views.buffers import empty_buffer, keep_freed_memory
 from mmcon.views.generator import Meta, Params, ViewGenerator, in_scope
 from mmcon.views.params import select_samples
+from mmcon.views.thread_pool import map_parts
 
 # On a CPU the batched children run on chunks of about this many numbers, which stay in the cache.
 NUMBERS_PER_CHUNK = 1 << 21
@@ -112,39 +115,48 @@ class Chain(ViewGenerator):
     def apply_batched(self, batch: Any, params: Params) -> Any:
         """The batched stage: the other children, on a collated batch; on a CPU in chunks that stay in the cache.
 
-        A view does not depend on the rest of the batch, so chunks do not change the result.
+        A view does not depend on the rest of the batch, so chunks do not change the result. Several threads take a
+        chunk at a time (see `map_parts`), unless a child uses global random states.
         """
         children = self._children[self._first_batched :]
         independent = all(child.scope in ("sample", "clip", "batch") for _, child in children)
         if len(children) < 2 or not independent or not isinstance(batch, Tensor) or batch.device.type != "cpu":
             return _run(children, batch, params)
         keep_freed_memory()
-        # Smaller chunks would also split the images that share an order of color jitter into smaller groups.
-        few = max(1, NUMBERS_PER_CHUNK // max(1, batch[:1].numel()))
+        rows_of_chunks = _chunks(len(batch), batch[:1].numel())
         if all(child.copy_into is not None for _, child in children):
-            return self._in_place(children, batch, params, few)
-        if few >= len(batch):
-            return _run(children, batch, params)
-        out: Tensor | None = None
-        for rows, own_params in _chunks(children, params, len(batch), few):
+            return self._in_place(children, batch, params, rows_of_chunks)
+        if len(rows_of_chunks) == 1:
+            with one_thread():
+                return _run(children, batch, params)
+        out, creating = [], Lock()
+
+        def run(rows: slice, own_params: Params) -> bool:
             views = _run(children, batch[rows], own_params)
             if not isinstance(views, Tensor):
-                return _run(children, batch, params)
-            if out is None:
-                out = empty_buffer((len(batch), *views.shape[1:]), views.dtype)
-            out[rows] = views
-        return out
+                return False
+            with creating:
+                if not out:
+                    out.append(empty_buffer((len(batch), *views.shape[1:]), views.dtype))
+            out[0][rows] = views
+            return True
+
+        stacks = _map_chunks(children, params, rows_of_chunks, run)
+        return out[0] if all(stacks) else _run(children, batch, params)
 
     def _in_place(
-        self, children: Children, batch: Shaped[Tensor, "b ..."], params: Params, few: int
+        self, children: Children, batch: Shaped[Tensor, "b ..."], params: Params, rows_of_chunks: list[slice]
     ) -> Float32[Tensor, "b ..."]:
         out, copy_into = empty_buffer(batch.shape), children[0][1].copy_into
         assert copy_into is not None
-        for rows, own_params in _chunks(children, params, len(batch), few):
+
+        def run(rows: slice, own_params: Params) -> None:
             own = out[rows]
             copy_into(batch[rows], own, self.name or children[0][0])
             for name, child in children:
                 child.apply_(own, own_params[name])
+
+        _map_chunks(children, params, rows_of_chunks, run)
         return out
 
     def __repr__(self) -> str:
@@ -180,10 +192,28 @@ def _run(children: Children, batch: Any, params: Params) -> Any:
     return batch
 
 
-def _chunks(children: Children, params: Params, count: int, few: int) -> Iterator[tuple[slice, Params]]:
-    for start in range(0, count, few):
-        rows = slice(start, start + few)
-        yield rows, {name: select_samples(params[name], rows) for name, _ in children}
+def _chunks(count: int, numbers: int) -> list[slice]:
+    """The rows of each chunk of a batch whose samples have so many numbers; of a large batch, one a thread at least."""
+    # Smaller chunks would also split the images that share an order of color jitter into smaller groups.
+    few = max(1, NUMBERS_PER_CHUNK // max(1, numbers))
+    threads = torch.get_num_threads()
+    if count <= few * threads and count * numbers > NUMBERS_PER_CHUNK // 4:
+        few = -(-count // threads)
+    return [slice(start, start + few) for start in range(0, max(count, 1), few)]
+
+
+def _map_chunks(
+    children: Children, params: Params, rows_of_chunks: list[slice], function: Callable[[slice, Params], Any]
+) -> list[Any]:
+    """The results of a function of the rows and the parameters of each chunk."""
+
+    def run(rows: slice) -> Any:
+        return function(rows, {name: select_samples(params[name], rows) for name, _ in children})
+
+    if any(child.single_thread for _, child in children):
+        with one_thread():
+            return [run(rows) for rows in rows_of_chunks]
+    return map_parts(run, rows_of_chunks)
 
 
 def _flattened(

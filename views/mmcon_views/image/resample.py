@@ -17,7 +17,8 @@ from jaxtyping import Float, Float32, Float64, Int, Num
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.views import Params, empty_buffer
+from mmcon.media.decoding import pillow_is_quiet
+from mmcon.views import Params, empty_buffer, map_parts
 from mmcon_views.image.pixels import check_batch, check_image, chunks, kernels_for, sample_names, to_device
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
@@ -69,38 +70,52 @@ def _resample_each(
     bytes: bool = False,
 ) -> Num[Tensor, "b c h2 w2"]:
     names = sample_names(batch)
-    out: Tensor | None = None
-    for row, (top, left, height, width) in enumerate(boxes):
-        sample = batch[row]
+    if not boxes:
+        raise InputError(where, expected="at least one image", got="an empty batch")
+
+    def view_of(row: int) -> Num[Tensor, "c h2 w2"]:
+        sample, (top, left, height, width) = batch[row], boxes[row]
         if isinstance(sample, Tensor):
             if not isinstance(batch, Tensor):
                 check_image(sample, where, names[row])
             region = sample[:, top : top + height, left : left + width]
         else:
             region = sample.decode(region=(top, left, height, width), size=size)
-        view = resize_image(region, size, interpolation)
-        if out is None:
-            kept = bytes and view.dtype == torch.uint8
-            out = empty_buffer((len(boxes), *view.shape), torch.uint8 if kept else torch.float32)
-        if view.shape != out.shape[1:]:
-            raise InputError(
-                where,
-                expected=f"{out.shape[1]} channels, as in the batch's first image",
-                got=f"{view.shape[0]} in sample {names[row]}",
-                fix="open files with one number of channels: ImageHandle(..., channels=3)",
-            )
-        if view.dtype != torch.uint8 and out.dtype == torch.uint8:
-            raise InputError(
-                where,
-                expected="images of one type in a batch",
-                got=f"{view.dtype} in sample {names[row]} after uint8",
-            )
-        out[row] = view
-        if view.dtype == torch.uint8 and out.dtype != torch.uint8:
-            out[row] /= 255
-    if out is None:
-        raise InputError(where, expected="at least one image", got="an empty batch")
+        return resize_image(region, size, interpolation)
+
+    (first,) = map_parts(view_of, [0])
+    kept = bytes and first.dtype == torch.uint8
+    out = empty_buffer((len(boxes), *first.shape), torch.uint8 if kept else torch.float32)
+
+    def write(rows: range) -> None:
+        for row in rows:
+            _write_view(first if row == 0 else view_of(row), out, row, where, names[row])
+
+    with pillow_is_quiet():  # here, since filters of warnings belong to the process, and not in each thread
+        map_parts(write, _runs(len(boxes)))
     return out
+
+
+def _runs(count: int) -> list[range]:
+    """Consecutive rows for each thread, in small runs, since some images take longer than others."""
+    few = -(-count // (4 * torch.get_num_threads()))
+    return [range(start, min(start + few, count)) for start in range(0, count, few)]
+
+
+def _write_view(view: Num[Tensor, "c h w"], out: Num[Tensor, "b c2 h2 w2"], row: int, where: str, name: str) -> None:
+    if view.shape != out.shape[1:]:
+        raise InputError(
+            where,
+            expected=f"{out.shape[1]} channels, as in the batch's first image",
+            got=f"{view.shape[0]} in sample {name}",
+            fix="open files with one number of channels: ImageHandle(..., channels=3)",
+        )
+    if view.dtype != torch.uint8 and out.dtype == torch.uint8:
+        expected = "images of one type in a batch"
+        raise InputError(where, expected=expected, got=f"{view.dtype} in sample {name} after uint8")
+    out[row] = view
+    if view.dtype == torch.uint8 and out.dtype != torch.uint8:
+        out[row] /= 255
 
 
 def resize_image(image: Num[Tensor, "c h w"], size: tuple[int, int], interpolation: str) -> Num[Tensor, "c h2 w2"]:
@@ -135,14 +150,17 @@ def _resample_stacked(
     down = taps(top, height, size[0], interpolation, scale, most=most[0])
     across = taps(left, width, size[1], interpolation, most=most[1])
     out = torch.empty(*batch.shape[:2], *size, device=batch.device)
-    for some in chunks(out):
+
+    def write(some: Int[Tensor, " few"]) -> None:
         few = slice(int(some[0]), int(some[-1]) + 1)
         rows = _gather_rows(batch[few], [(i[few], w[few]) for i, w in down])
         # Columns are gathered as rows of the transposed image, since rows are contiguous in memory.
         columns = _gather_rows(rows.transpose(2, 3), [(i[few], w[few]) for i, w in across])
-        out[few] = columns.transpose(2, 3)
-    # Weights sum to 1 up to rounding, so that white may get slightly above 1.
-    return out.clamp_(0, 1)
+        # Weights sum to 1 up to rounding, so that white may get slightly above 1.
+        out[few] = columns.clamp_(0, 1).transpose(2, 3)
+
+    map_parts(write, list(chunks(out)))
+    return out
 
 
 def _gather_rows(
