@@ -1,11 +1,14 @@
 """Time and memory of the loss and of other implementations, in one run.
 
-    uv run python benchmarks/loss.py            # about three minutes on two cores
-    uv run python benchmarks/loss.py --size     # growth with n, up to 65,536 rows
+    uv run python benchmarks/loss.py                 # peers: about five minutes on two cores
+    uv run python benchmarks/loss.py --floor         # every form beside its floor
+    uv run python benchmarks/loss.py --size          # growth with n, up to 65,536 rows
+    uv run python benchmarks/loss.py --cpu-time --threads 1 --rounds 5 --floor      # on a busy machine
 
 Times are forward + backward of one loss on `n d` float32 unit rows. The implementations alternate in rounds. The table
 has the median over rounds, and the median of the ratios *within* rounds: other load on the machine affects all of them.
-Extra memory is the peak of bytes allocated by torch beyond those allocated before the call.
+Extra memory is the peak of bytes allocated by torch beyond those allocated before the call. Peers that are not
+installed are left out.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ import time
 from collections.abc import Callable
 
 import torch
+from loss_forms import TEMPERATURE, cases, clip, floor, unit_rows
 from torch import Tensor
 
 from mmcon.affinity import Dense, SameLabel, TimeKernel
 from mmcon.losses import weighted_supcon
 from mmcon.operations.memory_budget import peak_bytes
 
-TEMPERATURE = 0.1
+Clock = Callable[[], float]
+Losses = dict[str, Callable[..., Tensor]]
 
 
 def naive(z: Tensor, weights: Tensor) -> Tensor:
@@ -58,53 +63,67 @@ def as_published(z: Tensor, labels: Tensor) -> Tensor:
     return -((mask * log_p).sum(1) / pairs).mean()
 
 
-def unit_rows(n: int, d: int) -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(0)), dim=1)
+def step(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], trained: int) -> None:
+    leaves = [x.detach().requires_grad_(i < trained) for i, x in enumerate(inputs)]
+    value = loss(*leaves)
+    if value.requires_grad:  # a peer that goes backward by itself returns a number
+        value.backward()
 
 
-def step(loss: Callable[[Tensor], Tensor], z: Tensor) -> None:
-    z = z.detach().requires_grad_()
-    loss(z).backward()
-
-
-def seconds(loss: Callable[[Tensor], Tensor], z: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
+def seconds(run: Callable[[], object], clock: Clock = time.perf_counter) -> float:
     start = clock()
-    step(loss, z)
+    run()
     return clock() - start
 
 
-def extra_mib(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
+def extra_mib(run: Callable[[], object]) -> float:
     """Peak of allocated bytes during a step, in MiB, counted by torch's profiler."""
-    return peak_bytes(lambda: step(loss, z)) / 2**20
+    return peak_bytes(run) / 2**20
 
 
-def side_by_side(
-    title: str, losses: dict[str, Callable[[Tensor], Tensor]], z: Tensor, rounds: int, clock: Callable[[], float]
-) -> None:
+def side_by_side(title: str, losses: Losses, inputs: tuple[Tensor, ...], rounds: int, clock: Clock) -> None:
     """Print a table, with ratios to the first implementation within rounds."""
+    steps = {name: (lambda loss=loss: step(loss, inputs, len(inputs))) for name, loss in losses.items()}
     times: dict[str, list[float]] = {name: [] for name in losses}
-    for loss in losses.values():
-        step(loss, z)
-        step(loss, z)
+    for run in steps.values():
+        run()
+        run()
     for _ in range(rounds):
-        for name, loss in losses.items():
-            times[name].append(seconds(loss, z, clock))
+        for name, run in steps.items():
+            times[name].append(seconds(run, clock))
     ours, *_ = losses
     print(f"\n{title}, {torch.get_num_threads()} threads, medians of {rounds} rounds\n")
-    print("| | ms | times ours | extra MiB | memory of ours |\n|---|---|---|---|---|")
-    memory = {name: extra_mib(loss, z) for name, loss in losses.items()}
+    print("| | ms | times ours | extra MiB | memory of ours |\n|---|---|---|---|---|", flush=True)
+    memory = {name: extra_mib(run) for name, run in steps.items()}
     for name in losses:
         ratio = statistics.median(t / o for t, o in zip(times[name], times[ours], strict=True))
         share = memory[ours] / memory[name]
         print(
-            f"| {name} | {statistics.median(times[name]) * 1e3:.0f} | {ratio:.2f} | {memory[name]:.1f} | {share:.2f} |"
+            f"| {name} | {statistics.median(times[name]) * 1e3:.0f} | {ratio:.2f} | {memory[name]:.1f} | {share:.2f} |",
+            flush=True,
         )
 
 
-def class_labels(n: int, d: int, rounds: int, clock: Callable[[], float]) -> None:
+def floors(n: int, d: int, rounds: int, clock: Clock) -> None:
+    """Print each form beside its floor, call by call."""
+    print(f"\nForms and their floors, n = {n}, d = {d}, {torch.get_num_threads()} threads, {rounds} rounds\n")
+    print("| | ms | floor, ms | times the floor | extra MiB |\n|---|---|---|---|---|", flush=True)
+    for case in cases(n, d):
+        run = lambda case=case: step(case.loss, case.inputs, case.trained)  # noqa: E731
+        anchors, candidates = case.inputs[0], case.inputs[1] if len(case.inputs) == 2 else None
+        bare = lambda a=anchors, c=candidates, case=case: floor(a, c, case.trained)  # noqa: E731
+        run()
+        bare()
+        times = [(seconds(run, clock), seconds(bare, clock)) for _ in range(rounds)]
+        ours, least = (statistics.median(side) * 1e3 for side in zip(*times, strict=True))
+        ratio = statistics.median(a / b for a, b in times)
+        print(f"| {case.name} | {ours:.0f} | {least:.0f} | {ratio:.2f} | {extra_mib(run):.1f} |", flush=True)
+
+
+def class_labels(n: int, d: int, rounds: int, clock: Clock) -> None:
     z, labels = unit_rows(n, d), torch.randint(0, 100, (n,), generator=torch.Generator().manual_seed(1))
     compiled = torch.compile(naive_labels)
-    losses: dict[str, Callable[[Tensor], Tensor]] = {
+    losses: Losses = {
         "mmcon, tiled": lambda z: weighted_supcon(z, None, SameLabel(labels), temperature=TEMPERATURE, backend="tiled"),
         "torch.compile of the naive form": lambda z: compiled(z, labels),
         "the naive form": lambda z: naive_labels(z, labels),
@@ -112,10 +131,10 @@ def class_labels(n: int, d: int, rounds: int, clock: Callable[[], float]) -> Non
         **pytorch_metric_learning(labels),
         **lightly(n),
     }
-    side_by_side(f"Class labels, n = {n}, d = {d}", losses, z, rounds, clock)
+    side_by_side(f"Class labels, n = {n}, d = {d}", losses, (z,), rounds, clock)
 
 
-def pytorch_metric_learning(labels: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+def pytorch_metric_learning(labels: Tensor) -> Losses:
     try:
         from pytorch_metric_learning.losses import SupConLoss
     except ImportError:
@@ -124,7 +143,7 @@ def pytorch_metric_learning(labels: Tensor) -> dict[str, Callable[[Tensor], Tens
     return {"pytorch-metric-learning SupConLoss": lambda z: loss(z, labels)}
 
 
-def lightly(n: int) -> dict[str, Callable[[Tensor], Tensor]]:
+def lightly(n: int) -> Losses:
     try:
         from lightly.loss import NTXentLoss
     except ImportError:
@@ -133,33 +152,80 @@ def lightly(n: int) -> dict[str, Callable[[Tensor], Tensor]]:
     return {"lightly NTXentLoss (two views, no labels)": lambda z: loss(z[: n // 2], z[n // 2 :])}
 
 
-def graded(n: int, d: int, rounds: int, clock: Callable[[], float]) -> None:
+def cross_modal(n: int, d: int, rounds: int, clock: Clock) -> None:
+    inputs = unit_rows(n, d), unit_rows(n, d, 1)
+    compiled = torch.compile(naive_clip)
+    losses: Losses = {
+        "mmcon, tiled": clip,
+        "torch.compile of the naive form": compiled,
+        "the naive form": naive_clip,
+        **open_clip(),
+        **sentence_transformers(),
+    }
+    side_by_side(f"CLIP, both directions, n = {n}, d = {d}", losses, inputs, rounds, clock)
+
+
+def naive_clip(image: Tensor, text: Tensor) -> Tensor:
+    s, partner = image @ text.T / TEMPERATURE, torch.arange(len(image))
+    return sum((torch.nn.functional.cross_entropy(x, partner) for x in (s, s.T)), torch.zeros(())) / 2
+
+
+def open_clip() -> Losses:
+    try:
+        from open_clip.loss import ClipLoss
+    except ImportError:
+        return {}
+    loss = ClipLoss()
+    return {"open_clip ClipLoss": lambda image, text: loss(image, text, torch.tensor(1 / TEMPERATURE))}
+
+
+def sentence_transformers() -> Losses:
+    """The cached loss from embeddings on, whose backward pass is part of it."""
+    try:
+        from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+        from sentence_transformers.util import dot_score
+    except ImportError:
+        return {}
+    loss = CachedMultipleNegativesRankingLoss(
+        torch.nn.Identity(),  # pyright: ignore
+        scale=1 / TEMPERATURE,
+        similarity_fct=dot_score,
+        mini_batch_size=512,
+        directions=("query_to_doc", "doc_to_query"),
+        partition_mode="per_direction",
+    )
+    name = "sentence-transformers cached multiple negatives, chunks of 512"
+    return {name: lambda image, text: loss.calculate_loss([[image], [text]], with_backward=True)}
+
+
+def graded(n: int, d: int, rounds: int, clock: Clock) -> None:
     g = torch.Generator().manual_seed(1)
     z, times = unit_rows(n, d), torch.rand(n, generator=g) * 10
     groups = torch.randint(0, n // 16, (n,), generator=g)
     dense = torch.rand(n, n, generator=g)
     compiled_times, compiled = torch.compile(naive_times), torch.compile(naive)
     kernel = TimeKernel(times, group=groups, width_seconds=1.0)
-    losses: dict[str, Callable[[Tensor], Tensor]] = {
+    losses: Losses = {
         "mmcon, tiled": lambda z: weighted_supcon(z, None, kernel, temperature=TEMPERATURE, backend="tiled"),
         "torch.compile of the naive form": lambda z: compiled_times(z, times, groups),
     }
-    side_by_side(f"Time kernel within groups of 16, n = {n}, d = {d}", losses, z, rounds, clock)
+    side_by_side(f"Time kernel within groups of 16, n = {n}, d = {d}", losses, (z,), rounds, clock)
     losses = {
         "mmcon, tiled": lambda z: weighted_supcon(z, None, Dense(dense), temperature=TEMPERATURE, backend="tiled"),
         "torch.compile of the naive form": lambda z: compiled(z, dense),
     }
-    side_by_side(f"Dense weights, n = {n}, d = {d}", losses, z, rounds, clock)
+    side_by_side(f"Dense weights, n = {n}, d = {d}", losses, (z,), rounds, clock)
 
 
 def growth(d: int) -> None:
     """Memory and time for three sizes, each four times the previous."""
-    print("\n| n | s | extra MiB | bytes a row |\n|---|---|---|---|")
+    print("\n| n | s | extra MiB | bytes a row |\n|---|---|---|---|", flush=True)
     for n in (4096, 16384, 65536):
         z, labels = unit_rows(n, d), torch.arange(n) % 1000
         loss = lambda z, y=labels: weighted_supcon(z, None, SameLabel(y), temperature=TEMPERATURE, backend="tiled")  # noqa: E731
-        spent, memory = seconds(loss, z), extra_mib(loss, z)
-        print(f"| {n} | {spent:.2f} | {memory:.1f} | {memory * 2**20 / n:.0f} |")
+        run = lambda loss=loss, z=z: step(loss, (z,), 1)  # noqa: E731
+        spent, memory = seconds(run), extra_mib(run)
+        print(f"| {n} | {spent:.2f} | {memory:.1f} | {memory * 2**20 / n:.0f} |", flush=True)
 
 
 def main() -> None:
@@ -168,6 +234,7 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--floor", action="store_true", help="every form beside its floor instead of the comparison")
     parser.add_argument("--size", action="store_true", help="growth with n instead of the comparison")
     parser.add_argument(
         "--cpu-time", action="store_true", help="processor time instead of wall time, for one thread on a busy machine"
@@ -178,6 +245,10 @@ def main() -> None:
     if options.size:
         growth(options.d)
         return
+    if options.floor:
+        floors(options.n, options.d, options.rounds, clock)
+        return
+    cross_modal(options.n, options.d, options.rounds, clock)
     class_labels(options.n, options.d, options.rounds, clock)
     graded(options.n, options.d, options.rounds, clock)
 
