@@ -80,6 +80,7 @@ def main(config: Config) -> None:
     # Data: recordings, and the views and batches of them.
     opened: dict[str, Any] = {"modality": "audio", "rate_hz": config.sample_rate_hz}
     train, test = (mmcon.create_source(config.data, split=split, **opened) for split in ("train", "test"))
+    train = config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     sampler = make_sampler(config, train, world_size=run.world_size)
     loader = run.loader(train, {"audio": [make_view(config)] * config.views}, sampler)

@@ -65,6 +65,7 @@ def main(config: Config) -> None:
 
     # Data: all views of an image have the same crop.
     train, test = (mmcon.create_source(config.data, split=split) for split in ("train", "test"))
+    train = config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     if channels_of(train) != 3:
         raise ConfigError("--data", expected="images in color", got=f"{train.name}: gray", fix="--data samples/emoji")

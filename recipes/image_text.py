@@ -99,9 +99,9 @@ def main(config: Config) -> None:
         side = side_features(config, pairs, run.device)
         pairs.train.add_column("side", side.index["sample"], side.values)
     plain = plain_views(config, pairs.text)
-    source, views, network = pairs.train, training_views(config), model
+    source, views, network = config.labeled_subset(pairs.train), training_views(config), model
     if config.precompute:
-        source = precompute_features(model.to(run.device), pairs.train, plain, device=run.device)
+        source = precompute_features(model.to(run.device), source, plain, device=run.device)
         views, network = {name: [mmcon.views.Identity()] for name in plain}, model.with_precomputed_features()
     sampler = UniformSampler(source.ids, batch_size=min(config.batch_size, len(source)), seed=config.seed)
     loader = run.loader(source, views, sampler)

@@ -116,6 +116,7 @@ def main(config: Config) -> None:
     train, test = (mmcon.create_source(config.data, split=split, optional=options) for split in ("train", "test"))
     if config.tiny:
         train, test = Subset(train, range(0, len(train), 10)), Subset(test, range(0, len(test), 10))
+    train = config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     size, view = config.side, make_view(config, config.view)
     if config.mix != "none":

@@ -94,6 +94,7 @@ def main(config: Config) -> None:
         mmcon.JoinedSource(*(mmcon.create_source(data, modality=name, split=split) for name, data in names.items()))
         for split in ("train", "test")
     )
+    train = config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     training_views = {modality: [make_view(config, modality)] * views for modality in names}
     loader = run.loader(train, training_views, make_sampler(config, train))

@@ -33,7 +33,6 @@ from mmcon.objective.cross_entropy import CrossEntropy
 from mmcon.registry import create
 from mmcon.samplers.base import BatchSampler
 from mmcon.sources.base import Source, Subset
-from mmcon.sources.few_labels import few_labels
 from mmcon.sources.text import TextSource
 from mmcon.training.optim import create_optimizer_and_schedule
 
@@ -60,8 +59,6 @@ class Config(mmcon.RunConfig):
     """fraction of words deleted from each view"""
     sampler: Literal["class-aware", "no-duplicates", "uniform"] | None = None
     """default: class-aware if the objective uses labels, no-duplicates otherwise"""
-    labels_per_class: int | None = None
-    """train on this many samples of each class"""
     temperature: float | None = None
     """default: .1, and .05 for SimCSE"""
     epochs: int = 40
@@ -84,9 +81,7 @@ def main(config: Config) -> None:
     )
     if not isinstance(train, TextSource):
         raise ConfigError("--data", expected="a table of texts", got=train.name, fix="save it as .csv or .jsonl")
-    whole = train
-    if config.labels_per_class:
-        train = few_labels(whole, per_class=config.labels_per_class, seed=config.seed)
+    whole, train = train, config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     loader = run.loader(train, {"text": make_views(config, whole)}, make_sampler(config, train, whole))
 

@@ -95,6 +95,7 @@ def main(config: Config) -> None:
     # Data: videos (or windows of them), and many frame times of each as views.
     train, test = (open_split(config, split) for split in ("train", "test"))
     scores = read_scores(config.scores, [train, test]) if config.scores else None
+    train = config.labeled_subset(train)
     if config.tiny:
         train, test = (Subset(split, range(0, len(split), max(1, len(split) // 16))) for split in (train, test))
     if config.train_rows is not None:

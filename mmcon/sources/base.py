@@ -331,7 +331,9 @@ def class_weights(counts: Int[Tensor, " classes"], *, power: float = 1.0) -> Flo
 
 def channels_of(source: Source) -> int:
     """The number of channels of images in memory; files are decoded to color."""
-    inner = source.source if isinstance(source, Subset) else source
+    inner = source
+    while isinstance(inner, Subset):
+        inner = inner.source
     return inner.values.shape[1] if isinstance(inner, TensorSource) else 3
 
 

@@ -17,6 +17,8 @@ from torch import nn
 from mmcon.errors import ConfigError, DataError
 from mmcon.files import read_yaml
 from mmcon.models.shared_spaces import SharedSpace
+from mmcon.sources.base import Source
+from mmcon.sources.few_labels import few_labels
 from mmcon.training.config_values import check_flags, from_mapping
 from mmcon.training.default_rates import default_head
 from mmcon.training.presets import preset_file, presets_of
@@ -107,6 +109,10 @@ class RunConfig(RunSettings):
     """samples per step, over all ranks"""
     clip_norm: float | None = 10.0
     """clip the norm of the gradients to this value, which only spikes exceed; None: never"""
+    label_fraction: float | None = None
+    """train on this fraction of each class, at least one sample; of data without labels, on this fraction of all"""
+    labels_per_class: int | None = None
+    """train on this many samples of each class"""
     projection_dim: int = 128
     """width of the embeddings, after the projection head"""
     projection_head: Literal["linear", "mlp", "mlp-batch-norm"] | None = None
@@ -127,6 +133,12 @@ class RunConfig(RunSettings):
 
     tuned_rate: ClassVar[float] = 4e-3
     """the learning rate of AdamW for a small encoder at the recipe's own batch size"""
+
+    def labeled_subset(self, train: Source) -> Source:
+        """The training split, or what the flags of few labels keep of it, drawn by the seed."""
+        if self.label_fraction is None and self.labels_per_class is None:
+            return train
+        return few_labels(train, per_class=self.labels_per_class, share=self.label_fraction, seed=self.seed)
 
     def shared_space(self, *encoders: nn.Module, **options: Any) -> SharedSpace:
         """The shared space of some encoders, by the flags of the projection head; options are those of SharedSpace."""

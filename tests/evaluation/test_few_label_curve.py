@@ -1,5 +1,7 @@
 """Few labels: stratified subsets, and the probe's accuracy by their size."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from evaluation_cases import labeled_features
@@ -7,8 +9,11 @@ from evaluation_cases import labeled_features
 from mmcon.errors import ConfigError, InputError
 from mmcon.evaluation.few_label_curve import few_label_curve
 from mmcon.evaluation.probe import fit_probe
-from mmcon.sources.base import TensorSource
+from mmcon.sources.base import Subset, TensorSource, channels_of
 from mmcon.sources.few_labels import few_labels, stratified_rows
+from mmcon.training.config import RunConfig
+
+ROOT = Path(__file__).parents[2]
 
 LABELS = torch.tensor([0] * 30 + [1] * 100 + [2] * 3)
 
@@ -56,3 +61,15 @@ def test_more_labels_help_and_all_labels_are_the_probe():
     assert "100 %" in result.table()
     assert result.to_json()["budgets"]["5 %"]["top1_by_draw"] == list(by_name["5 %"].top1)
     assert result.plot().axes[0].get_xscale() == "log"
+
+
+def test_every_recipe_can_train_on_few_labels():
+    source = TensorSource(torch.zeros(len(LABELS), 1, 2, 2), labels=LABELS)
+    assert RunConfig().labeled_subset(source) is source
+    few = RunConfig(label_fraction=0.1, seed=4).labeled_subset(source)
+    assert torch.equal(few.ids, source.ids[stratified_rows(LABELS, share=0.1, seed=4)])
+    # A part of a part still has the channels of its images, and the classes of the whole.
+    part = RunConfig(labels_per_class=2).labeled_subset(Subset(source, range(0, 133, 2)))
+    assert (channels_of(part), len(part), len(part.classes)) == (1, 6, 3)
+    for path in (ROOT / "recipes").glob("*.py"):
+        assert "config.labeled_subset(" in path.read_text(), path
