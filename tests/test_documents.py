@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import mmcon
 
@@ -78,6 +79,16 @@ def test_a_program_keeps_the_line_numbers_of_its_page():
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    def pages(entry):
+        values = entry.values() if isinstance(entry, dict) else entry
+        return [entry] if isinstance(entry, str) else [page for value in values for page in pages(value)]
+
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(listed)
+    assert len(listed) == len(set(listed))
 
 
 def test_the_readme_is_short_runs_and_names_both_commands():
