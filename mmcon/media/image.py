@@ -21,7 +21,7 @@ What a file may contain, and how it is handled:
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,9 @@ MAX_PIXELS = 100 << 20
 
 # Decoders that hold several copies of an image, or all its coefficients, at once; a third of the pixels is accepted.
 _HUNGRY = ("WEBP", "AVIF", "JPEG2000")
+SCALES = (1, 2, 4, 8)
+"""A JPEG is decoded at one of these reductions."""
+
 # Larger images of fewer bytes a pixel are bombs or cut off: the best compressors need a byte for some hundred pixels.
 _SMALL_PIXELS, PIXELS_PER_BYTE = 1 << 24, 4096
 # No format that starts other programs (EPS) or hands over to plug-ins (WMF, HDF5).
@@ -82,10 +85,17 @@ class ImageHandle:
         if channels not in (1, 3):
             raise InputError("ImageHandle", expected="channels as 1 (gray) or 3 (RGB)", got=str(channels))
         self.source, self.channels, self.background, self.max_pixels = source, channels, background, max_pixels
+        self._is_jpeg = False  # known once the header was read
         self.id = id or (str(source) if isinstance(source, str | Path) else f"an image from {type(source).__name__}")
 
     def __repr__(self) -> str:
         return f"ImageHandle({self.id!r})"
+
+    @property
+    def content(self) -> tuple[Hashable, ...]:
+        """Equal for handles that decode the same pixels: of one file, or of one object, in the same way."""
+        source = self.source if isinstance(self.source, str | Path) else id(self.source)
+        return source, self.channels, self.background, self.max_pixels
 
     @cached_property
     def facts(self) -> dict[str, int]:
@@ -96,6 +106,7 @@ class ImageHandle:
         """
         with self._opened() as image:
             width, height = upright_size(image)
+            self._is_jpeg = image.format == "JPEG"
         return {"channels": self.channels, "height": height, "width": width}
 
     def decode(self, region: Region | None = None, size: tuple[int, int] | None = None) -> UInt8[Tensor, "c h w"]:
@@ -113,6 +124,32 @@ class ImageHandle:
             DataError: the file cannot be decoded.
             InputError: the region is not inside the image.
         """
+        return self.decode_regions([(region, size)])[0]
+
+    def decode_regions(
+        self, regions: Sequence[tuple[Region | None, tuple[int, int] | None]]
+    ) -> list[UInt8[Tensor, "c h w"]]:
+        """Decode several regions, each with its size, as `decode` would; the file is decoded once for each scale.
+
+        Raises:
+            DataError: the file cannot be decoded.
+            InputError: a region is not inside the image.
+        """
+        by_scale: dict[int, list[int]] = {}
+        checked = []
+        for number, (region, size) in enumerate(regions):
+            checked.append(self._check_region(region))
+            by_scale.setdefault(self._scale(checked[-1], size), []).append(number)
+        pixels: dict[int, Tensor] = {}
+        for scale, numbers in by_scale.items():
+            with self._decoded(scale) as (image, upright):
+                for number in numbers:
+                    options: Any = {"channels": self.channels, "background": self.background}
+                    found = read_region(image, checked[number], upright, **options)
+                    pixels[number] = torch.from_numpy(found).permute(2, 0, 1)
+        return [pixels[number] for number in range(len(regions))]
+
+    def _check_region(self, region: Region | None) -> Region:
         facts = self.facts
         top, left, height, width = region or (0, 0, facts["height"], facts["width"])
         inside = top >= 0 and left >= 0 and top + height <= facts["height"] and left + width <= facts["width"]
@@ -122,20 +159,32 @@ class ImageHandle:
                 expected=f"a region inside {facts['height']} × {facts['width']} pixels",
                 got=f"top {top}, left {left}, height {height}, width {width}",
             )
-        shrink = min(height // size[0], width // size[1]) if size and min(size) > 0 else 1
+        return top, left, height, width
+
+    def _scale(self, region: Region, size: tuple[int, int] | None) -> int:
+        """The reduction, 1, 2, 4 or 8, at which a JPEG is decoded for a region that is resized to a size."""
+        shrink = min(region[2] // size[0], region[3] // size[1]) if size and min(size) > 0 else 1
+        if shrink < 2 or not self._is_jpeg:
+            return 1
+        # The whole image has at least these sides after the reduction.
+        sides = [self.facts[name] // -(-self.facts[name] // shrink) for name in ("height", "width")]
+        return max(scale for scale in SCALES if scale <= min(sides))
+
+    @contextmanager
+    def _decoded(self, scale: int) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+        """The decoded image, of a JPEG at 1 / scale, and the width and height of the full upright image."""
+        facts = self.facts
         with self._opened() as image:
             upright = upright_size(image)
             if upright != (facts["width"], facts["height"]):
                 got = f"{upright[1]} × {upright[0]}"
                 expected = f"{facts['height']} × {facts['width']} pixels, as its header said before"
                 raise DataError(repr(self), expected=expected, got=got, fix="do not replace files during a run")
-            if shrink >= 2 and image.format == "JPEG":
+            if scale > 1:
                 # libjpeg scales before the inverse transform, which costs less than to decode all pixels.
-                image.draft(image.mode, (-(-image.width // shrink), -(-image.height // shrink)))
+                image.draft(image.mode, (image.width // scale, image.height // scale))
             image.load()
-            region = top, left, height, width
-            pixels = read_region(image, region, upright, channels=self.channels, background=self.background)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+            yield image, upright
 
     @contextmanager
     def _opened(self) -> Iterator[Image.Image]:

@@ -226,3 +226,27 @@ def test_damaged_avif_raises_nothing_but_data_errors():
 def test_postscript_is_not_handed_to_another_program():
     with pytest.raises(DataError, match="cannot identify image file"):
         ImageHandle(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", id="x.jpg").decode()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_regions_are_decoded_together_as_each_would_be_alone(form, monkeypatch):
+    encoded = saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)), form)
+    regions = [((0, 0, 40, 50), (40, 40)), (None, None), ((10, 20, 64, 80), (8, 8)), ((5, 5, 70, 90), (8, 8))]
+    alone = [ImageHandle(encoded).decode(*region) for region in regions]
+    handle = ImageHandle(encoded)
+    assert handle.facts
+    opened, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(1) or open_image(*args, **options))
+    for together, single in zip(handle.decode_regions(regions), alone, strict=True):
+        assert torch.equal(together, single)
+    assert len(opened) == {"JPEG": 2, "PNG": 1}[form]  # once for each reduction of a JPEG
+
+
+def test_handles_of_one_file_have_equal_content_and_others_have_not(tmp_path):
+    first, again = (ImageHandle(tmp_path / "a.png") for _ in range(2))
+    assert first.content == again.content
+    assert first.content != ImageHandle(tmp_path / "b.png").content
+    assert first.content != ImageHandle(tmp_path / "a.png", channels=1).content
+    encoded = saved(Image.new("RGB", (4, 4)))
+    assert ImageHandle(encoded).content == ImageHandle(encoded).content
+    assert ImageHandle(encoded).content != ImageHandle(saved(Image.new("RGB", (4, 4)))).content

@@ -84,6 +84,18 @@ def test_views_of_files_have_the_same_bits_with_two_threads(two_threads, tmp_pat
     assert torch.equal(views, view(handles, table))
 
 
+def test_a_file_is_decoded_once_for_all_its_views(two_threads, tmp_path, monkeypatch):
+    handles = photos(tmp_path, 3)
+    view = mmcon.create_view("image/simclr", size=80)
+    table = mmcon.keys(seed=0, sample=torch.arange(3).repeat(2), view=torch.arange(2).repeat_interleave(3))
+    alone = torch.cat([view(handles, table[:3]), view(photos(tmp_path, 3), table[3:])])
+    opened, decode = [], ImageHandle.decode_regions
+    monkeypatch.setattr(ImageHandle, "decode_regions", lambda self, own: opened.append(self.id) or decode(self, own))
+    # As a loader opens them: anew for each view.
+    assert torch.equal(view([*handles, *photos(tmp_path, 3)], table), alone)
+    assert len(opened) == 3
+
+
 def test_an_image_of_other_channels_is_named_by_its_own_name(two_threads, tmp_path):
     handles = photos(tmp_path, 12)
     handles[7] = ImageHandle(tmp_path / "7.png", channels=1)

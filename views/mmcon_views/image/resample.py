@@ -8,7 +8,7 @@ number of images, so that a view does not depend on its batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -73,31 +73,47 @@ def _resample_each(
     if not boxes:
         raise InputError(where, expected="at least one image", got="an empty batch")
 
-    def view_of(row: int) -> Num[Tensor, "c h2 w2"]:
-        sample, (top, left, height, width) = batch[row], boxes[row]
+    def views_of(rows: list[int]) -> list[Num[Tensor, "c h2 w2"]]:
+        """The views of one sample, which is decoded once for all of them."""
+        sample, own = batch[rows[0]], [boxes[row] for row in rows]
         if isinstance(sample, Tensor):
             if not isinstance(batch, Tensor):
-                check_image(sample, where, names[row])
-            region = sample[:, top : top + height, left : left + width]
+                check_image(sample, where, names[rows[0]])
+            regions = [sample[:, top : top + height, left : left + width] for top, left, height, width in own]
+        elif hasattr(sample, "decode_regions"):
+            regions = sample.decode_regions([(tuple(box), size) for box in own])
         else:
-            region = sample.decode(region=(top, left, height, width), size=size)
-        return resize_image(region, size, interpolation)
+            regions = [sample.decode(region=tuple(box), size=size) for box in own]
+        return [resize_image(region, size, interpolation) for region in regions]
 
-    (first,) = map_parts(view_of, [0])
-    kept = bytes and first.dtype == torch.uint8
-    out = empty_buffer((len(boxes), *first.shape), torch.uint8 if kept else torch.float32)
-
-    def write(rows: range) -> None:
-        for row in rows:
-            _write_view(first if row == 0 else view_of(row), out, row, where, names[row])
-
+    samples = _rows_of_samples(batch)
     with pillow_is_quiet():  # here, since filters of warnings belong to the process, and not in each thread
-        map_parts(write, _runs(len(boxes)))
+        (first,) = map_parts(views_of, samples[:1])
+        kept = bytes and first[0].dtype == torch.uint8
+        out = empty_buffer((len(boxes), *first[0].shape), torch.uint8 if kept else torch.float32)
+
+        def write(some: range) -> None:
+            for sample in some:
+                views = first if sample == 0 else views_of(samples[sample])
+                for row, view in zip(samples[sample], views, strict=True):
+                    _write_view(view, out, row, where, names[row])
+
+        map_parts(write, _runs(len(samples)))
     return out
 
 
+def _rows_of_samples(batch: Sequence[Any] | Num[Tensor, "b c h w"]) -> list[list[int]]:
+    """The rows of each sample; several rows with the same file are views of one sample."""
+    if isinstance(batch, Tensor):
+        return [[row] for row in range(len(batch))]
+    rows: dict[Hashable, list[int]] = {}
+    for row, sample in enumerate(batch):
+        rows.setdefault(getattr(sample, "content", row), []).append(row)
+    return list(rows.values())
+
+
 def _runs(count: int) -> list[range]:
-    """Consecutive rows for each thread, in small runs, since some images take longer than others."""
+    """Consecutive samples for each thread, in small runs, since some images take longer than others."""
     few = -(-count // (4 * torch.get_num_threads()))
     return [range(start, min(start + few, count)) for start in range(0, count, few)]
 
