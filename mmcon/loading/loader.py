@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Shaped
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, DataError
+from mmcon.loading.left_out import check_share, log_once, pass_over
 from mmcon.loading.mixup_partners import check_partners, mixing_child
 from mmcon.loading.opening import Unreadable
 from mmcon.loading.pipeline import CollatedGroup, Views, apply_batched_views, collate_group, group_views
@@ -41,12 +41,6 @@ from mmcon.sources.base import Source
 
 _log = logging.getLogger(__name__)
 
-#: Unreadable samples that are accepted in small data too, where the accepted share would be less than that.
-FEW_FAILURES = 5
-#: So many unreadable samples are logged one by one: a log of a tenth of a large data set would hide everything else.
-NAMED_FAILURES = 100
-# The unreadable samples that were logged, by source.
-_named: WeakKeyDictionary[Any, set[int]] = WeakKeyDictionary()
 #: How often in a row workers may be killed, without a sample that kills them, before the loader gives up.
 LOST_WORKERS = 3
 
@@ -120,13 +114,18 @@ class ViewLoader:
         self.files: dict[int, str] = {}
         self.fatal: dict[int, int] = {}
         self._lost_workers = 0
+        self._unopened: dict[str, dict[int, Unreadable]] = {}
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
         return self.sampler.steps_per_epoch
 
     def __iter__(self) -> Iterator[ViewBatch]:
-        """The remaining batches of the epoch. Workers prefetch across the end of an epoch."""
+        """The remaining batches of the epoch that have rows. Workers prefetch across the end of an epoch."""
+        return (batch for batch in self.each_step() if batch.modalities)
+
+    def each_step(self) -> Iterator[ViewBatch]:
+        """The remaining batches of the epoch, one per step: without rows if no sample of the step can be read."""
         end = (self.epoch + 1) * len(self)
         while self.step < end:
             if self._items is None:
@@ -202,17 +201,27 @@ class ViewLoader:
             for sample, first in self.fatal.items()
             if batch.step >= first
         }
-        collated = (
-            collate_group(group, source.members[group.modality], batch, shard, seed=self.seed, left_out=left_out)
-            for group in self.view_groups
-        )
-        return [group for group in collated if group is not None]
+        made = []
+        for group in self.view_groups:
+            unopened = self._unopened.setdefault(group.modality, {})
+            known = {**unopened, **left_out}
+            member = source.members[group.modality]
+            collated = collate_group(group, member, batch, shard, seed=self.seed, left_out=known)
+            if collated is not None:
+                unopened |= {sample: why for sample, why in collated.failures.items() if why.unopened}
+                made.append(collated)
+        return made
 
     def _apply_batched(self, step: int, made: list[CollatedGroup] | ViewBatch) -> ViewBatch:
         if isinstance(made, ViewBatch):
             return made.to(self.device, non_blocking=True)
         for collated in made:
             self._record(collated.failures)
+        if without := [collated for collated in made if collated.samples is None]:
+            # Other ranks have rows; or nothing is readable at all.
+            fails = self.world_size > 1 or len(self.failures) == self._number_of_samples()
+            pass_over(step, without[0].group.modality, without[0].failures, is_error=fails)
+            return ViewBatch({}, {}, step=step)
 
         def move(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
             return x.to(self.device, non_blocking=True)
@@ -276,7 +285,7 @@ class ViewLoader:
                 try:
                     source = self.source.members[group.modality]
                     collated = collate_group(group, source, single, slice(0, 1), seed=self.seed)
-                    if collated is not None and self.batched_stage_in_worker:
+                    if collated is not None and collated.samples is not None and self.batched_stage_in_worker:
                         apply_batched_views([collated], step)
                 except DataError:
                     continue
@@ -295,27 +304,15 @@ class ViewLoader:
 
     def _record(self, failures: Mapping[int, Unreadable]) -> None:
         """Name new unreadable samples at once; raise DataError if there are too many."""
-        for sample, (file, reason) in failures.items():
+        for sample, (file, reason, _) in failures.items():
             if sample not in self.failures:
                 self.failures[sample], self.files[sample] = reason, file
-                if sample in (named := _named.setdefault(self.source, set())):
-                    continue  # by another pass over the source: an evaluation makes several
-                named.add(sample)
-                number, cause = len(named), reason.partition("\n")[0]
-                if number <= NAMED_FAILURES or number % NAMED_FAILURES == 0:
-                    _log.warning("unreadable sample %d, left out: %s: %s", number, file, cause)
-                if number == NAMED_FAILURES:
-                    _log.warning("of further ones, every %dth is logged; the results list all", NAMED_FAILURES)
-        total = len(self.source) if isinstance(self.source, Source) else (self.step + 1) * self.sampler.batch_size
-        share = getattr(self.source, "max_failures", 0.1)
-        if share < 1 and len(self.failures) > (max(FEW_FAILURES, share * total) if share else 0):
-            sample, reason = next(iter(self.failures.items()))
-            raise DataError(
-                self.source.name,
-                expected=f"at most {share:.1%} unreadable samples",
-                got=f"{len(self.failures):,} of {total:,}, such as {self.files[sample]}: {reason}",
-                fix="repair or remove them, or raise max_failures (--max-unreadable)",
-            )
+                log_once(self.source, sample, file, reason)
+        check_share(self.source, self.failures, self.files, self._number_of_samples())
+
+    def _number_of_samples(self) -> int:
+        """The number of samples of the source; of a stream, the number that was read."""
+        return len(self.source) if isinstance(self.source, Source) else (self.step + 1) * self.sampler.batch_size
 
     def __getstate__(self) -> dict[str, Any]:
         """The pickled state for workers, without the iterator over workers."""
@@ -339,8 +336,7 @@ def one_pass(
         source, views, sampler, seed=0, workers=workers, device=device, rank=rank, world_size=world_size
     )
     loader.failures = {} if failures is None else failures
-    # The shard of a short last batch may be empty.
-    yield from (batch for batch in loader if batch.modalities)
+    yield from loader  # without the shard of a short last batch, if it is empty
 
 
 class _SequentialSampler(BatchSampler):

@@ -1,7 +1,7 @@
 """From samples of a batch to handles with drawn parameters; samples that cannot be opened are left out and named.
 
-All samples of a batch are opened and drawn at once. Only after a failure they are opened one by one. Draws are keyed by
-sample, so that those of the others do not change.
+All samples of a batch are opened and drawn at once. Only after a failure they are opened one by one, and samples that
+failed are not tried again. Draws are keyed by sample, so that those of the others do not change.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ class Unreadable(NamedTuple):
     Attributes:
         file: the path of its file, or its name in the source.
         reason: the error.
+        unopened: whether it could not be opened, whatever its views would be.
     """
 
     file: str
     reason: str
+    unopened: bool = False
 
 
 class OpenedSamples(NamedTuple):
@@ -64,7 +66,7 @@ class Opening:
         source: the samples.
         batch: the global batch, of samples that have the modality.
         seed: the seed of the run.
-        left_out: samples that are not opened, by id, since they end their process.
+        left_out: samples that are not opened, by id, since they cannot be, or end their process.
     """
 
     modality: str
@@ -77,12 +79,13 @@ class Opening:
     def open_and_draw(self, slots: Int[Tensor, " n"]) -> OpenedSamples:
         """Open the samples of some slots, and draw the parameters of their views; leave out what cannot be opened.
 
-        Raises:
-            DataError: no sample can be opened.
+        If nothing can be opened, there are no handles and no parameters, and the index has no columns.
         """
         source, batch, generator = self.source, self.batch, self.generator
         handles, meta, kept, failures = self._open(batch.indices[slots % len(batch)])
         slots = slots if kept is None else slots[kept]
+        if not len(slots):
+            return OpenedSamples([], {}, Index({}), keys(seed=self.seed), slots, failures)
         positions = slots % len(batch)
         indices = batch.indices[positions]
         table = keys(
@@ -110,40 +113,32 @@ class Opening:
         """The path of the file of a slot's sample."""
         return self.source.name_of(int(self.batch.indices[slot % len(self.batch)]))
 
-    def nothing_readable(self, failures: Mapping[int, Unreadable]) -> DataError:
-        """The error of a batch without a readable sample."""
-        file, reason = next(iter(failures.values()))
-        return DataError(
-            f"views of {self.modality!r}",
-            expected="at least one readable sample in the batch",
-            got=f"{len(failures)} failures, the first: {file}: {reason}",
-            fix="check the data with `mmcon doctor --data PATH`",
-        )
-
     def _open(self, indices: Int[Tensor, " n"]) -> tuple[Any, Meta, Int[Tensor, " m"] | None, dict[int, Unreadable]]:
         """Handles, what their headers say, the rows of those that can be opened (None: all), and the failures."""
-        if not self.left_out or self.left_out.keys().isdisjoint(self.source.ids[indices].tolist()):
-            try:
-                handles = self.source.open(indices)
-                return handles, meta_of(handles, self.modality), None, {}
-            except (DataError, OSError):
-                pass  # the samples that fail are found and reported below, one by one
-        opened, failures = {}, {}
-        for row in dict.fromkeys(indices.tolist()):
-            sample = int(self.source.ids[row])
-            if sample in self.left_out:
-                failures[sample] = self.left_out[sample]
-                continue
+        kept, failures = None, {}
+        samples = self.source.ids[indices].tolist() if self.left_out else []
+        if not self.left_out.keys().isdisjoint(samples):
+            failures = {sample: self.left_out[sample] for sample in samples if sample in self.left_out}
+            kept = torch.tensor([i for i, sample in enumerate(samples) if sample not in failures], dtype=torch.int64)
+            if not len(kept):
+                return [], {}, kept, failures
+        try:
+            handles = self.source.open(indices if kept is None else indices[kept])
+            return handles, meta_of(handles, self.modality), kept, failures
+        except (DataError, OSError):
+            pass  # the samples that fail are found and reported below, one by one
+        opened = {}
+        for row in dict.fromkeys(indices.tolist() if kept is None else indices[kept].tolist()):
             try:
                 handle = self.source.open([row])
                 meta_of(handle, self.modality)
                 opened[row] = handle
             except (DataError, OSError) as error:
-                failures[sample] = Unreadable(self.source.name_of(row), str(error))
-        kept = [number for number, row in enumerate(indices.tolist()) if row in opened]
-        if not kept:
-            raise self.nothing_readable(failures)
+                failures[int(self.source.ids[row])] = Unreadable(self.source.name_of(row), str(error), unopened=True)
+        kept = torch.tensor([i for i, row in enumerate(indices.tolist()) if row in opened], dtype=torch.int64)
+        if not len(kept):
+            return [], {}, kept, failures
         rows = indices[kept].tolist()
         stacked = isinstance(opened[rows[0]], Tensor)
         handles = torch.cat([opened[row] for row in rows]) if stacked else [opened[row][0] for row in rows]
-        return handles, meta_of(handles, self.modality), torch.tensor(kept), failures
+        return handles, meta_of(handles, self.modality), kept, failures

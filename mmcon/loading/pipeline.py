@@ -65,7 +65,8 @@ class CollatedGroup:
 
     Attributes:
         group: the view group.
-        samples: the collated samples: this rank's views, then those that are only partners.
+        samples: the collated samples: this rank's views, then those that are only partners. None if no sample of the
+            batch is readable; there are then no parameters, and the index has no columns.
         params: the parameters of all children of the generator, for the same views.
         index: the table of this rank's views.
         partners: for each of this rank's views, the row of its partner in `samples`; None without mixing.
@@ -102,8 +103,8 @@ def collate_group(
 ) -> CollatedGroup | None:
     """The per-sample stage of a view group for one shard of a global batch: open, draw, decode, collate.
 
-    Samples that raise DataError, in their header or their content, are left out and reported. Returns None if no sample
-    of the shard has the modality.
+    Samples that raise DataError, in their header or their content, are left out and reported; `samples` is None if no
+    sample of the shard is readable. Returns None if no sample of the shard has the modality.
 
     Args:
         group: the view group.
@@ -111,10 +112,7 @@ def collate_group(
         batch: the global batch.
         shard: the range of this rank in the global batch.
         seed: the seed of the run.
-        left_out: samples that are not opened, by id, since they end their process.
-
-    Raises:
-        DataError: no sample of the shard is readable.
+        left_out: samples that are not opened, by id, since they cannot be, or end their process.
     """
     batch, shard = _with_modality(source, batch, shard)
     count, n = shard.stop - shard.start, len(batch)
@@ -124,6 +122,8 @@ def collate_group(
     views = torch.tensor(group.views).repeat_interleave(count)
     opening = Opening(group.modality, group.generator, source, batch, seed, left_out or {})
     opened = opening.open_and_draw(positions + views * n)
+    if not len(opened.slots):
+        return CollatedGroup(group, None, {}, opened.index, None, opened.failures)
     mixing = mixing_child(group.generator)
     if mixing is None:
         return _decode(group, opening, opened, len(opened.slots), None)
@@ -206,7 +206,7 @@ def _decode_one_by_one(
     # may still be partners.
     kept = [row for row in decoded if row < own and int(opened.keys.fields[row, 2]) not in failures]
     if not kept:
-        raise opening.nothing_readable(failures)
+        return CollatedGroup(group, None, {}, Index({}), None, failures)
     rows = kept
     if partners is not None:
         kept_rows = set(kept)

@@ -98,8 +98,8 @@ class StreamLoader(ViewLoader):
         """Continue at a saved step."""
         self.step, self._batches = int(state["step"]), None
 
-    def __iter__(self) -> Iterator[ViewBatch]:
-        """The remaining batches of the epoch."""
+    def each_step(self) -> Iterator[ViewBatch]:
+        """The remaining batches of the epoch, one per step: without rows if no sample of the step can be read."""
         end = (self.epoch + 1) * len(self)
         while self.step < end:
             if self._batches is None:

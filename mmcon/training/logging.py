@@ -118,7 +118,9 @@ class RunLogger:
         self._notes |= values
 
     def log_step(self, step: int, batch: ViewBatch, stepper: Stepper, loader: ViewLoader) -> None:
-        """Log a finished step, once in `log_every` steps."""
+        """Log a finished step, once in `log_every` steps; a step without rows has no line."""
+        if not batch.modalities:
+            return
         self.timer.rows += self.accelerator.num_processes * max(table.n for table in batch.index.values())
         notes, self._notes = self._notes, {}
         is_logged = step == 1 or step % self.settings.log_every == 0

@@ -143,16 +143,10 @@ class Run:
             find_unused_parameters: see `Run`.
             settings: fields of `RunSettings` that replace those of the configuration.
         """
-        return cls(
-            config.output_dir or unused_folder(Path("runs") / name, resume=config.resume),
-            config=config,
-            seed=config.seed,
-            settings=replace(config, **settings),
-            resume=config.resume,
-            mixed_precision=config.mixed_precision,
-            cpu=config.cpu,
-            find_unused_parameters=find_unused_parameters,
-        )
+        folder = config.output_dir or unused_folder(Path("runs") / name, resume=config.resume)
+        flags: dict[str, Any] = {key: getattr(config, key) for key in ("seed", "resume", "mixed_precision", "cpu")}
+        flags |= {"settings": replace(config, **settings), "find_unused_parameters": find_unused_parameters}
+        return cls(folder, config=config, **flags)
 
     def print(self, text: str) -> None:
         """Print on the main rank."""
@@ -235,7 +229,7 @@ class Run:
             profiler,
         ):
             while self.global_step < last:
-                for batch in self._logger.timer.timed(loader):
+                for batch in self._logger.timer.timed(loader, loader.each_step()):
                     yield from self._one_step(batch)
                     self._logger.log_step(self.global_step, batch, self._stepper, loader)
                     profiler.advance()
@@ -285,6 +279,8 @@ class Run:
             set_gradient_sync(self._state.model, self._accumulation.ends_group(step + 1))
         if self._check_modalities:
             check_same_modalities(batch)
+        if not batch.modalities and self.world_size == 1:  # no sample can be read, which the loader has logged
+            return self._count_batch(self._stepper.pass_over)
         yield batch
         if self.global_step != step + 1:
             raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
@@ -298,14 +294,18 @@ class Run:
         Raises:
             NonFiniteError: the loss or a gradient is not finite on some rank; weights and optimizer are unchanged.
         """
-        timer, number = self._logger.timer, self.global_step + 1
+        timer = self._logger.timer
         timer.mark("forward")
         self._stepper.backward(loss)
         timer.mark("backward")
+        self._count_batch(self._stepper.optimizer_step)
+        timer.mark("optimizer")
+
+    def _count_batch(self, end_group: Callable[[int, StepLocation], None]) -> None:
+        number = self.global_step + 1
         if self._accumulation.ends_group(number):
             location = StepLocation(self.folder, self.seed, self.global_step, self.rank, self._batch)
-            self._stepper.optimizer_step(self._accumulation.accumulated(number), location)
-        timer.mark("optimizer")
+            end_group(self._accumulation.accumulated(number), location)
         self.global_step = number
 
     # --- output ---

@@ -153,6 +153,14 @@ class Stepper:
                     self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def pass_over(self, batches: int, location: StepLocation) -> None:
+        """End a group of batches whose last one has no rows: step by the gradients of the others, if there are any."""
+        if any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"]):
+            self.optimizer_step(batches, location)
+        elif self.schedule is not None:
+            for _ in range(batches):
+                self.schedule.step()
+
     def _clip(self) -> Float[Tensor, ""]:
         """Clip the unscaled gradients, and return their norm before clipping."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]

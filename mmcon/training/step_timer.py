@@ -38,13 +38,14 @@ class StepTimer:
         self._seconds: dict[str, float] = dict.fromkeys(self.PHASES, 0.0)
         self._last: Any = None
 
-    def timed(self, loader: Iterable[T]) -> Iterator[T]:
+    def timed(self, loader: Any, items: Iterable[T] | None = None) -> Iterator[T]:
         """Yield the items of a loader, and add up the time to fetch and to use each one.
 
         Args:
             loader: its attribute `seconds_in_views`, if it has one, is counted as `views`.
+            items: its items; by default those of its own iteration.
         """
-        stream = iter(loader)
+        stream = iter(loader if items is None else items)
         while True:
             start, views_before = time.perf_counter(), getattr(loader, "seconds_in_views", 0.0)
             self._since = start

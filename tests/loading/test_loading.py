@@ -179,9 +179,56 @@ def test_unreadable_samples_are_left_out_and_named(workers):
     assert all("garbage" in reason and "key: keys(seed=1" in reason for reason in faulty.failures.values())
 
 
-def test_a_batch_without_a_readable_sample_ends_the_run():
+def accepting(broken):
+    """A source that accepts any number of unreadable samples."""
+    source = Pictures(broken=broken)
+    source.max_failures = 1.0
+    return source
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_without_a_readable_sample_is_passed_over(workers, caplog):
+    whole = two_epochs(loader())
+    broken = whole[1].index["image"]["sample"].unique()
+    faulty = loader(accepting((broken - 100).tolist()), workers=workers)
+    steps = [batch for _ in range(2) for batch in faulty.each_step()]
+    assert set(faulty.failures) == set(broken.tolist())
+    assert [batch.step for batch in steps] == [batch.step for batch in whole]
+    assert [bool(batch.modalities) for batch in steps[:3]] == [True, False, True]
+    assert "step 2 is passed over: none of its samples can be read" in caplog.text
+    for expected, batch in zip(whole, steps, strict=True):
+        kept = ~torch.isin(expected.index["image"]["sample"], broken)
+        assert kept.any() == bool(batch.modalities)
+        if batch.modalities:
+            assert torch.equal(torch.cat(batch.views["image"]), torch.cat(expected.views["image"])[kept])
+    assert [batch.step for batch in loader(accepting((broken - 100).tolist()))] == [0, 2]
+
+
+def test_a_batch_without_a_readable_sample_ends_the_run_on_several_ranks_or_if_nothing_is_readable():
     with pytest.raises(DataError, match=r"at least one readable sample(.|\n)*mmcon doctor"):
-        next(iter(loader(Pictures(broken=range(N)))))
+        two_epochs(loader(accepting(range(N))))
+    with pytest.raises(DataError, match=r"at least one readable sample(.|\n)*mmcon doctor"):
+        two_epochs(loader(accepting(range(N - 2)), rank=1, world_size=3))
+
+
+def test_a_sample_that_could_not_be_opened_is_not_tried_again(monkeypatch):
+    tried = []
+
+    def open_all_but_one(self, rows):
+        rows = torch.as_tensor(rows).tolist()
+        tried.append(rows)
+        if 8 in rows:
+            raise DataError("a file", expected="a readable image", got="nothing")
+        return opened(self, rows)
+
+    opened = Pictures.open
+    monkeypatch.setattr(Pictures, "open", open_all_but_one)
+    made = loader(batch_size=11)
+    batches = two_epochs(made)
+    # In its batch and alone; not for its other views, nor in the next epoch.
+    assert [len(rows) for rows in tried if 8 in rows] == [22, 1]
+    assert list(made.failures) == [108]
+    assert all(108 not in batch.index["image"]["sample"] for batch in batches)
 
 
 def test_a_modality_may_be_missing_for_some_samples():
