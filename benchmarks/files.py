@@ -1,0 +1,184 @@
+"""From JPEG files to a batch of SimCLR views, beside albumentations with OpenCV and torchvision v2, in one run.
+
+    uv run --with albumentations python benchmarks/files.py
+    uv run --with albumentations python benchmarks/files.py --busy       # beside one busy program for each core
+
+448 photographs of 500 × 375 pixels (parts of two that come with scikit-learn, in JPEG of quality 90); two views of each
+at 224 px: random resized crop, flip, color jitter, grayscale, blur. All tools are interleaved, the median of the wall
+time counts, and the decoder alone is the floor. Threads: of mmcon its own, of albumentations and torchvision a pool of
+as many threads, one image at a time. A peer that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmcon.loading.loader import ViewLoader
+from mmcon.registry import create_view
+from mmcon.samplers.uniform import UniformSampler
+from mmcon.sources.factory import create_source
+
+SIZE, JITTER = 224, (0.8, 0.8, 0.8, 0.2)
+
+
+def write_photographs(folder: Path, count: int) -> list[Path]:
+    """Parts of two photographs at one size."""
+    from sklearn.datasets import load_sample_images
+
+    photographs, draw = load_sample_images().images, np.random.default_rng(0)
+    files = []
+    for number in range(count):
+        photograph = Image.fromarray(photographs[number % 2])
+        width, height = (int(side * draw.uniform(0.6, 1)) for side in photograph.size)
+        left, top = draw.integers(0, photograph.width - width + 1), draw.integers(0, photograph.height - height + 1)
+        files.append(folder / f"photograph-{number % 2}" / f"{number:04}.jpg")
+        files[-1].parent.mkdir(exist_ok=True)
+        part = photograph.resize((500, 375), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+        part.save(files[-1], quality=90)
+    return files
+
+
+def ours(folder: Path, batch_size: int, workers: int = 0) -> Callable[[], int]:
+    source = create_source(str(folder), modality="image", split="train")
+    view = create_view("image/simclr", size=SIZE)
+    batches = iter(())
+
+    def run() -> int:
+        nonlocal batches
+        batch = next(batches, None)
+        if batch is None:
+            sampler = UniformSampler(source.ids, batch_size=batch_size, seed=0)
+            batches = iter(ViewLoader(source, {"image": [view, view]}, sampler, seed=0, workers=workers))
+            batch = next(batches)
+        return len(batch.views["image"][0])
+
+    return run
+
+
+def each_file(transform: Callable[[Path], torch.Tensor], files: list[Path], batch: int, threads: int) -> Callable:
+    """A batch of two views of each file by a function of one file."""
+    pool, turn = ThreadPoolExecutor(threads), iter(range(10**9))
+
+    def run() -> int:
+        start = next(turn) * batch % len(files)
+        some = [files[(start + i) % len(files)] for i in range(batch)]
+        return len(torch.stack(list(pool.map(transform, [*some, *some]))))
+
+    return run
+
+
+def albumentations(files: list[Path], batch: int, threads: int) -> Callable[[], int]:
+    import albumentations as A
+    import cv2
+
+    cv2.setNumThreads(1)
+    chain = A.Compose(
+        [
+            A.RandomResizedCrop(size=(SIZE, SIZE), scale=(0.08, 1.0), interpolation=cv2.INTER_CUBIC),
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), p=0.8),
+            A.ToGray(p=0.2),
+            A.GaussianBlur(blur_limit=(23, 23), sigma_limit=(0.1, 2.0), p=0.5),
+        ]
+    )
+
+    def transform(file: Path) -> torch.Tensor:
+        image = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
+        return torch.from_numpy(chain(image=image)["image"]).permute(2, 0, 1).to(torch.float32).div_(255)
+
+    return each_file(transform, files, batch, threads)
+
+
+def torchvision_v2(files: list[Path], batch: int, threads: int) -> Callable[[], int]:
+    from torchvision.io import decode_jpeg, read_file
+    from torchvision.transforms import v2
+
+    chain = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIZE, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.RandomApply([v2.ColorJitter(*JITTER)], 0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], 0.5),
+        ]
+    )
+    return each_file(lambda file: chain(decode_jpeg(read_file(str(file)))), files, batch, threads)
+
+
+def decoder(files: list[Path], batch: int, threads: int) -> Callable[[], int]:
+    """Each file decoded once for its two views: the floor."""
+
+    def decoded(file: Path) -> torch.Tensor:
+        return torch.from_numpy(np.array(Image.open(file)))
+
+    run = each_file(decoded, files, batch, threads)
+    return lambda: run() // 2
+
+
+@contextlib.contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """Programs that each keep a core busy."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
+def measure(runs: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
+    """Source samples a second, by the median wall time of interleaved repeats."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            views = run()
+            if repeat:
+                seconds[name].append((time.perf_counter() - began) / (views / 2))
+    return {name: 1 / statistics.median(values) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--busy", action="store_true", help="beside one busy program for each core")
+    options = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as scratch:
+        files = write_photographs(Path(scratch), 448)
+        print(
+            f"{cores} cores, torch {torch.__version__}, batches of {options.batch_size} samples, two views each",
+            flush=True,
+        )
+        print("| threads | tool | samples a second | of ours |\n|---|---|---|---|", flush=True)
+        for threads in dict.fromkeys((1, cores)):
+            torch.set_num_threads(threads)
+            runs = {"mmcon": ours(Path(scratch), options.batch_size)}
+            for peer in (albumentations, torchvision_v2, decoder):
+                with contextlib.suppress(ImportError):
+                    runs[peer.__name__] = peer(files, options.batch_size, threads)
+            with busy_programs(cores if options.busy else 0):
+                seen = measure(runs, options.repeats)
+            for name, rate in seen.items():
+                print(f"| {threads} | {name} | {rate:.0f} | {rate / seen['mmcon']:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
