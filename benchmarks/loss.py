@@ -187,7 +187,7 @@ def sentence_transformers() -> Losses:
     except ImportError:
         return {}
     loss = CachedMultipleNegativesRankingLoss(
-        torch.nn.Identity(),  # pyright: ignore
+        torch.nn.Sequential(torch.nn.Identity()),  # pyright: ignore
         scale=1 / TEMPERATURE,
         similarity_fct=dot_score,
         mini_batch_size=512,

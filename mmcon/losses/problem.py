@@ -77,6 +77,11 @@ class Problem:
         return weights if isinstance(weights, HardNegatives) else None
 
     @property
+    def is_softmax(self) -> bool:
+        """Whether the denominator is the sum of all candidates' exponentials, positives and negatives alike."""
+        return self.settings.denominator == "all" and self.settings.negative_weights is None
+
+    @property
     def all_are_negatives(self) -> bool:
         """Whether negative weights alone define the negatives: the affinity is above 0 for every pair."""
         return self.negative_affinity is not None and self.affinity.infinite_support

@@ -26,11 +26,11 @@ class RowStatistics:
         weight_sum: Σ W.
         has_positive: whether any W is above 0.
         weighted: Σ W s; with denominator `one`, Σ W log(D/e^s).
-        log_positive_sum: log Σ_P e^s.
+        log_positive_sum: log Σ_P e^s, unless the denominator is a softmax over all candidates.
         log_weighted_sum: log Σ W e^s.
-        log_negative_sum: log Σ_N V e^s; with hard negatives, log Σ_N e^{(1+β)s}.
+        log_negative_sum: log Σ_N V e^s, with hard negatives log Σ_N e^{(1+β)s}; in a softmax, of all candidates.
         log_concentrated_sum: log Σ_N e^{βs}.
-        negative_count: |N|.
+        negative_count: |N|, for hard negatives.
         negative_share: Σ W ∂log(D/e^s)/∂log N, with denominator `one`.
     """
 
@@ -68,12 +68,13 @@ class RowStatistics:
         rows, settings = tile.rows, problem.settings
         self.weight_sum[rows] += tile.weights.sum(1)
         self.has_positive[rows] |= tile.positive.any(1)
-        self.negative_count[rows] += tile.negative.sum(1)
+        if problem.hard_negatives is not None:
+            self.negative_count[rows] += tile.negative.sum(1)
         if settings.form == "in":
             _add_logsumexp(self.log_weighted_sum, rows, tile.positive, tile.s + tile.log_weights())
         elif settings.denominator != "one":
             self.weighted[rows] += (tile.weights * tile.s).sum(1)
-        if settings.denominator == "all":
+        if settings.denominator == "all" and not problem.is_softmax:
             _add_logsumexp(self.log_positive_sum, rows, tile.positive, tile.s)
         _add_logsumexp(self.log_negative_sum, rows, tile.negative, negative_exponents(problem, tile))
         if (beta := _concentration(problem)) > 0:
@@ -152,29 +153,35 @@ class PairLosses(NamedTuple):
     """With denominator `one`, the loss of each positive, log(D_ij / e^{s_ij}), and its derivatives.
 
     Attributes:
-        losses: 0 except at positives.
+        losses: 0 except at positives; `1 c` zeros where derivatives alone were asked for.
         by_s: the derivative by s_ij.
         by_log_negatives: the derivative by log N_i.
         by_temperature: the derivative by the temperature of the debiasing floor, weighted and summed over positives.
     """
 
-    losses: Float[Tensor, "r c"]
+    losses: Float[Tensor, "_ c"]
     by_s: Float[Tensor, "r c"]
     by_log_negatives: Float[Tensor, "r c"]
     by_temperature: Float[Tensor, " r"]
 
 
 def pair_losses(
-    problem: Problem, tile: Tile, negative_count: Float[Tensor, " r"], log_negatives: Float[Tensor, " r"]
+    problem: Problem,
+    tile: Tile,
+    negative_count: Float[Tensor, " r"],
+    log_negatives: Float[Tensor, " r"],
+    *,
+    derivatives_alone: bool = False,
 ) -> PairLosses:
-    """The loss of each positive of a tile, for denominator `one`."""
+    """The loss of each positive of a tile, for denominator `one`; `derivatives_alone` leaves losses at 0."""
     hard = problem.hard_negatives
     if hard is None or hard.class_prior == 0:
         gap = torch.where(tile.positive, log_negatives[:, None] - tile.s, EMPTY)
         # log(1 + N / e^s) = softplus(log N - s): finite where N / e^s overflows. From its default threshold of 20 on
         # PyTorch's softplus is the identity, which is off by 2e-9.
         share = torch.sigmoid(gap)
-        return PairLosses(nn.functional.softplus(gap, threshold=50), -share, share, torch.zeros_like(log_negatives))
+        losses = torch.zeros_like(gap[:1]) if derivatives_alone else nn.functional.softplus(gap, threshold=50)
+        return PairLosses(losses, -share, share, torch.zeros_like(log_negatives))
     # By autograd: the correction has a clamp and a maximum, so that its derivatives are piecewise.
     with torch.enable_grad():
         s = tile.s.detach().requires_grad_()

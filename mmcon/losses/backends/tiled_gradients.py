@@ -109,22 +109,23 @@ class TiledGradients:
     def _of_similarities(self, tile: Tile) -> Float[Tensor, "r c"]:
         """The gradient of s; the gradients of the parameters of the weights are added too."""
         settings, rows, results = self.problem.settings, tile.rows, self.results
-        scaled_gradient = self.scaled_gradient[rows, None]
-        of_log_negatives = self.of_log_denominator[rows, None]
-        if settings.denominator == "all":
-            of_s = of_log_negatives * _masked_exp(tile.positive, tile.s - results.log_denominator[rows, None])
-            of_log_negatives = of_log_negatives * self.negative_share[rows, None]
-        else:
-            of_s = torch.zeros_like(tile.s)
-        of_s = of_s + of_log_negatives * self._negative_softmax(tile)
+        of_log_sum = of_log_negatives = self.of_log_denominator[rows, None]
+        apart = settings.denominator == "all" and not self.problem.is_softmax
+        if apart:
+            of_log_negatives = of_log_sum * self.negative_share[rows, None]
+        of_s = self._negative_softmax(tile).mul_(of_log_negatives)
+        if apart:
+            positives = _masked_exp(tile.positive, tile.s - results.log_denominator[rows, None])
+            of_s.addcmul_(of_log_sum, positives)
         if settings.form == "in":
-            of_s = of_s - self.gradient[rows, None] * self._positive_softmax(tile)
+            of_s.addcmul_(self.gradient[rows, None], self._positive_softmax(tile), value=-1)
         elif settings.denominator == "one":
-            pairs = pair_losses(self.problem, tile, self.statistics.negative_count[rows], results.log_negatives[rows])
-            of_s = of_s + scaled_gradient * tile.weights * pairs.by_s
+            count, log_negatives = self.statistics.negative_count[rows], results.log_negatives[rows]
+            pairs = pair_losses(self.problem, tile, count, log_negatives, derivatives_alone=True)
+            of_s.addcmul_(self.scaled_gradient[rows, None] * tile.weights, pairs.by_s)
             self.of_temperature += (self.scaled_gradient[rows] * pairs.by_temperature).sum()
         else:
-            of_s = of_s - scaled_gradient * tile.weights
+            of_s.addcmul_(self.scaled_gradient[rows, None], tile.weights, value=-1)
         self._add_to_weights(tile, of_log_negatives)
         return of_s
 
@@ -219,7 +220,7 @@ class TiledGradients:
 
 
 def _masked_exp(mask: Bool[Tensor, "r c"], exponents: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
-    return torch.where(mask, exponents, EMPTY).exp()
+    return torch.where(mask, exponents, EMPTY).exp_()
 
 
 def _finite(log_sums: Float[Tensor, " r"]) -> Float[Tensor, " r"]:

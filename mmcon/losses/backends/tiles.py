@@ -24,7 +24,7 @@ class Tile(NamedTuple):
         rows, columns: the anchors and the candidates.
         s: similarities over temperature.
         weights: W, 0 for self.
-        positive, negative: masks of pairs.
+        positive, negative: masks of pairs; `negative` has all but self where the denominator is a softmax over all.
         log_negative_weights: the logarithm of V; None: V = 1.
         not_self: mask of all pairs but self.
     """
@@ -66,16 +66,21 @@ def iterate_tiles(problem: Problem, tile_size: int, blocks: Sequence[Block]) -> 
         s = similarity(problem.anchors[rows], problem.candidates[columns]) * inverse
         tiles = [_tile(problem, rows, columns, s)]
         if triangle_only and columns.start > rows.start:
-            tiles.append(_tile(problem, columns, rows, s.T))
+            tiles.append(_tile(problem, columns, rows, s.T.contiguous()))
         yield tiles
 
 
 def _tile(problem: Problem, rows: slice, columns: slice, s: Float[Tensor, "r c"]) -> Tile:
-    own_column = problem.self_index[rows, None]
-    not_self = own_column != torch.arange(columns.start, columns.stop, device=s.device)
-    weights = problem.affinity.tile(rows, columns).detach().to(s.dtype) * not_self
+    weights = problem.affinity.tile(rows, columns).detach().to(s.dtype)
+    if problem.has_self and not (problem.diagonal and (columns.stop <= rows.start or rows.stop <= columns.start)):
+        own_column = problem.self_index[rows, None]
+        not_self = own_column != torch.arange(columns.start, columns.stop, device=s.device)
+        weights = torch.where(not_self, weights, 0)
+    else:
+        not_self = torch.ones(1, 1, dtype=torch.bool, device=s.device).expand(s.shape)
     positive = weights > 0
-    negative = not_self if problem.all_are_negatives else not_self & ~positive
+    # A softmax over all candidates has no need to tell them apart.
+    negative = not_self if problem.all_are_negatives or problem.is_softmax else not_self & ~positive
     log_negative_weights = None
     if problem.negative_affinity is not None:
         v = problem.negative_affinity.tile(rows, columns).detach().to(s.dtype)
