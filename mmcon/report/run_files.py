@@ -13,7 +13,7 @@ from mmcon.files import read_lines, read_yaml
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationTable:
     """A result of `mmcon evaluate` in the run folder: its name, and its table as text."""
 
     name: str
@@ -47,7 +47,7 @@ class RunFiles:
     views: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
     stopped: bool = False
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[EvaluationTable] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -91,6 +91,6 @@ def read_run(folder: str | Path) -> RunFiles:
         views=read("report/views.json", json.loads),
         samples=read("report/samples.json", json.loads),
         stopped=(folder / "stopped").exists(),
-        evaluations=[Evaluation(path.stem, path.read_text(errors="replace")) for path in evaluated],
+        evaluations=[EvaluationTable(path.stem, path.read_text(errors="replace")) for path in evaluated],
         problems=problems,
     )

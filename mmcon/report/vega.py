@@ -13,6 +13,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from mmcon.errors import MissingDependencyError
 from mmcon.files import write_through
@@ -54,7 +55,7 @@ def script_is_ready() -> bool:
 def _begin() -> None:
     """Make the script in the background."""
     program = "from mmcon.report.vega import vega_script; vega_script()"
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.Popen([sys.executable, "-P", "-c", program], start_new_session=True, **quiet)
 
 
