@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -10,15 +11,16 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import InputError, MmconError, UnknownNameError, nearest
+from mmcon.media import TextHandle
 from mmcon.models.encoders import create_encoder
-from mmcon.random import keys
+from mmcon.random import Keys, keys
 from mmcon.registry import Entry, Kind, create, create_view, entries, supported_options
 from mmcon.sources.base import Source
 from mmcon.sources.factory import create_source
 from mmcon.testing.encoder_laws import check_encoder
 from mmcon.testing.laws import LawBroken, check_sampler, check_view
 from mmcon.testing.source_laws import check_source
-from mmcon.views import collate
+from mmcon.views import Chain, ViewGenerator, collate
 
 ROWS = 4
 #: The side of images, for views and encoders that have an option for it.
@@ -155,9 +157,31 @@ def _sized(kind: Kind, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _view(entry: Entry, source: Source, found: Sequence[Entry], options: dict[str, Any]) -> None:
     view = create_view(entry.name, **_sized("view", entry.name, options))
-    samples = source.open(torch.arange(ROWS))
-    first = view.children()[0][1]
-    check_view(view, samples if first.ragged else _floats(collate(samples)))
+    samples, table = source.open(torch.arange(ROWS)), keys(seed=0, sample=source.ids[:ROWS])
+    ragged = view.children()[0][1].ragged
+    batch = samples if ragged else _batch(view, samples, table, source.modality)
+    if ragged and source.modality == "text" and _leaves_texts(view(batch, table)):
+        view = Chain(view, create_view("text/tokens"))
+    check_view(view, batch)
+
+
+def _batch(view: ViewGenerator, samples: Any, table: Keys, modality: str) -> Any:
+    """A batch for a view that does not take single samples, as the views before it would leave it."""
+    if modality == "text":
+        return collate(create_view("text/plain")(samples, table))
+    if modality != "audio":
+        return _floats(collate(samples))
+    waveforms = collate(create_view("audio/crop", window_seconds=1.0)(samples, table))
+    try:
+        copy.deepcopy(view)(waveforms, table)  # a copy, since a view may remember samples
+    except (InputError, KeyError):
+        return collate(create_view("audio/plain", window_seconds=1.0)(samples, table))  # it takes spectrograms
+    return waveforms
+
+
+def _leaves_texts(views: Any) -> bool:
+    first = views[0] if isinstance(views, list) else None
+    return isinstance(first, TextHandle | str)
 
 
 def _encoder(entry: Entry, source: Source, found: Sequence[Entry], options: dict[str, Any]) -> None:

@@ -77,6 +77,13 @@ def test_a_violated_law_a_failure_and_the_rest_are_shown(own_registry, capsys):
     assert "RuntimeError: no weights" in lines[4]
 
 
+@pytest.mark.parametrize(
+    "name", ["text/typos", "text/simcse", "text/token-dropout", "audio/gain", "audio/spec-augment"]
+)
+def test_views_get_the_input_that_the_views_before_them_leave(name):
+    assert [str(result) for result in conform(name)] == [f"ok    view     {name}"]
+
+
 def test_unknown_names_and_options_raise_before_anything_is_checked():
     with pytest.raises(UnknownNameError, match=r"uv pip install -e(.|\n)*did you mean 'sampler"):
         list(conform("smapler"))
