@@ -7,6 +7,8 @@ from mmcon.inference import save_model
 from mmcon.sources.base import TensorSource
 from mmcon.sources.text import TextSource
 
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
 
 def image_model(folder, *, size=16, channels=3, classes=None):
     """A saved model of images; the folder."""
@@ -46,3 +48,38 @@ def save_pictures(folder, n=5, *, side=24):
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image).save(path)
     return paths
+
+
+def bert_folder(folder):
+    """A tiny BERT with its tokenizer, as transformers saves it; the folder."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "apple", "dog", "the", "and"]
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, model_max_length=16).save_pretrained(folder)
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=32, **TINY)).save_pretrained(folder)
+    return folder
+
+
+def vit_folder(folder):
+    """A tiny ViT with its image processor, as transformers saves it; the folder."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **TINY)).save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    ViTImageProcessor(image_mean=[0.1] * 3, image_std=[0.3] * 3, size=size, resample=3).save_pretrained(folder)
+    return folder
+
+
+def wav2vec_folder(folder):
+    """A tiny wav2vec 2.0 with its feature extractor, as transformers saves it; the folder."""
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    torch.manual_seed(0)
+    layers = {"conv_dim": (8, 8), "conv_stride": (160, 2), "conv_kernel": (400, 2), "num_feat_extract_layers": 2}
+    groups = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    config = Wav2Vec2Config(**TINY, **layers, **groups, feat_extract_norm="layer", do_stable_layer_norm=True)
+    Wav2Vec2Model(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=8000, return_attention_mask=True).save_pretrained(folder)
+    return folder

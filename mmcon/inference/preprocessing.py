@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 from mmcon.errors import CheckpointError, ConfigError, MmconError
 from mmcon.files import replace_file
+from mmcon.models.saving import inside_folder
 from mmcon.registry import create_view
 from mmcon.views import Chain, ViewGenerator
 
 FILE, VERSION = "preprocessing.json", 1
-#: Options that are paths relative to the folder of the model begin so.
-INSIDE = "./"
 
 Spec = dict[str, Any]
 
@@ -150,6 +149,4 @@ def _plain(value: Any) -> Any:
 def _option(value: Any, folder: Path) -> Any:
     if isinstance(value, list):
         return tuple(_option(inner, folder) for inner in value)
-    if isinstance(value, str) and value.startswith(INSIDE):
-        return str(folder / value)
-    return value
+    return inside_folder(value, folder)

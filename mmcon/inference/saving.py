@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import ConfigError, DataError
-from mmcon.inference.preprocessing import INSIDE, Preprocessing, Spec, view_spec, write_preprocessing
+from mmcon.inference.preprocessing import Preprocessing, Spec, view_spec, write_preprocessing
 from mmcon.media import AudioHandle, Instances, TextHandle
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.pretrained import model_load_errors
+from mmcon.models.saving import INSIDE
 from mmcon.objective.objective import Objective
 from mmcon.sources.base import Source
 from mmcon.views import ViewGenerator

@@ -131,7 +131,7 @@ class ContrastiveModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `model.safetensors` and `config.json`, which `from_pretrained` loads."""
         config = {
-            "encoders": saving.describe_encoders(self.encoders),
+            "encoders": saving.describe_encoders(self.encoders, Path(folder)),
             "modalities": {modality: list(towers) for modality, towers in self.towers.items()},
             "spaces": {name: asdict(space) for name, space in self.spaces.items()},
         }
@@ -243,7 +243,8 @@ def _create_encoders(config: dict[str, Any], folder: Path) -> dict[str, nn.Modul
                 fix=f"from_pretrained(..., encoders={{{tower.partition(':')[0]!r}: a new module of the same kind}})",
             )
         else:
-            encoders[tower] = create_encoder(**{**made_from, "pretrained": False})
+            options = {name: saving.inside_folder(value, folder) for name, value in made_from.items()}
+            encoders[tower] = create_encoder(**{**options, "pretrained": False})
     return {
         modality: encoders[modality] if towers == [modality] else [encoders[t] for t in towers]
         for modality, towers in config["modalities"].items()

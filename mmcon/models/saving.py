@@ -14,20 +14,56 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmcon.errors import CheckpointError
+from mmcon.models.image import ImageEncoder
 
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
 # What is downloaded of a model on the hub: weights and configuration, preprocessing and probe, tokenizer.
-FILES = (WEIGHTS, CONFIG, "preprocessing.json", "probe.json", "probe.safetensors", "tokenizer/*")
+FILES = (WEIGHTS, CONFIG, "preprocessing.json", "probe.json", "probe.safetensors", "tokenizer/*", "encoders/*")
+#: Options that are paths relative to the folder of the model begin so.
+INSIDE = "./"
+# The option of `create_encoder` that names a transformers model.
+_SOURCE_OPTIONS = {"text/transformer": "path", "transformers/audio": "model", "transformers/video": "model"}
 
 
-def describe_encoders(encoders: nn.ModuleDict) -> dict[str, Any]:
-    """By tower (the encoder of a modality or view): `create_encoder` arguments, None, or an earlier equal tower."""
+def describe_encoders(encoders: nn.ModuleDict, folder: Path) -> dict[str, Any]:
+    """By tower (the encoder of a modality or view): `create_encoder` arguments, None, or an earlier equal tower.
+
+    The architecture of a transformers model is saved in the folder, so that another machine builds it without the
+    original folder or a network.
+    """
     seen: dict[int, str] = {}
     described: dict[str, Any] = {}
     for tower, encoder in encoders.items():
-        described[tower] = seen.get(id(encoder), getattr(encoder, "made_from", None))
+        described[tower] = seen.get(id(encoder)) or _made_from(tower, encoder, folder)
         seen.setdefault(id(encoder), tower)
     return described
+
+
+def _made_from(tower: str, encoder: Any, folder: Path) -> dict[str, Any] | None:
+    made_from = getattr(encoder, "made_from", None)
+    config = next((c for m in encoder.modules() if hasattr(c := getattr(m, "config", None), "to_json_file")), None)
+    option = _SOURCE_OPTIONS.get(made_from["name"], "name") if made_from else "name"
+    if made_from is None or config is None or (option == "name" and not isinstance(encoder, ImageEncoder)):
+        return made_from
+    inside = f"encoders/{tower.replace(':', '-')}"
+    (folder / inside).mkdir(parents=True, exist_ok=True)
+    config.to_json_file(folder / inside / CONFIG, use_diff=False)
+    extractor: Any = getattr(encoder, "extractor", None)
+    if extractor is not None:
+        extractor.save_pretrained(folder / inside)
+    elif isinstance(mean := getattr(encoder, "mean", None), Tensor):
+        about = {"image_mean": mean.flatten().tolist(), "image_std": encoder.std.flatten().tolist()}
+        (folder / inside / "preprocessor_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    if option != "name":
+        return {**made_from, option: INSIDE + inside}
+    # The configuration has all options of the architecture.
+    common = {"modality": "image", "image_size": encoder.image_size, "in_channels": encoder.in_channels}
+    return {"name": INSIDE + inside, **common}
+
+
+def inside_folder(value: Any, folder: Path) -> Any:
+    """An option, as a path in the folder of the model if it begins with "./"."""
+    return str(folder / value) if isinstance(value, str) and value.startswith(INSIDE) else value
 
 
 def save_model(model: nn.Module, config: Mapping[str, Any], folder: str | Path) -> Path:
