@@ -105,5 +105,6 @@ def _with_tokenizer(spec: Spec, folder: Path) -> Spec:
     from transformers import AutoTokenizer
 
     with model_load_errors(f"save_model({str(folder)!r})", expected="the tokenizer of the views", fix="check its path"):
-        AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(folder / "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer.save_pretrained(folder / "tokenizer")
     return {**spec, "options": {**spec["options"], "tokenizer": f"{INSIDE}tokenizer"}}
