@@ -1,6 +1,7 @@
 """Recipes run by their real command, in a process of their own."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,15 @@ def launch(*arguments, recipe=RECIPE, world_size=1, fails=False):
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def page_of(folder):
+    """What the page of a run shows: its sections, and the kinds of previews of views and of held-out samples."""
+    sections = re.findall(r'<section id="([a-z-]+)"', (folder / "report.html").read_text())
+    views, samples = (json.loads((folder / "report" / f"{name}.json").read_text()) for name in ("views", "samples"))
+    shown = [view for sample in views["samples"] for view in sample["views"]]
+    kinds = {kind for preview in (*shown, *(sample["preview"] for sample in samples["samples"])) for kind in preview}
+    return set(sections), kinds & {"picture", "text", "sound", "clip"}
 
 
 def metrics(folder):

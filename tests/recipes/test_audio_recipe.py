@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 import soundfile
 import torch
+from launched_recipes import page_of
 
 import mmcon
 from mmcon.affinity import Dense
@@ -43,6 +44,7 @@ def test_across_languages_on_bundled_speech(tmp_path):
         assert set(found[name]["recall"]) == {"at_1", "at_5", "at_10"}
     assert found["log-mel_statistics"]["voice_probe"] > 0.9  # each language is a voice on a chain of its own
     assert (found["held_out_recordings"], found["unreadable_recordings"]) == (84, 0)
+    assert page_of(tmp_path / "run")[1] == {"picture", "sound"}
 
 
 def recordings(folder, seconds=0.3):

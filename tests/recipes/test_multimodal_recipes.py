@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched_recipes import launch, metrics
+from launched_recipes import launch, metrics, page_of
 
 import mmcon
 from mmcon.errors import ConfigError, DataError, MmconError
@@ -69,6 +69,7 @@ def test_pictures_and_texts(tmp_path, objective):
             check_ways(figures[part])
             assert 0 <= figures["zero_shot"][part] < 0.2  # of 96 classes, hardly trained
         assert all(value < 0 for value in figures["uniformity"].values())
+    assert page_of(folder)[1] == {"picture", "text"}
     losses = [line["loss"] for line in metrics(folder)]
     assert losses[-1] < losses[0]
 
@@ -113,6 +114,7 @@ def test_three_modalities_some_missing_and_a_pair_that_never_met(tmp_path):
             assert set(figures[part]["uniformity"]) == {"image", "text", "audio"}
         assert set(figures["linear_probe"]) == {"image", "text"}
     assert found["held_out"]["image-audio"]["first_to_second"]["queries"] == 179
+    assert page_of(folder)[1] == {"picture", "text", "sound"}
 
 
 @pytest.mark.slow

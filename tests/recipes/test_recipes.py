@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from launched_recipes import RECIPE, launch, metrics
+from launched_recipes import RECIPE, launch, metrics, page_of
 from PIL import Image
 
 from mmcon.evaluation.second_stage import metrics_table
@@ -48,6 +48,9 @@ def test_the_recipe_trains_and_leaves_its_figures(tmp_path, objective):
     assert 0.3 < figures["raw_pixels"]["linear_probe_top1"] <= 1
     assert figures["linear_probe"]["top1"] <= figures["linear_probe"]["top5"] <= 1
     assert yaml.safe_load((folder / "config.yaml").read_text())["objective"] == objective
+    sections, kinds = page_of(folder)
+    assert {"results", "curves", "views", "neighbors", "map", "confusion", "out-of-place", "run"} == sections
+    assert kinds == {"picture"}
     assert [line["step"] for line in metrics(folder)] == list(range(1, 8))
     assert (folder / "model" / "model.safetensors").is_file()
 

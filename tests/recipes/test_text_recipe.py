@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launched_recipes import page_of
 
 from mmcon.errors import DataError
 from mmcon.sources.factory import create_source
@@ -28,6 +29,7 @@ def test_the_recipe_runs_from_one_command_on_bundled_texts(tmp_path, objective):
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert 0 < results["linear_probe"]["top1"] <= 1
     assert set(results["recall_at_1"]) == {"de", "fr", "es", "ja", "ar"}
+    assert page_of(tmp_path / "run")[1] == {"text"}
     assert {"knn", "nmi", "rank_correlation", "untrained_encoder", "bag_of_words"} <= set(results)
     # Counts of words and triples tell the groups apart far better than one in nine.
     assert results["bag_of_words"]["linear_probe"]["top1"] > 0.4

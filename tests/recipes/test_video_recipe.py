@@ -13,6 +13,7 @@ from typing import Any
 import av
 import pytest
 import torch
+from launched_recipes import page_of
 from made_videos import EVEN, write
 
 from mmcon.affinity.spans import SpanOverlap
@@ -348,6 +349,7 @@ def test_the_recipe_runs_and_leaves_its_figures(tmp_path: Path):
         assert len(results[state]["slow"]["slowness"]) == 64
     assert "nearest neighbor" in done.stdout
     assert "slowest three" in done.stdout
+    assert page_of(tmp_path / "run")[1] == {"picture", "clip"}
 
 
 @pytest.mark.slow
