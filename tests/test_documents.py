@@ -16,6 +16,9 @@ import torch
 import yaml
 
 import mmcon
+from mmcon.evaluation.calibrated_probe import fit_calibrated_probe
+from mmcon.inference import save_model
+from mmcon.sources.base import Subset
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,8 +46,12 @@ def trained(tmp_path_factory):
     torch.manual_seed(0)
     encoder = mmcon.create_encoder("mmcon/resnet-tiny", image_size=28, in_channels=1)
     model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=32)})
+    source, views = mmcon.create_source("samples/fashion", split="test"), [mmcon.create_view("image/plain", size=28)]
+    few = Subset(source, range(200))
     for place in TRAINED:
-        model.save_pretrained(folder / place)
+        saved = mmcon.load(save_model(model, folder / place, views={"image": views}, source=source))
+        features = saved.encode_source(few, normalize=False)
+        fit_calibrated_probe(features, source.classes, l2=0.1).save(folder / place, "image")
     return folder
 
 
