@@ -31,6 +31,8 @@ SAMPLES_FILE, VECTORS_FILE = "report/samples.json", "report/samples.safetensors"
 SHOWN, VOTERS = 2_000, 50_000
 #: Neighbors of a sample that are shown, and that vote on its label.
 NEIGHBORS, VOTES = 6, 20
+#: With fewer labeled samples per class, neighbors say nothing about labels.
+FEWEST_OF_CLASS = 2
 #: Queries whose neighbors are shown at once, and samples that are listed as out of place.
 EXAMPLES, OUT_OF_PLACE = 6, 24
 #: The dimensions that are kept for other maps than PCA.
@@ -208,11 +210,18 @@ def _neighbors(parts: Sequence[Float[Tensor, "_n _v _d"]], modality: Int[Tensor,
         cosines = torch.einsum("a v d, c v d -> a c", rows, rows) / rows.shape[1]
     else:  # widths differ, as of features before the heads: within a modality
         cosines = torch.block_diag(*(torch.einsum("a v d, c v d -> a c", p, p) / p.shape[1] for p in parts))
-    excluded = torch.eye(len(cosines), dtype=torch.bool)
-    if len(parts) > 1:
-        excluded |= modality[:, None] == modality
-    found = cosines.masked_fill(excluded, -2).topk(min(NEIGHBORS, len(cosines) - 1), dim=1)
-    return _Near(found.indices, found.values)
+    own = torch.eye(len(cosines), dtype=torch.bool) if len(parts) == 1 else modality[:, None] == modality
+    found = cosines.masked_fill(own, -2).topk(min(NEIGHBORS, len(cosines) - 1), dim=1)
+    if len(parts) < 3:
+        return _Near(found.indices, found.values)
+    # Some of each other modality: the gap between modalities would let one of them fill all places.
+    count = min(NEIGHBORS // (len(parts) - 1), *(len(part) for part in parts))
+    indices = []
+    for number in range(len(parts)):
+        nearest = cosines.masked_fill(modality != number, -2).topk(count, dim=1).indices
+        indices.append(torch.where(modality[:, None] == number, -1, nearest))  # -1: its own modality
+    others = torch.stack([row[row[:, 0] >= 0].flatten() for row in torch.stack(indices, 1)])
+    return _Near(others, cosines.gather(1, others))
 
 
 def _principal(rows: Float[Tensor, "n v d"]) -> tuple[Float[Tensor, "n k"], list[float]]:
@@ -240,9 +249,9 @@ def _votes(parts: Sequence[Float[Tensor, "_n _v _d"]], table: _Table, train: Fea
     else:
         cosines = torch.einsum("a v d, c v d -> a c", queries, queries).fill_diagonal_(-torch.inf)
         title = f"the other {len(known) - 1:,} samples"
-    if cosines.shape[1] < 3:
-        return None
     count = int(max(known.max(), table.labels.max())) + 1
+    if len(known) < FEWEST_OF_CLASS * count:
+        return None
     # No more votes than half of a class has, so that a small class can be the majority.
     votes = min(VOTES, max(3, len(known) // count // 2), cosines.shape[1] - 1)
     labels = known[cosines.topk(votes, dim=1).indices]

@@ -79,7 +79,7 @@
 
   function shown(i) {
     const s = samples[i], box = element("div", { className: "shown" });
-    if (s.preview.clip) box.append(element("video", { src: s.preview.clip, controls: true, loop: true, muted: true, playsInline: true, ariaLabel: nameOf(s) }));
+    if (s.preview.clip) box.append(element("video", { src: s.preview.clip, poster: s.preview.picture, controls: true, loop: true, muted: true, playsInline: true, ariaLabel: nameOf(s) }));
     else box.append(picture(s));
     if (s.preview.sound) box.append(element("audio", { src: s.preview.sound, controls: true, preload: "none", ariaLabel: nameOf(s) }));
     if (labelOf(s)) box.append(element("p", { className: "label", textContent: labelOf(s) }));
@@ -105,7 +105,7 @@
       const same = several ? s.id === other.id : s.label === other.label;
       const mark = known ? element("span", { className: same ? "same" : "other", textContent: same ? "✓ " : "✗ ", ariaLabel: same ? `same ${what}` : `another ${what}` }) : null;
       mark?.setAttribute("role", "img");
-      const text = labelOf(other) || shortName(other.name);
+      const text = labelOf(other) || (other.preview.picture ? shortName(other.name) : "");
       list.append(element("li", {}, tile(j, element("span", { className: "name", title: nameOf(other) }, mark, text),
         element("span", { className: "cosine", textContent: cosines[i][k].toFixed(3) }))));
     });
@@ -161,7 +161,7 @@
     const { explained } = map[choice.method] || map.PCA;
     const told = explained ? `, whose two axes have ${Math.round(100 * (explained[0] + explained[1]))} % of the variance` : "";
     document.getElementById("map-about").textContent =
-      `${samples.length.toLocaleString("en")} of ${data.total.toLocaleString("en")} held-out samples under the ${choice.encoder}, by ${choice.method}${told}. Point at one to see it, select one to keep it.`;
+      `${samples.length.toLocaleString("en")} of ${data.total.toLocaleString("en")} held-out samples ${choice.encoder === data.after ? "after" : "before"} training (${choice.encoder}), by ${choice.method}${told}. Point at one to see it, select one to keep it.`;
   }
 
   function redrawMap() {

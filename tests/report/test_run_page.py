@@ -176,6 +176,20 @@ def test_neighbors_of_two_modalities_are_of_the_other_one(tmp_path):
     assert [near[0] for near in about["neighbors"]["trained"]["rows"]] == [4, 5, 3, 2, 0, 1]
 
 
+def test_neighbors_of_three_modalities_are_some_of_each_other_one(tmp_path):
+    """Two samples of each; all other rows of a modality may be nearer than any of the third."""
+    members = [
+        TensorSource(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ids=torch.arange(2), modality=name)
+        for name in ("image", "depth", "mask")
+    ]
+    rows = [torch.eye(4)[:2], torch.eye(4)[:2], torch.eye(4)[:2] + torch.eye(4)[2:] * 9]
+    of = {member.modality: features_of_ids(part) for member, part in zip(members, rows, strict=True)}
+    about = json.loads(save_samples(tmp_path, mmcon.JoinedSource(*members), {"trained": of}).read_text())
+    near = about["neighbors"]["trained"]["rows"]
+    assert [row[::2] for row in near[:2]] == [[2, 4], [3, 5]]  # rows 2 and 3 are depth, 4 and 5 masks
+    assert near[4][::2] == [0, 2]
+
+
 def features_of_ids(rows):
     return Features(rows, Index({"sample": torch.arange(len(rows))}))
 
