@@ -43,6 +43,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Classify the files; those that cannot be read are named on stderr and left out."""
     import mmcon
+    from mmcon.inference import UnreadableWarning
     from mmcon.inference.open_data import open_data
 
     if options.top < 1:
@@ -55,7 +56,10 @@ def run(options: argparse.Namespace) -> None:
         zero_shot |= {"templates": options.template} if options.template else {}
         found = model.classify(source, batch_size=options.batch_size, num_workers=options.workers, **zero_shot)
     for warning in caught:
-        print(f"mmcon: {warning.message}", file=sys.stderr)
+        text = str(warning.message)
+        if isinstance(warning.message, UnreadableWarning):  # the loader has named each of them
+            text = f"{len(warning.message.rows):,} of {len(source):,} files left out, which cannot be read"
+        print(f"mmcon: {text}", file=sys.stderr)
     rows = list(zip(found.names, found.top(options.top), strict=True))
     if options.output:
         _write_csv(options.output, rows, options.top)

@@ -21,15 +21,19 @@ def add_parser(commands: Any) -> None:
         commands, "recipe", help="list the recipes, run one, or copy one to change it", example="mmcon recipe list"
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    add_command(actions, "list", help="names and purposes", example="mmcon recipe list").set_defaults(run=_list)
+    add_command(actions, "list", help="list the recipes with their purposes", example="mmcon recipe list").set_defaults(
+        run=_list
+    )
     start = add_command(
         actions,
         "run",
-        help="run one, on all GPUs or on the CPU; the same as `mmcon train`",
+        help="run a recipe, on all GPUs or on the CPU; the same as `mmcon train`",
         example="mmcon recipe run imagenet_supcon --data photos",
     )
     add_training_arguments(start)
-    copy = add_command(actions, "copy", help="copy one into a folder", example="mmcon recipe copy imagenet_supcon")
+    copy = add_command(
+        actions, "copy", help="copy a recipe into a folder, to change it", example="mmcon recipe copy imagenet_supcon"
+    )
     copy.add_argument("name")
     copy.add_argument("--to", type=Path, default=Path(), help="a folder (default: this one)")
     copy.set_defaults(run=_copy)

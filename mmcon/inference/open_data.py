@@ -58,7 +58,7 @@ def open_data(
     if path.is_dir() and source_name(text, known).startswith("folder/"):
         listing = list_files(path, modality=known)
         cells = [str(listing.root / cell) for cell in listing.cells]
-        of_source = {"names": listing.names, "modality": known, "max_failures": 1.0, **listing.options}
+        of_source = {**listing.options, "names": listing.names, "modality": known, "max_failures": 1.0, "root": Path()}
         return DatasetSource(cells, handle=_opener(model, known), **of_source)
     media = model.preprocessing[known].media
     optional = {"max_failures": 1.0, **{name: value for name, value in media.items() if name != "columns"}}

@@ -1,8 +1,9 @@
 """What all commands have in common: a first screen, help with examples that parse, exit codes, and completion."""
 
-import argparse
+import importlib
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,36 +11,26 @@ import pytest
 from mmcon import cli
 
 ROOT = Path(__file__).parents[2]
-
-
-def commands(parser=None):
-    """By the words of each command, its parser."""
-    found = {}
-    parser = parser or cli.create_parser()
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                found |= {inner.prog: inner, **commands(inner)}
-    return found
-
-
-COMMANDS = commands()
-
-
-def example_of(parser):
-    heading, line = parser.epilog.splitlines()
-    assert heading == "example:"
-    return line.strip()
+sys.path.insert(0, str(ROOT / "tools"))
+cli_page = importlib.import_module("cli_page")
+sys.path.pop(0)
+COMMANDS = cli_page.commands()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_ends_with_an_example_that_parses(name):
-    example = example_of(COMMANDS[name])
-    assert COMMANDS[name].format_help().rstrip().endswith(example)
+    parser = COMMANDS[name]
+    example = cli_page.example_of(parser)
+    assert example
+    assert parser.format_help().rstrip().endswith(f"example:\n  {example}")
     if not example.startswith("eval "):
         words = shlex.split(example.partition(" && ")[0])
         assert " ".join(words).startswith(name)
         assert callable(cli.create_parser().parse_args(words[1:]).run)
+
+
+def test_the_page_lists_every_command():
+    assert cli_page.PAGE.read_text() == cli_page.page(), "run `python tools/cli_page.py` after a change of commands"
 
 
 def test_without_arguments_the_command_says_what_to_do_first(capsys):
