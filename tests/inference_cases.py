@@ -3,8 +3,10 @@
 import torch
 
 import mmcon
+from mmcon.evaluation.features import Features
+from mmcon.evaluation.view_rows import combine_views
 from mmcon.inference import save_model
-from mmcon.sources.base import TensorSource
+from mmcon.sources.base import Subset, TensorSource
 from mmcon.sources.text import TextSource
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -83,3 +85,23 @@ def wav2vec_folder(folder):
     Wav2Vec2Model(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(sampling_rate=8000, return_attention_mask=True).save_pretrained(folder)
     return folder
+
+
+def check_saved_model(run, source, name="trained_encoder"):
+    """Check that the model of a run encodes the held-out samples as its evaluation did; the loaded model.
+
+    Args:
+        run: the run folder.
+        source: the held-out split, or more.
+        name: of the features in the run folder.
+    """
+    model, features = mmcon.load(run), Features.load(run / "features" / f"{name}-test.safetensors")
+    (modality,) = model.modalities
+    own = model.preprocessing[modality]
+    expected = combine_views(features, views=len(own.views), how=own.combine)
+    rows = torch.isin(source.ids, expected.index["sample"]).nonzero()[:, 0]
+    found = model.encode_source(Subset(source, rows), normalize=False, show_progress=False)
+    order = (expected.index["sample"] == found.index["sample"][:, None]).int().argmax(1)
+    assert len(found) == len(expected)
+    torch.testing.assert_close(found.values, expected.values[order], atol=1e-5, rtol=1e-4)
+    return model

@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 import soundfile
 import torch
+from inference_cases import check_saved_model
 from launched_recipes import page_of
 
 import mmcon
@@ -45,6 +46,7 @@ def test_across_languages_on_bundled_speech(tmp_path):
     assert found["log-mel_statistics"]["voice_probe"] > 0.9  # each language is a voice on a chain of its own
     assert (found["held_out_recordings"], found["unreadable_recordings"]) == (84, 0)
     assert page_of(tmp_path / "run")[1] == {"picture", "sound"}
+    check_saved_model(tmp_path / "run", mmcon.create_source("samples/speech", split="test", rate_hz=8000))
 
 
 def recordings(folder, seconds=0.3):
@@ -81,6 +83,9 @@ def test_a_folder_of_all_sorts_of_recordings_stopped_and_resumed(tmp_path):
     found = results(tmp_path / "whole")
     assert {"linear_probe", "knn", "recall"} <= set(found)
     assert found["unreadable_recordings"] == 3
+    model = mmcon.load(tmp_path / "whole")
+    assert model.classes == ("high", "low")
+    assert len(model.classify([tmp_path / "data/low/0.wav", tmp_path / "data/high/1.wav"]).labels) == 2
     for more in (["--max-steps", "1"], ["--resume"]):
         done = run(tmp_path / "parts", *flags, *more)
         assert done.returncode == 0, done.stderr

@@ -9,8 +9,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from inference_cases import check_saved_model
 from launched_recipes import launch, metrics, page_of
 
 import mmcon
@@ -55,6 +57,9 @@ def test_channels_of_a_picture(tmp_path, more):
         assert 0.2 < figures["knn"] <= 1
     assert ("trained_edges_alone" in found) == bool(more)
     assert metrics(folder)[-1]["step"] == 6
+    test = mmcon.create_source("samples/emoji", split="test")
+    model = check_saved_model(folder, test, "trained")
+    assert model.classes == test.classes
 
 
 @pytest.mark.slow
@@ -72,6 +77,9 @@ def test_pictures_and_texts(tmp_path, objective):
     assert page_of(folder)[1] == {"picture", "text"}
     losses = [line["loss"] for line in metrics(folder)]
     assert losses[-1] < losses[0]
+    model = mmcon.load(folder)
+    assert model.encode("red apple", space="shared").shape == model.encode(torch.rand(3, 28, 28), space="shared").shape
+    assert model.temperature == pytest.approx(metrics(folder)[-1]["temperature"], rel=0.05)
 
 
 @pytest.mark.slow
@@ -115,6 +123,12 @@ def test_three_modalities_some_missing_and_a_pair_that_never_met(tmp_path):
         assert set(figures["linear_probe"]) == {"image", "text"}
     assert found["held_out"]["image-audio"]["first_to_second"]["queries"] == 179
     assert page_of(folder)[1] == {"picture", "text", "sound"}
+    model = mmcon.load(folder)
+    assert model.modalities == ("image", "text", "audio")
+    assert set(model.probes) == {"image", "text"}
+    assert model.preprocessing["audio"].media == {"rate_hz": 16_000, "channels": 1}
+    sound = model.encode((np.ones(8_000, dtype=np.float32) / 9, 16_000), space="shared")
+    assert sound.shape == model.encode("apple", space="shared").shape
 
 
 @pytest.mark.slow

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from inference_cases import check_saved_model
 from launched_recipes import RECIPE, launch, metrics, page_of
 from PIL import Image
 
+import mmcon
 from mmcon.evaluation.second_stage import metrics_table
 from mmcon.evaluation.statistics import classify
+from mmcon.sources.base import Subset
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +55,12 @@ def test_the_recipe_trains_and_leaves_its_figures(tmp_path, objective):
     assert {"results", "curves", "views", "neighbors", "map", "confusion", "out-of-place", "run"} == sections
     assert kinds == {"picture"}
     assert [line["step"] for line in metrics(folder)] == list(range(1, 8))
-    assert (folder / "model" / "model.safetensors").is_file()
+    test = mmcon.create_source("samples/fashion", split="test")
+    model, tested = check_saved_model(folder, test), Subset(test, range(0, len(test), 10))
+    right = [
+        label == test.classes[own] for label, own in zip(model.classify(tested).labels, tested.labels, strict=True)
+    ]
+    assert sum(right) / len(right) == pytest.approx(figures["linear_probe"]["top1"])
 
 
 @pytest.mark.parametrize("objective", ["supcon", pytest.param("simclr", marks=pytest.mark.slow), "cross-entropy"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from launched_recipes import page_of
 
+import mmcon
 from mmcon.errors import DataError
 from mmcon.sources.factory import create_source
 
@@ -33,6 +34,10 @@ def test_the_recipe_runs_from_one_command_on_bundled_texts(tmp_path, objective):
     assert {"knn", "nmi", "rank_correlation", "untrained_encoder", "bag_of_words"} <= set(results)
     # Counts of words and triples tell the groups apart far better than one in nine.
     assert results["bag_of_words"]["linear_probe"]["top1"] > 0.4
+    model, test = mmcon.load(tmp_path / "run"), create_source("samples/emoji-names", split="test")
+    names = [test.classes[label] for label in test.labels]
+    right = [label == name for label, name in zip(model.classify(test).labels, names, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(results["linear_probe"]["top1"])
 
 
 @pytest.mark.slow

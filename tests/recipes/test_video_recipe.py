@@ -13,6 +13,7 @@ from typing import Any
 import av
 import pytest
 import torch
+from inference_cases import check_saved_model
 from launched_recipes import page_of
 from made_videos import EVEN, write
 
@@ -350,6 +351,10 @@ def test_the_recipe_runs_and_leaves_its_figures(tmp_path: Path):
     assert "nearest neighbor" in done.stdout
     assert "slowest three" in done.stdout
     assert page_of(tmp_path / "run")[1] == {"picture", "clip"}
+    test = create_source("samples/motion", split="test")
+    model = check_saved_model(tmp_path / "run", test, "trained_plain")
+    assert model.spaces == ("slow", "fast")
+    assert model.classes is None or set(model.classes) <= set(test.classes)
 
 
 @pytest.mark.slow
