@@ -37,6 +37,7 @@ from mmcon.registry import supported_options
 from mmcon.samplers.base import BatchSampler
 from mmcon.samplers.class_balanced import ClassAwareSampler
 from mmcon.samplers.uniform import UniformSampler
+from mmcon.sources.base import Source
 from mmcon.training.optim import create_optimizer_and_schedule
 
 BUNDLED = (
@@ -195,7 +196,7 @@ def make_encoders(config: Config, modalities: list[str]) -> dict[str, nn.Module]
     return {m: mmcon.create_encoder(names[m], modality=m, image_size=config.image_size) for m in modalities}
 
 
-def make_sampler(config: Config, train: mmcon.JoinedSource) -> BatchSampler:
+def make_sampler(config: Config, train: Source) -> BatchSampler:
     """Uniform batches; if classes are positives, batches with two or more samples per class."""
     size = min(config.batch_size, len(train))
     if config.objective == "same-sample":
@@ -203,9 +204,8 @@ def make_sampler(config: Config, train: mmcon.JoinedSource) -> BatchSampler:
     if train.labels is None:
         raise ConfigError("--objective same-label", expected="a label for every sample", got=train.describe())
     classes = min(len(train.classes), size // 2)
-    per_class = size // classes
-    sizes = {"batch_size": classes * per_class, "samples_per_class": per_class}
-    return ClassAwareSampler(train.labels, seed=config.seed, **sizes)
+    size -= size % classes
+    return ClassAwareSampler(train.labels, batch_size=size, seed=config.seed, samples_per_class=size // classes)
 
 
 if __name__ == "__main__":

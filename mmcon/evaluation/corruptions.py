@@ -240,7 +240,8 @@ def _published(
 
 
 def _chosen(name: str, options: Mapping[str, Any], known: tuple[Any, ...]) -> tuple[Any, ...]:
-    chosen = tuple(options.get(name) or known)
+    asked = options.get(name) or known
+    chosen = tuple(asked) if isinstance(asked, list | tuple) else (asked,)
     unknown = [value for value in chosen if value not in known]
     if unknown:
         raise ConfigError(f"corruptions, {name}", expected=f"values among {list(known)}", got=str(unknown))

@@ -150,6 +150,34 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         "retrieval of training samples of the same class",
         needs=("labels",),
     ),
+    Evaluation(
+        "corruptions",
+        "mmcon.evaluation.corruptions:evaluate_corruptions",
+        "errors under 19 corruptions at five severities, and mCE against a reference",
+        needs=("labels", "images"),
+        options=("corruption_reference", "imagenet_c", "effects", "severities"),
+    ),
+    Evaluation(
+        "perturbations",
+        "mmcon.evaluation.perturbations:evaluate_perturbations",
+        "stability of predictions and features under small perturbations",
+        needs=("labels", "images"),
+        options=("perturbations", "perturbation_steps"),
+    ),
+    Evaluation(
+        "outliers",
+        "mmcon.evaluation.outliers:evaluate_outliers",
+        "detection of other data by five scores: AUROC, AUPR, FPR at 95 % TPR",
+        needs=("outliers",),
+        options=("outlier_neighbors",),
+    ),
+    Evaluation(
+        "cues",
+        "mmcon.evaluation.cues:evaluate_cues",
+        "reliance of a linear probe on planted cues that are broken in the test",
+        needs=("labels",),
+        options=("cue_correlation",),
+    ),
 )
 
 

@@ -23,6 +23,7 @@ from mmcon.evaluation.evaluation_list import EvaluationInput
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import LinearProbe, fit_probe
 from mmcon.evaluation.similarity_blocks import check_same_width, similarity_blocks
+from mmcon.sources.base import channels_of
 
 NEIGHBORS = 10
 #: Added to variances, as a share of their mean, so that a covariance of few samples can be inverted.
@@ -109,16 +110,21 @@ def evaluate_outliers(given: EvaluationInput) -> OutlierResult:
     Without labels, only the scores that need none. Option: `outlier_neighbors`, the k of the k-th nearest neighbor.
 
     Raises:
-        ConfigError: no set of outliers, or one of the same name twice.
+        ConfigError: no set of outliers, one of the same name twice, or images in color for a model of gray ones.
     """
     kinds = dict.fromkeys(given.near, "near") | dict.fromkeys(given.far, "far")
     if not kinds or len(kinds) < len(given.near) + len(given.far):
         got = "none" if not kinds else f"{sorted(set(given.near) & set(given.far))} as near and as far"
         raise ConfigError("outliers", expected="other data sets, each near or far", got=got, fix="--near or --far DATA")
-    sets = {
-        name: given.features(source, title=f"features of {name}")
-        for name, source in (*given.near.items(), *given.far.items())
-    }
+    sources = {**given.near, **given.far}
+    if given.modality == "image" and channels_of(given.train_source) == 1:
+        colored = [name for name, source in sources.items() if channels_of(source) != 1]
+        if colored:
+            fix = "choose gray data, or a model of images in color"
+            raise ConfigError(
+                "outliers", expected="gray images, as the training data", got=f"color: {colored}", fix=fix
+            )
+    sets = {name: given.features(source, title=f"features of {name}") for name, source in sources.items()}
     labeled = "label" in given.train.index
     probe = fit_probe(given.train, seed=given.seed) if labeled else None
     neighbors = int(given.options.get("outlier_neighbors", NEIGHBORS))

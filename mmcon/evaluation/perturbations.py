@@ -124,7 +124,8 @@ def evaluate_perturbations(given: EvaluationInput) -> PerturbationResult:
     Raises:
         ConfigError: an unknown kind, or no step.
     """
-    chosen = tuple(given.options.get("perturbations") or LARGEST)
+    asked = given.options.get("perturbations") or list(LARGEST)
+    chosen = tuple(asked) if isinstance(asked, list | tuple) else (asked,)
     steps = int(given.options.get("perturbation_steps", STEPS))
     if set(chosen) - set(LARGEST) or steps < 1:
         got = f"{list(chosen)}, {steps} steps"

@@ -283,6 +283,9 @@ def test_far_data_are_told_apart_better_than_near_data(clothes):
     unlabeled = TensorSource(train.open(range(len(train))))
     alone = outliers.evaluate_outliers(given(unlabeled, test, far={"noise": far}))
     assert set(alone.scores) == {"neighbors", "density"}
+    colored = TensorSource(noise.expand(-1, 3, -1, -1))
+    with pytest.raises(ConfigError, match=r"gray images.*\['color'\]"):
+        outliers.evaluate_outliers(given(train, test, near={"coats": near}, far={"color": colored}))
     with pytest.raises(ConfigError, match="--near or --far"):
         outliers.evaluate_outliers(given(train, test))
 
