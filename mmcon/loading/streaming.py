@@ -138,7 +138,7 @@ class StreamLoader(ViewLoader):
         """The index of the first sample of the next pass: 0, or more if a resumed run skips whole passes."""
         if batches:
             return 0
-        length = sum(1 for _ in self.stream.read_from(0))
+        length = self.stream.count()
         if length < self.batch_size:
             raise DataError(
                 self.stream.name,

@@ -10,7 +10,12 @@ the n-th sample of an epoch is a function of (seed, epoch, n), and a resumed run
 
 from __future__ import annotations
 
+import logging
+import math
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +23,7 @@ from typing import Any, final
 
 import torch
 
-from mmcon.errors import DataError
+from mmcon.errors import DataError, MmconError
 from mmcon.media.decoding import decoder_errors
 from mmcon.random import keys, stable_id
 from mmcon.sources.base import Positions, Source
@@ -26,6 +31,9 @@ from mmcon.sources.hub import pick_split, readable, undecoded
 from mmcon.sources.listing import TableOptions, handle_opener
 from mmcon.sources.tables import choose_columns
 
+#: After so many seconds without a sample, and again after as many, a message says that the run waits for a stream.
+SILENT_SECONDS = 60.0
+_log = logging.getLogger(__name__)
 # Larger labels are ids, of which a stream does not know how many there are.
 HIGHEST_LABEL = 1_000_000
 
@@ -102,11 +110,39 @@ class Stream:
     def shuffled(self, *, seed: int, epoch: int, buffer: int, start: int = 0) -> Iterator[StreamSample]:
         """The samples of an epoch in keyed order from index `start` on, read from the buffer that contains it."""
         block, inside = divmod(start, buffer)
-        samples = iter(self.read_from(block * buffer))
+        samples = self._read(block * buffer)
         while held := list(islice(samples, buffer)):
             order = keys(seed=seed, epoch=epoch, sample=block).child("stream").permutation("order", len(held))[0]
             yield from (held[i] for i in order.tolist()[inside:])
             block, inside = block + 1, 0
+
+    def count(self) -> int:
+        """The number of samples, which reads the whole stream."""
+        return sum(1 for _ in self._read(0))
+
+    def _read(self, skip: int) -> Iterator[StreamSample]:
+        """The samples after the first `skip`; an error of the reader names the stream, and a long silence is logged."""
+        count = skip
+        with _silence_told(self.name) as waiting_since:
+            try:
+                reader = iter(self.read_from(skip))
+                while True:
+                    waiting_since[0] = time.monotonic()
+                    sample = next(reader, None)
+                    waiting_since[0] = math.inf  # the consumer may take as long as it likes
+                    if sample is None:
+                        return
+                    count += 1
+                    yield sample
+            except MmconError:
+                raise
+            except Exception as error:  # readers raise many types
+                raise DataError(
+                    self.name,
+                    expected="a stream that can be read to its end",
+                    got=f"{type(error).__name__} after {count:,} samples: {str(error).partition(chr(10))[0]}",
+                    fix="check the network and the data; --resume goes on from the last checkpoint",
+                ) from error
 
     @staticmethod
     def from_hub(
@@ -148,6 +184,26 @@ class Stream:
                 yield StreamSample(called, row[columns.media], label)
 
         return Stream(read_from, modality=modality, classes=names, name=f"{path} ({split})", notes=columns.notes)
+
+
+@contextmanager
+def _silence_told(name: str) -> Iterator[list[float]]:
+    """Log every `SILENT_SECONDS` that a stream has returned no sample: a reader that hangs cannot be interrupted.
+
+    Yields a list with the time since which the stream is waited for.
+    """
+    waiting_since, done = [math.inf], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SILENT_SECONDS):
+            if (silent := time.monotonic() - waiting_since[0]) >= SILENT_SECONDS:
+                _log.warning("%s: no sample for %.0f s; the run waits", name, silent)
+
+    threading.Thread(target=watch, name="stream watch", daemon=True).start()
+    try:
+        yield waiting_since
+    finally:
+        done.set()
 
 
 def _label(where: str, value: Any, classes: tuple[str, ...]) -> int:

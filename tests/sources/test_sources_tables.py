@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tarfile
+import time
 from itertools import chain
 
 import pyarrow as pa
@@ -350,6 +351,10 @@ def test_map_style_datasets(images):
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
+def png(shade):
+    return bytes(encode_png(torch.full((3, 8, 8), shade, dtype=torch.uint8)).numpy().tobytes())
+
+
 def numbers(n, calls=None):
     def open_rows(skip):
         if calls is not None:
@@ -402,6 +407,82 @@ def test_a_stream_that_ends_early_starts_anew():
     resumed = whole(numbers(45), steps_per_epoch=10)
     resumed.load_state_dict({"step": 6})
     assert samples(resumed) == seen[6:]
+
+
+def test_a_stream_that_raises_ends_with_its_name_and_the_number_of_samples():
+    def failing(skip):
+        yield from (StreamSample(f"row {i}", torch.zeros(1, 4, 4, dtype=torch.uint8)) for i in range(skip, 15))
+        raise ConnectionResetError("reset by peer")
+
+    loader = whole(Stream(failing, handle=lambda media, name: media, name="remote"), buffer=10)
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(DataError, match=r"remote: .* got ConnectionResetError after 15 samples: reset(.|\n)*--resume"):
+        next(batches)
+    assert loader.step == 1
+
+
+def test_a_stream_that_hangs_is_told(monkeypatch, caplog):
+    monkeypatch.setattr("mmcon.sources.streaming.SILENT_SECONDS", 0.05)
+
+    def slow(skip):
+        for i in range(skip, 10):
+            if i == 7:
+                time.sleep(0.3)
+            yield StreamSample(f"row {i}", torch.zeros(1, 4, 4, dtype=torch.uint8))
+
+    batches = iter(whole(Stream(slow, handle=lambda media, name: media, name="remote"), buffer=10, steps_per_epoch=1))
+    next(batches)
+    assert "remote: no sample for" in caplog.text
+
+
+def test_a_sample_of_a_stream_that_cannot_be_decoded_is_left_out(caplog):
+    def rows(skip):
+        for i in range(skip, 20):
+            yield StreamSample(f"row {i}", b"no image" if i == 3 else png(i))
+
+    loader = whole(Stream(rows, name="remote"), steps_per_epoch=2)
+    assert sum(batch.index["image"].n for batch in loader) == 19
+    assert list(loader.files.values()) == ["remote: row 3"]
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_file_of_a_stream_that_goes_bad_ends_with_one_error(how, tables):
+    stream = Stream.from_hub(tables, split="train")
+    for file in sorted(tables.rglob("*.parquet")):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]) if how == "cut" else file.unlink()
+    with pytest.raises(DataError, match=r"a stream that can be read to its end; got \w+ after 0 samples"):
+        next(iter(whole(stream)))
+
+
+@pytest.mark.parametrize("fault", ["cut", "swapped", "emptied", "gone"])
+def test_a_bad_sample_of_hub_data_is_left_out(fault, tmp_path):
+    """Bytes in the table are cut, swapped or empty; a path in the table leads nowhere."""
+    good = png(4)
+    bad = {"cut": good[: len(good) // 2], "swapped": b"<html>404</html>" * 9, "emptied": b"", "gone": None}[fault]
+    cells = [{"bytes": bad if i == 4 else png(i), "path": f"{i}.png"} for i in range(12)]
+    features = {"image": {"_type": "Image"}, "id": {"_type": "Value", "dtype": "string"}}
+    rows = pa.table({"id": [f"{i:02}" for i in range(12)], "image": cells}).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    (tmp_path / "data").mkdir()
+    parquet.write_table(rows, tmp_path / "data" / "train-00000.parquet")
+    source = create_source(tmp_path, split="all", id_column="id")
+    sampler = UniformSampler(source.ids, batch_size=12, seed=0)
+    loader = ViewLoader(source, {"image": [mmcon.create_view("image/resize", size=4)]}, sampler, seed=0)
+    assert next(iter(loader)).index["image"].n == 11
+    assert list(loader.files) == [int(source.ids[4])]
+
+
+@pytest.mark.parametrize("fault", ["cut", "swapped", "emptied"])
+def test_hub_data_whose_file_is_bad_are_refused_with_one_error(fault, tmp_path):
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "train-00000.parquet"
+    parquet.write_table(pa.table({"image": [png(i) for i in range(9)]}), file)
+    data = file.read_bytes()
+    file.write_bytes({"cut": data[: len(data) // 2], "swapped": b"<html>404</html>" * 99, "emptied": b""}[fault])
+    with pytest.raises(DataError, match=r"data set '.*': expected data that can be read"):
+        create_source(tmp_path, split="all")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
