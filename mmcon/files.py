@@ -6,8 +6,12 @@ Only JSON and plain YAML are read: no tags, which could create objects, and no a
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -94,6 +98,33 @@ def read_yaml(text: str, *, where: str) -> Any:
     except ValueError as error:  # such as a date with month 13
         got = str(error)
     raise DataError(where, expected="YAML of plain values, without tags and aliases", got=got, fix="repair the file")
+
+
+def create_folder(folder: Path) -> None:
+    """Create a folder with its parents, if it is not there.
+
+    Raises:
+        StorageError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"folder {folder}",
+            expected="a folder that is there, or can be created",
+            got=str(error),
+            fix="choose another folder",
+        ) from error
+
+
+def temporary_folder(prefix: str) -> Path:
+    """The path of a folder that is not there yet, and is removed at exit.
+
+    Every rank of a run asks for one, and the main rank creates its own.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{prefix}{uuid.uuid4().hex[:12]}"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def write_through(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:

@@ -167,6 +167,8 @@ def main(config: Config) -> None:
             average.update_parameters(model)
         if probe:
             run.note(**probe.update(batch.index["image"]["label"]))
+    if probe:
+        probe.close()
 
     if config.dry_run:
         run.print(dry_run.report(full_config, network, optimizer, batch, train, others=state.values()))

@@ -140,7 +140,9 @@ def main(config: Config) -> None:
     metrics = evaluate_videos(run, {"trained": model, "random": untrained}, train, test, views=evaluation_views)
     if not run.is_main:
         return run.close()
-    run.finish(metrics | {"widths_seconds": first, "last_widths_seconds": {n: float(w) for n, w in widths.items()}})
+    unit = "scores" if config.scores else "seconds"
+    last = {name: float(width) for name, width in widths.items()}
+    run.finish(metrics | {f"widths_{unit}": first, f"last_widths_{unit}": last})
 
 
 # --- data, views, kernel widths and affinity -------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mmcon.errors import DataError, StorageError
-from mmcon.files import append_line, read_lines, read_yaml, replace_file
+from mmcon.files import append_line, create_folder, read_lines, read_yaml, replace_file, temporary_folder
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -115,3 +115,18 @@ def test_the_temporary_name_is_that_of_the_process(tmp_path):
     seen = []
     replace_file(tmp_path / "a", lambda file: seen.append(os.path.basename(file.name)))
     assert seen == [f".a.{os.getpid()}"]
+
+
+def test_a_folder_that_cannot_be_created_is_one_error(tmp_path):
+    create_folder(tmp_path / "a" / "b")
+    create_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"a folder that is there, or can be created; got .*file"):
+        create_folder(tmp_path / "file" / "quarantine")
+
+
+def test_a_temporary_folder_is_not_there_yet():
+    first, second = (temporary_folder("test-") for _ in range(2))
+    assert first != second
+    assert first.parent.is_dir()
+    assert not first.exists()

@@ -6,7 +6,9 @@ strip, and a small region of a large image costs little.
 
 from __future__ import annotations
 
+import io
 import logging
+import struct
 from typing import cast
 
 import numpy as np
@@ -28,23 +30,45 @@ _TURNS = {
     7: (Image.Transpose.TRANSVERSE, True, True, True),
     8: (Image.Transpose.ROTATE_90, True, True, False),
 }
+_PNG_TAGS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 _STRIP_PIXELS = 1 << 20
 
 
 def orientation_of(image: Image.Image) -> int:
     """The orientation, 1 to 8, from the EXIF tags; 1 if they cannot be read, as image viewers have it."""
-    if image.format == "PNG" and "exif" not in image.info:
-        image.load()  # the tags may follow the pixels, so that broken pixels raise here, outside the handling of tags
+    is_png = image.format == "PNG"
+    if is_png and "exif" not in image.info and _tags_may_follow(image):
+        image.load()  # broken pixels raise here, outside the handling of tags
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        # Pillow's own method for PNG decodes all pixels, whether or not something follows them.
+        found = (Image.Image.getexif(image) if is_png else image.getexif()).get(_ORIENTATION, 1)
         return found if found in _TURNS else 1
     except Exception as error:  # odd tags raise struct.error, TypeError, AttributeError and others
         _log.info("EXIF tags that cannot be read (%s: %s): the image is taken as upright", type(error).__name__, error)
         return 1
 
 
+def _tags_may_follow(image: Image.Image) -> bool:
+    """Whether a PNG, before it is decoded, has tags or texts behind its pixels, or no end; heads of chunks are read."""
+    file = getattr(image, "fp", None)
+    if file is None:
+        return False
+    before, has_pixels = file.tell(), False
+    file.seek(8)
+    try:
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"IEND" or (has_pixels and kind in _PNG_TAGS):
+                return kind != b"IEND"
+            has_pixels |= kind == b"IDAT"
+            file.seek(length + 4, io.SEEK_CUR)
+        return True
+    finally:
+        file.seek(before)
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """The width and height of the image as it is shown; only the header is read, of a PNG the whole file."""
+    """The width and height of the image as it is shown; only the header is read, of a PNG the heads of all chunks."""
     width, height = image.size
     if isinstance(image, TiffImageFile):  # some versions of Pillow turn the size of a TIFF when they open it
         width, height = image.tag_v2.get(_WIDTH, width), image.tag_v2.get(_HEIGHT, height)

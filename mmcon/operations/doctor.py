@@ -6,10 +6,12 @@ Every check performs the operation itself: it decodes a file to check a decoder,
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,7 @@ def chaos() -> Iterator[Finding]:
     """Inject each fault of the suite on this machine, in a temporary folder, and report how the run recovered."""
     from mmcon.operations.fault_injection import FAULTS
 
+    began, processor_before = time.monotonic(), _processor_seconds()
     for name, fault in FAULTS.items():
 
         def inject(fault: Callable[[Path], str] = fault) -> str:
@@ -69,6 +72,14 @@ def chaos() -> Iterator[Finding]:
                 return fault(Path(folder))
 
         yield _run_check(f"fault: {name}", inject)
+    seconds, processor = time.monotonic() - began, _processor_seconds() - processor_before
+    yield Finding("good", "faults", f"{len(FAULTS)} in {seconds:.0f} s, with {processor:.0f} s of processor time")
+
+
+def _processor_seconds() -> float:
+    """The processor time of this process and of the processes that it started and that ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def data(

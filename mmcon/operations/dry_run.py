@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 
 from mmcon.batch import ViewBatch, tree_map
+from mmcon.files import temporary_folder
 from mmcon.models.ema import MomentumEncoder
 from mmcon.operations.memory_budget import (
     GIB,
@@ -43,7 +42,7 @@ def first_rows(batch: ViewBatch, rows: int, modality: str = "image") -> ViewBatc
 
 def one_step(config: C) -> C:
     """The configuration of the dry run of a recipe: one step of `SMALL_BATCH` samples, in a temporary folder."""
-    settings = {"batch_size": SMALL_BATCH, "max_steps": 1, "output_dir": Path(tempfile.mkdtemp(prefix="dry-run-"))}
+    settings = {"batch_size": SMALL_BATCH, "max_steps": 1, "output_dir": temporary_folder("dry-run-")}
     return dataclasses.replace(config, **settings)  # pyright: ignore[reportArgumentType]
 
 

@@ -117,7 +117,7 @@ PROGRAMS: dict[str, Callable[[Path], str]] = {
 
 
 def run_program(
-    folder: Path, *words: Any, world_size: int = 1, timeout: float = 300
+    folder: Path, *words: Any, world_size: int = 1, timeout: float = 1200
 ) -> subprocess.CompletedProcess[str]:
     """Run this module as a program, with torch's launcher if there are several ranks."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmcon.errors import DataError
-from mmcon.files import append_line, read_lines
+from mmcon.files import append_line, create_folder, read_lines
 from mmcon.media.decoding import pillow_is_quiet
 from mmcon.sources.listing import Listing
 
@@ -102,7 +102,7 @@ def report_failures(
         return
     if quarantine is not None:
         listed = set(read_quarantine(quarantine))
-        Path(quarantine).parent.mkdir(parents=True, exist_ok=True)
+        create_folder(Path(quarantine).parent)
         for name, why in failures.items():
             if name not in listed:
                 append_line(quarantine, {"file": name, "reason": why})

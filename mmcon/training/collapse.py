@@ -36,7 +36,7 @@ def embedding_rank(rows: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
 
 class CollapseMonitor:
-    """Measures the embeddings of the last step at some steps, and warns once if they have collapsed.
+    """Measures the embeddings of the last step at some steps, and warns once of each collapse.
 
     A measurement reads rows that the objective keeps, so the model runs no extra pass, and steps in between do not
     wait for the device.
@@ -54,7 +54,7 @@ class CollapseMonitor:
         self.objective, self.learning_rate, self.log = objective, learning_rate, log
         self.warnings: list[str] = []
         self._largest_gradient = 0.0
-        self._collapsed_before = False
+        self._collapsed_before = self._has_warned = False
 
     def measure(self, step: int, loss: Float[Tensor, ""], gradient_norm: Float[Tensor, ""] | None) -> dict[str, float]:
         """The spread and the rank of the embeddings with the smaller spread; warns after two collapsed measurements.
@@ -72,10 +72,12 @@ class CollapseMonitor:
         spread, name = min((float(embedding_spread(rows)), name) for name, (rows, _) in blocks.items())
         rows, candidates = blocks[name]
         collapsed = spread < COLLAPSED_SPREAD
-        if collapsed and self._collapsed_before and not self.warnings and step >= FIRST_WARNING:
+        if collapsed and self._collapsed_before and not self._has_warned and step >= FIRST_WARNING:
             self._warn(step, name, spread, candidates, float(loss), norm)
-        if self.warnings and not collapsed and self._collapsed_before:
+            self._has_warned = True
+        if self._has_warned and not collapsed:
             self.warnings.append(f"step {step}: the embeddings of {name} are no longer collapsed")
+            self._has_warned = False
         self._collapsed_before = collapsed
         return {"embedding_spread": spread, "embedding_rank": float(embedding_rank(rows))}
 

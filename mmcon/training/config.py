@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from torch import nn
 
 from mmcon.errors import ConfigError, DataError
-from mmcon.files import read_yaml
+from mmcon.files import read_yaml, temporary_folder
 from mmcon.models.shared_spaces import SharedSpace
 from mmcon.sources.base import Source
 from mmcon.sources.few_labels import few_labels
@@ -156,7 +155,7 @@ class RunConfig(RunSettings):
             steps = min(self.max_steps or max_steps, max_steps)
             config = replace(self, epochs=1, max_steps=steps, log_every=1, **changes)
         if self.find_learning_rate:
-            folder = Path(tempfile.mkdtemp(prefix="range-test-"))
+            folder = temporary_folder("range-test-")
             steps = RANGE_TEST_STEPS - RANGE_TEST_STEPS % self.accumulate
             test = {"epochs": RANGE_TEST_STEPS, "max_steps": steps, "log_every": 1, "checkpoint_every": steps}
             config = replace(config, output_dir=folder, resume=False, **test)

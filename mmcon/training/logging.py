@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -156,12 +154,11 @@ class RunLogger:
             self.monitor = CollapseMonitor(objective, learning_rate=rate, log=self.accelerator.print)
 
     def report_range_test(self) -> bool:
-        """Whether the run is a range test of the learning rate; if so, print it, and remove the folder at exit."""
+        """Whether the run is a range test of the learning rate; if so, print it."""
         if not (isinstance(self.settings, RunConfig) and self.settings.find_learning_rate):
             return False
         if self.accelerator.is_main_process:
             print(range_test_report(self.metrics.lines()), flush=True)
-            atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         return True
 
     def truncate(self, after: int) -> None:

@@ -16,7 +16,7 @@ import yaml
 from mmcon.distributed.collectives import from_main_rank, gather_objects
 from mmcon.errors import CheckpointError, ConfigError, DataError
 from mmcon.files import read_yaml, replace_file
-from mmcon.training.checkpoint import Checkpoints, load_checkpoint
+from mmcon.training.checkpoint import STATE, Checkpoints, load_checkpoint
 from mmcon.training.config import check_changes
 from mmcon.training.run_lock import LOCK, RunLock
 from mmcon.training.signals import STOPPED_FILE
@@ -92,27 +92,29 @@ def open_folder(
     """
     folder, locks = checkpoints.folder.parent, []
 
-    def begin() -> None:
+    def begin() -> str:
         is_new = not folder.exists()
         locks.append(RunLock(folder, log=log))
         if is_new:
             atexit.register(_remove_unused, folder, os.getpid())
         _check_checkpoints(checkpoints, resume)
+        newest = checkpoints.newest() if resume else None
+        return newest.name if newest else ""
 
-    from_main_rank(begin)
-    newest = checkpoints.newest() if resume else None
+    name = from_main_rank(begin)
+    newest = checkpoints.folder / name if name else None
     config_file = folder / "config.yaml"
     if newest and config and config_file.exists():
         _compare_settings(config_file, config, force=force, log=log)
-    name = newest.name if newest else ""
     # Gathered before the settings are written: a checkpoint that only some ranks see is found before the first step.
-    names = gather_objects(name)
+    names = gather_objects(name if newest is None or (newest / STATE).exists() else "")
     if is_main:
         replace_file(config_file, yaml.safe_dump(dict(config), sort_keys=False))
         (folder / STOPPED_FILE).unlink(missing_ok=True)
     gather_objects(None)  # a barrier: from here on the folder exists
     check_shared(folder, gather_objects(_appears(config_file)), names)
-    return OpenedFolder(name, load_checkpoint(newest) if newest else None, locks[0] if locks else None)
+    state = load_checkpoint(newest, checked=True) if newest else None
+    return OpenedFolder(name, state, locks[0] if locks else None)
 
 
 def _check_checkpoints(checkpoints: Checkpoints, resume: bool) -> None:

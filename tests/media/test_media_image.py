@@ -96,6 +96,27 @@ def test_missing_files_floats_and_regions_outside_are_refused(tmp_path):
         ImageHandle(ramp()).decode(region=(40, 0, 9, 9))
 
 
+def test_a_png_is_decoded_for_its_tags_only_if_something_follows_its_pixels(monkeypatch):
+    from PIL.PngImagePlugin import PngImageFile
+
+    loads = []
+    load = PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", lambda image: loads.append(image) or load(image))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, tagged = saved(Image.fromarray(ramp())), saved(Image.fromarray(ramp()), exif=exif)
+    assert ImageHandle(plain).facts == {"channels": 3, "height": 48, "width": 64}
+    assert not loads
+    begin = tagged.index(b"eXIf") - 4
+    end = begin + 12 + struct.unpack(">I", tagged[begin : begin + 4])[0]
+    behind = tagged[:begin] + tagged[end:-12] + tagged[begin:end] + tagged[-12:]
+    assert ImageHandle(behind).facts == ImageHandle(tagged).facts == {"channels": 3, "height": 64, "width": 48}
+    assert len(loads) == 1
+    assert torch.equal(ImageHandle(behind).decode(), ImageHandle(tagged).decode())
+    with pytest.raises(DataError, match=r"truncated|incomplete|broken"):
+        _ = ImageHandle(plain[: len(plain) // 2]).facts
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_every_orientation_of_every_region_is_that_of_the_turned_image(orientation, form):
