@@ -11,6 +11,7 @@ from mmcon.errors import CheckpointError, DataError, InputError
 from mmcon.evaluation.features import extract_features
 from mmcon.inference import UnreadableWarning
 from mmcon.loading.loader import one_pass
+from mmcon.sources.base import TensorSource
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,7 @@ def test_view_that_was_not_built_by_name_is_refused(folder, tmp_path):
     from mmcon.inference import save_model
 
     model = mmcon.load(folder / "image").model
-    source = mmcon.create_source("samples/fashion", split="test")
+    source = TensorSource(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(ConfigError, match=r"views that mmcon.create_view built.*Identity"):
         save_model(model, tmp_path / "m", views={"image": [mmcon.views.Identity()]}, source=source)
     with pytest.raises(ConfigError, match=r"views of \['image'\]; got none of \['image'\]"):

@@ -81,6 +81,7 @@ def test_transformers_text_and_audio_folders_are_told_apart(tmp_path):
         sounds.encode(tone)
 
 
+@pytest.mark.slow  # the import of the peer takes seconds
 def test_sentence_transformers_folder_has_its_own_pooling_and_embeddings(tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.models")
