@@ -1,13 +1,16 @@
 """The page of a run: what it shows of any run folder, that it stands alone, and that writing it ends no run."""
 
+import io
 import json
 import logging
 import re
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import vl_convert
 from made_run import ODD_NAMES, features_of, images, made_run
+from PIL import Image
 
 import mmcon
 from mmcon.batch import Index
@@ -20,6 +23,7 @@ from mmcon.report.charts import POINTS, curves, map_chart
 from mmcon.report.result_tables import class_shares, interval_rows, result_tables
 from mmcon.report.run_files import read_run
 from mmcon.report.run_page import LivePage, context, write_report
+from mmcon.report.sample_maps import add_umap, write_table
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import TensorSource
 from mmcon.sources.text import TextSource
@@ -249,3 +253,28 @@ def test_a_page_that_cannot_be_written_ends_nothing(tmp_path, caplog):
         page.close()
     (record,) = caplog.records
     assert "report.html is not written" in record.message
+
+
+# --- other maps and tables -------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_the_samples_for_explorers(folder, tmp_path):
+    table = pq.read_table(write_table(folder, tmp_path / "samples.parquet")).to_pydict()
+    assert table["label"][:4] == list(ODD_NAMES)
+    assert len(table["x"]) == len(table["name"]) == 24
+    with Image.open(io.BytesIO(table["image"][0]["bytes"])) as image:
+        assert image.size == (16, 16)
+    assert len({len(vector) for vector in table["vector"]}) == 1
+
+
+def test_a_run_without_samples_has_no_table(tmp_path):
+    with pytest.raises(InputError, match=r"with its samples(.|\n)*show_samples"):
+        write_table(tmp_path, tmp_path / "samples.parquet")
+
+
+def test_a_second_map(folder):
+    pytest.importorskip("umap", reason="umap-learn is not installed")
+    add_umap(folder)
+    maps = context(read_run(folder))["samples"]["maps"]["trained encoder"]
+    assert set(maps) == {"PCA", "UMAP"}
+    assert len(maps["UMAP"]["points"]) == 24
