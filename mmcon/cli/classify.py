@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     """Classify the files; those that cannot be read are named on stderr and left out."""
     import mmcon
     from mmcon.inference import UnreadableWarning
-    from mmcon.inference.open_data import open_data
+    from mmcon.inference.any_data import open_data
 
     if options.top < 1:
         raise InputError("mmcon classify", expected="--top of 1 or more", got=str(options.top))

@@ -68,9 +68,9 @@ def run(options: argparse.Namespace) -> None:
     if world_size == 1 and (options.processes or gpus()) > 1:
         launch(["-m", "mmcon.cli", *options.words], options.processes or gpus())
     import mmcon
-    from mmcon.inference.embed_source import embed_source
+    from mmcon.inference.any_data import open_data, usual_space
     from mmcon.inference.embedding_files import check_suffix
-    from mmcon.inference.open_data import open_data, usual_space
+    from mmcon.inference.embedding_parts import embed_source
 
     check_suffix(options.output)
     with messages(options.json):

@@ -35,8 +35,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Search, print the hits, and write the sheet."""
     from mmcon.inference.embedding_table import EmbeddingTable
+    from mmcon.inference.search import load_for, query_modality, search_table
     from mmcon.inference.search_sheet import write_search_sheet
-    from mmcon.inference.search_table import load_for, query_modality, search_table
 
     with messages(options.json):
         table = EmbeddingTable.read(options.table)

@@ -16,7 +16,7 @@ from mmcon.files import replace_file
 from mmcon.inference.embedding_table import EmbeddingTable
 from mmcon.inference.inputs import InputOpener
 from mmcon.inference.loaded_model import LoadedModel
-from mmcon.inference.search_table import Hit
+from mmcon.inference.search import Hit
 from mmcon.media.preview import Preview, preview_of
 
 #: The longest side of a picture, in pixels.

@@ -9,7 +9,7 @@ from inference_cases import image_model, image_text_model, save_pictures
 from mmcon import cli
 from mmcon.evaluation.calibrated_probe import fit_calibrated_probe
 from mmcon.inference import load
-from mmcon.inference.open_data import open_data
+from mmcon.inference.any_data import open_data
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_an_interruption_says_how_to_go_on(mmcon, folder, tmp_path, monkeypatch)
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmcon.inference.embed_source._embed", interrupt)
+    monkeypatch.setattr("mmcon.inference.embedding_parts._embed", interrupt)
     status, _, err = mmcon("embed", folder / "image", folder / "pictures", "--output", tmp_path / "e.parquet")
     assert status == 130
     assert "the same command goes on" in err

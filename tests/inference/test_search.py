@@ -3,21 +3,25 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from unittest import mock
 
+import made_videos
 import numpy as np
 import pytest
+import soundfile
 import torch
 from inference_cases import image_model, image_text_model, save_pictures
 
 import mmcon
 from mmcon.errors import DataError, InputError, MissingDependencyError
 from mmcon.inference import LoadedModel
-from mmcon.inference.embed_source import embed_source
+from mmcon.inference.any_data import open_data, usual_space
+from mmcon.inference.embedding_parts import embed_source
 from mmcon.inference.embedding_table import EmbeddingOrigin, EmbeddingTable
-from mmcon.inference.open_data import open_data, usual_space
+from mmcon.inference.preprocessing import Preprocessing
+from mmcon.inference.search import Hit, load_for, search_table
 from mmcon.inference.search_index import open_index
 from mmcon.inference.search_sheet import write_search_sheet
-from mmcon.inference.search_table import load_for, search_table
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +162,45 @@ def test_without_usearch_the_extra_is_named(both, folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "usearch.index", None)
     with pytest.raises(MissingDependencyError, match=re.escape("mmcon[search]")):
         open_index(both[0], folder / "e.parquet")
+
+
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_sounds_and_clips_have_players(both, tmp_path, modality):
+    if modality == "audio":
+        file = tmp_path / "tone.wav"
+        soundfile.write(file, np.sin(np.arange(8000) / 5) / 2, 16_000)
+    else:
+        file = tmp_path / "clip.mp4"
+        made_videos.write(file, stamps=[10 * i for i in range(10)])
+    media = {"audio": {"rate_hz": 16_000, "channels": 1}, "video": {}}
+    model = LoadedModel(both[1].model, {name: Preprocessing((), own) for name, own in media.items()})
+    origin = replace(both[0].origin, modality=modality)
+    table = EmbeddingTable(np.eye(1, 8, dtype=np.float32), ids=[1], paths=[str(file)], origin=origin)
+    hits = [Hit(1, 0.5, str(file), None, 1, 0)]
+    page = _Page(write_search_sheet(tmp_path / "s.html", table, model, file, hits, modality=modality).read_text())
+    players = [attributes["src"][:11] for tag, attributes in page.elements if tag == modality]
+    assert players == [f"data:{modality}/"] * 2
+
+
+def test_a_search_holds_a_block_of_rows_at_a_time():
+    """A million rows would take 2 GB at once; 20,000 are enough to see how much is read."""
+    read = []
+
+    class Recorded:
+        shape = (20_000, 512)
+
+        def __getitem__(self, rows):
+            read.append(rows.stop - rows.start)
+            values = np.zeros((rows.stop - rows.start, 512), np.float32)
+            values[:, 0] = np.arange(rows.start, rows.stop)
+            values[:, 1] = 20_000
+            return values
+
+    origin = EmbeddingOrigin(model="m", fingerprint="f", modality="image", normalized=False)
+    table = EmbeddingTable(Recorded(), ids=range(20_000), paths=["x"] * 20_000, origin=origin)
+    assert table.search(np.eye(1, 512, dtype=np.float32), 3).rows.tolist() == [[19_999, 19_998, 19_997]]
+    read.clear()
+    with mock.patch("mmcon.inference.embedding_table.BLOCK_BYTES", 1 << 20):
+        assert table.search(np.eye(1, 512, dtype=np.float32), 3).rows.tolist() == [[19_999, 19_998, 19_997]]
+    assert max(read) * 512 * 4 <= 1 << 20
+    assert sum(read) == 20_000

@@ -7,11 +7,11 @@ from PIL import Image
 
 import mmcon
 from mmcon.errors import DataError, InputError
-from mmcon.inference import embed_source as module
-from mmcon.inference.embed_source import embed_source
+from mmcon.inference import embedding_parts as module
+from mmcon.inference.any_data import open_data
+from mmcon.inference.embedding_parts import embed_source
 from mmcon.inference.embedding_table import EmbeddingTable
 from mmcon.inference.loaded_model import LoadedModel
-from mmcon.inference.open_data import open_data
 from mmcon.inference.preprocessing import Preprocessing
 
 

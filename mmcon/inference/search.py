@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from mmcon.errors import DataError, InputError
+from mmcon.inference.any_data import modality_of_file
 from mmcon.inference.embedding_table import EmbeddingTable, Neighbors
 from mmcon.inference.loaded_model import LoadedModel
 from mmcon.inference.loading import load
-from mmcon.inference.open_data import modality_of_file
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def embed_source(
 
     Args:
         model: the trained model.
-        source: the samples; `mmcon.inference.open_data` opens any data.
+        source: the samples; `mmcon.inference.any_data` opens any data.
         output: the file: .parquet, .npy or .safetensors.
         space: the shared space; None: the features before the projection heads.
         normalize: rows of length one.
