@@ -51,28 +51,45 @@ class Warp(ViewGenerator):
 def _warp(x: Float[Tensor, "b c h w"], moves: Float[Tensor, "b 4 2"]) -> Float[Tensor, "b c h w"]:
     h, w = x.shape[-2:]
     points = torch.tensor([[(i + 1) * h / 3, (j + 1) * w / 3] for i in range(2) for j in range(2)], dtype=torch.float64)
-    pixels = torch.cartesian_prod(torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64))
-    source = torch.stack([pixels - _displacement(points + move, move, pixels) for move in moves]).view(-1, h, w, 2)
-    grid = (source.flip(-1) + 0.5) / torch.tensor([w / 2, h / 2], dtype=torch.float64) - 1
-    (grid,) = to_device(x.device, grid.to(torch.float32))
+    down, across = torch.arange(h, dtype=torch.float32), torch.arange(w, dtype=torch.float32)
+    grid = torch.empty(len(x), h, w, 2)
+    for own, move in zip(grid, moves, strict=True):
+        by_row, by_column = _displacement(points + move, move, down, across)
+        own[..., 0] = (across - by_column + 0.5) / (w / 2) - 1
+        own[..., 1] = (down[:, None] - by_row + 0.5) / (h / 2) - 1
+    (grid,) = to_device(x.device, grid)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _displacement(
-    knots: Float[Tensor, "4 2"], moves: Float[Tensor, "4 2"], pixels: Float[Tensor, "n 2"]
-) -> Float[Tensor, "n 2"]:
-    """The displacement of each pixel: a spline whose value at each knot, a displaced control point, is its move."""
+    knots: Float[Tensor, "4 2"], moves: Float[Tensor, "4 2"], down: Float[Tensor, " h"], across: Float[Tensor, " w"]
+) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
+    """The displacement of each pixel, down and across, in the dtype of the positions of rows and columns.
+
+    It is a spline whose value at each knot, a displaced control point, is its move.
+    """
     # In float64: the entries of the system reach from 1 to r² log r, about 1e5 at 224 px.
     system = torch.zeros(7, 7, dtype=torch.float64)
-    system[:4, :4] = _kernel(knots, knots)
+    system[:4, :4] = _kernel(((knots[:, None] - knots) ** 2).sum(-1))
     system[:4, 4:] = torch.cat([knots, torch.ones(4, 1, dtype=torch.float64)], dim=1)
     system[4:, :4] = system[:4, 4:].T
     values = torch.cat([moves.to(torch.float64), torch.zeros(3, 2, dtype=torch.float64)])
     weights = torch.linalg.solve(system, values)
-    return torch.cat([_kernel(pixels, knots), pixels, torch.ones(len(pixels), 1, dtype=torch.float64)], 1) @ weights
+    # Float32 is enough for pixels: weights of knots are small, so that its rounding moves none by .01 pixels at 224.
+    kernels = [
+        _kernel(((down - y) ** 2)[:, None] + ((across - x) ** 2)[None]) for y, x in knots.to(torch.float64).tolist()
+    ]
+
+    def along(axis: int) -> Float[Tensor, "h w"]:
+        *of_knots, of_row, of_column, constant = weights[:, axis].tolist()
+        field = (of_row * down)[:, None] + (of_column * across + constant)[None]
+        for weight, kernel in zip(of_knots, kernels, strict=True):
+            field = field.add_(kernel, alpha=weight)
+        return field
+
+    return along(0), along(1)
 
 
-def _kernel(a: Float[Tensor, "n 2"], b: Float[Tensor, "k 2"]) -> Float[Tensor, "n k"]:
-    squared = ((a[:, None] - b[None]) ** 2).sum(-1)
+def _kernel(squared: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     # As TensorFlow's sparse_image_warp: r² log r from squared distances, which are kept above 1e-10.
-    return 0.5 * squared * torch.log(squared.clamp(min=1e-10))
+    return squared.clamp(min=1e-10).log_().mul_(squared).mul_(0.5)
