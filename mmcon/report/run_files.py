@@ -10,14 +10,20 @@ from typing import Any
 
 from mmcon.errors import DataError, InputError
 from mmcon.files import read_lines, read_yaml
+from mmcon.media.image import ImageHandle
+from mmcon.media.preview import preview_of
+
+#: The longest side of the picture of an evaluation.
+_PICTURE_SIDE = 1000
 
 
 @dataclass(frozen=True)
 class EvaluationTable:
-    """A result of `mmcon evaluate` in the run folder: its name, and its table as text."""
+    """A result of `mmcon evaluate` in the run folder: its name, its table as text, and its picture as a data URI."""
 
     name: str
     table: str
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,14 @@ def read_run(folder: str | Path) -> RunFiles:
     lines, damaged = read_lines(folder / "metrics.jsonl")
     if damaged:
         problems.append(f"metrics.jsonl has {len(damaged)} damaged line(s), which are left out")
-    evaluated = sorted(folder.glob("evaluation/*.txt"))
+    evaluations = []
+    for path in sorted(folder.glob("evaluation/*.txt")):
+        try:
+            shown = path.with_suffix(".png")
+            picture = preview_of(ImageHandle(shown), "image", side=_PICTURE_SIDE).picture if shown.exists() else ""
+            evaluations.append(EvaluationTable(path.stem, path.read_text(errors="replace"), picture))
+        except (OSError, DataError) as error:
+            problems.append(f"the evaluation {path.stem} cannot be read: {str(error).partition(chr(10))[0]}")
     return RunFiles(
         folder,
         metrics=[line for line in lines if isinstance(line.get("step"), int | float)],
@@ -91,6 +104,6 @@ def read_run(folder: str | Path) -> RunFiles:
         views=read("report/views.json", json.loads),
         samples=read("report/samples.json", json.loads),
         stopped=(folder / "stopped").exists(),
-        evaluations=[EvaluationTable(path.stem, path.read_text(errors="replace")) for path in evaluated],
+        evaluations=evaluations,
         problems=problems,
     )

@@ -89,6 +89,19 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     assert "results.json cannot be read" in write_report(tmp_path).read_text()
 
 
+def test_evaluations_in_the_folder_are_on_the_page(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}\n")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "knn.txt").write_text("k-NN <top-1>  0.7\n")
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "evaluation" / "knn.png")
+    (tmp_path / "evaluation" / "probe.txt").write_text("probe  0.8\n")
+    (tmp_path / "evaluation" / "probe.png").write_bytes(b"no picture")
+    text = write_report(tmp_path).read_text()
+    assert "k-NN &lt;top-1&gt;  0.7" in text
+    assert text.count('class="plotted"') == 1
+    assert "the evaluation probe cannot be read" in text
+
+
 # --- results and curves ----------------------------------------------------------------------------------------------
 
 
