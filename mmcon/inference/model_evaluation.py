@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,69 @@ def evaluate_model(
             missing or of one class, test classes are not in the training split, or a name is not known.
     """
     chosen = [*EVALUATIONS] if list(on) == ["all"] else [find_evaluation(name) for name in dict.fromkeys(on)]
-    own = {name: value for name, value in (options or {}).items() if any(name in e.options for e in EVALUATIONS)}
-    of_source = {name: value for name, value in (options or {}).items() if name not in own}
+    opened = _open(model, data, output, modality, near, far, options or {}, device)
+    available = opened.available()
+    runnable = _select(chosen, available, strict=list(on) != ["all"])
+    if "labels" in available:
+        check_labels(opened.train, opened.test)
+    if rank == 0:
+        print(f"train {opened.train.describe()}\ntest  {opened.test.describe()}", flush=True)
+    speed: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
+    ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
+    train, test = (opened.features(split, **speed, **ranks) for split in ("train", "test"))
+    given = EvaluationInput(
+        train=train, test=test, train_source=opened.train, test_source=opened.test, encode=opened.model.model,
+        view=opened.model.views(opened.modality)[0], modality=opened.modality, classes=tuple(opened.train.classes),
+        options=opened.options, seed=seed, near=opened.near, far=opened.far, **speed,
+    )  # fmt: skip
+    if rank == 0:
+        for number, evaluation in enumerate(runnable, 1):
+            print(f"{evaluation.name} ({number} of {len(runnable)})", flush=True)
+            yield _run(evaluation, given, opened.folder)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model with the splits on which it is evaluated."""
+
+    model: LoadedModel
+    modality: str
+    train: Source
+    test: Source
+    near: dict[str, Source]
+    far: dict[str, Source]
+    folder: Path
+    options: dict[str, Any]
+
+    def available(self) -> set[str]:
+        """What the model and the data have, of what evaluations may need."""
+        has = {"encoder"}
+        has |= {"labels"} if self.train.labels is not None and self.test.labels is not None else set()
+        has |= {"images"} if self.modality == "image" and len(self.model.views(self.modality)) == 1 else set()
+        return has | ({"outliers"} if self.near or self.far else set())
+
+    def features(self, split: str, **options: Any) -> Features:
+        """The features of a split, in the folder of the evaluation; options are those of `write_dump`."""
+        source: Source = getattr(self, split)
+        views, how = self.model.views(self.modality), self.model.preprocessing[self.modality].combine
+        about = {"model": self.model.fingerprint, "modality": self.modality, "data": _digest(source.fingerprint())}
+        options |= {"about": about, "title": f"features, {split}"}
+        options |= {"combine": partial(combine_views, views=len(views), how=how)}
+        return write_dump(self.folder / "features" / split, source, self.model.model, views, **options)
+
+
+def _open(
+    model: LoadedModel | str | Path,
+    data: str | None,
+    output: str | Path | None,
+    modality: str | None,
+    near: Sequence[str],
+    far: Sequence[str],
+    options: Mapping[str, Any],
+    device: torch.device | str,
+) -> _Opened:
+    own = {name: value for name, value in options.items() if any(name in e.options for e in EVALUATIONS)}
+    of_source = {name: value for name, value in options.items() if name not in own}
     config = {} if isinstance(model, LoadedModel) else _config_of(Path(model))
     name = Path(model.name if isinstance(model, LoadedModel) else model)
     if data is None:
@@ -109,41 +171,17 @@ def evaluate_model(
     model = model if isinstance(model, LoadedModel) else load(model, device=device)
     if modality is None and len(model.modalities) > 1:
         raise InputError("evaluate", expected="one modality", got=str(model.modalities), fix="--modality NAME")
-    modality = modality or model.modalities[0]
+    modality = modality or next(iter(model.modalities))
     check_modality(modality, model.modalities)
-    folder = Path(output) if output else name / "evaluation" if config else Path(f"evaluation-{name.name}")
+    media = {key: value for key, value in model.preprocessing[modality].media.items() if key != "columns"}
 
-    def source_of(data: str, split: str, **given: Any) -> Source:
-        media = {key: value for key, value in model.preprocessing[modality].media.items() if key != "columns"}
+    def opened(data: str, split: str, **given: Any) -> Source:
         return create_source(data, modality=modality, split=split, optional=media, **given)
 
-    train, test = (source_of(data, split, **of_source) for split in ("train", "test"))
-    sets = {kind: {d: source_of(d, "test") for d in given} for kind, given in (("near", near), ("far", far))}
-    available = _available(model, modality, train, test, bool(near or far))
-    runnable = _select(chosen, available, strict=list(on) != ["all"])
-    if "labels" in available:
-        check_labels(train, test)
-    if rank == 0:
-        print(f"train {train.describe()}\ntest  {test.describe()}", flush=True)
-    views = model.views(modality)
-
-    def features_of(source: Source, split: str) -> Features:
-        about = {"model": model.fingerprint, "modality": modality, "data": _digest(source.fingerprint())}
-        return write_dump(
-            folder / "features" / split, source, model.model, views, about=about, batch_size=batch_size,
-            combine=lambda rows: combine_views(rows, views=len(views), how=model.preprocessing[modality].combine),
-            workers=workers, device=device, rank=rank, world_size=world_size, title=f"features, {split}",
-        )  # fmt: skip
-
-    given = EvaluationInput(
-        train=features_of(train, "train"), test=features_of(test, "test"), train_source=train, test_source=test,
-        encode=model.model, view=views[0], modality=modality, classes=tuple(train.classes), options=own,
-        device=device, batch_size=batch_size, workers=workers, seed=seed, **sets,
-    )  # fmt: skip
-    if rank == 0:
-        for number, evaluation in enumerate(runnable, 1):
-            print(f"{evaluation.name} ({number} of {len(runnable)})", flush=True)
-            yield _run(evaluation, given, folder)
+    train, test = (opened(data, split, **of_source) for split in ("train", "test"))
+    others = ({name: opened(name, "test") for name in names} for names in (near, far))
+    folder = Path(output) if output else name / "evaluation" if config else Path(f"evaluation-{name.name}")
+    return _Opened(model, modality, train, test, *others, folder, own)
 
 
 def check_labels(train: Source, test: Source) -> None:
@@ -199,14 +237,6 @@ def _write(result: EvaluationResult, name: str, folder: Path, given: EvaluationI
     replace_file(folder / f"{name}.txt", result.table() + "\n")
     figure = result.plot()
     replace_file(folder / f"{name}.png", lambda file: figure.savefig(file, dpi=150, format="png"))
-
-
-def _available(model: LoadedModel, modality: str, train: Source, test: Source, others: bool) -> set[str]:
-    """What the model and the data have, of what evaluations may need."""
-    has = {"encoder"}
-    has |= {"labels"} if train.labels is not None and test.labels is not None else set()
-    has |= {"images"} if modality == "image" and len(model.views(modality)) == 1 else set()
-    return has | ({"outliers"} if others else set())
 
 
 def _select(chosen: Sequence[Evaluation], available: set[str], *, strict: bool) -> list[Evaluation]:
