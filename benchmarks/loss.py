@@ -104,11 +104,13 @@ def side_by_side(title: str, losses: Losses, inputs: tuple[Tensor, ...], rounds:
         )
 
 
-def floors(n: int, d: int, rounds: int, clock: Clock) -> None:
+def floors(n: int, d: int, rounds: int, clock: Clock, only: list[str]) -> None:
     """Print each form beside its floor, call by call."""
     print(f"\nForms and their floors, n = {n}, d = {d}, {torch.get_num_threads()} threads, {rounds} rounds\n")
     print("| | ms | floor, ms | times the floor | extra MiB |\n|---|---|---|---|---|", flush=True)
     for case in cases(n, d):
+        if not any(word in case.name for word in only):
+            continue
         run = lambda case=case: step(case.loss, case.inputs, case.trained)  # noqa: E731
         anchors, candidates = case.inputs[0], case.inputs[1] if len(case.inputs) == 2 else None
         bare = lambda a=anchors, c=candidates, case=case: floor(a, c, case.trained)  # noqa: E731
@@ -235,6 +237,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--floor", action="store_true", help="every form beside its floor instead of the comparison")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="of `--floor`, the cases whose name contains one of these"
+    )
     parser.add_argument("--size", action="store_true", help="growth with n instead of the comparison")
     parser.add_argument(
         "--cpu-time", action="store_true", help="processor time instead of wall time, for one thread on a busy machine"
@@ -246,7 +251,7 @@ def main() -> None:
         growth(options.d)
         return
     if options.floor:
-        floors(options.n, options.d, options.rounds, clock)
+        floors(options.n, options.d, options.rounds, clock, options.only)
         return
     cross_modal(options.n, options.d, options.rounds, clock)
     class_labels(options.n, options.d, options.rounds, clock)

@@ -80,6 +80,23 @@ def test_each_similarity_of_a_pair_of_modalities_is_computed_once(monkeypatch):
     assert sum(r * k for r, k in shapes) == A * C
 
 
+def test_threads_compute_tiles_of_their_own(monkeypatch):
+    parts, map_parts = [], exponentials.map_parts
+    monkeypatch.setattr(exponentials, "map_parts", lambda f, p: parts.append(len(p)) or map_parts(f, p))
+    inputs, before = leaves(), torch.get_num_threads()
+    found = {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            losses = tiled_both(*problems("labels", *inputs, LossSettings()), 5)
+            found[threads] = gradients([x.losses for x in losses], *inputs)
+    finally:
+        torch.set_num_threads(before)
+    assert parts == [2, 2]  # the forward and the backward pass
+    for one, two in zip(found[1], found[2], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
 # --- blocks of groups ------------------------------------------------------------------------------------------------
 
 SETTINGS = [

@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmcon.losses.backends.matmul import matmul_nn, matmul_nt, matmul_tn
+from mmcon.views.thread_pool import map_parts
 
 Block = tuple[slice, slice]
-#: Reads the similarities of a tile (rows, columns, s) before they are overwritten, or changes their gradient.
-TileFunction = Callable[[slice, slice, Float[Tensor, "r c"]], None]
+#: Reads the similarities of a tile (pairs, rows, columns, s) before they are overwritten, or changes their gradient.
+TileFunction = Callable[["PairTiles", slice, slice, Float[Tensor, "r c"]], None]
+Sums = list[tuple[Float[Tensor, " a"], Float[Tensor, " c"]]]
+Result = TypeVar("Result")
 
 
 def _size_for_cache() -> int:
@@ -70,13 +73,22 @@ class PairTiles:
         """Whether the anchors are the candidates."""
         return self.candidates is self.anchors
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, Float[Tensor, "r c"]]]:
-        for rows in slices(len(self.anchors), self.tile_size):
-            scaled = self.anchors[rows] * self.inverse
-            for columns in slices(len(self.candidates), self.tile_size):
-                if (self.square and columns.start < rows.start) or self._is_left_out(rows, columns):
-                    continue
-                yield rows, columns, matmul_nt(scaled, self.candidates[columns])
+    def tiles(self) -> list[Block]:
+        """Rows and columns of all tiles."""
+        return [
+            (rows, columns)
+            for rows in slices(len(self.anchors), self.tile_size)
+            for columns in slices(len(self.candidates), self.tile_size)
+            if not (self.square and columns.start < rows.start) and not self._is_left_out(rows, columns)
+        ]
+
+    def similarities(self, tiles: Sequence[Block]) -> Iterator[tuple[slice, slice, Float[Tensor, "r c"]]]:
+        """The similarities of tiles, over temperature."""
+        last, scaled = None, self.anchors
+        for rows, columns in tiles:
+            if rows != last:
+                last, scaled = rows, self.anchors[rows] * self.inverse
+            yield rows, columns, matmul_nt(scaled, self.candidates[columns])
 
     def buffer(self, tile: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
         """Memory of the shape of a tile, reused by the next call."""
@@ -126,30 +138,36 @@ def slices(n: int, size: int, start: int = 0) -> list[slice]:
     return [slice(i, min(i + size, n)) for i in range(start, n, size)]
 
 
-def exponential_sums(
-    pairs: PairTiles, powers: Sequence[float] = (1.0,), read: TileFunction | None = None
-) -> list[tuple[Float[Tensor, " a"], Float[Tensor, " c"]]]:
+def exponential_sums(pairs: PairTiles, powers: Sequence[float] = (1.0,), read: TileFunction | None = None) -> Sums:
     """Σ e^{power · s} of the rows, and of the columns, for each power.
 
     Args:
         pairs: where the anchors are the candidates, both sums are in one tensor.
         powers: factors of the similarities.
-        read: called with each tile before it is overwritten.
+        read: called with each tile before it is overwritten, in the thread of the caller.
     """
-    found = []
-    for _ in powers:
-        of_rows = pairs.anchors.new_zeros(len(pairs.anchors))
-        found.append((of_rows, of_rows if pairs.square else pairs.anchors.new_zeros(len(pairs.candidates))))
-    for rows, columns, s in pairs:
-        if read is not None:
-            read(rows, columns, s)
-        for i, (power, (of_rows, of_columns)) in enumerate(zip(powers, found, strict=True)):
-            e = _exponential(pairs, s, power, last=i + 1 == len(powers))
-            pairs.leave_out(rows, columns, e)
-            if pairs.has_second_direction(rows, columns):
-                of_columns[columns] += e.sum(0)
-            of_rows[rows] += e.sum(1)
-    return found
+
+    def sums_of(own: PairTiles, tiles: Sequence[Block]) -> Sums:
+        found = []
+        for _ in powers:
+            of_rows = own.anchors.new_zeros(len(own.anchors))
+            found.append((of_rows, of_rows if own.square else own.anchors.new_zeros(len(own.candidates))))
+        for rows, columns, s in own.similarities(tiles):
+            if read is not None:
+                read(own, rows, columns, s)
+            for i, (power, (of_rows, of_columns)) in enumerate(zip(powers, found, strict=True)):
+                e = _exponential(s, power, last=i + 1 == len(powers))
+                own.leave_out(rows, columns, e)
+                if own.has_second_direction(rows, columns):
+                    of_columns[columns] += e.sum(0)
+                of_rows[rows] += e.sum(1)
+        return found
+
+    first, *rest = _by_threads(pairs, sums_of, alone=read is not None)
+    for others in rest:
+        for of_all, of_part in zip(first, others, strict=True):
+            _add(of_all, of_part)
+    return first
 
 
 class Term(NamedTuple):
@@ -177,32 +195,73 @@ def exponential_gradients(
         change: called with each tile of G, which it may change in place.
         of_candidates: whether those of the candidates are asked for; a queue has no gradient.
     """
-    of_a = torch.zeros_like(pairs.anchors)
-    of_c = of_a if pairs.square else torch.zeros_like(pairs.candidates) if of_candidates else None
-    for rows, columns, s in pairs:
-        total = None
-        for i, (power, of_rows, of_columns) in enumerate(terms):
-            e = _exponential(pairs, s, power, last=i + 1 == len(terms))
-            if of_columns is None:
-                e.mul_(of_rows[rows, None])
-            else:
-                both = pairs.buffer(s) if i + 1 == len(terms) else None
-                e.mul_(torch.add(of_rows[rows, None], of_columns[columns], out=both))
-            total = e if total is None else e.add_(total)
-        assert total is not None
-        if change is not None:
-            change(rows, columns, total)
-        pairs.leave_out(rows, columns, total)
-        if of_c is not None and not (pairs.square and rows == columns):
-            of_c[columns] += matmul_tn(total, pairs.anchors[rows])
-        of_a[rows] += matmul_nn(total, pairs.candidates[columns])
-    return of_a, of_c
+
+    def gradients_of(
+        own: PairTiles, tiles: Sequence[Block]
+    ) -> tuple[Float[Tensor, "a d"], Float[Tensor, "c d"] | None]:
+        of_a = torch.zeros_like(own.anchors)
+        of_c = of_a if own.square else torch.zeros_like(own.candidates) if of_candidates else None
+        for rows, columns, s in own.similarities(tiles):
+            of_s = _gradient_of_tile(own, rows, columns, s, terms)
+            if change is not None:
+                change(own, rows, columns, of_s)
+            own.leave_out(rows, columns, of_s)
+            if of_c is not None and not (own.square and rows == columns):
+                of_c[columns] += matmul_tn(of_s, own.anchors[rows])
+            of_a[rows] += matmul_nn(of_s, own.candidates[columns])
+        return of_a, of_c
+
+    first, *rest = _by_threads(pairs, gradients_of)
+    for others in rest:
+        _add(first, others)
+    return first
 
 
-def _exponential(pairs: PairTiles, s: Float[Tensor, "r c"], power: float, *, last: bool) -> Float[Tensor, "r c"]:
+def _gradient_of_tile(
+    pairs: PairTiles, rows: slice, columns: slice, s: Float[Tensor, "r c"], terms: Sequence[Term]
+) -> Float[Tensor, "r c"]:
+    """The sum of the terms, in place of the similarities."""
+    total = None
+    for i, (power, of_rows, of_columns) in enumerate(terms):
+        last = i + 1 == len(terms)
+        e = _exponential(s, power, last=last)
+        if of_columns is None:
+            e.mul_(of_rows[rows, None])
+        else:
+            e.mul_(torch.add(of_rows[rows, None], of_columns[columns], out=pairs.buffer(s) if last else None))
+        total = e if total is None else e.add_(total)
+    assert total is not None
+    return total
+
+
+def _exponential(s: Float[Tensor, "r c"], power: float, *, last: bool) -> Float[Tensor, "r c"]:
     """e^{power · s}, in place of the similarities where these are not needed again."""
     scaled = s.mul_(power) if last and power != 1 else s if last else s * power
     return scaled.exp_()
+
+
+def _by_threads(
+    pairs: PairTiles, act: Callable[[PairTiles, Sequence[Block]], Result], *, alone: bool = False
+) -> list[Result]:
+    """The results for parts of the tiles, one a thread: within a tile, threads would wait for one another.
+
+    Args:
+        pairs: each part has memory of its own.
+        act: of pairs and tiles.
+        alone: whether the caller's thread computes all tiles.
+    """
+    tiles, threads = pairs.tiles(), torch.get_num_threads()
+    if alone or threads == 1 or pairs.anchors.device.type != "cpu" or len(tiles) < 2 * threads:
+        return [act(pairs, tiles)]
+    parts = [tiles[i::threads] for i in range(threads)]
+    return map_parts(lambda part: act(replace(pairs, _memory=[]), part), parts)
+
+
+def _add(total: tuple[Tensor | None, ...], part: tuple[Tensor | None, ...]) -> None:
+    """Add the tensors of a part to those of the first; both may be one tensor."""
+    for i, (of_all, of_part) in enumerate(zip(total, part, strict=True)):
+        if of_all is not None and of_part is not None and not (i == 1 and of_all is total[0]):
+            of_all.add_(of_part)
 
 
 def are_exact(sums: Float[Tensor, " n"], terms: Int[Tensor, " n"]) -> bool:

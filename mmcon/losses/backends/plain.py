@@ -59,7 +59,7 @@ def plain_losses(problem: Problem, reverse: Problem | None, tile_size: int) -> l
         second = first if problem.square else None if reverse is None else _Direction.of(reverse)
         state = _State(problem, first, second, tile_size, both=reverse is not None)
         tiles = state.tiles
-        ((of_rows, of_columns),) = exponential_sums(tiles, read=state.reader(tiles))
+        ((of_rows, of_columns),) = exponential_sums(tiles, read=state.reader())
         if not first.has_exact(of_rows) or not (second is None or second.has_exact(of_columns)):
             return None
         directions, sums = [first], [of_rows]
@@ -179,11 +179,11 @@ class _State:
     def _needs_tiles(self) -> bool:
         return any(direction is not None and direction.factors is None for direction in (self.first, self.second))
 
-    def reader(self, tiles: PairTiles) -> TileFunction | None:
+    def reader(self) -> TileFunction | None:
         """Adds the weights of tiles to the sums of the directions; None where all weights have factors."""
         first, second, symmetric = self.first, self.second, self.symmetric
 
-        def read(rows: slice, columns: slice, s: Float[Tensor, "r c"]) -> None:
+        def read(tiles: PairTiles, rows: slice, columns: slice, s: Float[Tensor, "r c"]) -> None:
             weights = product = tiles.buffer(s)
             if first.factors is None:
                 weights = tiles.without_self(rows, columns, first.problem.affinity.tile(rows, columns))
@@ -198,13 +198,11 @@ class _State:
 
         return read if self._needs_tiles() else None
 
-    def subtracter(
-        self, tiles: PairTiles, v: Float[Tensor, " a"], v_second: Float[Tensor, " c"] | None
-    ) -> TileFunction | None:
+    def subtracter(self, v: Float[Tensor, " a"], v_second: Float[Tensor, " c"] | None) -> TileFunction | None:
         """Subtracts `v_i W_ij`, and `v_j W_ji` of the other direction, from tiles of the gradient."""
         first, second, symmetric = self.first, self.second, self.symmetric
 
-        def subtract(rows: slice, columns: slice, of_s: Float[Tensor, "r c"]) -> None:
+        def subtract(tiles: PairTiles, rows: slice, columns: slice, of_s: Float[Tensor, "r c"]) -> None:
             factor = v[rows, None]
             if symmetric:
                 factor = torch.add(factor, v[columns], out=tiles.buffer(of_s))
@@ -242,7 +240,7 @@ class _PlainLoss(torch.autograd.Function):
         of_columns = None if second is None or v_second is None else second.softmax_factors(v_second)
         term = Term(1.0, first.softmax_factors(v), of_columns)
         of_anchors, of_candidates = exponential_gradients(
-            tiles, [term], state.subtracter(tiles, v, v_second), of_candidates=ctx.needs_input_grad[2] or state.both
+            tiles, [term], state.subtracter(v, v_second), of_candidates=ctx.needs_input_grad[2] or state.both
         )
         first.subtract_numerator(v, of_anchors, of_candidates)
         if state.both and second is not None and v_second is not None and of_candidates is not None:
