@@ -4,6 +4,7 @@ The blocks of a page run as one program, in order, in an empty folder that holds
 begins with ```python no-run is left out; the README has none of those.
 """
 
+import json
 import os
 import re
 import shutil
@@ -22,9 +23,30 @@ from mmcon.sources.base import Subset
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN = [pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.parent != ROOT else []) for page in PAGES]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+RUN = [
+    pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.parent != ROOT else [])
+    for page in [*PAGES, *NOTEBOOKS]
+]
 # Models that pages load, by the run that would have trained them.
 TRAINED = ("runs/imagenet_supcon/model",)
+
+
+def test_notebooks_have_outputs_without_errors():
+    for notebook in NOTEBOOKS:
+        cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+        outputs = [output["output_type"] for cell in cells for output in cell["outputs"]]
+        assert "stream" in outputs
+        assert "error" not in outputs
+        assert all(cell["execution_count"] for cell in cells), f"{notebook.name}: run it as CONTRIBUTING.md says"
+
+
+def code_of(page):
+    """The Python blocks of a page, or the code of a notebook, as one program."""
+    if page.suffix != ".ipynb":
+        return program_of(page.read_text())
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 def program_of(text):
@@ -57,7 +79,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("page", RUN)
 def test_python_blocks_run(page, trained, tmp_path):
-    program = program_of(page.read_text())
+    program = code_of(page)
     if not program.strip():
         pytest.skip("no Python on this page")
     folder = tmp_path / "page"
