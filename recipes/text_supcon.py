@@ -127,7 +127,7 @@ def main(config: Config) -> None:
         for name, encode in encoders.items()
     }
     run.print(text_metrics_table(metrics, len(test)))
-    first = mmcon.Chain(mmcon.create_view("text/column", column=next(iter(test.texts))), options["tokens"])
+    first = mmcon.Chain(mmcon.create_view("text/column", column=next(iter(whole.texts))), options["tokens"])
     show_samples(run, test, {"text": [first]}, {"trained encoder": model, "untrained encoder": untrained})
     run.finish(text_metrics_json(metrics))
 

@@ -179,9 +179,9 @@ def _open(
         return create_source(data, modality=modality, split=split, optional=media, **given)
 
     train, test = (opened(data, split, **of_source) for split in ("train", "test"))
-    others = ({name: opened(name, "test") for name in names} for names in (near, far))
+    near_sets, far_sets = ({name: opened(name, "test") for name in names} for names in (near, far))
     folder = Path(output) if output else name / "evaluation" if config else Path(f"evaluation-{name.name}")
-    return _Opened(model, modality, train, test, *others, folder, own)
+    return _Opened(model, modality, train, test, near_sets, far_sets, folder, own)
 
 
 def check_labels(train: Source, test: Source) -> None:
