@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from mmcon.errors import DataError, InputError
 from mmcon.inference.inputs import InputOpener
 from mmcon.inference.loaded_model import LoadedModel
+from mmcon.media import ImageHandle, TextHandle
 from mmcon.registry import lookup
 from mmcon.sources.base import DatasetSource, Source
 from mmcon.sources.factory import TYPICAL_SUFFIXES, create_source, source_name
@@ -62,7 +66,40 @@ def open_data(
         return DatasetSource(cells, handle=_opener(model, known), **of_source)
     media = model.preprocessing[known].media
     optional = {"max_failures": 1.0, **{name: value for name, value in media.items() if name != "columns"}}
-    return create_source(data, modality=known, split=split, optional=optional, **(options or {}))
+    source = create_source(data, modality=known, split=split, optional=optional, **(options or {}))
+    return _with_media_of(model, source)
+
+
+def _with_media_of(model: LoadedModel, source: Source) -> Source:
+    """The source with the channels of images and the columns of texts that the model was trained with."""
+    media, first = model.preprocessing[source.modality].media, source.open([0])[0]
+    if source.modality == "image":
+        channels = len(first) if isinstance(first, Tensor) else getattr(first, "channels", None)
+        fits = channels == media.get("channels", channels)
+    else:
+        fits = not isinstance(first, TextHandle) or {*media.get("columns", ())} <= {*first.names}
+    if fits:
+        return source
+    opener = _Reopener(source, _opener(model, source.modality))
+    rows = range(len(source))
+    options = {"labels": source.labels, "classes": source.classes, "name": source.name, "notes": source.notes}
+    options |= {"names": [source.name_of(row) for row in rows], "modality": source.modality, "max_failures": 1.0}
+    opened = DatasetSource(rows, handle=opener, **options)
+    opened.ids = source.ids
+    return opened
+
+
+@dataclass(frozen=True)
+class _Reopener:
+    """A function from an index and a name to a handle on the same sample, decoded as a model needs it."""
+
+    source: Source
+    opener: InputOpener
+
+    def __call__(self, row: int, name: str) -> Any:
+        found = self.source.open([row])[0]
+        held = found.source if isinstance(found, ImageHandle) else getattr(found, "value", found)
+        return self.opener(held, self.source.name_of(row))
 
 
 def _open_several(model: LoadedModel, data: Sequence[str | Path], modality: str | None) -> Source:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from inference_cases import image_text_model
 from PIL import Image
 
 import mmcon
@@ -158,3 +159,23 @@ def test_data_of_another_modality_are_refused(model, tmp_path):
         embed_source(model, source, tmp_path / "e.parquet", space="sahred")
     with pytest.raises(InputError, match="suffix"):
         embed_source(model, source, tmp_path / "e.csv")
+
+
+def test_texts_of_a_table_are_named_by_themselves(tmp_path):
+    both = mmcon.load(image_text_model(tmp_path / "both"))  # trained on a column of another name
+    (tmp_path / "texts.csv").write_text("sentence,label\na cat,1\na dog,0\na red cat,1\n")
+    _, table = embedded(both, tmp_path / "texts.csv", tmp_path / "e.parquet", space="shared")
+    assert [table.path(row) for row in range(3)] == ["a cat", "a dog", "a red cat"]
+    assert np.allclose(
+        table.numpy()[1], both.encode("a dog", modality="text", space="shared", output="numpy"), atol=1e-6
+    )
+    assert [table.label(row) for row in range(3)] == ["1", "0", "1"]
+
+
+def test_gray_images_are_embedded_by_a_model_of_colors(model, tmp_path):
+    source = mmcon.sources.base.Subset(open_data(model, "samples/fashion", split="test"), range(3))
+    embed_source(model, source, tmp_path / "e.parquet", log=lambda _: None)
+    table = EmbeddingTable.read(tmp_path / "e.parquet")
+    pixels = mmcon.create_source("samples/fashion", split="test").open([0, 1, 2])
+    assert np.allclose(table.numpy(), model.encode(list(pixels), output="numpy", show_progress=False), atol=1e-6)
+    assert (table.label(0), table.path(0)) == (source.classes[int(source.labels[0])], source.name_of(0))
