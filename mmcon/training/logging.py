@@ -131,6 +131,7 @@ class RunLogger:
         timing = self.timing = self.timer.read()
         if self._page is None and self.accelerator.is_main_process:
             show_views(self.folder, loader, batch)
+            self.timer.read()  # the time that this took is no step's
         self._warn_if_slow(step, timing["waiting_for_data"], timing["views"])
         norm = {} if stepper.gradient_norm is None else {"gradient_norm": stepper.gradient_norm}
         rate = max(group["lr"] for group in stepper.optimizer.param_groups)

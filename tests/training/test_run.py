@@ -145,14 +145,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(uninterrupted, tmp
 
 
 def test_waiting_for_slow_data_is_told(tmp_path, monkeypatch, capsys):
-    batches = ViewLoader.__iter__
+    batches = ViewLoader.each_step
 
     def slowly(loader):
         for batch in batches(loader):
             time.sleep(0.5)
             yield batch
 
-    monkeypatch.setattr(ViewLoader, "__iter__", slowly)
+    monkeypatch.setattr(ViewLoader, "each_step", slowly)
     train(tmp_path / "run", steps=3, max_steps=3)
     assert "of the time is spent waiting for data, " in capsys.readouterr().out
     assert all(line["waiting_for_data"] > 0.5 for line in MetricsLog(tmp_path / "run" / "metrics.jsonl").lines()[1:])
