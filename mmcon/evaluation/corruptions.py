@@ -194,7 +194,7 @@ def evaluate_corruptions(given: EvaluationInput) -> CorruptionResult:
 
     Options: `corruption_reference`, "alexnet" or the `corruptions.json` of another model; `imagenet_c`, the folder of
     the published files, in place of corruptions that are drawn (the reference is then AlexNet by default); `effects`
-    and `severities` to measure fewer.
+    and `severities` to measure fewer; `frost_photos`, a folder of photographs of frost (procedural ice otherwise).
 
     Raises:
         ConfigError: an unknown corruption, severity or reference.
@@ -226,7 +226,8 @@ def _drawn(
     """Corruption, severity, the test images, and the preprocessing with the corruption after it."""
     for effect in effects:
         for severity in severities:
-            corruption = create("view", "image/corruption", effect=effect, severity=severity)
+            photos = {"frost_photos": given.options.get("frost_photos")} if effect == "frost" else {}
+            corruption = create("view", "image/corruption", effect=effect, severity=severity, **photos)
             # Named by its effect, so that corruptions have independent noise, and severities of one have the same.
             yield effect, severity, given.test_source, Chain(given.view, (effect, corruption))
 

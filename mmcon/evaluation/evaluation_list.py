@@ -151,11 +151,18 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         needs=("labels",),
     ),
     Evaluation(
+        "fine-tuning",
+        "mmcon.evaluation.fine_tuned_report:evaluate_fine_tuning",
+        "all weights trained further with labels: top-1, by class, confusion, calibration",
+        needs=("labels", "images", "encoder"),
+        options=("fine_tuning_epochs", "fine_tuning_rates", "fine_tuning_view", "fine_tuning_batch_size"),
+    ),
+    Evaluation(
         "corruptions",
         "mmcon.evaluation.corruptions:evaluate_corruptions",
         "errors under 19 corruptions at five severities, and mCE against a reference",
         needs=("labels", "images"),
-        options=("corruption_reference", "imagenet_c", "effects", "severities"),
+        options=("corruption_reference", "imagenet_c", "effects", "severities", "frost_photos"),
     ),
     Evaluation(
         "perturbations",

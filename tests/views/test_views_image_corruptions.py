@@ -11,6 +11,7 @@ from mmcon_views.image import corruption_kernels
 from PIL import Image
 from scipy import ndimage
 
+from mmcon.errors import InputError
 from mmcon.random import keys
 from mmcon.registry import create_view
 
@@ -165,3 +166,28 @@ def test_glass_moves_pixels_within_its_reach():
     rows = (seen[0] > 0).nonzero()
     assert int(rows.min()) >= 112 - 6
     assert int(rows.max()) <= 112 + 2 + 6
+
+
+def test_frost_is_blended_from_photographs_where_they_are_given(tmp_path):
+    # A photograph of two halves: all of a region at 224 px is one color, so every pixel is of either half.
+    photo = torch.zeros(300, 900, 3, dtype=torch.uint8)
+    photo[:, 450:, 2] = 200
+    Image.fromarray(photo.numpy()).save(tmp_path / "frost1.png")
+    (tmp_path / "notes.txt").write_text("not a photograph")
+    x, table = torch.full((6, 3, 224, 224), 0.5), keys(seed=0, sample=range(6))
+    for severity, (keep, ice) in ((1, (1, 0.4)), (5, (0.6, 0.75))):
+        frost = create_view("image/corruption", effect="frost", severity=severity, frost_photos=str(tmp_path))
+        made = frost(x, table)
+        assert torch.allclose(made[:, :2], torch.full((6, 2, 224, 224), 0.5 * keep), atol=1e-6)
+        values = made[:, 2].unique()
+        assert torch.allclose(
+            values[[0, -1]], torch.tensor([0.5 * keep, min(0.5 * keep + ice * 200 / 255, 1.0)]), atol=1e-6
+        )
+        assert torch.equal(frost(x[2:4], table[2:4]), made[2:4])
+    assert frost(torch.rand(2, 1, 20, 30), table[:2]).shape == (2, 1, 20, 30)
+    for options in (
+        {"effect": "frost", "frost_photos": str(tmp_path / "nowhere")},
+        {"effect": "fog", "frost_photos": str(tmp_path)},
+    ):
+        with pytest.raises(InputError, match="frost_photos"):
+            create_view("image/corruption", **options)

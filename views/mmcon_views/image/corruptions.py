@@ -3,7 +3,8 @@
 Corruptions measure robustness. The strengths are the published ones, defined at 224 px; lengths in pixels are scaled by
 the shorter side over 224. **Scores on these corruptions are not ImageNet-C scores**. Deviations:
 
-- *frost*: the original blends photographs of frost; here procedural ice (ridged noise) with the published weights;
+- *frost*: the original blends photographs of frost, as `frost_photos` does; without them procedural ice (ridged noise)
+  with the published weights;
 - *fog*: noise of several octaves instead of a diamond-square fractal;
 - *snow* and *motion-blur*: our own code of ImageMagick's motion kernel, with replicated borders;
 - *glass-blur*: all pixels of a pass move at once; the original swaps pixels one after another;
@@ -19,15 +20,18 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Generator, Tensor
 
 from mmcon.errors import InputError
+from mmcon.media import ImageHandle
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
@@ -48,8 +52,12 @@ from mmcon_views.image.pixels import to_float
 from mmcon_views.image.policy_operations import affine_grid
 
 Sample = Float[Tensor, "c h w"]
+Photo = Float[Tensor, "3 _ _"]
 # f(image, severity - 1, generator) -> image
 Corrupt = Callable[[Tensor, int, Generator], Tensor]
+#: By severity, the weights of the image and of the frost.
+FROST = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CORRUPTIONS: dict[str, Corrupt] = {}
 
 
@@ -142,9 +150,30 @@ def _snow(x: Sample, s: int, rng: Generator) -> Sample:
     return keep * x + (1 - keep) * pale + flakes + flakes.flip((-2, -1))
 
 
+def _photographed_frost(x: Sample, s: int, rng: Generator, photos: list[Photo]) -> Sample:
+    """A region of one of the photographs over the image, which shows as much of it as at 224 pixels in the original."""
+    keep, ice = FROST[s]
+    photo = photos[int(torch.randint(len(photos), (), generator=rng))]
+    h, w = x.shape[-2:]
+    factor = max(scale_of(x), h / photo.shape[-2], w / photo.shape[-1])
+    size = [max(side, round(length * factor)) for side, length in zip((h, w), photo.shape[-2:], strict=True)]
+    photo = F.interpolate(photo[None], size, mode="bilinear", antialias=True)[0]
+    top, left = (int(torch.randint(n - m + 1, (), generator=rng)) for n, m in zip(size, (h, w), strict=True))
+    part = photo[:, top : top + h, left : left + w]
+    return keep * x + ice * (luma(part[None])[0] if len(x) == 1 else part)
+
+
+def _read_photos(folder: str) -> list[Photo]:
+    files = sorted(file for file in Path(folder).expanduser().glob("*") if file.suffix.lower() in PHOTO_SUFFIXES)
+    if not files:
+        expected = f"a folder of photographs ({', '.join(PHOTO_SUFFIXES)})"
+        raise InputError("image/corruption", expected=expected, got=f"frost_photos={folder!r}, none there")
+    return [ImageHandle(file).decode().to(torch.float32) / 255 for file in files]
+
+
 @_corruption
 def _frost(x: Sample, s: int, rng: Generator) -> Sample:
-    keep, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[s]
+    keep, ice = FROST[s]
     ridges = 1 - (2 * octaves(x.shape[-2], x.shape[-1], 1.6, rng) - 1).abs()
     tint = torch.tensor([0.82, 0.9, 1.0])[: x.shape[0], None, None]
     return keep * x + ice * tint * ridges**3
@@ -248,18 +277,22 @@ class Corruption(ViewGenerator):
             "glass-blur", "motion-blur", "zoom-blur", "snow", "frost", "fog", "spatter", "brightness", "contrast",
             "saturate", "jpeg", "pixelate" or "elastic".
         severity: 1 to 5; 0 draws it uniformly.
+        frost_photos: a folder of photographs of frost, such as the five of the original, for the effect "frost".
     """
 
     modality: ClassVar[str] = "image"
 
-    def __init__(self, *, effect: str = "gaussian-noise", severity: int = 3) -> None:
+    def __init__(self, *, effect: str = "gaussian-noise", severity: int = 3, frost_photos: str | None = None) -> None:
         if effect not in CORRUPTIONS or severity not in range(6):
             raise InputError(
                 "image/corruption",
                 expected=f"severity 1 to 5 (0: drawn) and an effect among {sorted(CORRUPTIONS)}",
                 got=f"effect={effect!r}, severity={severity}",
             )
-        self.effect, self.severity = effect, severity
+        if frost_photos is not None and effect != "frost":
+            raise InputError("image/corruption", expected="frost_photos for the effect 'frost' alone", got=effect)
+        self.effect, self.severity, self.frost_photos = effect, severity, frost_photos
+        self._photos = [] if frost_photos is None else _read_photos(frost_photos)
 
     def draw(self, keys: Keys, meta: Meta) -> Params:
         """Draw `severity` and `seed`, `b` int64 each."""
@@ -274,5 +307,9 @@ class Corruption(ViewGenerator):
         out = []
         for image, severity, seed in zip(x, params["severity"].tolist(), params["seed"].tolist(), strict=True):
             rng = Generator().manual_seed(seed)
-            out.append(CORRUPTIONS[self.effect](image, severity - 1, rng).clamp(0, 1).to(torch.float32))
+            if self._photos:
+                corrupted = _photographed_frost(image, severity - 1, rng, self._photos)
+            else:
+                corrupted = CORRUPTIONS[self.effect](image, severity - 1, rng)
+            out.append(corrupted.clamp(0, 1).to(torch.float32))
         return torch.stack(out).contiguous().to(batch.device) if out else x.to(batch.device)
