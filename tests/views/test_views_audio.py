@@ -210,3 +210,15 @@ def test_published_shapes():
 def test_spectrogram_views_ask_for_the_crossing():
     with pytest.raises(InputError, match="audio/log-mel"):
         mmcon.create_view("audio/fader")(torch.zeros(2, 1, 100), keys(2))
+
+
+def test_sounds_without_an_axis_of_channels_are_refused_with_what_to_write():
+    batch, k = torch.zeros(2, 16000), mmcon.keys(seed=0, epoch=0, sample=torch.arange(2), view=0)
+    for given, fix in (
+        (batch, "signal[:, None]"),
+        ({"signal": batch, "length": torch.tensor([9, 9])}, "signal[:, None]"),
+        (list(batch), "sound[None]"),
+    ):
+        with pytest.raises(InputError, match=r"expected a s\w+ `(b )?c t`; got shape") as raised:
+            mmcon.create_view("audio/crop")(given, k)
+        assert fix in str(raised.value)

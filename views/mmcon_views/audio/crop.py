@@ -68,7 +68,7 @@ class WaveformCrop(ViewGenerator):
 
     def apply(self, batch: Any, params: Params) -> Any:
         """Decode the windows; each is `{"signal": c t, "length": scalar}`."""
-        if isinstance(batch, Mapping):
+        if isinstance(batch, Mapping | Tensor):
             samples: Any = [s[:, : int(n)] for s, n in zip(*signal_and_length(batch), strict=True)]
         else:
             samples = batch
@@ -76,6 +76,9 @@ class WaveformCrop(ViewGenerator):
         return views if isinstance(batch, list | tuple) else collate(views)
 
     def _one(self, sample: Any, start: int) -> dict[str, Shaped[Tensor, "..."]]:
+        if isinstance(sample, Tensor) and sample.dim() != 2:
+            got = f"shape {tuple(sample.shape)}"
+            raise InputError("audio/crop", expected="a sound `c t`", got=got, fix="sound[None] adds the channel")
         if isinstance(sample, Tensor):
             total, span = sample.shape[-1], sample[:, start : start + self.window]
             whole = sample

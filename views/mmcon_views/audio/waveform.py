@@ -26,12 +26,13 @@ Range = tuple[float, float]
 
 def signal_and_length(batch: Any) -> tuple[Float[Tensor, "b c t"], Int[Tensor, " b"]]:
     """The signal and the lengths of a batch."""
-    if isinstance(batch, Mapping):
-        return batch["signal"], batch["length"]
-    if batch.dim() != 3:
-        got = f"shape {tuple(batch.shape)}"
+    signal = batch["signal"] if isinstance(batch, Mapping) else batch
+    if signal.dim() != 3:
+        got = f"shape {tuple(signal.shape)}"
         raise InputError("audio views", expected="a signal `b c t`", got=got, fix="signal[:, None] adds the channel")
-    return batch, torch.full((len(batch),), batch.shape[-1], device=batch.device)
+    if isinstance(batch, Mapping):
+        return signal, batch["length"]
+    return signal, torch.full((len(signal),), signal.shape[-1], device=signal.device)
 
 
 def silence_padded(batch: Any) -> tuple[Float[Tensor, "b c t"], Int[Tensor, " b"]]:
