@@ -29,7 +29,7 @@ def add_umap(folder: str | Path, *, neighbors: int = 15, seed: int = 0) -> None:
         InputError: the run has no samples yet.
     """
     try:
-        import umap
+        import umap  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependencyError(
             "mmcon report --umap", expected="umap-learn", got="none", fix='pip install "mmcon[umap]"'
