@@ -96,8 +96,6 @@ class CandidateWeights(Affinity):
     [[1.0, 0.0], [1.0, 0.0]]
     """
 
-    symmetric = False
-
     def __init__(self, weights: Shaped[Tensor, "..."], *, anchors: int) -> None:
         if weights.ndim != 1:
             got = f"shape {tuple(weights.shape)}"
@@ -108,6 +106,10 @@ class CandidateWeights(Affinity):
     @property
     def shape(self) -> tuple[int, int]:
         return self.anchors, len(self.weights)
+
+    @property
+    def symmetric(self) -> bool:
+        return False
 
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         return self

@@ -47,7 +47,7 @@ def _are_reverse(block: BlockInputs, other: BlockInputs) -> bool:
     same_rows = block.candidates is other.anchors and other.candidates is block.anchors
     if not same_rows or block.settings.similarity is not None or block.settings != other.settings:
         return False
-    tensors = isinstance(block.temperature, Tensor) or isinstance(other.temperature, Tensor)
-    same_temperature = block.temperature is other.temperature if tensors else block.temperature == other.temperature
+    one, two = block.temperature, other.temperature
+    same_temperature = one is two or (not isinstance(one, Tensor) and not isinstance(two, Tensor) and one == two)
     own_index = block.self_index is not None or other.self_index is not None
     return same_temperature and not own_index and not isinstance(block.settings.negative_weights, Affinity)

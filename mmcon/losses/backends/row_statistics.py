@@ -144,9 +144,9 @@ def _add_pair_losses(
     """The denominator of each positive needs the complete sum of negatives, and so a second pass."""
     for tiles in pairs:
         for tile in tiles:
-            pairs = pair_losses(problem, tile, statistics.negative_count[tile.rows], log_negatives[tile.rows])
-            statistics.weighted[tile.rows] += (tile.weights * pairs.losses).sum(1)
-            statistics.negative_share[tile.rows] += (tile.weights * pairs.by_log_negatives).sum(1)
+            found = pair_losses(problem, tile, statistics.negative_count[tile.rows], log_negatives[tile.rows])
+            statistics.weighted[tile.rows] += (tile.weights * found.losses).sum(1)
+            statistics.negative_share[tile.rows] += (tile.weights * found.by_log_negatives).sum(1)
 
 
 class PairLosses(NamedTuple):

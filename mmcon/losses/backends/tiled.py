@@ -115,6 +115,7 @@ class _TiledLoss(torch.autograd.Function):
         if bool((layout.negatives_across() > 0).any()):
             accumulated.add_negatives(_across(layout, ctx.tile_size))
         of_anchors, of_candidates, *others = accumulated.of_inputs()
+        assert of_anchors is not None
         of_anchors = as_given(of_anchors, layout.rows)
         of_candidates = None if of_candidates is None else as_given(of_candidates, layout.columns)
         return None, None, None, None, of_anchors, of_candidates, *others
