@@ -35,13 +35,13 @@ def load(name: str | Path, *, revision: str | None = None, device: torch.device 
     """
     from mmcon.inference.foreign import is_foreign, load_encoder
 
-    folder = model_folder(name)
-    if folder is None:
-        if is_foreign(str(name)):
-            return load_encoder(str(name), pretrained=True, device=device)
-        folder = saving.local_folder(name, revision)
+    local = model_folder(name)
+    if local is None and is_foreign(str(name)):
+        return load_encoder(str(name), pretrained=True, device=device)
+    folder = local or saving.local_folder(name, revision)
     if not _is_own(folder) and is_foreign(str(folder)):
-        return load_encoder(str(folder), pretrained=True, device=device)
+        # Of a hub name, the encoder needs more files than a model of mmcon has.
+        return load_encoder(local or str(name), pretrained=True, revision=revision, device=device)
     model = ContrastiveModel.from_pretrained(folder)
     preprocessing, temperature = read_preprocessing(folder) or (_usual_preprocessing(folder, model), None)
     missing = sorted(set(model.towers) - set(preprocessing))

@@ -1,5 +1,8 @@
 """`mmcon.load`: rows of files, arrays and texts are those of the evaluation, whatever their form, batch and workers."""
 
+import shutil
+from fnmatch import fnmatch
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,9 @@ from mmcon.sources.base import TensorSource
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("inference")
+    path = tmp_path_factory.mktemp("inference")
+    image_model(path / "image")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def paths(folder):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return mmcon.load(image_model(folder / "image"))
+    return mmcon.load(folder / "image")
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +216,29 @@ def test_name_on_the_hub_without_a_network_is_one_error(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(CheckpointError, match=r"a hub name that can be reached.*cannot reach the hub"):
         mmcon.load("owner/name")
+
+
+def test_name_on_the_hub_brings_all_files_of_the_model_and_those_of_another_library_too(
+    folder, model, paths, tmp_path, monkeypatch
+):
+    import huggingface_hub
+    from inference_cases import vit_folder
+
+    hub = {("owner/own", "v1"): folder / "image", ("owner/vit", None): vit_folder(tmp_path / "vit")}
+
+    def download(name, *, revision, allow_patterns):
+        local = tmp_path / "cache" / name / "-".join(sorted(allow_patterns))[:20].replace("/", "").replace("*", "")
+        for file in sorted(hub[name, revision].rglob("*")):
+            relative = file.relative_to(hub[name, revision])
+            if file.is_file() and any(fnmatch(str(relative), pattern) for pattern in allow_patterns):
+                (local / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, local / relative)
+        return str(local)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    own = mmcon.load("owner/own", revision="v1")
+    assert torch.equal(own.encode(paths), model.encode(paths))
+    assert torch.equal(mmcon.load("owner/vit").encode(paths), mmcon.load(tmp_path / "vit").encode(paths))
 
 
 def test_view_that_was_not_built_by_name_is_refused(folder, tmp_path):
