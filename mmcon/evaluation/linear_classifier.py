@@ -50,6 +50,7 @@ class LinearStage:
         batch_norm: the encoder's batch norms use the running statistics of stage one ("frozen"), or the statistics of
             the batch, and update the running ones ("updated").
         batch_norm_momentum: momentum of "updated".
+        fine_tune: train a copy of the encoder too, in training mode, at the same learning rate (full fine-tuning).
     """
 
     epochs: int = 90
@@ -65,6 +66,7 @@ class LinearStage:
     unit_features: bool = True
     batch_norm: BatchNorm = "frozen"
     batch_norm_momentum: float = 0.1
+    fine_tune: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not 0 <= self.label_smoothing < 1 or not 0 < self.batch_norm_momentum <= 1:
@@ -79,7 +81,7 @@ class LinearStage:
 
 @final
 class LinearClassifier(nn.Module):
-    """A frozen encoder and a linear layer on its features.
+    """A frozen encoder, or one that is fine-tuned, and a linear layer on its features.
 
     Args:
         model: a ContrastiveModel (its heads are not used) or an encoder. The encoder is copied, so that updated
@@ -87,9 +89,12 @@ class LinearClassifier(nn.Module):
         modality: the modality of the views.
         classes: number of classes.
         unit_features: normalize features to length one.
+        fine_tune: the encoder receives gradients.
     """
 
-    def __init__(self, model: nn.Module, *, modality: str, classes: int, unit_features: bool) -> None:
+    def __init__(
+        self, model: nn.Module, *, modality: str, classes: int, unit_features: bool, fine_tune: bool = False
+    ) -> None:
         super().__init__()
         encoders = getattr(model, "encoders", None)
         known = encoders is None or modality in encoders
@@ -101,8 +106,8 @@ class LinearClassifier(nn.Module):
                 expected=f"an encoder of {modality!r} with `feature_dim`",
                 got=f"encoders of {sorted(encoders)}" if encoders is not None else type(model).__name__,
             )
-        self.modality, self.unit_features = modality, unit_features
-        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.modality, self.unit_features, self.fine_tune = modality, unit_features, fine_tune
+        self.encoder = copy.deepcopy(encoder).requires_grad_(fine_tune)
         self.linear = nn.Linear(width, classes)
         # As in MoCo's linear evaluation.
         nn.init.normal_(self.linear.weight, std=0.01)
@@ -110,7 +115,7 @@ class LinearClassifier(nn.Module):
 
     def forward(self, batch: ViewBatch) -> Float[Tensor, "n classes"]:
         """Logits of every row of the batch, in order."""
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.fine_tune and torch.is_grad_enabled()):
             features = torch.cat([self.encoder(stack) for stack in batch.views[self.modality]]).float()
         if self.unit_features:
             features = functional.normalize(features, dim=1)
@@ -144,11 +149,12 @@ def train_classifier(
     if not isinstance(loader, Sized) or not len(loader):
         raise InputError("train_classifier", expected="a loader of at least one batch", got=type(loader).__name__)
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
-    classifier = LinearClassifier(model, modality=modality, classes=classes, unit_features=stage.unit_features)
-    classifier = classifier.to(device)
+    options: dict[str, Any] = {"unit_features": stage.unit_features, "fine_tune": stage.fine_tune}
+    classifier = LinearClassifier(model, modality=modality, classes=classes, **options).to(device)
     _set_batch_norm(classifier.encoder, stage)
+    trained = classifier if stage.fine_tune else classifier.linear
     optimizer = create_optimizer(
-        classifier.linear,
+        trained,
         stage.optimizer,
         learning_rate=stage.learning_rate,
         weight_decay=stage.weight_decay,
@@ -171,7 +177,7 @@ def train_classifier(
             loss = functional.cross_entropy(logits, labels, weight=weight, label_smoothing=stage.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            _average_gradients(classifier.linear)
+            _average_gradients(trained)
             optimizer.step()
             schedule.step()
             progress.advance(progress.done + 1, loss.detach())
@@ -197,8 +203,8 @@ def accuracy(classifier: LinearClassifier, loader: Iterable[ViewBatch]) -> dict[
 
 
 def _set_batch_norm(encoder: nn.Module, stage: LinearStage) -> None:
-    """Evaluation mode for the encoder, except for its batch norms under "updated"."""
-    encoder.eval()
+    """Evaluation mode for a frozen encoder, except for its batch norms under "updated"."""
+    encoder.train(stage.fine_tune)
     if stage.batch_norm == "updated":
         for module in encoder.modules():
             if isinstance(module, _NORMS):
@@ -206,8 +212,8 @@ def _set_batch_norm(encoder: nn.Module, stage: LinearStage) -> None:
                 module.momentum = stage.batch_norm_momentum
 
 
-def _average_gradients(layer: nn.Linear) -> None:
-    parameters = [p for p in layer.parameters() if p.grad is not None]
+def _average_gradients(module: nn.Module) -> None:
+    parameters = [p for p in module.parameters() if p.grad is not None]
     for parameter, mean in zip(parameters, all_reduce_mean([p.grad for p in parameters]), strict=True):  # type: ignore[misc]
         parameter.grad = mean
 

@@ -136,6 +136,11 @@ def fit_probe(
 def held_out_rows(features: Features, *, share: float, seed: int = 0) -> Bool[Tensor, " n"]:
     """Whether each row is held out. It depends on the sample's id and the seed only, not on order or on other rows."""
     ids = features.index["sample"] if "sample" in features.index else torch.arange(len(features))
+    return held_out_samples(ids, share=share, seed=seed)
+
+
+def held_out_samples(ids: Int[Tensor, " n"], *, share: float, seed: int = 0) -> Bool[Tensor, " n"]:
+    """Whether each sample is held out, by its id and the seed."""
     out = keys(seed=seed, sample=ids.cpu()).uniform("held out") < share
     if not 0 < int(out.sum()) < len(out):
         raise InputError(
