@@ -32,3 +32,14 @@ def test_missing_wheels_are_what_the_requirements_need_beyond_what_is_there(tmp_
     names = {line.partition("==")[0] for line in lines}
     assert {"tyro", "typeguard", "soundfile", "cffi"} <= names  # typeguard and cffi are requirements of the others
     assert not {"torch", "numpy", "datasets", "multiprocess", "mmcon"} & names
+
+
+@pytest.mark.slow
+def test_recipes_that_are_killed_at_a_random_step_resume_bit_by_bit():
+    """Of the modalities without such a test among the faults of `mmcon doctor --chaos`."""
+    words = ["--kills", "1", "--modalities", "audio", "text", "video"]
+    command = [sys.executable, ROOT / "benchmarks" / "killed_recipes.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert [line.partition(": ")[2][:6] for line in done.stdout.splitlines()] == ["1 of 1"] * 3, (
+        done.stdout + done.stderr
+    )
