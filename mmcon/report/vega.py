@@ -44,8 +44,11 @@ def vega_script() -> str:
 
 
 def script_is_ready() -> bool:
-    """Whether the script was made before, so that `vega_script` takes no time; if not, begin to make it."""
-    if script_file().exists():
+    """Whether `vega_script` takes no time: the script was made before, or cannot be made. Else begin to make it."""
+    try:
+        if script_file().exists():
+            return True
+    except MissingDependencyError:
         return True
     _begin()
     return False

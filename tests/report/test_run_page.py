@@ -18,7 +18,7 @@ from mmcon.errors import InputError
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.shown_samples import save_samples
 from mmcon.loading.loader import ViewLoader
-from mmcon.report import run_page
+from mmcon.report import run_page, vega
 from mmcon.report.charts import POINTS, curves, map_chart
 from mmcon.report.result_tables import class_shares, interval_rows, result_tables
 from mmcon.report.run_files import read_run
@@ -257,6 +257,18 @@ def test_pages_take_one_percent_of_the_time(tmp_path, monkeypatch, cost, pause):
         page.refresh()
     assert written[0] == 10
     assert len(written) == pytest.approx(1 + 490 / pause, abs=1.5)
+
+
+def test_without_the_charts_package_the_page_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(vega, "_PACKAGE", "no-such-package")
+    vega.vega_script.cache_clear()
+    (tmp_path / "config.yaml").write_text("{}\n")
+    page = LivePage(tmp_path)
+    page._next = 0
+    page.refresh()
+    vega.vega_script.cache_clear()
+    assert "need the package vl-convert-python" in (tmp_path / "report.html").read_text()
+    assert "the run page has no charts" in caplog.text
 
 
 def test_a_page_that_cannot_be_written_ends_nothing(tmp_path, caplog):
