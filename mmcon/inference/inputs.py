@@ -13,6 +13,7 @@ A handle of `mmcon.media` is one input too. Several inputs are a list of these, 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -86,6 +87,8 @@ def input_source(inputs: Any, modality: str | None, media: Mapping[str, Mapping[
             inputs = list(inputs)
     items = _as_list(inputs)
     modality = modality or _common_modality(items, media)
+    if modality in ("image", "audio"):
+        _check_no_folder(items)
     opener = InputOpener(modality, dict(media[modality]))
     return DatasetSource(items, handle=opener, modality=modality, name="inputs", max_failures=1.0)
 
@@ -184,6 +187,13 @@ def _as_list(inputs: Any) -> list[Any]:
     if not items:
         raise InputError(WHERE, expected="at least one input", got="an empty list")
     return items
+
+
+def _check_no_folder(items: list[Any]) -> None:
+    folder = next((item for item in items if isinstance(item, str | Path) and os.path.isdir(item)), None)
+    if folder is not None:
+        fix = "model.encode_source(mmcon.inference.open_data(model, folder)) takes all of its files"
+        raise InputError(WHERE, expected="files", got=f"the folder {str(folder)!r}", fix=fix)
 
 
 def _common_modality(items: list[Any], media: Mapping[str, Any]) -> str:

@@ -153,6 +153,14 @@ def test_inputs_of_no_known_kind_are_one_error(model):
         model.encode(torch.zeros(4, 8, 8))
 
 
+def test_folder_of_files_is_opened_as_data(model, paths):
+    folder = paths[0].parent.parent
+    with pytest.raises(InputError, match=r"expected files; got the folder '.*noise'[\s\S]*open_data\(model, folder\)"):
+        model.encode(folder)
+    encoded = model.encode_source(mmcon.inference.open_data(model, folder), show_progress=False)
+    assert len(encoded) == len(paths)
+
+
 def test_run_folder_leads_to_its_model_and_one_without_says_so(folder, tmp_path):
     run = tmp_path / "run"
     image_model(run / "model")
