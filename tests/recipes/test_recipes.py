@@ -72,6 +72,27 @@ def test_the_recipe_mixes_samples(recipe, tmp_path, objective):
 
 
 @pytest.mark.slow
+def test_flags_reach_the_warp_a_learned_temperature_a_fixed_order_and_diagnostics(recipe, tmp_path):
+    settings = {"objective": "simclr", "view": "image/simclr-supcon", "warp": 1.0, "sampler": "fixed-order"}
+    more = {"learn_temperature": True, "diagnostics": True, "max_steps": 2, "batch_size": 32}
+    recipe.main(recipe.Config(output_dir=tmp_path / "run", cpu=True, tiny=True, **settings, **more))
+    first, second = metrics(tmp_path / "run")
+    assert first["temperature"] != second["temperature"]
+    assert first["positives_per_anchor"] == 1
+    assert 0 < second["gradient_on_positives"] < 1
+
+
+def test_a_warp_for_a_view_without_one_is_refused(recipe):
+    from mmcon.errors import InputError
+
+    assert recipe.make_view(recipe.Config(view="image/simclr-supcon", warp=0.0), "image/simclr-supcon")
+    config = recipe.Config(warp=0.5)
+    with pytest.raises(InputError, match="warp"):
+        recipe.make_view(config, config.view)
+    assert recipe.make_view(config, config.linear_view)
+
+
+@pytest.mark.slow
 def test_a_stopped_recipe_goes_on_as_if_it_had_not_been(tmp_path):
     steps = "--tiny", "--checkpoint-every", "2", "--batch-size", "64"
     launch(*steps, "--output-dir", tmp_path / "whole")
