@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
+import gc
 import multiprocessing
 import multiprocessing.queues
 import os
@@ -225,4 +226,5 @@ def _abandon_all() -> None:
 
 # A fork, such as a worker, has copies of the streams that were open, and torch would try to end their workers in it.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_all)
+    # Frozen garbage is not collected: a collection in the child, before streams are abandoned, would end them there.
+    os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze, after_in_child=_abandon_all)

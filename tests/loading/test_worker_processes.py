@@ -1,5 +1,6 @@
 """Worker processes outlast stop signals, and end with the training process, whatever state they are in."""
 
+import gc
 import json
 import os
 import resource
@@ -160,3 +161,26 @@ def test_few_open_files_suffice_and_too_few_are_named(python):
     assert "worker processes: expected a limit of open files" in lines[1]
     assert "ulimit -n 4096" in lines[2]
     assert done.returncode == 0, done.stderr
+
+
+def test_garbage_of_a_process_is_not_collected_in_its_forks():
+    """An ended loader may be in a cycle of references, and its finalizer would end workers of another process."""
+
+    class Ended:
+        def __init__(self):
+            self.cycle = self
+
+        def __del__(self):
+            if os.getpid() != parent:
+                os._exit(1)
+
+    parent, was_enabled = os.getpid(), gc.isenabled()
+    gc.disable()
+    Ended()
+    if not (child := os.fork()):
+        gc.collect()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert gc.collect() > 0
+    if was_enabled:
+        gc.enable()
