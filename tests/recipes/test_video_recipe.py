@@ -351,7 +351,7 @@ def test_the_recipe_runs_and_leaves_its_figures(tmp_path: Path):
     assert "nearest neighbor" in done.stdout
     assert "slowest three" in done.stdout
     assert page_of(tmp_path / "run")[1] == {"picture", "clip"}
-    test = create_source("samples/motion", split="test")
+    test = create_source("samples/scenes", split="test")
     model = check_saved_model(tmp_path / "run", test, "trained_plain")
     assert model.spaces == ("slow", "fast")
     assert model.classes is None or set(model.classes) <= set(test.classes)
