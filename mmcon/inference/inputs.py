@@ -80,7 +80,8 @@ def input_source(inputs: Any, modality: str | None, media: Mapping[str, Mapping[
     if isinstance(inputs, Source):
         return _member(inputs, modality, media)
     if isinstance(inputs, Tensor | np.ndarray):
-        modality = modality or _only_modality(media, "an array")
+        # Recordings and clips in memory come with a rate.
+        modality = modality or ("image" if "image" in media else _only_modality(media, "an array"))
         if modality == "image" and inputs.ndim == 4:
             if (stack := _image_stack(inputs, media["image"])) is not None:
                 return stack
@@ -212,8 +213,10 @@ def _modality_of(item: Any, media: Mapping[str, Any]) -> str:
     known = item.instances[0] if isinstance(item, Instances) else item
     if handle := next((kind for kind in _HANDLES if isinstance(known, kind)), None):
         return _HANDLES[handle]
-    if isinstance(item, Image.Image):
+    if isinstance(item, Image.Image) or (isinstance(item, np.ndarray | Tensor) and "image" in media):
         return "image"
+    if _is_with_rate(item):
+        return "video" if item[0].ndim == 4 else "audio"
     if isinstance(item, str) and "text" in media and (len(media) == 1 or not _is_path(item)):
         return "text"
     if isinstance(item, str | Path):

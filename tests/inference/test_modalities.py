@@ -37,6 +37,16 @@ def test_recordings_are_resampled_to_the_rate_of_the_training(tmp_path):
     assert torch.equal(loaded.encode_source(few, normalize=False).values, expected.values)
 
 
+def test_samples_with_a_rate_are_a_recording_and_frames_with_one_a_clip():
+    from mmcon.inference.inputs import input_source
+
+    media = {"image": {}, "audio": {"rate_hz": 8000}, "video": {}, "text": {}}
+    assert input_source((np.zeros(80, dtype=np.float32), 8000), None, media).modality == "audio"
+    assert input_source([(torch.zeros(2, 3, 8, 8).byte(), 4.0)], None, media).modality == "video"
+    for images in (torch.rand(3, 8, 8), [np.zeros((8, 8), dtype=np.uint8)], torch.rand(2, 3, 8, 8)):
+        assert input_source(images, None, media).modality == "image"
+
+
 def test_row_of_a_clip_is_the_mean_over_its_views(tmp_path):
     torch.manual_seed(0)
     encoder = mmcon.create_encoder("mmcon/frames", modality="video", frame_encoder="mmcon/resnet-tiny", image_size=16)
