@@ -34,7 +34,7 @@ from mmcon.objective.queue import Queue
 from mmcon.operations import dry_run
 from mmcon.registry import supported_options
 from mmcon.samplers.factory import create_batch_sampler
-from mmcon.sources.base import Subset, channels_of
+from mmcon.sources.base import channels_of
 from mmcon.training.config import ImageRunConfig
 from mmcon.training.gradient_caching import cached
 from mmcon.training.logging import QUARANTINE
@@ -49,11 +49,6 @@ class Config(ImageRunConfig):
     """bundled images (samples/fashion); a folder with one sub-folder per class, or train/ and val/ of such; tar shards,
     parquet files, a manifest (.csv, .jsonl, .parquet), or a hub name"""
     objective: Literal["supcon", "simclr", "cross-entropy"] = "supcon"
-    image_column: str | None = None
-    """image column of a table (hub, parquet, manifest); default: guessed, and printed"""
-    label_column: str | None = None
-    max_unreadable: float = 0.1
-    """largest fraction of unreadable images that is skipped (and listed in quarantine.jsonl)"""
     encoder: str = "mmcon/resnet-tiny"
     """encoder by name: mmcon/resnet-tiny, resnet50, timm/NAME, owner/model of a hub, or a local folder"""
     pretrained: bool = False
@@ -111,11 +106,7 @@ def main(config: Config) -> None:
     run = mmcon.Run.from_config(config, name=f"imagenet_{config.objective}")
 
     # Data: samples with stable ids, the views of each, and the samples of each batch.
-    options = {"media_column": config.image_column, "label_column": config.label_column}
-    options |= {"max_failures": config.max_unreadable, "quarantine": run.folder / QUARANTINE}
-    train, test = (mmcon.create_source(config.data, split=split, optional=options) for split in ("train", "test"))
-    if config.tiny:
-        train, test = Subset(train, range(0, len(train), 10)), Subset(test, range(0, len(test), 10))
+    train, test = config.open_splits(quarantine=run.folder / QUARANTINE)
     train = config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     size, view = config.side, make_view(config, config.view)

@@ -16,7 +16,8 @@ from torch import nn
 from mmcon.errors import ConfigError, DataError
 from mmcon.files import read_yaml, temporary_folder
 from mmcon.models.shared_spaces import SharedSpace
-from mmcon.sources.base import Source
+from mmcon.sources.base import Source, Subset
+from mmcon.sources.factory import create_source
 from mmcon.sources.few_labels import few_labels
 from mmcon.training.config_values import check_flags, from_mapping
 from mmcon.training.default_rates import default_head
@@ -168,8 +169,26 @@ class ImageRunConfig(RunConfig):
 
     data: str
     """the images"""
+    image_column: str | None = None
+    """image column of a table (hub, parquet, manifest); default: guessed, and printed"""
+    label_column: str | None = None
+    max_unreadable: float = 0.1
+    """largest fraction of unreadable images that is skipped (and listed in quarantine.jsonl)"""
     image_size: int | None = None
     """side of the views in pixels; default: 28 for bundled images, 224 for others"""
+
+    def open_splits(self, quarantine: Path) -> tuple[Source, Source]:
+        """The training and the test split; of each a tenth with `--tiny`.
+
+        Args:
+            quarantine: the file that lists unreadable images.
+        """
+        options = {"media_column": self.image_column, "label_column": self.label_column}
+        options |= {"max_failures": self.max_unreadable, "quarantine": quarantine}
+        splits = [create_source(self.data, split=split, optional=options) for split in ("train", "test")]
+        if self.tiny:
+            splits = [Subset(split, range(0, len(split), 10)) for split in splits]
+        return splits[0], splits[1]
 
     @property
     def side(self) -> int:
