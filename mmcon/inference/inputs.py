@@ -210,13 +210,13 @@ def _common_modality(items: list[Any], media: Mapping[str, Any]) -> str:
 
 
 def _modality_of(item: Any, media: Mapping[str, Any]) -> str:
+    if _is_with_rate(item):
+        return "video" if item[0].ndim == 4 else "audio"
     known = item.instances[0] if isinstance(item, Instances) else item
     if handle := next((kind for kind in _HANDLES if isinstance(known, kind)), None):
         return _HANDLES[handle]
     if isinstance(item, Image.Image) or (isinstance(item, np.ndarray | Tensor) and "image" in media):
         return "image"
-    if _is_with_rate(item):
-        return "video" if item[0].ndim == 4 else "audio"
     if isinstance(item, str) and "text" in media and (len(media) == 1 or not _is_path(item)):
         return "text"
     if isinstance(item, str | Path):
