@@ -28,6 +28,7 @@ from mmcon.losses import presets
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import Source, channels_of
 from mmcon.training.config import ImageRunConfig
+from mmcon.training.logging import QUARANTINE
 from mmcon.training.optim import create_optimizer_and_schedule
 
 CHANNELS = {"luminance": 1, "chroma": 2, "edges": 1}
@@ -64,7 +65,7 @@ def main(config: Config) -> None:
     run = mmcon.Run.from_config(config, name=f"image_{config.objective}")
 
     # Data: all views of an image have the same crop.
-    train, test = (mmcon.create_source(config.data, split=split) for split in ("train", "test"))
+    train, test = config.open_splits(quarantine=run.folder / QUARANTINE)
     train = config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     if channels_of(train) != 3:
