@@ -124,7 +124,7 @@ def _order(groups: Groups, least: int) -> tuple[Int[Tensor, " a"], Int[Tensor, "
     _, block = torch.unique_consecutive(block_of_group, return_inverse=True)
     ends = torch.zeros(2, int(block.max()) + 1 if len(block) else 0, dtype=torch.int64, device=block.device)
     ends = ends.index_add_(1, block, counts).cumsum(1).tolist()
-    starts = [[0, *side[:-1]] for side in ends]
+    starts = [[0, *side][:-1] for side in ends]
     edges = zip(starts[0], ends[0], starts[1], ends[1], strict=True)
     return row_order, column_order, [(slice(i, j), slice(k, m)) for i, j, k, m in edges]
 
