@@ -31,7 +31,7 @@ from mmcon.training.progress import Progress
 from mmcon.views import ViewGenerator
 
 FEATURES, INDEX, ABOUT = "features.safetensors", "index.parquet", "about.json"
-#: Samples of a part, rounded to whole batches: what a kill loses at most.
+#: Samples of a part: what a kill loses at most.
 PART_SAMPLES = 2048
 
 
@@ -59,7 +59,8 @@ def write_dump(
         views: of each sample, without random draws.
         about: what the features depend on, such as the fingerprints of the model and of the data.
         combine: from the rows of all views to one row a sample; needed with several views.
-        batch_size: samples that are encoded at once.
+        batch_size: samples that are encoded at once, rounded down to a divisor of `PART_SAMPLES`, so that parts are the
+            same for every batch size.
         workers: processes that prepare batches.
         device: the device of the batches.
         rank: the number of this process among those that share the folder and the work.
@@ -73,8 +74,9 @@ def write_dump(
     known = {"samples": str(len(source)), **about}
     _claim(folder, known, rank)
     if not (folder / FEATURES).exists():
-        batches_a_part = max(1, PART_SAMPLES // batch_size)
-        size = batches_a_part * batch_size
+        size = PART_SAMPLES
+        batch_size = max(divisor for divisor in range(1, min(batch_size, size) + 1) if size % divisor == 0)
+        batches_a_part = size // batch_size
         parts = [folder / f"part-{number:06d}.safetensors" for number in range(-(-len(source) // size))]
         own = range(rank, len(parts), world_size)
         missing = [number for number in own if not _is_done(parts[number])]

@@ -74,6 +74,15 @@ def test_a_killed_extraction_goes_on_where_it_ended(tmp_path):
     assert complete.rows == 0
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 100])
+def test_a_killed_extraction_goes_on_with_another_batch_size(tmp_path, batch_size):
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, source_of(), Encoder(fails_at=12), batch_size=3)
+    again = Encoder()
+    assert torch.equal(write(tmp_path, source_of(), again, batch_size=batch_size).values[:, 0], torch.arange(21.0))
+    assert again.rows == 21 - 8
+
+
 def test_ranks_share_the_parts(tmp_path):
     source, encoders = source_of(), [Encoder(), Encoder()]
     other = threading.Thread(target=write, args=(tmp_path, source, encoders[1]), kwargs={"rank": 1, "world_size": 2})
