@@ -167,6 +167,9 @@ def _modality(files: list[Path] | None, data: str, known: Sequence[str]) -> str:
 
 
 def _source_of_files(model: LoadedModel, files: list[Path], modality: str) -> Source:
+    if modality == "text":
+        fix = "list the texts in a table, such as a .csv file with a column `text`"
+        raise InputError(f"texts for {model.name}", expected="a table of texts", got=f"the file {files[0]}", fix=fix)
     # A suffix that says nothing does not speak against a file.
     kept = [f for f in dict.fromkeys(files) if f.suffix.lower() in SUFFIXES.get(modality, ()) or not _is_media(f)]
     if not kept:

@@ -179,3 +179,13 @@ def test_gray_images_are_embedded_by_a_model_of_colors(model, tmp_path):
     pixels = mmcon.create_source("samples/fashion", split="test").open([0, 1, 2])
     assert np.allclose(table.numpy(), model.encode(list(pixels), output="numpy", show_progress=False), atol=1e-6)
     assert (table.label(0), table.path(0)) == (source.classes[int(source.labels[0])], source.name_of(0))
+
+
+def test_files_of_texts_are_refused_rather_than_their_names_embedded(tmp_path):
+    both = mmcon.load(image_text_model(tmp_path / "both"))
+    review = tmp_path / "review.txt"
+    review.write_text("a good film")
+    for data in (review, [review, review], tmp_path / "*.txt", tmp_path):
+        with pytest.raises((InputError, DataError)) as raised:
+            open_data(both, data, modality="text")
+        assert data is tmp_path or "pattern" in str(raised.value) or "list the texts in a table" in str(raised.value)
