@@ -145,14 +145,20 @@ def _fit_temperature(train: Features, probe: LinearProbe, options: dict[str, Any
 def minimize_temperature(logits: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> float:
     """The temperature between 1/32 and 32 of the least cross-entropy, by golden-section search in its logarithm.
 
-    The cross-entropy is convex in 1/T, so it has one minimum in log T too.
+    The cross-entropy is convex in 1/T, so it has one minimum in log T too. One sample of each class is added to the
+    counts, as by Platt (1999). If the logits make no error, the temperature is at least 1: no sample says how rare
+    errors are.
     """
     from scipy.optimize import minimize_scalar
 
-    def loss(log_temperature: float) -> float:
-        return float(torch.nn.functional.cross_entropy(logits / 2.0**log_temperature, target))
+    n, k = logits.shape
+    smoothed = torch.full_like(logits, 1 / (n + k)).scatter_(1, target[:, None], (n + 1) / (n + k))
 
-    return 2.0 ** float(minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded").x)  # pyright: ignore
+    def loss(log_temperature: float) -> float:
+        return float(torch.nn.functional.cross_entropy(logits / 2.0**log_temperature, smoothed))
+
+    lowest = 0.0 if torch.equal(logits.argmax(1), target) else -5.0
+    return 2.0 ** float(minimize_scalar(loss, bounds=(lowest, 5.0), method="bounded").x)  # pyright: ignore
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Probabilities of a saved probe: calibrated on held-out samples, and the same after loading."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -16,10 +17,19 @@ NAMES = ("a", "b", "c", "d", "e")
 
 def test_temperature_of_least_cross_entropy_is_found():
     # Logits ±z for the right class with share p: cross-entropy is least where the probability is p, at 2z/T = logit p.
+    # The share is 75 of 100, smoothed by one sample of each class.
     logits = torch.tensor([[3.0, -3.0]]).repeat(100, 1).double()
     target = (torch.arange(100) >= 75).long()
-    expected = 6 / torch.log(torch.tensor(3.0)).item()
+    share = (75 * 101 + 25) / (100 * 102)
+    expected = 6 / math.log(share / (1 - share))
     assert minimize_temperature(logits, target) == pytest.approx(expected, rel=1e-3)
+
+
+def test_temperature_of_separable_samples_is_not_its_bound():
+    target = torch.arange(40) % 4
+    logits = 5 * torch.eye(4).double()[target]
+    assert minimize_temperature(logits, target) == pytest.approx(5 / math.log(41), rel=1e-3)  # odds of n + 1 to 1
+    assert minimize_temperature(logits / 50, target) == pytest.approx(1.0, abs=1e-3)  # no error was seen
 
 
 def with_noise(n, seed):
