@@ -40,6 +40,7 @@ SETTINGS: list[tuple[str, dict]] = [
     ("image/solarize", {"p": 0.5}),
     ("image/blur", {"p": 1.0}),
     ("image/warp", {"p": 1.0}),
+    ("image/perturbation", {"kind": "rotation", "amount": 15.0}),
     ("image/simclr", {"size": SIDE, "blur": True}),
     ("image/simclr-tf", {"size": SIDE, "blur": True, "brightness": "added"}),
     ("image/simclr-tf", {"size": SIDE, "blur": True, "brightness": "multiplied"}),

@@ -63,6 +63,6 @@ def check_share(source: Any, failures: Mapping[int, str], files: Mapping[int, st
     raise DataError(
         source.name,
         expected=f"at most {share:.1%} unreadable samples",
-        got=f"{len(failures):,} of {total:,}, such as {files[sample]}: {reason}",
+        got=f"{len(failures):,} of {total:,}, such as {files.get(sample, sample)}: {reason}",
         fix="repair or remove them, or raise max_failures (--max-unreadable)",
     )

@@ -204,9 +204,8 @@ class ViewLoader:
         made = []
         for group in self.view_groups:
             unopened = self._unopened.setdefault(group.modality, {})
-            known = {**unopened, **left_out}
-            member = source.members[group.modality]
-            collated = collate_group(group, member, batch, shard, seed=self.seed, left_out=known)
+            options: dict[str, Any] = {"seed": self.seed, "left_out": {**unopened, **left_out}}
+            collated = collate_group(group, source.members[group.modality], batch, shard, **options)
             if collated is not None:
                 unopened |= {sample: why for sample, why in collated.failures.items() if why.unopened}
                 made.append(collated)
@@ -217,10 +216,11 @@ class ViewLoader:
             return made.to(self.device, non_blocking=True)
         for collated in made:
             self._record(collated.failures)
-        if without := [collated for collated in made if collated.samples is None]:
-            # Other ranks have rows; or nothing is readable at all.
-            fails = self.world_size > 1 or len(self.failures) == self._number_of_samples()
-            pass_over(step, without[0].group.modality, without[0].failures, is_error=fails)
+        lost = {collated.group.modality: collated.failures for collated in made if collated.samples is None}
+        made = [collated for collated in made if collated.group.modality not in lost]
+        if lost and not made:
+            fails = self.world_size > 1 or len(self.failures) == self._number_of_samples()  # other ranks have rows
+            pass_over(step, *next(iter(lost.items())), is_error=fails)
             return ViewBatch({}, {}, step=step)
 
         def move(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

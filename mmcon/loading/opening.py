@@ -6,6 +6,7 @@ failed are not tried again. Draws are keyed by sample, so that those of the othe
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from mmcon.random import Keys, keys
 from mmcon.samplers.base import BatchPlan
 from mmcon.sources.base import Source
 from mmcon.views import Meta, Params, ViewGenerator, check_params, in_scope, meta_of
+
+#: What the machine or a network disk may lack for a moment.
+PASSING = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.ETIMEDOUT, errno.ESTALE}
 
 
 class Unreadable(NamedTuple):
@@ -134,7 +138,8 @@ class Opening:
                 meta_of(handle, self.modality)
                 opened[row] = handle
             except (DataError, OSError) as error:
-                failures[int(self.source.ids[row])] = Unreadable(self.source.name_of(row), str(error), unopened=True)
+                reason = Unreadable(self.source.name_of(row), str(error), unopened=not _passes(error))
+                failures[int(self.source.ids[row])] = reason
         kept = torch.tensor([i for i, row in enumerate(indices.tolist()) if row in opened], dtype=torch.int64)
         if not len(kept):
             return [], {}, kept, failures
@@ -142,3 +147,9 @@ class Opening:
         stacked = isinstance(opened[rows[0]], Tensor)
         handles = torch.cat([opened[row] for row in rows]) if stacked else [opened[row][0] for row in rows]
         return handles, meta_of(handles, self.modality), kept, failures
+
+
+def _passes(error: Exception) -> bool:
+    """Whether a file may be readable later: the machine or its network lacked something, not the file."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in PASSING

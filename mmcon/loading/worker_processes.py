@@ -90,7 +90,10 @@ def limits_explained() -> Iterator[None]:
 
 def _explain_limit(reason: str) -> ConfigError | None:
     """The error of a process that lacks shared memory or open files; None for another reason."""
-    if os.strerror(errno.ENOSPC) in reason or "</torch_" in reason:  # a file of torch in shared memory
+    in_worker = "in DataLoader worker process" in reason  # its own code may write to a full disk
+    if "</torch_" in reason or (
+        os.strerror(errno.ENOSPC) in reason and not in_worker
+    ):  # torch's files in shared memory
         return ConfigError(
             "worker processes",
             expected="enough free shared memory, through which batches pass",

@@ -51,9 +51,9 @@ class Chart:
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Charts of everything that metrics.jsonl has; what stays 0, such as unreadable samples, has none."""
-    names = {name: None for line in lines for name, value in line.items() if _is_number(value)}
+    names = {name: None for line in lines for name, value in line.items() if is_number(value)}
     names = [name for name in names if name not in ("step", "epoch")]
-    names = [name for name in names if any(_is_number(line.get(name)) and line[name] for line in lines)]
+    names = [name for name in names if any(is_number(line.get(name)) and line[name] for line in lines)]
     charts, left = [], list(names)
     for title, pattern, unit, stacked in _GROUPS:
         members = [name for name in left if re.fullmatch(pattern, name)]
@@ -230,13 +230,13 @@ def _curve(
 
 def _thinned(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """At most `POINTS` rows of a step and of values s0, s1, …: means of equal groups of log lines."""
-    lines = [line for line in lines if any(_is_number(line.get(name)) for name in names)]
+    lines = [line for line in lines if any(is_number(line.get(name)) for name in names)]
     size = -(-len(lines) // POINTS)
     rows = []
     for group in (lines[i : i + size] for i in range(0, len(lines), size)):
         row: dict[str, Any] = {"step": group[-1]["step"]}
         for i, name in enumerate(names):
-            values = [line[name] for line in group if _is_number(line.get(name))]
+            values = [line[name] for line in group if is_number(line.get(name))]
             row[f"s{i}"] = float(f"{sum(values) / len(values):.6g}") if values else None
         rows.append(row)
     return rows
@@ -263,5 +263,6 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

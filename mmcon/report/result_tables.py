@@ -11,7 +11,7 @@ TRAINED = "trained"
 #: Mappings of so many figures are tables of their own.
 LARGE_PART = 6
 #: The figures that say most about an encoder, in this order.
-HEADLINES = ("linear probe", "recall at 1", "lag correlation", "probe", "recall", "top-1", "k-NN", "")
+HEADLINES = ("linear probe", "recall at 1", "lag correlation", "probe", "recall", "top-1", "k-NN")
 # Lists and mappings that have a place of their own on the page, or are too long for one.
 _ELSEWHERE = ("warnings", "by_clip", "clip_ids", "per_class", "by_class")
 
@@ -97,7 +97,7 @@ def class_shares(results: Mapping[str, Any]) -> dict[str, float]:
 
 def headline(tables: Sequence[ResultTable]) -> tuple[str, Cell, str] | None:
     """The figure that says most: the metric, the trained encoder's cell, and the first baseline as text."""
-    rows = [(table, *row) for table in tables for row in table.rows]
+    rows = [(table, *row) for table in tables if table.encoders[0] == TRAINED for row in table.rows]
     for wanted in HEADLINES:
         for table, metric, cells in rows:
             if wanted in metric and cells[0] is not None:

@@ -12,6 +12,7 @@ from mmcon.errors import DataError, InputError
 from mmcon.files import read_lines, read_yaml
 from mmcon.media.image import ImageHandle
 from mmcon.media.preview import preview_of
+from mmcon.report.charts import is_number
 
 #: The longest side of the picture of an evaluation.
 _PICTURE_SIDE = 1000
@@ -96,7 +97,7 @@ def read_run(folder: str | Path) -> RunFiles:
             problems.append(f"the evaluation {path.stem} cannot be read: {str(error).partition(chr(10))[0]}")
     return RunFiles(
         folder,
-        metrics=[line for line in lines if isinstance(line.get("step"), int | float)],
+        metrics=[line for line in lines if is_number(line.get("step"))],
         config=read("config.yaml", lambda text: read_yaml(text, where="config.yaml") or {}),
         about=read("run.json", json.loads),
         results=read("results.json", json.loads),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcon.errors import MissingDependencyError, StorageError
-from mmcon.report.charts import Chart, classes_chart, confusion_chart, curves, figures, map_chart
+from mmcon.report.charts import Chart, classes_chart, confusion_chart, curves, figures, is_number, map_chart
 from mmcon.report.result_tables import class_shares, headline, interval_rows, result_tables
 from mmcon.report.run_files import RunFiles, read_run
 from mmcon.report.vega import script_is_ready, vega_script
@@ -118,7 +118,7 @@ def context(files: RunFiles, *, running: bool = False) -> dict[str, Any]:
         "running": running,
         "written": time.strftime("%Y-%m-%d %H:%M:%S"),
         "facts": _facts(files, headline(tables)),
-        "warnings": [*files.results.get("warnings", ()), *files.problems],
+        "warnings": [*(files.results.get("warnings") or ()), *files.problems],
         "tables": tables,
         "shares": sorted(shares.items(), key=lambda item: item[1]),
         "curves": {f"curve-{i}": chart for i, chart in enumerate(charts)},
@@ -146,7 +146,13 @@ def _facts(files: RunFiles, best: Any) -> list[tuple[str, str, str]]:
         facts.append((metric, str(cell), cell.ends or compared))
     if files.metrics:
         last = files.metrics[-1]
-        facts.append(("step", f"{int(last['step']):,}", f"epoch {int(last['epoch']) + 1}" if "epoch" in last else ""))
+        facts.append(
+            (
+                "step",
+                f"{int(last['step']):,}",
+                f"epoch {int(last['epoch']) + 1}" if is_number(last.get("epoch")) else "",
+            )
+        )
         losses = [line["loss"] for line in files.metrics if isinstance(line.get("loss"), int | float)]
         if losses:
             facts.append(("loss", f"{losses[-1]:.4f}", f"at first {losses[0]:.4f}"))

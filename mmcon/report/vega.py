@@ -50,16 +50,15 @@ def script_is_ready() -> bool:
             return True
     except MissingDependencyError:
         return True
-    _begin()
-    return False
+    return _begin().poll() is not None  # it has ended without a script: the page is written without waiting for one
 
 
 @functools.cache
-def _begin() -> None:
+def _begin() -> subprocess.Popen[bytes]:
     """Make the script in the background."""
     program = "from mmcon.report.vega import vega_script; vega_script()"
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.Popen([sys.executable, "-P", "-c", program], start_new_session=True, **quiet)
+    return subprocess.Popen([sys.executable, "-P", "-c", program], start_new_session=True, **quiet)
 
 
 def script_file() -> Path:

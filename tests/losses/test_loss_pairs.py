@@ -4,7 +4,7 @@ import pytest
 import torch
 from loss_cases import D, unit
 
-from mmcon.affinity import CandidateWeights, SameLabel, SameSample, SideFeatures, TimeKernel
+from mmcon.affinity import CandidateWeights, Dense, SameLabel, SameSample, SideFeatures, TimeKernel
 from mmcon.errors import InputError
 from mmcon.losses import HardNegatives, LossSettings, weighted_supcon
 from mmcon.losses.backends import exponentials
@@ -166,3 +166,39 @@ def test_sums_that_overflow_or_lose_terms_are_not_exact():
     assert are_exact(torch.tensor([0.0]), none)
     for bad in (0.0, 1e-38, float("inf")):
         assert not are_exact(torch.tensor([bad]), some)
+
+
+@pytest.mark.parametrize("settings", [{}, {"denominator": "one"}, {"denominator": "negatives"}, {"form": "in"}])
+@pytest.mark.parametrize("case", ["weights of candidates", "columns of their own"])
+def test_rows_against_themselves_whose_weights_have_two_sides_are_exact_in_tiles(case, settings):
+    """A tile of the triangle serves both directions of a pair only where its weights do."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(150, 8, generator=generator, dtype=torch.float64), dim=1)
+    first, second = (torch.randint(0, 20, (150,), generator=generator) for _ in range(2))
+    affinity = SameLabel(first)
+    if case == "columns of their own":
+        affinity = SameLabel(first, second)
+    else:
+        keep = (torch.rand(150, generator=generator) > 0.3).double()
+        settings = {**settings, "negative_weights": CandidateWeights(keep, anchors=150)}
+    rows = z.requires_grad_()
+    options = {"temperature": 0.1, "self_index": None, "settings": LossSettings(**settings)}
+    problem = prepare(rows, None, affinity, **options)
+    expected = gradients([dense_losses(problem).losses], rows)
+    for ours, theirs in zip(gradients([general_losses(problem, 16).losses], rows), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_embeddings_that_are_changed_in_place_before_the_gradient_are_refused():
+    z = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows = (z.requires_grad_() * 1).requires_grad_()
+    loss = weighted_supcon(rows, None, Dense(torch.ones(20, 20)), temperature=0.1, denominator="one", backend="tiled")
+    rows.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_sums_whose_inverse_is_near_the_smallest_number_are_not_taken_as_exact():
+    terms = torch.ones(1, dtype=torch.int64)
+    assert are_exact(torch.tensor([1e30]), terms)
+    assert not are_exact(torch.tensor([1e35]), terms)

@@ -243,7 +243,7 @@ def test_a_fold_holds_out_every_sample_once():
 
 
 def test_one_error_for_what_is_not_there(folder):
-    with pytest.raises(DataError, match="bundled are samples/emoji-spoken, samples/speech"):
+    with pytest.raises(DataError, match="bundled are samples/emoji-spoken, samples/film-sound, samples/speech"):
         create_source("samples/fashion", modality="audio")
     with pytest.raises(UnknownNameError, match="did you mean 'image'"):
         create_source(folder, modality="images")

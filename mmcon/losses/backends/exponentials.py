@@ -273,5 +273,6 @@ def are_exact(sums: Float[Tensor, " n"], terms: Int[Tensor, " n"]) -> bool:
     """
     limits = torch.finfo(sums.dtype)
     # A term below `tiny` is rounded: so many of them are below the rounding error of a sum of at least this.
-    exact = (sums >= terms * (limits.tiny / limits.eps)) & (sums <= limits.max)
+    # The gradient multiplies by the inverse of a sum, which must be as far from `tiny`.
+    exact = (sums >= terms * (limits.tiny / limits.eps)) & (sums <= limits.eps / limits.tiny)
     return bool((exact | (terms == 0)).all())

@@ -90,6 +90,8 @@ def _groups(problem: Problem) -> Groups | None:
         return None
     weights = problem.negative_affinity
     if isinstance(weights, CandidateWeights):
+        if problem.square:
+            return None  # a triangle serves both directions of a pair, and these weights hold for candidates alone
         groups = groups if bool(((weights.weights == 0) | (weights.weights == 1)).all()) else None
     elif weights is not None:
         others = weights.groups()
@@ -97,7 +99,8 @@ def _groups(problem: Problem) -> Groups | None:
     if groups is None:
         return None
     if problem.square:
-        return groups if problem.is_diagonal() else None
+        same = groups.rows is groups.columns or torch.equal(groups.rows, groups.columns)
+        return groups if same and problem.is_diagonal() else None
     own = problem.self_index
     within = (own < 0) | (groups.rows == groups.columns[own.clamp_min(0)])
     return groups if not problem.has_self or bool(within.all()) else None

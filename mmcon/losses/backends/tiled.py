@@ -97,6 +97,7 @@ class _TiledLoss(torch.autograd.Function):
     ) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"]]:
         ctx.layout, ctx.statistics, ctx.results, ctx.tile_size = layout, statistics, results, tile_size
         ctx.parameters = inputs[3:]
+        ctx.save_for_backward(inputs[0], inputs[1])  # autograd then refuses embeddings that were changed in place
         # Copies: an output of the node that is stored in ctx would be a reference cycle, which keeps its memory.
         losses, valid = (as_given(x.clone(), layout.rows) for x in (results.losses, results.valid))
         ctx.mark_non_differentiable(valid)
@@ -105,6 +106,7 @@ class _TiledLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Shaped[Tensor, " a"]) -> tuple[Float[Tensor, "..."] | None, ...]:
         check_single_backward("tiled")
+        _ = ctx.saved_tensors
         layout, gradient = ctx.layout, in_order(gradients[0], ctx.layout.rows)
         accumulated = TiledGradients(
             layout.problem, ctx.statistics, ctx.results, gradient, ctx.parameters,

@@ -52,6 +52,8 @@ def resample(
     Returns:
         `b c h w` float32 in [0, 1], or uint8.
     """
+    if not len(batch):
+        raise InputError(where, expected="at least one image", got="an empty batch")
     if isinstance(batch, Tensor):
         check_batch(batch, where)
         small = max(batch.shape[-1] * batch.shape[-2], size[0] * size[1]) <= SMALL
@@ -70,8 +72,6 @@ def _resample_each(
     bytes: bool = False,
 ) -> Num[Tensor, "b c h2 w2"]:
     names = sample_names(batch)
-    if not boxes:
-        raise InputError(where, expected="at least one image", got="an empty batch")
 
     def views_of(rows: list[int]) -> list[Num[Tensor, "c h2 w2"]]:
         """The views of one sample, which is decoded once for all of them."""
