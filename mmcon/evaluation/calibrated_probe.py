@@ -6,6 +6,7 @@ of the same strength, since logits of samples that the probe was fitted to are t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from mmcon.errors import CheckpointError, InputError
@@ -67,9 +68,10 @@ class CalibratedProbe:
             "l2": self.probe.l2,
             "unit": self.probe.unit,
         }
-        replace_file(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        text = json.dumps({"format": FORMAT, "probes": about}, indent=2, ensure_ascii=False) + "\n"
-        replace_file(folder / ABOUT, text)
+        weights = save(tensors, metadata={"format": "pt"})
+        replace_file(folder / WEIGHTS, weights)
+        content = {"format": FORMAT, "weights": _digest(weights), "probes": about}
+        replace_file(folder / ABOUT, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def fit_calibrated_probe(train: Features, classes: Sequence[str], **options: Any) -> CalibratedProbe:
@@ -166,9 +168,16 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise _damaged(folder, f"format {about['format']!r}")
-        return load_file(folder / WEIGHTS), dict(about["probes"])
+        weights = (folder / WEIGHTS).read_bytes()
+        if about.get("weights", _digest(weights)) != _digest(weights):  # earlier versions did not save the digest
+            raise _damaged(folder, "weights that were saved at another time than the classes")
+        return load(weights), dict(about["probes"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _digest(weights: bytes) -> str:
+    return hashlib.sha256(weights).hexdigest()
 
 
 def _create(modality: str, about: dict[str, Any], tensors: dict[str, Tensor]) -> CalibratedProbe:

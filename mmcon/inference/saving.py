@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmcon.errors import ConfigError, DataError
+from mmcon.evaluation.calibrated_probe import ABOUT, WEIGHTS
 from mmcon.inference.preprocessing import Preprocessing, Spec, view_spec, write_preprocessing
 from mmcon.media import AudioHandle, Instances, TextHandle
 from mmcon.models.contrastive_model import ContrastiveModel
@@ -55,6 +56,8 @@ def save_model(
     missing = sorted(set(model.towers) - set(views))
     if missing:
         raise ConfigError("save_model", expected=f"views of {sorted(model.towers)}", got=f"none of {missing}")
+    for file in (ABOUT, WEIGHTS):  # a probe of other weights is wrong
+        (folder / file).unlink(missing_ok=True)
     model.save_pretrained(folder)
     preprocessing = {}
     for modality, towers in model.towers.items():

@@ -8,6 +8,7 @@ import torch
 from evaluation_cases import labeled_features
 
 from mmcon.errors import CheckpointError, InputError
+from mmcon.evaluation import calibrated_probe as module
 from mmcon.evaluation.calibrated_probe import fit_calibrated_probe, load_probes, minimize_temperature, probe_and_save
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import linear_probe
@@ -99,4 +100,19 @@ def test_folder_without_a_probe_has_none_and_a_damaged_one_is_one_error(tmp_path
     with pytest.raises(
         CheckpointError, match=r"complete probe\.safetensors.*without them the model still encodes|complete"
     ):
+        load_probes(tmp_path)
+
+
+def test_probe_that_was_half_replaced_is_noticed(tmp_path, monkeypatch):
+    fit_calibrated_probe(labeled_features(60, 0), NAMES).save(tmp_path, "image")
+
+    def stop_at_the_classes(path, content):
+        if path.name == "probe.json":
+            raise KeyboardInterrupt
+        path.write_bytes(content)
+
+    monkeypatch.setattr(module, "replace_file", stop_at_the_classes)
+    with pytest.raises(KeyboardInterrupt):
+        fit_calibrated_probe(labeled_features(60, 1), NAMES).save(tmp_path, "image")
+    with pytest.raises(CheckpointError, match="saved at another time"):
         load_probes(tmp_path)

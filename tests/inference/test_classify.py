@@ -53,6 +53,13 @@ def test_inputs_that_cannot_be_read_have_no_prediction_and_the_others_keep_their
     assert found.ids.tolist() == [0, 2]
 
 
+def test_model_that_is_saved_again_has_no_probe_of_its_old_weights(folder, paths):
+    where = image_model(folder / "again")
+    features = mmcon.load(where).encode_source(mmcon.create_source(folder / "noise", split="all"), normalize=False)
+    fit_calibrated_probe(features, ("a", "b"), l2=0.01).save(where, "image")
+    assert mmcon.load(image_model(where)).classes is None
+
+
 def test_model_without_a_probe_and_without_texts_says_what_it_has(folder, paths):
     bare = mmcon.load(image_model(folder / "bare"))
     assert bare.classes is None
