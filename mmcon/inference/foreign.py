@@ -26,6 +26,7 @@ from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder
 from mmcon.models.image_torchvision import torchvision_names
 from mmcon.models.pretrained import model_load_errors
+from mmcon.models.saving import INSIDE
 
 # Files of a model on the hub that are read; weights that are pickles are not.
 _FILES = ["*.json", "*/config.json", "*.safetensors", "*.txt", "*.model"]
@@ -80,7 +81,8 @@ def load_encoder(
         UnknownNameError: timm or torchvision has no such model.
         InputError: the kind of the model is not known.
     """
-    target = str(name)
+    path = Path(name).expanduser()
+    target = str(path) if path.is_dir() else str(name)
     if target.startswith(("timm/", "hf-hub:timm/")) or "architecture" in _read_json(Path(target) / "config.json"):
         encoder = create_encoder(target, pretrained=pretrained)
         made = encoder, "image", Preprocessing((_timm_view(encoder),), {"channels": 3})
@@ -125,7 +127,7 @@ def _folder(name: str, revision: str | None) -> Path:
     """The folder of a transformers model, downloaded if it is a hub name."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        return folder.absolute()  # a relative one of one word would be the name of a registered encoder
     from huggingface_hub import snapshot_download
 
     with model_load_errors(
@@ -179,8 +181,9 @@ def _text_preprocessing(folder: Path, encoder: Any, longest: int) -> Preprocessi
     """Tokens, as many as the tokenizer and the positions of the model allow."""
     declared = _read_json(folder / "tokenizer_config.json").get("model_max_length") or math.inf
     most = int(min(longest, encoder.max_tokens, declared))
-    view = {"view": "text/tokens", "options": {"tokenizer": str(folder), "max_tokens": most}}
-    return Preprocessing((view,), {"columns": ["text"]})
+    # Relative to the folder, so that the fingerprint does not depend on where the folder is.
+    view = {"view": "text/tokens", "options": {"tokenizer": INSIDE, "max_tokens": most}}
+    return Preprocessing((view,), {"columns": ["text"]}, folder=folder)
 
 
 def _modality(folder: Path, config: Mapping[str, Any], processor: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Encoders of other libraries by `load_encoder` and `mmcon.load`: their own preprocessing, their own features."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,17 @@ def test_transformers_text_and_audio_folders_are_told_apart(tmp_path):
     assert sounds.encode([(tone, 16_000), (tone[::2], 8_000)]).shape == (2, 16)
     with pytest.raises(InputError, match=r"got ndarray[\s\S]*give \(samples, rate_hz\)"):
         sounds.encode(tone)
+
+
+def test_folder_of_one_word_is_opened_and_its_place_is_not_in_the_fingerprint(tmp_path, monkeypatch):
+    here = mmcon.load(bert_folder(tmp_path / "bert"))
+    shutil.copytree(tmp_path / "bert", tmp_path / "home" / "copy")
+    monkeypatch.chdir(tmp_path / "home")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("./copy", "copy", "~/copy"):
+        there = mmcon.load(name)
+        assert there.fingerprint == here.fingerprint
+    assert torch.equal(there.encode(["a dog"]), here.encode(["a dog"]))
 
 
 @pytest.mark.slow  # the import of the peer takes seconds
