@@ -8,8 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from beartype._check.code import codemain
+
+
+def take_own_cores():
+    """Give a process of `pytest -n` its share of the cores: more threads than cores would wait for each other."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count] or cores)
+
+
+take_own_cores()  # before torch starts its threads
+
+import torch  # noqa: E402
+from beartype._check.code import codemain  # noqa: E402
 
 # Type checks look at a random item of a sequence. They get a generator of their own, so that they do not change the
 # global random state, which the laws watch.
@@ -22,8 +34,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True, scope="session")
 def few_threads():
-    """Two threads at most, one beside other processes of tests (`-n 2`): tensors here are small."""
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
+    """Two threads at most: tensors here are small, and test processes often share their cores."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(autouse=True, scope="session")
