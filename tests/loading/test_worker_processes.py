@@ -163,6 +163,7 @@ def test_few_open_files_suffice_and_too_few_are_named(python):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_garbage_of_a_process_is_not_collected_in_its_forks():
     """An ended loader may be in a cycle of references, and its finalizer would end workers of another process."""
 

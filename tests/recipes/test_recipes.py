@@ -63,7 +63,8 @@ def test_the_recipe_trains_and_leaves_its_figures(tmp_path, objective):
     assert sum(right) / len(right) == pytest.approx(figures["linear_probe"]["top1"])
 
 
-@pytest.mark.parametrize("objective", ["supcon", pytest.param("simclr", marks=pytest.mark.slow), "cross-entropy"])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["supcon", "simclr", "cross-entropy"])
 def test_the_recipe_mixes_samples(recipe, tmp_path, objective):
     folder = tmp_path / "run"
     settings = {"objective": objective, "mix": "cutmix", "max_steps": 2, "batch_size": 32}
