@@ -9,7 +9,7 @@ extracted once; those that change the media encode a source again through a view
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -59,7 +59,9 @@ class EvaluationInput:
         train_source: the samples of `train`.
         test_source: the samples of `test`.
         encode: an encoder of view batches (see `extract_features`).
-        view: the preprocessing that the encoder was trained for, without random draws.
+        view: the preprocessing that the encoder was trained for, without random draws; of several, the first.
+        views: all of them, if there are several.
+        combine: from the rows of several views to one row a sample.
         modality: the modality of the samples.
         classes: the names of the classes, by label; empty without labels.
         near: data sets of other classes that resemble the training data, by name.
@@ -78,6 +80,8 @@ class EvaluationInput:
     encode: Encode
     view: ViewGenerator
     modality: str
+    views: Sequence[ViewGenerator] = ()
+    combine: Callable[[Features], Features] | None = None
     classes: tuple[str, ...] = ()
     near: Mapping[str, Source] = field(default_factory=dict)
     far: Mapping[str, Source] = field(default_factory=dict)
@@ -88,10 +92,15 @@ class EvaluationInput:
     seed: int = 0
 
     def features(self, source: Source, view: ViewGenerator | None = None, *, title: str = "features") -> Features:
-        """Features of every sample of a source in one pass, through a view; by default the preprocessing alone."""
+        """Features of every sample of a source in one pass, a row each; by default of the preprocessing alone.
+
+        With a view of its own, the rows are those of this view, whatever the preprocessing has.
+        """
         settings: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "device": self.device}
-        loader = one_pass(source, {self.modality: [view or self.view]}, **settings)
-        return extract_features(self.encode, loader, modality=self.modality, title=title, total=len(source))
+        views = [view] if view is not None else [*self.views] or [self.view]
+        loader = one_pass(source, {self.modality: views}, **settings)
+        found = extract_features(self.encode, loader, modality=self.modality, title=title, total=len(source))
+        return found if view is not None or self.combine is None else self.combine(found)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mmcon.inference.loaded_model import LoadedModel
 from mmcon.inference.loading import load
 from mmcon.sources.base import Source
 from mmcon.sources.factory import create_source
+from mmcon.views import ViewGenerator
 
 #: The name of an evaluation's predictions, where it differs: recipes save those of a metric by the same name.
 _METRIC_OF = {"probe": "linear_probe"}
@@ -109,11 +111,7 @@ def evaluate_model(
     speed: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
     ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
     train, test = (opened.features(split, **speed, **ranks) for split in ("train", "test"))
-    given = EvaluationInput(
-        train=train, test=test, train_source=opened.train, test_source=opened.test, encode=opened.model.model,
-        view=opened.model.views(opened.modality)[0], modality=opened.modality, classes=tuple(opened.train.classes),
-        options=opened.options, seed=seed, near=opened.near, far=opened.far, **speed,
-    )  # fmt: skip
+    given = opened.given(train, test, seed=seed, **speed)
     if rank == 0:
         for number, evaluation in enumerate(runnable, 1):
             print(f"{evaluation.name} ({number} of {len(runnable)})", flush=True)
@@ -132,22 +130,40 @@ class _Opened:
     far: dict[str, Source]
     folder: Path
     options: dict[str, Any]
+    data: dict[str, Any]
+
+    @cached_property
+    def views(self) -> list[ViewGenerator]:
+        """The preprocessing of the modality, a view each."""
+        return self.model.views(self.modality)
+
+    @property
+    def combine(self) -> Callable[[Features], Features]:
+        """A function from the rows of all views to one row a sample."""
+        return partial(combine_views, views=len(self.views), how=self.model.preprocessing[self.modality].combine)
 
     def available(self) -> set[str]:
         """What the model and the data have, of what evaluations may need."""
         has = {"encoder"}
         has |= {"labels"} if self.train.labels is not None and self.test.labels is not None else set()
-        has |= {"images"} if self.modality == "image" and len(self.model.views(self.modality)) == 1 else set()
+        has |= {"images"} if self.modality == "image" and len(self.views) == 1 else set()
         return has | ({"outliers"} if self.near or self.far else set())
 
     def features(self, split: str, **options: Any) -> Features:
         """The features of a split, in the folder of the evaluation; options are those of `write_dump`."""
         source: Source = getattr(self, split)
-        views, how = self.model.views(self.modality), self.model.preprocessing[self.modality].combine
-        about = {"model": self.model.fingerprint, "modality": self.modality, "data": _digest(source.fingerprint())}
-        options |= {"about": about, "title": f"features, {split}"}
-        options |= {"combine": partial(combine_views, views=len(views), how=how)}
-        return write_dump(self.folder / "features" / split, source, self.model.model, views, **options)
+        data = _digest([source.fingerprint(), self.data])
+        about = {"model": self.model.fingerprint, "modality": self.modality, "data": data}
+        options |= {"about": about, "title": f"features, {split}", "combine": self.combine}
+        return write_dump(self.folder / "features" / split, source, self.model.model, self.views, **options)
+
+    def given(self, train: Features, test: Features, **settings: Any) -> EvaluationInput:
+        """What the evaluations may read; settings are those of speed, and the seed."""
+        return EvaluationInput(
+            train=train, test=test, train_source=self.train, test_source=self.test, encode=self.model.model,
+            view=self.views[0], views=self.views, combine=self.combine, modality=self.modality,
+            classes=tuple(self.train.classes), options=self.options, near=self.near, far=self.far, **settings,
+        )  # fmt: skip
 
 
 def _open(
@@ -181,7 +197,7 @@ def _open(
     train, test = (opened(data, split, **of_source) for split in ("train", "test"))
     near_sets, far_sets = ({name: opened(name, "test") for name in names} for names in (near, far))
     folder = Path(output) if output else name / "evaluation" if config else Path(f"evaluation-{name.name}")
-    return _Opened(model, modality, train, test, near_sets, far_sets, folder, own)
+    return _Opened(model, modality, train, test, near_sets, far_sets, folder, own, {"data": data, **of_source})
 
 
 def check_labels(train: Source, test: Source) -> None:
@@ -212,7 +228,9 @@ def _run(evaluation: Evaluation, given: EvaluationInput, folder: Path) -> Finish
     """Run an evaluation and write its files, or read those that are there."""
     own = {name: value for name, value in given.options.items() if name in evaluation.options}
     others = [{d: s.fingerprint() for d, s in sets.items()} for sets in (given.near, given.far)]
+    files = {name: _files_digest(Path(value)) for name, value in own.items() if isinstance(value, str)}
     about = {"version": mmcon.__version__, "evaluation": evaluation.name, "options": own, "seed": given.seed}
+    about |= {"files": files}
     about |= {"train": given.train.metadata, "test": given.test.metadata, "classes": list(given.classes)}
     about |= {"near_and_far": others} if "outliers" in evaluation.needs else {}
     fingerprint = _digest(about)
@@ -265,6 +283,17 @@ def _options_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
         found |= {"text_columns": tuple(config["columns"] or ("text",)), "label_column": label}
         found |= {"id_column": "none", "test_share": 0.2}
     return found
+
+
+def _files_digest(path: Path) -> str:
+    """A hash of the names, sizes and times of the files under a path, in order; the same if there is nothing."""
+    found = hashlib.sha256()
+    for folder, folders, names in os.walk(path) if path.is_dir() else [(path.parent, [], [path.name])]:
+        folders.sort()  # in place: the order in which they are visited
+        for file in (Path(folder, name) for name in sorted(names)):
+            if file.is_file():
+                found.update(os.fsencode(f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}\n"))
+    return found.hexdigest()
 
 
 def _digest(value: Any) -> str:

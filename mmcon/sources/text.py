@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -41,6 +43,10 @@ class TextSource(Source):
         names, columns = tuple(self.texts), list(self.texts.values())
         positions = torch.as_tensor(rows).tolist()
         return [TextHandle(tuple(c[i] for c in columns), names, id=f"{self.name}[{i}]") for i in positions]
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """As of every source, and a hash of the texts, since names may stay while texts change."""
+        return super().fingerprint() | {"texts": hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()}
 
     def column(self, name: str) -> TextSource:
         """The same samples with a single column."""

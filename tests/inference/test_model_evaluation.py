@@ -1,18 +1,24 @@
 """`mmcon evaluate`: its files from one call, results that are kept, and one clear error for each bad input."""
 
 import json
+import os
 
 import pytest
 import torch
+from evaluation_cases import labeled_features
 from inference_cases import image_model, image_text_model, save_pictures
+from matplotlib.figure import Figure
 
 import mmcon
 from mmcon import cli
 from mmcon.errors import DataError, InputError, UnknownNameError
 from mmcon.evaluation.comparison import compare_runs
+from mmcon.evaluation.evaluation_list import Evaluation, EvaluationInput
 from mmcon.evaluation.knn import knn
-from mmcon.inference.model_evaluation import check_labels, evaluate_model
+from mmcon.inference import save_model
+from mmcon.inference.model_evaluation import _open, _run, check_labels, evaluate_model
 from mmcon.sources.base import TensorSource
+from mmcon.views import Identity
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,65 @@ def test_the_command_prints_json_and_lists_the_evaluations(run, capsys):
     assert values["samples"] == sum(row["samples"] for row in values["by_class"].values())
     assert cli.main(["evaluate", str(run), "--on", "list"]) == 0
     assert "few-labels " in capsys.readouterr().out
+
+
+def test_features_of_texts_that_changed_or_of_another_column_are_replaced(tmp_path):
+    model = mmcon.load(image_text_model(tmp_path / "both"))
+
+    def features(text, *columns):
+        rows = [f"{i},{text} {i},other {i}" for i in range(12)]
+        (tmp_path / "t.csv").write_text("\n".join(["id,name,title", *rows]))
+        options = {"id_column": "id", "text_columns": columns, "test_share": 0.5}
+        opened = _open(model, str(tmp_path / "t.csv"), tmp_path / "out", "text", [], [], options, "cpu")
+        found = opened.features("test")
+        return found.values.clone(), found.metadata["data"]
+
+    first, data = features("a cat", "name")
+    changed, other = features("a dog", "name")
+    assert not torch.equal(changed, first)
+    assert other != data
+    assert torch.equal(features("a cat", "name")[0], first)
+    assert features("a cat", "name", "title")[1] not in (data, other)
+
+
+def test_data_in_other_files_get_the_views_and_their_combination_of_the_features(tmp_path):
+    model = mmcon.load(image_model(tmp_path / "model")).model
+    data = TensorSource(torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8), labels=[0, 1] * 4, classes=("a", "b"))
+    views = [mmcon.create_view("image/plain", size=size) for size in (16, 12)]
+    saved = save_model(model, tmp_path / "two", views={"image": views}, source=data)
+    save_pictures(tmp_path / "photos", 20)
+    opened = _open(mmcon.load(saved), str(tmp_path / "photos"), tmp_path / "out", None, [], [], {}, "cpu")
+    own = opened.features("test")
+    found = opened.given(own, own, seed=0).features(opened.test)
+    torch.testing.assert_close(found.values, own.values)
+
+
+def test_a_result_is_computed_again_when_the_files_of_an_option_change(tmp_path):
+    class Result:
+        def table(self):
+            return "table"
+
+        def to_json(self):
+            return {}
+
+        def plot(self):
+            return Figure()
+
+    features = labeled_features(4, 0)
+    source = labeled([0, 1], ["a", "b"])
+    given = EvaluationInput(
+        train=features, test=features, train_source=source, test_source=source, encode=torch.nn.Identity(),
+        view=Identity(), modality="image", options={"frost_photos": str(tmp_path / "frost")},
+    )  # fmt: skip
+    evaluation = Evaluation("own", "inference_cases:none", "nothing", options=("frost_photos",))
+    object.__setattr__(evaluation, "run", lambda _: Result())
+    (tmp_path / "frost").mkdir()
+    cached = []
+    for name in ("a", "a", "b", "b"):
+        (tmp_path / "frost" / name).touch(exist_ok=True)
+        os.utime(tmp_path / "frost" / name, (1, 1))
+        cached.append(_run(evaluation, given, tmp_path).cached)
+    assert cached == [False, True, False, True]
 
 
 def test_an_evaluation_that_fails_does_not_end_the_others(run, monkeypatch):
