@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.batch import Index
 from mmcon.errors import DataError, InputError
-from mmcon.evaluation.saved_predictions import read_predictions
+from mmcon.evaluation.saved_predictions import FOLDER, read_predictions
 from mmcon.evaluation.statistics import Interval, bootstrap, holm, paired_permutation, t_interval, wilson
 
 LEVEL = 0.05
+#: With fewer exchanges, p-values near the level of 5 % are too coarse.
+FEWEST_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,12 @@ class ComparisonResult:
     Attributes:
         accuracies: of each metric and run.
         differences: of each metric and pair.
+        folders: by run, the folders of the predictions that were read.
     """
 
     accuracies: tuple[RunAccuracy, ...]
     differences: tuple[PairedDifference, ...]
+    folders: dict[str, tuple[str, ...]]
 
     def table(self) -> str:
         """The accuracies and the differences as text."""
@@ -112,6 +116,7 @@ class ComparisonResult:
         seeds = max((d.seeds for d in self.differences if d.p_seeds is not None), default=0)
         if seeds:
             lines.append(f"a test over {seeds} seeds cannot give less than p = {2 / 2**seeds:.3g}")
+        lines += [f"{run}: predictions in {', '.join(read)}" for run, read in self.folders.items()]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -131,7 +136,8 @@ class ComparisonResult:
             | {"p_seeds": d.p_seeds, "seeds": d.seeds, "result": d.verdict}
             for d in self.differences
         ]
-        return {"accuracies": accuracies, "differences": differences}
+        folders = {run: list(read) for run, read in self.folders.items()}
+        return {"accuracies": accuracies, "differences": differences, "predictions": folders}
 
     def plot(self) -> Any:
         """A figure: the accuracy of each run with its interval, an axis for each metric."""
@@ -163,15 +169,17 @@ def compare_runs(
     Args:
         folders: run folders, folders of several seeds, or folders of evaluations; at least two.
         metrics: names of classifiers; default: all that every run has.
-        draws: exchanges of a permutation test.
+        draws: exchanges of a permutation test, 1,000 or more.
         seed: of the exchanges and the resampling.
 
     Raises:
-        InputError: there are fewer than two runs, or a metric is not in all of them.
-        DataError: a folder has no predictions, or the runs were not evaluated on the same samples.
+        InputError: there are fewer than two runs or too few draws, or a metric is not in all runs.
+        DataError: a folder has no predictions, or the runs were not evaluated on the same samples and labels.
     """
     if len(folders) < 2:
         raise InputError("compare", expected="two runs or more", got=str(len(folders)))
+    if draws < FEWEST_DRAWS:
+        raise InputError("compare, draws", expected=f"{FEWEST_DRAWS:,} exchanges or more", got=str(draws))
     runs = {name: _seeds_of(Path(folder)) for name, folder in zip(_names(folders), folders, strict=True)}
     shared = [m for m in _metrics(next(iter(runs.values()))) if all(m in _metrics(seeds) for seeds in runs.values())]
     unknown = [metric for metric in metrics if metric not in shared]
@@ -191,7 +199,8 @@ def compare_runs(
         ]
     corrected = holm([d.p_samples for d in differences])
     paired = zip(differences, corrected, strict=True)
-    return ComparisonResult(tuple(accuracies), tuple(replace(d, p_corrected=p) for d, p in paired))
+    read = {name: _folders_of(Path(folder)) for name, folder in zip(runs, folders, strict=True)}
+    return ComparisonResult(tuple(accuracies), tuple(replace(d, p_corrected=p) for d, p in paired), read)
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:
@@ -205,8 +214,11 @@ def _names(folders: Sequence[str | Path]) -> list[str]:
 
 
 def _seeds_of(folder: Path) -> dict[str, dict[str, Index]]:
-    """By seed, the predictions of a run by metric; a run of one training has the seed ""."""
-    single = read_predictions(folder / "evaluation") | read_predictions(folder)
+    """By seed, the predictions of a run by metric; a run of one training has the seed "".
+
+    Those of `mmcon evaluate` come before those that the recipe saved, since they may be of other data.
+    """
+    single = read_predictions(folder) | read_predictions(folder / "evaluation")
     if single:
         return {"": single}
     seeds = {path.name.removeprefix("seed-"): _seeds_of(path)[""] for path in sorted(folder.glob("seed-*"))}
@@ -214,6 +226,12 @@ def _seeds_of(folder: Path) -> dict[str, dict[str, Index]]:
         fix = f"mmcon evaluate {folder} --data DATA" if folder.is_dir() else "check the path"
         raise DataError(str(folder), expected="a run with predictions/*.parquet", got="none", fix=fix)
     return seeds
+
+
+def _folders_of(folder: Path) -> tuple[str, ...]:
+    """The folders that `_seeds_of` read, the first of which is taken where both have a metric."""
+    of_run = [path for path in (folder / "evaluation" / FOLDER, folder / FOLDER) if path.is_dir()]
+    return tuple(map(str, of_run or sorted(folder.glob(f"seed-*/**/{FOLDER}"))))
 
 
 def _metrics(seeds: dict[str, dict[str, Index]]) -> list[str]:
@@ -224,21 +242,28 @@ def _metrics(seeds: dict[str, dict[str, Index]]) -> list[str]:
 
 def _check_same_samples(metric: str, of_run: dict[str, dict[str, Index]]) -> None:
     tables = {f"{run} {seed}".strip(): table for run, seeds in of_run.items() for seed, table in seeds.items()}
-    (name, first), *others = ((name, table["sample"].sort().values) for name, table in tables.items())
-    for other, samples in others:
+    (name, (first, labels)), *others = ((name, _by_sample(table, "label")) for name, table in tables.items())
+    fix = "evaluate both on the same data: mmcon evaluate RUN --data DATA --output FOLDER, and compare these"
+    for other, (samples, own) in others:
         if not torch.equal(first, samples):
             shared = int(torch.isin(first, samples).sum())
-            raise DataError(
-                f"compare {metric}",
-                expected=f"the {len(first):,} held-out samples of {name}",
-                got=f"{len(samples):,} samples of {other}, of which {shared:,} are the same",
-                fix="evaluate both on the same data: mmcon evaluate RUN --data DATA --output FOLDER, and compare these",
-            )
+            expected = f"the {len(first):,} held-out samples of {name}"
+            got = f"{len(samples):,} samples of {other}, of which {shared:,} are the same"
+            raise DataError(f"compare {metric}", expected=expected, got=got, fix=fix)
+        if not torch.equal(labels, own):
+            got = f"other labels of {int((labels != own).sum()):,} of {len(own):,} samples of {other}"
+            raise DataError(f"compare {metric}", expected=f"the labels of {name}", got=got, fix=fix)
+
+
+def _by_sample(table: Index, column: str) -> tuple[Int[Tensor, " n"], Shaped[Tensor, " n"]]:
+    """The ids of the samples, ascending, and a column in their order."""
+    samples, order = table["sample"].sort()
+    return samples, table[column][order]
 
 
 def _correct(tables: dict[str, Index]) -> Float[Tensor, "seeds n"]:
     """Whether each sample is predicted correctly, by seed, in the order of the samples' ids."""
-    return torch.stack([table["correct"][table["sample"].argsort()].double() for table in tables.values()])
+    return torch.stack([_by_sample(table, "correct")[1].double() for table in tables.values()])
 
 
 def _accuracy(run: str, metric: str, seeds: list[str], correct: Float[Tensor, "seeds n"]) -> RunAccuracy:

@@ -1,14 +1,17 @@
 """Comparison of runs: hand-made predictions, whose tests can be counted; Holm's correction; runs that do not match."""
 
 import json
+import re
 
 import pytest
 import torch
 from evaluation_cases import labeled_features
 
 from mmcon import cli
+from mmcon.batch import Index
 from mmcon.errors import DataError, InputError
 from mmcon.evaluation.comparison import compare_runs
+from mmcon.evaluation.features import Features
 from mmcon.evaluation.saved_predictions import read_predictions, save_predictions
 from mmcon.evaluation.second_stage import evaluate_features
 from mmcon.evaluation.statistics import Classification, holm
@@ -106,6 +109,35 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path):
     fewer = save(tmp_path / "fewer", [], test=TEST.take(slice(0, 30)))
     with pytest.raises(DataError, match="30 samples of fewer, of which 30 are the same"):
         compare_runs([a, fewer])
+
+
+def test_predictions_of_evaluate_come_before_those_of_the_recipe(tmp_path):
+    run = save(tmp_path / "run", [])
+    save(run / "evaluation", range(20))
+    save(run, [1], metric="linear_probe")
+    result = compare_runs([run, save(save(tmp_path / "other", []), [], metric="linear_probe")])
+    assert {a.metric: a.interval.value for a in result.accuracies if a.run == "run"} == {
+        "knn": 0.5,
+        "linear_probe": 0.975,
+    }
+    assert f"run: predictions in {run / 'evaluation' / 'predictions'}, {run / 'predictions'}" in result.table()
+
+
+def test_the_same_samples_with_other_labels_are_refused(tmp_path):
+    other = Features(TEST.values, Index({**TEST.index, "label": (TEST.labels + (TEST.index["sample"] < 3)) % 5}))
+    with pytest.raises(DataError, match="other labels of 3 of 40 samples of b"):
+        compare_runs([save(tmp_path / "a", []), save(tmp_path / "b", [], test=other)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("--draws", "0"), "1,000 exchanges or more; got 0"), (("--output", "x.docx"), "a picture: .*; got x.docx")],
+)
+def test_bad_options_of_the_command_are_refused(tmp_path, capsys, words, message):
+    assert cli.main(["compare", str(save(tmp_path / "a", [])), str(save(tmp_path / "b", [])), *words]) == 2
+    printed = capsys.readouterr()
+    assert re.search(message, printed.err)
+    assert not printed.out
 
 
 def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
