@@ -10,9 +10,9 @@ A file has its old content or the new one, whatever interrupts the writing. Only
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, final
@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 from safetensors import safe_open
 
-from mmcon.errors import DataError, InputError
-from mmcon.files import replace_file
+from mmcon.errors import DataError, InputError, StorageError
+from mmcon.files import create_folder, replace_file
 from mmcon.inference.embedding_table import INDEX, EmbeddingOrigin, EmbeddingTable, Rows
 
 SUFFIXES = (".parquet", ".npy", ".safetensors")
@@ -50,24 +50,37 @@ def check_suffix(path: str | Path) -> Path:
     return path
 
 
-def write_tables(tables: Sequence[EmbeddingTable], path: str | Path) -> Path:
+def write_tables(tables: Iterable[EmbeddingTable], path: str | Path) -> Path:
     """Write tables one after another as one, a block at a time; the origin is that of the first.
+
+    Args:
+        tables: a list, or an object that opens the tables each time it is iterated.
+        path: the file.
 
     Raises:
         InputError: the suffix is not that of a format.
         DataError: the widths differ.
+        StorageError: the file cannot be written.
     """
     path = check_suffix(path)
-    widths = sorted({table.width for table in tables})
+    shapes = [(len(table), table.width) for table in tables]
+    widths = sorted({width for _, width in shapes})
     if len(widths) != 1:
         raise DataError(f"embedding table {path}", expected="tables of one width", got=str(widths))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     if path.suffix.lower() == ".parquet":
         return replace_file(path, lambda file: _write_parquet(tables, file, with_embeddings=True))
-    # Without its index, a matrix that was replaced is refused; an index of other rows would not be.
-    _index_of(path).unlink(missing_ok=True)
     header = _npy_header if path.suffix.lower() == ".npy" else _safetensors_header
-    replace_file(path, lambda file: _write_matrix(tables, file, header))
+
+    def write(file: BinaryIO) -> None:
+        header(file, (sum(rows for rows, _ in shapes), widths[0]))
+        for _, _, values in _blocks(tables):
+            file.write(values.data)
+        file.flush()
+        # Without its index, a matrix that was replaced is refused; an index of other rows would not be.
+        _index_of(path).unlink(missing_ok=True)
+
+    replace_file(path, write)
     replace_file(_index_of(path), lambda file: _write_parquet(tables, file, with_embeddings=False))
     return path
 
@@ -77,6 +90,7 @@ def read_table(path: str | Path) -> EmbeddingTable:
 
     Raises:
         DataError: a file is missing, damaged, or of another kind.
+        StorageError: too many files are open.
     """
     path = check_suffix(path)
     index = path if path.suffix.lower() == ".parquet" else _index_of(path)
@@ -91,6 +105,11 @@ def read_table(path: str | Path) -> EmbeddingTable:
         values = ParquetRows(opened, str(path)) if index == path else _matrix(path)
         return EmbeddingTable(values, ids=columns["id"], paths=columns["path"], labels=columns["label"], origin=origin)
     except Exception as error:  # pyarrow, NumPy and safetensors raise many kinds for damaged files
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            fix = "raise the limit of open files: ulimit -n"
+            raise StorageError(
+                f"embedding table {path}", expected="a free file handle", got=str(error), fix=fix
+            ) from error
         raise damaged(path, error) from error
 
 
@@ -122,7 +141,7 @@ class ParquetRows:
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         self._starts = np.cumsum([0, *groups]).tolist()
         self.shape = (self._starts[-1], kind.list_size)
-        self._group = lru_cache(maxsize=1)(self._read_group)
+        self._held: tuple[int, Float32[np.ndarray, "r d"]] | None = None
 
     def __getitem__(self, rows: slice) -> Float32[np.ndarray, "r d"]:
         start, stop, _ = rows.indices(self.shape[0])
@@ -132,6 +151,12 @@ class ParquetRows:
             if first < stop and after > start
         ]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.shape[1]), np.float32), *parts])
+
+    def _group(self, number: int) -> Float32[np.ndarray, "r d"]:
+        held = self._held
+        if held is None or held[0] != number:
+            held = self._held = number, self._read_group(number)
+        return held[1]
 
     def _read_group(self, number: int) -> Float32[np.ndarray, "r d"]:
         try:
@@ -157,9 +182,10 @@ def _origin(schema: pa.Schema) -> EmbeddingOrigin:
     return EmbeddingOrigin.from_json(values)
 
 
-def _write_parquet(tables: Sequence[EmbeddingTable], file: BinaryIO, *, with_embeddings: bool) -> None:
-    origin = json.dumps({"format": FORMAT, **tables[0].origin.to_json()})
-    schema = INDEX.append(pa.field("embedding", pa.list_(pa.float32(), tables[0].width))) if with_embeddings else INDEX
+def _write_parquet(tables: Iterable[EmbeddingTable], file: BinaryIO, *, with_embeddings: bool) -> None:
+    first = next(iter(tables))
+    origin = json.dumps({"format": FORMAT, **first.origin.to_json()})
+    schema = INDEX.append(pa.field("embedding", pa.list_(pa.float32(), first.width))) if with_embeddings else INDEX
     options: dict[str, Any] = {"compression": "none", "use_dictionary": ["label"], "write_page_checksum": True}
     with pq.ParquetWriter(file, schema.with_metadata({_KEY: origin}), **options) as writer:
         for table, start, values in _blocks(tables):
@@ -170,18 +196,10 @@ def _write_parquet(tables: Sequence[EmbeddingTable], file: BinaryIO, *, with_emb
             writer.write_table(columns.cast(writer.schema))
 
 
-def _blocks(tables: Sequence[EmbeddingTable]) -> Iterator[tuple[EmbeddingTable, int, Float32[np.ndarray, "r d"]]]:
+def _blocks(tables: Iterable[EmbeddingTable]) -> Iterator[tuple[EmbeddingTable, int, Float32[np.ndarray, "r d"]]]:
     for table in tables:
         for start, values in table.blocks(_GROUP_ROWS):
             yield table, start, np.ascontiguousarray(values, dtype="<f4")
-
-
-def _write_matrix(
-    tables: Sequence[EmbeddingTable], file: BinaryIO, header: Callable[[BinaryIO, tuple[int, int]], None]
-) -> None:
-    header(file, (sum(map(len, tables)), tables[0].width))
-    for _, _, values in _blocks(tables):
-        file.write(values.data)
 
 
 def _npy_header(file: BinaryIO, shape: tuple[int, int]) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 
 from mmcon.errors import DataError, InputError
 from mmcon.evaluation.features import Features
+from mmcon.files import create_folder
 from mmcon.inference.embedding_files import check_suffix, write_tables
 from mmcon.inference.embedding_table import EmbeddingOrigin, EmbeddingTable
 from mmcon.inference.loaded_model import LoadedModel, UnreadableWarning
@@ -102,18 +104,20 @@ def embed_source(
     origin = _origin_of(model, source.modality, space, normalize, data or source.name)
     width = model.embedding_dim(source.modality, space)
     parts = _parts_of(source, output, origin)
-    before = {part.file for part in parts if _is_whole(part.file)}
-    resumed = sum(len(part.rows) for part in parts if part.file in before)
+    create_folder(_folder_of(output))
+    own = [part for part in parts[rank::world_size] if not _is_whole(part.file)]
+    resumed = _finished_rows(parts)
+    _checked_file(parts, rank).touch()
+    checked = [_checked_file(parts, other) for other in range(world_size)]
     if resumed and rank == 0:
         log(f"{resumed:,} of {len(source):,} samples were embedded before")
     encode = partial(_encode, model, space=space, normalize=normalize, batch_size=batch_size, num_workers=num_workers)
     with Progress("embeddings", len(source), resumed, enabled=rank == 0) as progress:
-        for part in parts[rank::world_size]:
-            if part.file not in before:
-                table = _embed(encode, source, part.rows, width, origin, log)
-                table.write(part.file)
-                progress.advance(_finished_rows(parts))
-        while rank == 0 and _finished_rows(parts) < len(source):  # the launcher ends all processes if one fails
+        for part in own:
+            _embed(encode, source, part.rows, width, origin, log).write(part.file)
+            progress.advance(_finished_rows(parts))
+        # The launcher ends all processes if one fails. A rank that has not checked its parts may not find them.
+        while rank == 0 and not (all(map(Path.exists, checked)) and _finished_rows(parts) == len(source)):
             time.sleep(0.5)
             progress.advance(_finished_rows(parts))
     return None if rank else _join(source, parts, output, resumed)
@@ -125,6 +129,16 @@ class _Part:
 
     rows: range
     file: Path
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The tables of parts, each opened for its turn only: there may be more than a process may open."""
+
+    parts: list[_Part]
+
+    def __iter__(self) -> Iterator[EmbeddingTable]:
+        return (EmbeddingTable.read(part.file) for part in self.parts)
 
 
 def _origin_of(model: LoadedModel, modality: str, space: str | None, normalize: bool, data: str) -> EmbeddingOrigin:
@@ -143,12 +157,25 @@ def _origin_of(model: LoadedModel, modality: str, space: str | None, normalize: 
 def _parts_of(source: Source, output: Path, origin: EmbeddingOrigin) -> list[_Part]:
     work = json.dumps([origin.to_json(), source.fingerprint(), PART_ROWS], sort_keys=True)
     digest = hashlib.blake2b(work.encode(), digest_size=8).hexdigest()
-    folder = output.with_name(f"{output.name}.parts")
+    folder = _folder_of(output)
     starts = range(0, len(source), PART_ROWS)
     return [
         _Part(range(start, min(start + PART_ROWS, len(source))), folder / f"{digest}-{number:06}.parquet")
         for number, start in enumerate(starts)
     ]
+
+
+def _folder_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.parts")
+
+
+def _checked_file(parts: list[_Part], rank: int) -> Path:
+    """The file that says that a rank of this launch has checked its parts of an earlier call."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if launch and os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        launch += str(os.getppid())  # all ranks have one launcher
+    digest = hashlib.blake2b(launch.encode(), digest_size=8).hexdigest()
+    return parts[0].file.with_name(f"{parts[0].file.stem}-{digest}-{rank}.checked")
 
 
 def _is_whole(file: Path) -> bool:
@@ -159,7 +186,7 @@ def _is_whole(file: Path) -> bool:
         EmbeddingTable.read(file).numpy()
     except DataError as error:
         _log.warning("%s is embedded again: %s", file, error)
-        file.unlink()
+        file.unlink(missing_ok=True)
         return False
     return True
 
@@ -220,18 +247,14 @@ def _path_of(source: Source, row: int) -> str:
 
 def _join(source: Source, parts: list[_Part], output: Path, resumed: int) -> Embedded:
     """Write the parts as one file, and remove them."""
-    tables = [EmbeddingTable.read(part.file) for part in parts]
-    left_out = _left_out(source, tables)
+    tables = _Tables(parts)
+    found = [table.index["id"].to_numpy() for table in tables]
+    missing = ~np.isin(source.ids.numpy(), np.concatenate(found))
+    left_out = tuple(source.name_of(row) for row in missing.nonzero()[0].tolist())
     if len(left_out) == len(source):
         got = f"{len(left_out):,} that cannot be read, such as {left_out[0]}"
         raise DataError(source.name, expected=f"readable {source.modality} samples", got=got, fix="check the files")
     write_tables(tables, output)
+    first = next(iter(tables))
     shutil.rmtree(parts[0].file.parent)
-    return Embedded(output, sum(map(len, tables)), tables[0].width, left_out, resumed, tables[0].origin)
-
-
-def _left_out(source: Source, tables: list[EmbeddingTable]) -> tuple[str, ...]:
-    """The names of samples without an embedding."""
-    found = np.concatenate([table.index["id"].to_numpy() for table in tables])
-    missing = ~np.isin(source.ids.numpy(), found)
-    return tuple(source.name_of(row) for row in missing.nonzero()[0].tolist())
+    return Embedded(output, sum(map(len, found)), first.width, left_out, resumed, first.origin)

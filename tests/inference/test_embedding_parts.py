@@ -1,5 +1,8 @@
 """Embedding of sources into files: any data, parts that survive an interruption, and files that cannot be read."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from inference_cases import image_text_model
 from PIL import Image
 
 import mmcon
-from mmcon.errors import DataError, InputError
+from mmcon.errors import DataError, InputError, StorageError
 from mmcon.inference import embedding_parts as module
 from mmcon.inference.any_data import open_data
 from mmcon.inference.embedding_parts import embed_source
@@ -78,7 +81,7 @@ def test_an_interrupted_call_goes_on_where_it_was(model, photos, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         embedded(model, photos, output)
     assert not output.exists()
-    first, _ = sorted((tmp_path / "e.parquet.parts").iterdir())
+    first, _ = sorted((tmp_path / "e.parquet.parts").glob("*.parquet"))
     first.write_bytes(first.read_bytes()[:-9])  # a damaged part is embedded again
     before = [*seen]
 
@@ -108,12 +111,61 @@ def test_several_processes_embed_a_part_each(model, photos, tmp_path, monkeypatc
     monkeypatch.setattr(module, "PART_ROWS", 2)
     source, output = open_data(model, photos), tmp_path / "e.parquet"
     assert embed_source(model, source, output, rank=1, world_size=2) is None
-    assert len(list((tmp_path / "e.parquet.parts").iterdir())) == 3
+    assert len(list((tmp_path / "e.parquet.parts").glob("*.parquet"))) == 3
     result = embed_source(model, source, output, rank=0, world_size=2, log=lambda _: None)
     assert result is not None
     assert result.rows == 10
     _, whole = embedded(model, photos, tmp_path / "whole.parquet")
     assert EmbeddingTable.read(output).index.equals(whole.index)
+
+
+def test_the_last_rank_may_start_late_and_checks_its_own_parts_only(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART_ROWS", 2)
+    source, output = open_data(model, photos), tmp_path / "e.parquet"
+    with monkeypatch.context() as context:
+        context.setattr(module, "write_tables", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed_source(model, source, output, log=lambda _: None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second")
+    own, read = sorted((tmp_path / "e.parquet.parts").glob("*.parquet"))[1::2], EmbeddingTable.read
+    checked = []
+    monkeypatch.setattr(EmbeddingTable, "read", lambda file: checked.append(file) or read(file))
+    monkeypatch.setattr(module, "_embed", None)  # nothing is embedded again
+
+    def late(_seconds):
+        assert embed_source(model, source, output, rank=1, world_size=2) is None
+        monkeypatch.setattr(module.time, "sleep", lambda _: pytest.fail("all ranks have checked their parts"))
+        assert checked[3:] == own
+
+    monkeypatch.setattr(module.time, "sleep", late)
+    result = embed_source(model, source, output, rank=0, world_size=2, log=lambda _: None)
+    assert result is not None
+    assert (result.rows, result.resumed) == (10, 11)
+
+
+def test_few_parts_are_open_at_a_time_and_too_many_open_files_are_no_damage(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART_ROWS", 1)
+    read, most = EmbeddingTable.read, [0]
+
+    def counted(file):
+        table = read(file)
+        handles = (os.path.realpath(f"/proc/self/fd/{handle}") for handle in os.listdir("/proc/self/fd"))
+        most[0] = max(most[0], sum("e.npy.parts" in handle for handle in handles))
+        return table
+
+    monkeypatch.setattr(EmbeddingTable, "read", counted)
+    embedded(model, photos, tmp_path / "e.npy")
+    assert 1 <= most[0] <= 4  # of 11: the first, the last, the next
+
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    part = tmp_path / "part.parquet"
+    EmbeddingTable.read(tmp_path / "e.npy").write(part)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    with pytest.raises(StorageError, match="ulimit -n"):
+        module._is_whole(part)
+    assert part.exists()
 
 
 @pytest.mark.parametrize("name", ["photo.png", "*.png", "pictures"])

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mmcon.errors import DataError, InputError
+from mmcon.errors import DataError, InputError, StorageError
 from mmcon.inference import embedding_files
 from mmcon.inference.embedding_files import write_tables
 from mmcon.inference.embedding_table import EmbeddingOrigin, EmbeddingTable
@@ -187,3 +187,17 @@ def test_an_interrupted_write_leaves_no_matrix_with_an_index_of_other_rows(tmp_p
         table_of(unit_rows(5, seed=1)).write(file)
     with pytest.raises(DataError, match="index"):
         EmbeddingTable.read(file)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_a_matrix_that_cannot_be_written_leaves_the_old_table(tmp_path, monkeypatch, suffix):
+    file = table_of(unit_rows(5)).write(tmp_path / f"e{suffix}")
+
+    def full(*_):
+        raise OSError("no space left on the disk")
+        yield
+
+    monkeypatch.setattr(embedding_files, "_blocks", full)
+    with pytest.raises(StorageError, match="no space left"):
+        table_of(unit_rows(5, seed=1)).write(file)
+    assert np.array_equal(EmbeddingTable.read(file).numpy(), unit_rows(5))
