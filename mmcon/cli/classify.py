@@ -43,11 +43,14 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Classify the files; those that cannot be read are named on stderr and left out."""
     import mmcon
+    from mmcon.files import create_folder
     from mmcon.inference import UnreadableWarning
     from mmcon.inference.any_data import open_data
 
     if options.top < 1:
         raise InputError("mmcon classify", expected="--top of 1 or more", got=str(options.top))
+    if options.output:
+        create_folder(options.output.parent)
     with messages(options.json), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = mmcon.load(options.model, device=device_of(options.device))
@@ -79,7 +82,6 @@ def _write_csv(output: Path, rows: Sequence[tuple[str, list[tuple[str, float]]]]
     numbers = ["", *(f"_{rank}" for rank in range(2, top + 1))]
     writer.writerow(["file", *(f"{column}{number}" for number in numbers for column in ("class", "probability"))])
     writer.writerows([name, *(cell for c, p in found for cell in (c, f"{p:.6f}"))] for name, found in rows)
-    output.parent.mkdir(parents=True, exist_ok=True)
     replace_file(output, text.getvalue())
 
 

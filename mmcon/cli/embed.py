@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmcon.cli.options import add_command, add_json_flag, add_option_flag, messages, parse_options, print_json
+from mmcon.cli.options import add_command, add_json_flag, add_option_flag, at_least, messages, parse_options, print_json
 from mmcon.cli.recipe import gpus, launch
 
 #: Names of unreadable files that are printed at the end.
@@ -31,7 +31,11 @@ def add_parser(commands: Any) -> None:
     add_embedding_flags(parser)
     parser.add_argument("--split", default="all", help="of a registered source or a hub data set (default: all)")
     parser.add_argument("--no-normalize", action="store_true", help="keep the lengths of the rows (default: one)")
-    parser.add_argument("--processes", type=int, help="processes that share the work (default: one for each GPU)")
+    parser.add_argument(
+        "--processes",
+        type=at_least(1),
+        help="processes that share the work (default: one for each GPU; 1 with --device)",
+    )
     add_option_flag(parser, "the source, such as label_column=NAME")
     add_json_flag(parser)
     parser.set_defaults(run=run)
@@ -50,8 +54,12 @@ def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_speed_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of batches, workers and the device."""
-    parser.add_argument("--batch-size", type=int, default=64, help="files that are encoded at once (default: 64)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read and decode files (default: 0)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=64, help="files that are encoded at once (default: 64)"
+    )
+    parser.add_argument(
+        "--workers", type=at_least(0), default=0, help="processes that read and decode files (default: 0)"
+    )
     parser.add_argument("--device", help="such as cuda:0 (default: a GPU if there is one, else cpu)")
 
 
@@ -65,14 +73,16 @@ def device_of(name: str | None) -> str:
 def run(options: argparse.Namespace) -> None:
     """Embed the data; the same command after an interruption goes on where it was."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world_size == 1 and (options.processes or gpus()) > 1:
-        launch(["-m", "mmcon.cli", *options.words], options.processes or gpus())
+    processes = options.processes or (gpus() if options.device is None else 1)
+    if world_size == 1 and processes > 1:
+        launch(["-m", "mmcon.cli", *options.words], processes)
     import mmcon
+    from mmcon.files import create_folder
     from mmcon.inference.any_data import open_data, usual_space
     from mmcon.inference.embedding_files import check_suffix
     from mmcon.inference.embedding_parts import embed_source
 
-    check_suffix(options.output)
+    create_folder(check_suffix(options.output).parent)
     with messages(options.json):
         model = mmcon.load(options.model, device=device_of(options.device))
         of_source = {"modality": options.modality, "split": options.split, "options": parse_options(options.option)}

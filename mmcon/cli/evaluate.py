@@ -36,7 +36,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="samples that are encoded at once (default: 256)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read and decode files (default: 0)")
     parser.add_argument("--device", help="such as cuda:0 (default: a GPU if there is one, else cpu)")
-    parser.add_argument("--processes", type=int, help="processes that share the features (default: one for each GPU)")
+    parser.add_argument(
+        "--processes", type=int, help="that share the features (default: one for each GPU; 1 with --device)"
+    )
     add_option_flag(parser, "an evaluation or of the source, such as label_column=NAME")
     add_json_flag(parser)
     parser.set_defaults(run=run)
@@ -55,8 +57,9 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(f"{evaluation.name:{width}}  {evaluation.summary}" for evaluation in EVALUATIONS))
         return 0
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world_size == 1 and (options.processes or gpus()) > 1:
-        launch(["-m", "mmcon.cli", *options.words], options.processes or gpus())
+    processes = options.processes or (gpus() if options.device is None else 1)
+    if world_size == 1 and processes > 1:
+        launch(["-m", "mmcon.cli", *options.words], processes)
     from mmcon.inference.model_evaluation import evaluate_model
 
     finished = {}

@@ -6,9 +6,10 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from mmcon.errors import InputError
 from mmcon.files import read_yaml
 
 
@@ -36,9 +37,28 @@ def add_option_flag(parser: argparse._ActionsContainer, what: str) -> None:
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """The options by name; values are read as YAML, so that 3 is an integer and [0.5, 1] a list."""
+    """The options by name; values are read as YAML, so that 3 is an integer and [0.5, 1] a list.
+
+    Raises:
+        InputError: a word has no "=".
+    """
+    for word in words:
+        if "=" not in word:
+            raise InputError("--option", expected="NAME=VALUE", got=repr(word))
     pairs = (word.partition("=") for word in words)
     return {name: read_yaml(value, where=f"--option {name}") for name, _, value in pairs}
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag for integers of at least `least`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected {least} or more; got {text}")
+        return value
+
+    return integer
 
 
 def add_json_flag(parser: argparse._ActionsContainer) -> None:

@@ -34,10 +34,13 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Search, print the hits, and write the sheet."""
+    from mmcon.files import create_folder
     from mmcon.inference.embedding_table import EmbeddingTable
     from mmcon.inference.search import load_for, query_modality, search_table
     from mmcon.inference.search_sheet import write_search_sheet
 
+    if options.html:
+        create_folder(options.html.parent)
     with messages(options.json):
         table = EmbeddingTable.read(options.table)
         model = load_for(table, options.model, device=options.device)

@@ -149,7 +149,7 @@ def prompt_texts(
     >>> prompt_texts({0: ["cat"], 1: ["dog"]}, ["{}", "a picture of a {}"])[0]
     ['cat', 'a picture of a cat', 'dog', 'a picture of a dog']
     """
-    texts = [(t.format(name), label) for label, names in classes.items() for name in names for t in templates]
+    texts = [(t.replace("{}", name), label) for label, names in classes.items() for name in names for t in templates]
     return [text for text, _ in texts], torch.tensor([label for _, label in texts])
 
 

@@ -6,6 +6,7 @@ Training needs classes and splits; a trained model takes every file that it can 
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,13 @@ def open_data(
         options: of the source of a table, a registered name or a hub data set.
 
     Raises:
-        InputError: the model lacks the modality.
+        InputError: the model lacks the modality, texts are not in a table, or files and folders have a split or
+            options.
         DataError: there are no such data, or no file of the modality.
     """
     if not isinstance(data, str | Path):
         if len(data) != 1:
+            _check_no_options(f"{len(data):,} files", split, options)
             return _open_several(model, data, modality)
         data = data[0]
     text, path = str(data), Path(data).expanduser()
@@ -57,9 +60,12 @@ def open_data(
         model.modalities[0] if len(model.modalities) == 1 else _modality(files, text, model.modalities)
     )
     _check_modality(model, known, repr(text))
+    is_folder = files is None and path.is_dir() and source_name(text, known).startswith("folder/")
+    if files is not None or is_folder:
+        _check_no_options(repr(text), split, options)
     if files is not None:
         return _source_of_files(model, files, known)
-    if path.is_dir() and source_name(text, known).startswith("folder/"):
+    if is_folder:
         listing = list_files(path, modality=known)
         cells = [str(listing.root / cell) for cell in listing.cells]
         of_source = {**listing.options, "names": listing.names, "modality": known, "max_failures": 1.0, "root": Path()}
@@ -108,7 +114,8 @@ def _open_several(model: LoadedModel, data: Sequence[str | Path], modality: str 
     for item in data:
         path = Path(item).expanduser()
         if path.is_dir():
-            found += (file for file in sorted(path.rglob("[!.]*")) if _is_media(file) and file.is_file())
+            inner = (file for file in sorted(path.rglob("*")) if _is_media(file) and file.is_file())
+            found += (file for file in inner if not re.search(r"(^|/)\.", file.relative_to(path).as_posix()))
         else:
             found += _files(str(item), path) or [path]
     known = modality or (model.modalities[0] if len(model.modalities) == 1 else _modality(found, "", model.modalities))
@@ -135,6 +142,13 @@ def usual_space(model: LoadedModel, modality: str, space: str | None = None) -> 
     return shared[0] if len(shared) == 1 else None
 
 
+def _check_no_options(data: str, split: str, options: Mapping[str, Any] | None) -> None:
+    if split != "all" or options:
+        got = f"split {split!r}, options {dict(options or {})}"
+        fix = "leave them out; they are for tables, registered sources and hub data sets"
+        raise InputError(f"data {data}", expected="files without a split and options", got=got, fix=fix)
+
+
 def _check_modality(model: LoadedModel, modality: str, data: str) -> None:
     if modality not in model.modalities:
         expected, fix = f"data of {list(model.modalities)}", "give data of such a modality, or load another model"
@@ -142,9 +156,9 @@ def _check_modality(model: LoadedModel, modality: str, data: str) -> None:
 
 
 def _files(data: str, path: Path) -> list[Path] | None:
-    """A file as a list, or the files of a pattern; None for tables, folders and names."""
+    """A file as a list, or the files of a pattern; None for tables, shards, folders and names."""
     if path.is_file():
-        return None if path.suffix.lower() in TABLES else [path]
+        return None if path.suffix.lower() in (*TABLES, ".tar") else [path]
     if path.suffix.lower() == ".tar" or not glob.has_magic(data) or path.exists():
         return None
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))

@@ -109,8 +109,12 @@ class LoadedModel:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> LoadedModel:
-        """Move the weights to a device."""
-        self.model.to(device)
+        """Move the weights to a device.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        self.model.to(checked_device(device))
         return self
 
     def views(self, modality: str) -> list[ViewGenerator]:
@@ -313,6 +317,19 @@ class LoadedModel:
         if space not in known:
             fix = nearest(space, known) if known else "space=None gives the features"
             raise InputError("encode", expected=f"a space of {modality!r}", got=repr(space), fix=fix)
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """A device on which tensors can be made.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # a name of no device; one that this machine or build lacks
+        got = f"{str(device)!r} ({str(error).partition(chr(10))[0]})"
+        raise InputError("device", expected="a device of this machine", got=got, fix="cpu, or cuda:0") from error
 
 
 def _finished(rows: Float[Tensor, "n d"], truncate_dim: int | None, normalize: bool) -> Float[Tensor, "n _d"]:

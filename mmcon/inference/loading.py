@@ -11,7 +11,7 @@ import torch
 
 from mmcon.errors import CheckpointError
 from mmcon.evaluation.calibrated_probe import load_probes
-from mmcon.inference.loaded_model import TEMPERATURE, LoadedModel
+from mmcon.inference.loaded_model import TEMPERATURE, LoadedModel, checked_device
 from mmcon.inference.preprocessing import Preprocessing, read_preprocessing
 from mmcon.models import saving
 from mmcon.models.contrastive_model import ContrastiveModel
@@ -32,9 +32,11 @@ def load(name: str | Path, *, revision: str | None = None, device: torch.device 
     Raises:
         CheckpointError: there is no such model, a file is damaged or of another format, or the model was saved without
             its preprocessing.
+        InputError: there is no such device.
     """
     from mmcon.inference.foreign import is_foreign, load_encoder
 
+    device = None if device is None else checked_device(device)
     local = model_folder(name)
     if local is None and is_foreign(str(name)):
         return load_encoder(str(name), pretrained=True, device=device)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mmcon.errors import DataError, MissingDependencyError
+from mmcon.errors import DataError, MissingDependencyError, StorageError
 from mmcon.files import replace_file
 from mmcon.inference.embedding_table import EmbeddingTable, Neighbors
 from mmcon.training.progress import Progress
@@ -90,11 +90,14 @@ def _build(kind: Any, table: EmbeddingTable, file: Path) -> None:
         for start, values in table.blocks(8192):
             index.add(np.arange(start, start + len(values)), np.ascontiguousarray(values))
             progress.advance(start + len(values))
-    _about_file(file).unlink(missing_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
+        _about_file(file).unlink(missing_ok=True)
         index.save(temporary)
         temporary.replace(file)
+    except (OSError, RuntimeError) as error:  # usearch raises RuntimeError
+        expected, fix = "a folder that files can be written to", "copy the table to another one"
+        raise StorageError(f"index {file}", expected=expected, got=str(error), fix=fix) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcon.errors import DataError
-from mmcon.files import replace_file
+from mmcon.files import create_folder, replace_file
 from mmcon.inference.embedding_table import EmbeddingTable
 from mmcon.inference.inputs import InputOpener
 from mmcon.inference.loaded_model import LoadedModel
@@ -61,7 +61,7 @@ def write_search_sheet(
     cards = [_card(table, model, hit) for hit in hits]
     title = f"Nearest to {str(query) if modality == 'text' else Path(query).name}"
     page = _template().render(title=title, query=str(query), preview=shown, cards=cards, table=table, total=len(table))
-    output.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(output.parent)
     return replace_file(output, page)
 
 

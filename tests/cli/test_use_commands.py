@@ -105,12 +105,34 @@ def test_bad_input_gives_one_error_and_status_2(mmcon, folder, tmp_path):
         (("search", table, "--query", folder / "pictures" / "a" / "0.png", "--k", 0), "k of 1 or more"),
         (("classify", folder / "both", folder / "pictures", "--modality", "image"), "a model with a probe"),
         (("classify", model, folder / "pictures", "--top", 0), "--top of 1 or more"),
+        (("classify", model, folder / "pictures", "--device", "gpu"), "a device of this machine; got 'gpu'"),
+        (("classify", model, folder / "pictures", "--output", table / "c.csv"), "a folder that is there, or can be"),
+        (("embed", model, folder / "pictures", "--output", table / "e.npy"), "a folder that is there, or can be"),
+        (("embed", model, table, "--output", table, "--option", "label_column"), "NAME=VALUE; got 'label_column'"),
+        (("search", table, "--query", "x", "--html", table / "s.html"), "a folder that is there, or can be"),
     ):
         status, out, err = mmcon(*arguments)
         assert status == 2, (arguments, out, err)
         assert err.startswith("mmcon: ")
         assert message in err
         assert "Traceback" not in err
+
+
+def test_numbers_that_cannot_be_are_refused_and_a_device_is_one_process(mmcon, folder, capsys, monkeypatch):
+    arguments = "embed", folder / "image", folder / "pictures", "--output", "e.csv"
+    for flag, value in (("--workers", -1), ("--batch-size", 0), ("--processes", 0)):
+        with pytest.raises(SystemExit, match="2"):
+            mmcon(*arguments, flag, value)
+        assert f"got {value}" in capsys.readouterr().err
+    monkeypatch.setattr("mmcon.cli.embed.gpus", lambda: 4)
+    monkeypatch.setattr("mmcon.cli.embed.launch", lambda _, processes: pytest.fail(f"{processes} processes"))
+    assert "suffix" in mmcon(*arguments, "--device", "cuda:1")[2]
+    with pytest.raises(pytest.fail.Exception, match="4 processes"):
+        mmcon(*arguments)
+    monkeypatch.setattr("mmcon.cli.recipe.gpus", lambda: 4)
+    monkeypatch.setattr("mmcon.cli.recipe.launch", lambda _, processes: pytest.fail(f"{processes} processes"))
+    monkeypatch.setattr("mmcon.inference.model_evaluation.evaluate_model", lambda *_, **__: iter(()))
+    assert mmcon("evaluate", folder / "image", "--device", "cpu")[0] == 0
 
 
 def test_an_interruption_says_how_to_go_on(mmcon, folder, tmp_path, monkeypatch):

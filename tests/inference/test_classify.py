@@ -86,6 +86,7 @@ def test_zero_shot_probabilities_are_those_of_mean_prompts(folder, paths):
     )
     torch.testing.assert_close(by_name.probabilities, expected)
     assert by_name.classes == ("cat", "dog")
+    assert len(both.classify(paths, classes=["red cat", "big dog"], templates=["{}, {}", "{} {0}"])) == 12
     for wrong in ({"classes": ["cat"]}, {"classes": ["cat", "dog"], "templates": ["a photo"]},
                   {"classes": ["cat", "dog"], "temperature": 0.0}):  # fmt: skip
         with pytest.raises(InputError, match=r"two classes or more.*templates with \{\}"):

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -241,3 +243,20 @@ def test_files_of_texts_are_refused_rather_than_their_names_embedded(tmp_path):
         with pytest.raises((InputError, DataError)) as raised:
             open_data(both, data, modality="text")
         assert data is tmp_path or "pattern" in str(raised.value) or "list the texts in a table" in str(raised.value)
+
+
+def test_a_split_and_options_of_files_are_refused_hidden_files_left_out_and_shards_opened(model, photos, tmp_path):
+    for data in (photos, photos / "dogs" / "1.png", str(photos / "dogs" / "*.png"), [photos / "dogs" / "1.png"]):
+        for wrong in ({"split": "test"}, {"options": {"label_column": "class"}}):
+            with pytest.raises(InputError, match="without a split and options"):
+                open_data(model, data, **wrong)
+    with pytest.raises(InputError, match="without a split and options"):
+        open_data(model, [photos / "cats", photos / "dogs"], split="test")
+    (photos / "cats" / ".cache").mkdir()
+    for hidden in (".cache/0.png", ".0.png"):
+        shutil.copy(photos / "cats" / "0.png", photos / "cats" / hidden)
+    assert len(open_data(model, [photos / "cats", photos / "dogs"])) == 11
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for number in (1, 3):
+            shard.add(photos / "dogs" / f"{number}.png", f"{number}.png")
+    assert len(open_data(model, tmp_path / "shard.tar")) == 2

@@ -13,7 +13,7 @@ import torch
 from inference_cases import image_model, image_text_model, save_pictures
 
 import mmcon
-from mmcon.errors import DataError, InputError, MissingDependencyError
+from mmcon.errors import DataError, InputError, MissingDependencyError, StorageError
 from mmcon.inference import LoadedModel
 from mmcon.inference.any_data import open_data, usual_space
 from mmcon.inference.embedding_parts import embed_source
@@ -155,6 +155,11 @@ def test_an_index_finds_nearly_what_all_rows_give(tmp_path):
     assert int(open_index(changed, file).search(rows[:1], 500).rows.max()) < 500
     (tmp_path / "e.parquet.usearch").write_bytes(b"cut off")
     with pytest.raises(DataError, match="a complete index"):
+        open_index(changed, file)
+    (tmp_path / "e.parquet.usearch").unlink()
+    (tmp_path / "e.parquet.usearch.json").unlink()
+    (tmp_path / "e.parquet.usearch" / "in the way").mkdir(parents=True)
+    with pytest.raises(StorageError, match="a folder that files can be written to"):
         open_index(changed, file)
 
 
