@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmcon.errors import ConfigError
 from mmcon.evaluation.calibration import Calibration, calibration
-from mmcon.evaluation.evaluation_list import EvaluationInput
+from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.knn import knn_scores
 from mmcon.evaluation.probe import fit_probe
@@ -174,6 +175,8 @@ def classification_report(
 def evaluate_probe(given: EvaluationInput) -> ClassificationResult:
     """The report of a linear probe, by the option `solver`: "lbfgs" (the default) or "sgd"."""
     solver = given.options.get("solver", "lbfgs")
+    if solver not in ("lbfgs", "sgd"):
+        raise ConfigError("evaluate, option solver", expected="lbfgs or sgd", got=repr(solver))
     fit = fit_sgd_probe if solver == "sgd" else fit_probe
     probe = fit(given.train, seed=given.seed)
     logits = probe.logits(given.test.values.to(probe.weight))
@@ -185,7 +188,7 @@ def evaluate_probe(given: EvaluationInput) -> ClassificationResult:
 
 def evaluate_knn(given: EvaluationInput) -> ClassificationResult:
     """The report of the nearest neighbors, by the option `neighbors` (200); the probability is the share of votes."""
-    k = min(int(given.options.get("neighbors", 200)), len(given.train))
+    k = min(number_option(given.options, "neighbors", 200, lowest=1), len(given.train))
     scores, classes = knn_scores(given.train, given.test, k=k)
     shares = scores / scores.sum(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
     named: dict[str, Any] = {"names": given.classes, "title": "k-NN", "settings": {"neighbors": k}}

@@ -109,10 +109,10 @@ class CorruptionResult:
         return tuple(effect for effect in BENCHMARK if effect in self.model.errors)
 
     @property
-    def mean(self) -> float:
-        """The mean error over the corruptions of the benchmark and the severities."""
+    def mean(self) -> float | None:
+        """The mean error over the corruptions of the benchmark and the severities; None without such a corruption."""
         errors = [error for effect in self.effects for error in self.model.errors[effect].values()]
-        return sum(errors) / len(errors) if errors else float("nan")
+        return sum(errors) / len(errors) if errors else None
 
     def corruption_error(self, effect: str, *, relative: bool = False) -> float | None:
         """The (relative) corruption error of a corruption; None without a reference of it, or for a divisor <= 0."""
@@ -127,15 +127,17 @@ class CorruptionResult:
         return own / other if other > 0 else None
 
     def mean_corruption_error(self, *, relative: bool = False) -> float | None:
-        """The mean (relative) corruption error over the benchmark: mCE; None unless all 15 corruptions have one."""
+        """The mean (relative) corruption error over the benchmark: mCE; None unless all 75 passes were measured."""
         found = [self.corruption_error(effect, relative=relative) for effect in self.effects]
-        if len(found) < len(BENCHMARK) or None in found:
+        partial = any(set(self.model.errors[effect]) < set(SEVERITIES) for effect in self.effects)
+        if partial or len(found) < len(BENCHMARK) or None in found:
             return None
         return sum(error for error in found if error is not None) / len(found)
 
     def table(self) -> str:
         """Errors by corruption and severity, as text."""
-        mean = self.interval if self.interval is not None else f"{self.mean:.3f}"
+        alone = "–" if self.mean is None else f"{self.mean:.3f}"
+        mean = self.interval if self.interval is not None else alone
         kind = "ImageNet-C" if self.published else "corruptions in the style of ImageNet-C"
         head = f"{kind}: mean error {mean}, clean {self.model.clean:.3f}, on {self.n:,} images"
         lines = [f"{head}; {len(self.effects)} of {len(BENCHMARK)} corruptions are in the mean"]
@@ -202,9 +204,9 @@ def evaluate_corruptions(given: EvaluationInput) -> CorruptionResult:
     """
     options, folder = given.options, given.options.get("imagenet_c")
     name = options.get("corruption_reference") or ("alexnet" if folder else None)
-    reference = CorruptionErrors.load(name) if name else None
+    reference = CorruptionErrors.load(str(name)) if name else None
     effects, severities = _chosen("effects", options, EFFECTS), _chosen("severities", options, SEVERITIES)
-    passes = _published(given, folder, effects, severities) if folder else _drawn(given, effects, severities)
+    passes = _published(given, str(folder), effects, severities) if folder else _drawn(given, effects, severities)
     probe = fit_probe(given.train, seed=given.seed)
     clean = 1 - probe.evaluate(given.test).top1
     errors: dict[str, dict[int, float]] = {}
@@ -226,7 +228,8 @@ def _drawn(
     """Corruption, severity, the test images, and the preprocessing with the corruption after it."""
     for effect in effects:
         for severity in severities:
-            photos = {"frost_photos": given.options.get("frost_photos")} if effect == "frost" else {}
+            folder = given.options.get("frost_photos")
+            photos = {"frost_photos": folder and str(folder)} if effect == "frost" else {}
             corruption = create("view", "image/corruption", effect=effect, severity=severity, **photos)
             # Named by its effect, so that corruptions have independent noise, and severities of one have the same.
             yield effect, severity, given.test_source, Chain(given.view, (effect, corruption))

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from mmcon.errors import ConfigError, DataError
-from mmcon.evaluation.evaluation_list import EvaluationInput
+from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import fit_probe
 from mmcon.evaluation.statistics import Interval, wilson
@@ -143,11 +143,13 @@ class CueResult:
         kinds: by kind.
         correlation: in the training samples.
         n: the number of test samples.
+        notes: which kinds were left out, and why.
     """
 
     kinds: Mapping[str, CueReliance]
     correlation: float
     n: int
+    notes: tuple[str, ...] = ()
 
     def table(self) -> str:
         """Accuracies by kind, as text."""
@@ -157,7 +159,7 @@ class CueResult:
         for name, kind in self.kinds.items():
             cells = (kind.clean, kind.aligned, kind.broken, kind.follows_cue)
             lines.append(f"{name:8}" + "".join(f"{cell!s:23}" for cell in cells) + f"{kind.chance:.3f}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -166,7 +168,7 @@ class CueResult:
             kind: {name: _with_ends(getattr(found, name)) for name in names} | {"chance": found.chance}
             for kind, found in self.kinds.items()
         }
-        return {"correlation": self.correlation, "samples": self.n, "kinds": kinds}
+        return {"correlation": self.correlation, "samples": self.n, "kinds": kinds, "notes": list(self.notes)}
 
     def plot(self) -> Any:
         """A figure: accuracy without cues, with those of training, and with broken ones, by kind."""
@@ -196,10 +198,13 @@ def evaluate_cues(given: EvaluationInput) -> CueResult:
     """
     if given.modality not in KINDS:
         raise ConfigError("cues", expected=f"a modality among {list(KINDS)}", got=repr(given.modality))
-    correlation = float(given.options.get("cue_correlation", CORRELATION))
+    correlation = number_option(given.options, "cue_correlation", CORRELATION, lowest=0, highest=1)
     clean = fit_probe(given.train, seed=given.seed).evaluate(given.test).interval()
+    # A tint would give the encoder three channels instead of one.
+    gray = given.modality == "image" and _channels(given.train_source) == 1
+    notes = ("color is left out: the images are gray",) if gray else ()
     kinds = {}
-    for kind in KINDS[given.modality]:
+    for kind in KINDS[given.modality][1 if gray else 0 :]:
         splits = {
             "training": (given.train_source, correlation),
             "aligned": (given.test_source, correlation),
@@ -210,7 +215,7 @@ def evaluate_cues(given: EvaluationInput) -> CueResult:
             for name, (source, of) in splits.items()
         }
         kinds[kind] = cue_reliance(found["training"], found["aligned"], found["broken"], clean, seed=given.seed)
-    return CueResult(kinds, correlation, len(given.test))
+    return CueResult(kinds, correlation, len(given.test), notes)
 
 
 def cue_reliance(
@@ -287,6 +292,12 @@ def _decoded(sample: Any) -> Shaped[Tensor, "c h w"]:
         got = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
         raise DataError("plant_cue", expected="images of bytes, `c h w`", got=got)
     return pixels
+
+
+def _channels(source: Source) -> int:
+    """The channels of the first image, which of a file are those that it is decoded to."""
+    first = source.open([0])[0]
+    return len(first) if isinstance(first, Tensor) else getattr(first, "channels", 3)
 
 
 def _with_ends(interval: Interval) -> dict[str, float | None]:

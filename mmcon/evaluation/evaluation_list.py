@@ -9,18 +9,22 @@ extracted once; those that change the media encode a source again through a view
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from mmcon.errors import UnknownNameError, nearest
+from mmcon.errors import ConfigError, UnknownNameError, nearest
 from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.second_stage import Encode
 from mmcon.loading.loader import one_pass
 from mmcon.sources.base import Source
 from mmcon.views import ViewGenerator
+
+#: A number of an option: whole or not.
+Number = TypeVar("Number", int, float)
 
 Need = Literal["labels", "images", "outliers", "encoder"]
 
@@ -101,6 +105,35 @@ class EvaluationInput:
         loader = one_pass(source, {self.modality: views}, **settings)
         found = extract_features(self.encode, loader, modality=self.modality, title=title, total=len(source))
         return found if view is not None or self.combine is None else self.combine(found)
+
+
+def number_option(
+    options: Mapping[str, Any], name: str, default: Number, *, lowest: int, highest: int | None = None
+) -> Number:
+    """The number of an option, whole if the default is.
+
+    Args:
+        options: by name.
+        name: of the option.
+        default: without the option.
+        lowest: the lowest value.
+        highest: the highest; None: any.
+
+    Raises:
+        ConfigError: the value is no such number.
+    """
+    value = options.get(name, default)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # as text too: YAML reads 1e-4 as such
+    except (TypeError, ValueError):
+        number = math.nan
+    whole = isinstance(default, int)
+    within = lowest <= number < math.inf if highest is None else lowest <= number <= highest
+    if not within or (whole and not number.is_integer()):
+        kind = "a whole number" if whole else "a number"
+        expected = f"{kind} of {lowest} or more" if highest is None else f"{kind} from {lowest} to {highest}"
+        raise ConfigError(f"evaluate, option {name}", expected=expected, got=repr(value))
+    return type(default)(number)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmcon.errors import InputError
-from mmcon.evaluation.evaluation_list import EvaluationInput
+from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import LinearProbe, fit_probe
 from mmcon.evaluation.statistics import Interval, t_interval
@@ -160,4 +160,5 @@ def _fit(few: Features, classes: int) -> LinearProbe:
 
 def evaluate_few_labels(given: EvaluationInput) -> FewLabelResult:
     """The curve, by the option `draws` (3)."""
-    return few_label_curve(given.train, given.test, draws=int(given.options.get("draws", 3)), seed=given.seed)
+    draws = number_option(given.options, "draws", 3, lowest=1)
+    return few_label_curve(given.train, given.test, draws=draws, seed=given.seed)

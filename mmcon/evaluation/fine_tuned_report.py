@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmcon.errors import InputError
 from mmcon.evaluation.classification_report import ClassificationResult, classification_report
-from mmcon.evaluation.evaluation_list import EvaluationInput
+from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.linear_classifier import LinearClassifier, LinearStage, train_classifier
 from mmcon.evaluation.probe import held_out_samples
@@ -38,7 +38,9 @@ def evaluate_fine_tuning(given: EvaluationInput) -> ClassificationResult:
     if not isinstance(given.encode, nn.Module):
         raise InputError("fine-tuning", expected="an encoder that is a module", got=type(given.encode).__name__)
     rates = given.options.get("fine_tuning_rates", RATES)
-    rates = sorted(rates) if isinstance(rates, list | tuple) else [float(rates)]
+    asked = rates if isinstance(rates, list | tuple) else [rates]
+    name = "fine_tuning_rates"
+    rates = sorted(number_option({name: rate}, name, 0.0, lowest=0) for rate in asked)
     if not rates or rates[0] <= 0:
         raise InputError("fine-tuning", expected="learning rates above 0", got=str(rates))
     accuracies: dict[str, float] = {}
@@ -64,13 +66,13 @@ def _train(given: EvaluationInput, source: Source, rate: float) -> LinearClassif
     name = str(given.options.get("fine_tuning_view", "image/crop-flip"))
     wanted = {"size": side, "area": (0.5 if side <= 64 else 0.08, 1.0)}
     view = create_view(name, **supported_options("view", name, wanted))
-    batch_size = min(int(given.options.get("fine_tuning_batch_size", 64)), len(source))
+    batch_size = min(number_option(given.options, "fine_tuning_batch_size", 64, lowest=1), len(source))
     assert source.labels is not None
     sampler = UniformSampler(source.labels, batch_size=batch_size, seed=given.seed)
     speed: dict[str, Any] = {"workers": given.workers, "device": given.device}
     loader = ViewLoader(source, {given.modality: [view]}, sampler, seed=given.seed, **speed)
     stage = LinearStage(
-        epochs=int(given.options.get("fine_tuning_epochs", 10)), learning_rate=rate, optimizer="adamw",
+        epochs=number_option(given.options, "fine_tuning_epochs", 10, lowest=1), learning_rate=rate, optimizer="adamw",
         schedule="cosine", warmup_epochs=0.5, weight_decay=1e-4, label_smoothing=0.0, unit_features=False,
         fine_tune=True,
     )  # fmt: skip

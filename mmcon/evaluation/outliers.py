@@ -19,7 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from mmcon.errors import ConfigError, InputError
-from mmcon.evaluation.evaluation_list import EvaluationInput
+from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import LinearProbe, fit_probe
 from mmcon.evaluation.similarity_blocks import check_same_width, similarity_blocks
@@ -124,10 +124,10 @@ def evaluate_outliers(given: EvaluationInput) -> OutlierResult:
             raise ConfigError(
                 "outliers", expected="gray images, as the training data", got=f"color: {colored}", fix=fix
             )
+    neighbors = number_option(given.options, "outlier_neighbors", NEIGHBORS, lowest=1, highest=len(given.train))
     sets = {name: given.features(source, title=f"features of {name}") for name, source in sources.items()}
     labeled = "label" in given.train.index
     probe = fit_probe(given.train, seed=given.seed) if labeled else None
-    neighbors = int(given.options.get("outlier_neighbors", NEIGHBORS))
     return compare_scores(outlier_scores(given.train, probe, neighbors=neighbors), given.test, sets, kinds)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcon.errors import ConfigError
-from mmcon.evaluation.evaluation_list import EvaluationInput
+from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.probe import fit_probe
 from mmcon.evaluation.statistics import Interval, bootstrap
@@ -126,10 +126,9 @@ def evaluate_perturbations(given: EvaluationInput) -> PerturbationResult:
     """
     asked = given.options.get("perturbations") or list(LARGEST)
     chosen = tuple(asked) if isinstance(asked, list | tuple) else (asked,)
-    steps = int(given.options.get("perturbation_steps", STEPS))
-    if set(chosen) - set(LARGEST) or steps < 1:
-        got = f"{list(chosen)}, {steps} steps"
-        raise ConfigError("perturbations", expected=f"kinds among {list(LARGEST)}, and a step or more", got=got)
+    steps = number_option(given.options, "perturbation_steps", STEPS, lowest=1)
+    if any(kind not in [*LARGEST] for kind in chosen):
+        raise ConfigError("perturbations", expected=f"kinds among {list(LARGEST)}", got=str(list(chosen)))
     probe = fit_probe(given.train, seed=given.seed)
     kinds = {}
     for kind in chosen:

@@ -26,6 +26,8 @@ from mmcon.training.progress import Progress
 LEARNING_RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 WEIGHT_DECAYS = (1e-3, 1e-4, 1e-5, 0.0)
 MOMENTUM = 0.9
+#: Held-out rows that are classified at once, by all pairs of the grid.
+VALIDATION_ROWS = 1024
 
 
 def fit_sgd_probe(
@@ -76,7 +78,10 @@ def fit_sgd_probe(
     if len(grid) > 1:
         out = held_out_rows(train, share=held_out_share, seed=seed).to(x.device)
         weight, bias = _train(x[~out], y[~out], grid, title=title, **settings)
-        hits = (torch.baddbmm(bias, x[out].expand(len(grid), -1, -1), weight).argmax(2) == y[out]).double().mean(1)
+        # The logits of all rows and the whole grid may not fit into memory.
+        held_out = zip(x[out].split(VALIDATION_ROWS), y[out].split(VALIDATION_ROWS), strict=True)
+        guesses = ((torch.baddbmm(bias, rows.expand(len(grid), -1, -1), weight).argmax(2), of) for rows, of in held_out)
+        hits = torch.cat([guess == of for guess, of in guesses], dim=1).double().mean(1)
         accuracies = {f"{rate:g}, {decay:g}": float(hit) for (rate, decay), hit in zip(grid, hits, strict=True)}
         chosen = grid[int(hits.argmax())]
     weight, bias = _train(x, y, [chosen], title=f"{title}, chosen", **settings)

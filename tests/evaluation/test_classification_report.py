@@ -6,11 +6,15 @@ from evaluation_cases import labeled_features
 from sklearn.metrics import confusion_matrix, recall_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from mmcon.errors import InputError
+from mmcon.errors import ConfigError, InputError
+from mmcon.evaluation import sgd_probe
 from mmcon.evaluation.calibration import calibration
 from mmcon.evaluation.classification_report import classification_report
+from mmcon.evaluation.evaluation_list import EvaluationInput, find_evaluation, number_option
 from mmcon.evaluation.probe import fit_probe
 from mmcon.evaluation.sgd_probe import fit_sgd_probe
+from mmcon.sources.base import TensorSource
+from mmcon.views import Identity
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
@@ -107,6 +111,46 @@ def test_the_steps_of_sgd_are_torchs():
             schedule.step()
     torch.testing.assert_close(weight[0], theirs.weight.T.detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(bias[0, 0], theirs.bias.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_held_out_rows_are_classified_in_chunks(monkeypatch):
+    train = labeled_features(60, 0)
+    options = {"learning_rates": (0.1, 3.0), "weight_decays": (0.0,), "epochs": 1}
+    whole = fit_sgd_probe(train, **options)
+    shapes, baddbmm = [], torch.baddbmm
+    monkeypatch.setattr(sgd_probe, "VALIDATION_ROWS", 5)
+    monkeypatch.setattr(torch, "baddbmm", lambda *of: shapes.append(of[1].shape[1]) or baddbmm(*of))
+    assert fit_sgd_probe(train, **options).held_out == whole.held_out
+    assert shapes == [53, 5, 2, 60]  # the first step, the 7 held-out rows in chunks, and the step of all rows
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        ("probe", "solver", "sdg", "lbfgs or sgd; got 'sdg'"),
+        ("knn", "neighbors", "many", "a whole number of 1 or more; got 'many'"),
+        ("knn", "neighbors", None, "got None"),
+        ("few-labels", "draws", 2.5, "a whole number of 1 or more; got 2.5"),
+        ("perturbations", "perturbation_steps", "a", "a whole number"),
+        ("perturbations", "perturbations", [{}], "kinds among"),
+        ("outliers", "outlier_neighbors", True, "a whole number from 1 to 30; got True"),
+        ("cues", "cue_correlation", "x", "a number from 0 to 1; got 'x'"),
+        ("fine-tuning", "fine_tuning_rates", ["fast"], "a number of 0 or more; got 'fast'"),
+    ],
+)
+def test_options_of_no_use_are_named(name, option, value, message):
+    features, source = labeled_features(30, 0), TensorSource(torch.zeros(30, 3, 2, 2, dtype=torch.uint8))
+    given = EvaluationInput(
+        train=features, test=features, train_source=source, test_source=source, encode=torch.nn.Identity(),
+        view=Identity(), modality="image", options={option: value}, near={"other": source},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=message):
+        find_evaluation(name).run(given)
+
+
+def test_numbers_of_options_may_be_text():
+    assert number_option({"rate": "1e-4"}, "rate", 0.1, lowest=0) == 1e-4
+    assert number_option({"draws": 3.0}, "draws", 1, lowest=1) == 3
 
 
 @pytest.mark.parametrize("options", [{"learning_rates": ()}, {"weight_decays": (-1.0,)}, {"epochs": 0}])

@@ -109,6 +109,23 @@ def test_a_probe_that_reads_the_cue_is_found_out():
     assert (found.broken.value, found.follows_cue.value, found.chance) == (1, 0, 0)
 
 
+def test_gray_images_get_the_patch_alone():
+    train, test, view = images(40, 1), images(16, 1), mmcon.create_view("image/plain", size=14)
+    encoder = torch.nn.Conv2d(1, 4, 14)
+
+    def encode(batch):
+        return encoder(batch.views["image"][0]).flatten(1)
+
+    features = [extract_features(encode, one_pass(source, {"image": [view]})) for source in (train, test)]
+    given = EvaluationInput(
+        train=features[0], test=features[1], train_source=train, test_source=test, encode=encode, view=view,
+        modality="image", classes=train.classes,
+    )  # fmt: skip
+    found = evaluate_cues(given)
+    assert list(found.kinds) == ["patch"]
+    assert "color is left out: the images are gray" in found.table()
+
+
 def test_the_evaluation_of_cues_on_images():
     def pixels(batch):
         return batch.views["image"][0].mean((2, 3))

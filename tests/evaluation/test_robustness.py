@@ -88,6 +88,14 @@ def test_mean_corruption_errors_are_those_of_the_definition():
     assert result(0.2, 0.5, reference=None).mean_corruption_error() is None
 
 
+def test_means_that_were_not_measured_are_none():
+    extra = CorruptionResult(CorruptionErrors("m", 0.1, {"saturate": {1: 0.5}}), None, ALEXNET, 10, False)
+    assert "mean error –, clean 0.100" in extra.table()
+    assert json.loads(json.dumps(extra.to_json(), allow_nan=False))["mean_error"] is None
+    strongest = CorruptionErrors("m", 0.1, {effect: {5: 0.5} for effect in BENCHMARK})
+    assert CorruptionResult(strongest, None, ALEXNET, 10, False).mean_corruption_error() is None
+
+
 def test_corruptions_are_drawn_by_key_on_any_images(clothes, tmp_path):
     train, test = clothes
     chosen = {"effects": ("contrast", "speckle-noise"), "severities": (1, 5)}
@@ -121,6 +129,8 @@ def test_corruptions_are_drawn_by_key_on_any_images(clothes, tmp_path):
         ({"effects": ("fogg",)}, "fogg"),
         ({"severities": (6,)}, "6"),
         ({"corruption_reference": "nowhere.json"}, "nowhere.json"),
+        ({"corruption_reference": 3}, "3: FileNotFoundError"),
+        ({"imagenet_c": 3}, "unpack the archives"),
         ({"imagenet_c": "nowhere"}, "unpack the archives"),
     ],
 )
