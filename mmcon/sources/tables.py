@@ -168,13 +168,16 @@ def _media_cells(table: Table, columns: Columns) -> list[Any]:
 
 
 def _check_files(listing: Listing) -> None:
-    """Check that the first paths exist, to find a wrong root before the first epoch; videos are all opened anyway."""
+    """Check that a path among the first exists, to find a wrong root before the first epoch; videos are opened anyway.
+
+    Single files that are not there are counted as unreadable, when they are checked or read.
+    """
     paths = [cell for cell in listing.cells[:100] if isinstance(cell, str)]
     absent = [path for path in paths if not (listing.root / path).is_file()]
-    if absent and listing.modality in ("image", "audio"):
+    if absent and len(absent) == len(paths) and listing.modality in ("image", "audio"):
         raise DataError(
             listing.where,
             expected=f"files below {listing.root}",
-            got=f"{len(absent)} of the first {len(paths)} are not there, such as {absent[0]!r}",
+            got=f"the first {len(paths)} are not there, such as {absent[0]!r}",
             fix="give root=, the folder that the paths are relative to",
         )

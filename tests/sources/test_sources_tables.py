@@ -221,6 +221,14 @@ def test_parquet_that_holds_the_bytes(tmp_path, images):
     assert trains(train)
 
 
+def test_a_missing_file_among_the_first_is_left_out_as_any_unreadable_one(files, images):
+    rows = rows_of_manifest(images)
+    rows[1]["file"] = "gone.png"
+    (files / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    whole, kept = (create_source(files / "list.jsonl", split="all", check=check) for check in ("none", "headers"))
+    assert (len(whole), len(kept)) == (len(rows), len(rows) - 1)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
