@@ -59,8 +59,7 @@ def write_dump(
         views: of each sample, without random draws.
         about: what the features depend on, such as the fingerprints of the model and of the data.
         combine: from the rows of all views to one row a sample; needed with several views.
-        batch_size: samples that are encoded at once, rounded down to a divisor of `PART_SAMPLES`, so that parts are the
-            same for every batch size.
+        batch_size: samples that are encoded at once, rounded down to a divisor of `PART_SAMPLES`.
         workers: processes that prepare batches.
         device: the device of the batches.
         rank: the number of this process among those that share the folder and the work.
@@ -74,9 +73,8 @@ def write_dump(
     known = {"samples": str(len(source)), **about}
     _claim(folder, known, rank)
     if not (folder / FEATURES).exists():
-        size = PART_SAMPLES
+        size = PART_SAMPLES  # whatever the batch size is, with which a later call may go on
         batch_size = max(divisor for divisor in range(1, min(batch_size, size) + 1) if size % divisor == 0)
-        batches_a_part = size // batch_size
         parts = [folder / f"part-{number:06d}.safetensors" for number in range(-(-len(source) // size))]
         own = range(rank, len(parts), world_size)
         missing = [number for number in own if not _is_done(parts[number])]
@@ -85,7 +83,7 @@ def write_dump(
             shown: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device}
             batches = one_pass(Subset(source, rows), {source.modality: list(views)}, **shown)
             with Progress(title, len(rows), enabled=rank == 0) as progress:
-                by_part = groupby(_counted(batches, progress), key=lambda batch: batch.step // batches_a_part)
+                by_part = groupby(_counted(batches, progress), key=lambda batch: batch.step * batch_size // size)
                 for number, of_part in by_part:
                     features = extract_features(encode, of_part, modality=source.modality, device=device)
                     _write_part(features if combine is None else combine(features), parts[missing[number]])
