@@ -106,7 +106,7 @@ def main(config: Config) -> None:
     run = mmcon.Run.from_config(config, name=f"imagenet_{config.objective}")
 
     # Data: samples with stable ids, the views of each, and the samples of each batch.
-    train, test = config.open_splits(quarantine=run.folder / QUARANTINE)
+    train, test = config.open_splits(quarantine=run.folder / QUARANTINE, tiny_step=10)
     train = config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     size, view = config.side, make_view(config, config.view)

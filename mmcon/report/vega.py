@@ -54,7 +54,7 @@ def script_is_ready() -> bool:
 
 
 @functools.cache
-def _begin() -> subprocess.Popen[bytes]:
+def _begin() -> subprocess.Popen[Any]:
     """Make the script in the background."""
     program = "from mmcon.report.vega import vega_script; vega_script()"
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -177,17 +177,18 @@ class ImageRunConfig(RunConfig):
     image_size: int | None = None
     """side of the views in pixels; default: 28 for bundled images, 224 for others"""
 
-    def open_splits(self, quarantine: Path) -> tuple[Source, Source]:
-        """The training and the test split; of each a tenth with `--tiny`.
+    def open_splits(self, quarantine: Path, *, tiny_step: int = 1) -> tuple[Source, Source]:
+        """The training and the test split.
 
         Args:
             quarantine: the file that lists unreadable images.
+            tiny_step: with `--tiny`, only one image of so many is kept.
         """
         options = {"media_column": self.image_column, "label_column": self.label_column}
         options |= {"max_failures": self.max_unreadable, "quarantine": quarantine}
         splits = [create_source(self.data, split=split, optional=options) for split in ("train", "test")]
         if self.tiny:
-            splits = [Subset(split, range(0, len(split), 10)) for split in splits]
+            splits = [Subset(split, range(0, len(split), tiny_step)) for split in splits]
         return splits[0], splits[1]
 
     @property

@@ -372,5 +372,5 @@ def test_the_recipe_takes_a_manifest_and_scores_of_annotators(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["widths_seconds"] == {"slow": 0.5, "fast": 0.125}
+    assert results["widths_scores"] == {"slow": 0.5, "fast": 0.125}
     assert "kernel widths: slow 0.5, fast 0.125" in done.stdout

@@ -75,7 +75,7 @@ def _objects_on_paths(
     """The colored frames and the masks of each image, which rotates and grows uniformly along a straight path."""
     b = len(images)
     now = torch.linspace(-1, 1, FRAMES, dtype=torch.float64)
-    direction = draws.uniform("direction", 0, 2 * math.pi)
+    direction = draws.uniform("direction", 0.0, 2 * math.pi)
     reach = draws.uniform("reach", 0.25, 0.6)[:, None] * now
     middle, shake = (
         draws.uniform("middle", -0.15, 0.15, shape=(2,)),
