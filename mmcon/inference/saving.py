@@ -81,7 +81,8 @@ def media_options(source: Source) -> dict[str, Any]:
 def _temperature(objective: Objective | None) -> float | None:
     """The temperature at the end of the training, of the first space."""
     module = None if objective is None else next(iter(objective.temperatures.values()), None)
-    return None if module is None else float(module().detach())
+    with torch.no_grad():
+        return None if module is None else float(module())
 
 
 def _first_handle(source: Source) -> Any:
