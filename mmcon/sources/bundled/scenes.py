@@ -91,7 +91,7 @@ def _objects_on_paths(
     grid = F.affine_grid(theta, [b * FRAMES, 1, SIDE, SIDE], align_corners=False)
     still = images.repeat_interleave(FRAMES, 0)
     gray = F.grid_sample(still, grid, align_corners=False).unflatten(0, (b, FRAMES))
-    color = draws.uniform("colour", 0.4, 1, shape=(3,)).float()[:, None, :, None, None]
+    color = draws.uniform("colour", 0.4, 1.0, shape=(3,)).float()[:, None, :, None, None]
     # Fashion-MNIST images have a black background, so the mask is where they are not nearly black.
     return gray * color, (gray * 4).clamp(0, 1)
 
