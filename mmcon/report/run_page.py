@@ -165,10 +165,10 @@ def _facts(files: RunFiles, best: Any) -> list[tuple[str, str, str]]:
 
 
 def _confusion(samples: Mapping[str, Any]) -> Chart | None:
-    counts, classes = samples.get("confusion"), samples.get("classes", ())
+    counts, classes = samples.get("confusion") or (), samples.get("classes", ())
     # Where training has other classes, such as other prompts, a neighbor's label is none of these.
-    known = counts and all(max(label, guess) < len(classes) for label, guess, _ in counts)
-    return confusion_chart(counts, classes) if known and len(classes) > 1 else None
+    known = all(max(label, guess) < len(classes) for label, guess, _ in counts)
+    return confusion_chart(counts, classes) if counts and known and len(classes) > 1 else None
 
 
 def _map(samples: Mapping[str, Any]) -> Chart | None:

@@ -303,3 +303,10 @@ def test_a_second_map(folder):
     maps = context(read_run(folder))["samples"]["maps"]["trained encoder"]
     assert set(maps) == {"PCA", "UMAP"}
     assert len(maps["UMAP"]["points"]) == 24
+
+
+def test_labels_of_neighbors_that_the_held_out_samples_lack_have_no_confusion():
+    """Held-out recordings of other prompts than those of training: a neighbor's label has no name among theirs."""
+    assert run_page._confusion({"confusion": [[0, 1, 3], [1, 1, 2]], "classes": ["a", "b"]}) is not None
+    assert run_page._confusion({"confusion": [[0, 57, 1]], "classes": ["a", "b"]}) is None
+    assert run_page._confusion({}) is None
