@@ -32,7 +32,7 @@ for number, end in json.loads(sys.argv[1]):
         continue
     # Items are larger than a pipe, so that workers wait for it to be read.
     stream = iterate_items(TrackedDataset(lambda item: "x" * 300_000, 2), range(100), workers=2)
-    next(stream)
+    next(stream), next(stream)  # one of each worker: both have begun
     for worker in stream.workers:
         os.kill(worker.pid, number)
     print(json.dumps([worker.pid for worker in stream.workers]), time.time(), flush=True)
