@@ -19,7 +19,6 @@ After Girdhar et al. 2023 (ImageBind: modalities that are never paired are align
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar, Literal
@@ -38,6 +37,7 @@ from mmcon.samplers.base import BatchSampler
 from mmcon.samplers.class_balanced import ClassAwareSampler
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import Source
+from mmcon.training.config_values import by_modality
 from mmcon.training.optim import create_optimizer_and_schedule
 
 BUNDLED = (
@@ -135,14 +135,6 @@ def main(config: Config) -> None:
     run.finish(results_json(results))
 
 
-def by_modality(flag: str, entries: Sequence[str]) -> dict[str, str]:
-    """Values by modality, from entries MODALITY=VALUE."""
-    wrong = [entry for entry in entries if not all(entry.partition("="))]
-    if wrong:
-        raise ConfigError(flag, expected="MODALITY=VALUE, such as image=photos/", got=str(wrong))
-    return dict(entry.split("=", 1) for entry in entries)
-
-
 def bundled_data(config: Config) -> dict[str, str]:
     """The first bundled data that have all modalities of the pairs."""
     named = {name for pair in config.pairs for name in pair.split("-")}
@@ -175,11 +167,8 @@ def with_options(config: Config, name: str) -> mmcon.ViewGenerator:
 
 def make_view(config: Config, modality: str) -> mmcon.ViewGenerator:
     """One of the instances of a sample, and a view of it."""
-    name = by_modality("--view", config.view).get(modality) or VIEWS.get(modality)
-    if name is None:
-        fix = f"--view {modality}=NAME, one of {mmcon.list_views(modality)}"
-        raise ConfigError("--view", expected=f"a view generator for {modality!r}", got="none", fix=fix)
-    return mmcon.Chain(mmcon.create_view("any/instance"), with_options(config, name))
+    names = by_modality("--view", config.view, defaults=VIEWS, needed=[modality])
+    return mmcon.Chain(mmcon.create_view("any/instance"), with_options(config, names[modality]))
 
 
 def plain_view(config: Config, modality: str) -> mmcon.ViewGenerator:
@@ -190,9 +179,7 @@ def plain_view(config: Config, modality: str) -> mmcon.ViewGenerator:
 
 def make_encoders(config: Config, modalities: list[str]) -> dict[str, nn.Module]:
     """An encoder for each modality."""
-    names = ENCODERS | by_modality("--encoder", config.encoder)
-    if missing := [modality for modality in modalities if modality not in names]:
-        raise ConfigError("--encoder", expected=f"an encoder for {missing}", got="none", fix="--encoder MODALITY=NAME")
+    names = by_modality("--encoder", config.encoder, defaults=ENCODERS, needed=modalities)
     return {m: mmcon.create_encoder(names[m], modality=m, image_size=config.image_size) for m in modalities}
 
 

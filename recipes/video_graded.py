@@ -140,8 +140,7 @@ def main(config: Config) -> None:
     metrics = evaluate_videos(run, {"trained": model, "random": untrained}, train, test, views=evaluation_views)
     if not run.is_main:
         return run.close()
-    unit = "scores" if config.scores else "seconds"
-    last = {name: float(width) for name, width in widths.items()}
+    unit, last = "scores" if config.scores else "seconds", {name: float(width) for name, width in widths.items()}
     run.finish(metrics | {f"widths_{unit}": first, f"last_widths_{unit}": last})
 
 

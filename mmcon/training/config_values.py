@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -74,6 +74,29 @@ def _flags(kind: type, prefix: str = "") -> Iterator[str]:
             yield f"--{prefix}{name}"
             if hints[field.name] is bool:
                 yield f"--{prefix}no-{name}"
+
+
+def by_modality(
+    flag: str, entries: Iterable[str], *, defaults: Mapping[str, str] | None = None, needed: Iterable[str] = ()
+) -> dict[str, str]:
+    """Values by modality, from the entries MODALITY=VALUE of a flag, over defaults.
+
+    Args:
+        flag: the flag, for messages.
+        entries: what the user wrote.
+        defaults: the values of modalities that the flag does not name.
+        needed: modalities that need a value.
+
+    Raises:
+        ConfigError: an entry is written otherwise, or a modality has no value.
+    """
+    wrong = [entry for entry in entries if not all(entry.partition("="))]
+    if wrong:
+        raise ConfigError(flag, expected="MODALITY=VALUE, such as image=photos/", got=str(wrong))
+    values = {**(defaults or {}), **dict(entry.split("=", 1) for entry in entries)}
+    if missing := [modality for modality in needed if modality not in values]:
+        raise ConfigError(flag, expected=f"a value for {missing}", got="none", fix=f"{flag} {missing[0]}=NAME")
+    return values
 
 
 def _convert(value: Any, hint: Any, where: str, key: str) -> Any:
