@@ -33,7 +33,8 @@ def pool_tokens(states: Float[Tensor, "n t d"], mask: Int[Tensor, "n t"], poolin
         weight = (mask if pooling == "mean" else position).to(states.dtype)
         return (states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
     token = mask.argmax(1) if pooling == "cls" else position.argmax(1)
-    return states[torch.arange(len(states), device=states.device), token]
+    # Not len(): it would fix the batch size of an exported program.
+    return states[torch.arange(states.shape[0], device=states.device), token]
 
 
 @final
@@ -60,8 +61,9 @@ class EmbeddingBag(nn.Module):
     def forward(self, tokens: Mapping[str, Int[Tensor, "n t"]]) -> Float[Tensor, "n d"]:
         """Features of the texts: the normalized mean embedding plus the output of the MLP."""
         mask = tokens["attention_mask"]
-        # Views pad to a fixed width; columns that are padding in the whole batch are dropped here.
-        width = max(1, int(mask.sum(0).gt(0).sum()))
+        # Views pad to a fixed width; columns that are padding in the whole batch are dropped here. An exported program
+        # has no widths that depend on values.
+        width = mask.shape[1] if torch.compiler.is_exporting() else max(1, int(mask.sum(0).gt(0).sum()))
         mask = mask[:, :width]
         states = self.dropout(self.embedding(tokens["input_ids"][:, :width]))
         mean = nn.functional.normalize(pool_tokens(states, mask, "mean"), dim=1)
@@ -113,6 +115,8 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Mapping[str, Int[Tensor, "n t"]]) -> Float[Tensor, "n d"]:
         """Features of the texts."""
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        if torch.compiler.is_exporting():  # a program has no widths and no checks that depend on values
+            return self._encode(ids, mask, mask.shape[1])
         # A masked token keeps its position, so a text ends at its last unmasked token, not at its number of tokens.
         ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
         if int(ends.max()) > self.max_tokens:
