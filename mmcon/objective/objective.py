@@ -39,6 +39,7 @@ from mmcon.objective.candidates import (
     tables_by_modality,
 )
 from mmcon.objective.pair_blocks import Block
+from mmcon.objective.truncation import label_of_truncated, truncated, truncation_weights
 
 __all__ = ["Block", "BlockMetrics", "CandidateMemory", "Objective", "ObjectiveMetrics"]
 
@@ -61,12 +62,16 @@ class Objective(nn.Module):
         queue: candidates beyond the batch (`Queue`, `Bank`).
         negatives_from: "queue": the rows of the batch are positives alone and those of the queue negatives alone, as in
             MoCo; "all": the affinity decides for both.
+        truncate: numbers of leading dimensions whose loss is added (Matryoshka; Kusupati et al. 2022, eq. 1): the first
+            dimensions at length one, with the same affinity, candidates and temperature. All dimensions are always part
+            of the loss, with weight 1.
+        truncate_weights: of these losses; None: 1 each.
         settings: of `weighted_supcon`: form, denominator, negative_weights, row_normalize, similarity, scale, backend;
             reduction (`valid`, `all` or `sum`, for each block); no_positives (`exclude`, or `error` if an anchor on
             any rank has none).
 
     Attributes:
-        last: the metrics of each block in the last step.
+        last: the metrics of each block in the last step; those of its first 32 dimensions as `BLOCK[:32]`.
         last_rows: by block, the anchors of this rank in the last step, without gradient, and the number of candidates
             in the softmax of each.
         records: by block, what the last step was made of (see `BlockRecord`), if it is set to a dict; None: not kept.
@@ -90,10 +95,12 @@ class Objective(nn.Module):
         union: bool = False,
         queue: CandidateMemory | None = None,
         negatives_from: Literal["all", "queue"] = "all",
+        truncate: Sequence[int] = (),
+        truncate_weights: Sequence[float] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__()
-        own = ("affinity", "temperature", "blocks", "union", "queue", "negatives_from")
+        own = ("affinity", "temperature", "blocks", "union", "queue", "negatives_from", "truncate", "truncate_weights")
         check_options("Objective", settings, [*own, *(field.name for field in fields(LossSettings))])
         # What a batch with NaN does to a run is decided by the guard on its gradients (`on_nonfinite`).
         self.settings = LossSettings(**{"check_finite": False, **settings})
@@ -112,6 +119,7 @@ class Objective(nn.Module):
         for i, block in enumerate(self.blocks or ()):
             if block.temperature is not None:
                 modules[f"block {i}"] = block.temperature
+        self.truncate = truncation_weights(truncate, truncate_weights, self.settings)
         self.temperatures = nn.ModuleDict(modules)
         affinities = {name: as_affinity(value) for name, value in by_space(affinity).items()}
         self._table = BlockTable(self.blocks, union, affinities, self.temperatures, self.settings)
@@ -147,13 +155,16 @@ class Objective(nn.Module):
             pool = collectives.gather(*rows_by_name(candidates, tables, self.blocks))
         step, temperatures = GlobalBatch(local, gathered, pool), self._evaluate_temperatures()
         blocks = self._table.resolve(gathered.embeddings)
-        self.last_rows = {}
-        self.records = None if self.records is None else {}
-        inputs = {
-            label: self._block_inputs(label, step, block, temperatures) for label, block in blocks.items() if block
-        }
+        inputs = {label: self._block_inputs(step, block, temperatures) for label, block in blocks.items() if block}
+        self._keep(inputs)
+        weights = {label: block.weight for label, block in blocks.items() if block}
         losses = losses_of_blocks(inputs)
-        found = {label: (block, _sums(losses[label])) for label, block in blocks.items() if block}
+        found = {label: (weights[label], _sums(losses[label])) for label in inputs}
+        for dim, weight in self.truncate.items():
+            losses = losses_of_blocks(truncated(inputs, dim))
+            found |= {
+                label_of_truncated(label, dim): (weights[label] * weight, _sums(losses[label])) for label in inputs
+            }
         if not found:
             return self._empty_loss(embeddings, list(blocks))
         self._names_are_known = True
@@ -210,44 +221,47 @@ class Objective(nn.Module):
             values[module] = collectives.average_gradient(value) if learns else value
         return values
 
-    def _block_inputs(
-        self, label: str, step: GlobalBatch, block: SpaceBlock, temperatures: Temperatures
-    ) -> BlockInputs:
+    def _block_inputs(self, step: GlobalBatch, block: SpaceBlock, temperatures: Temperatures) -> BlockInputs:
         """The arguments of the loss of a block, of the anchors of this rank."""
         z, table = step.anchors(block.anchors)
         candidates = step.candidates(block.anchors, block.candidates, self.queue)
-        pool = z if candidates.embeddings is None else candidates.embeddings
-        excludes_self = candidates.embeddings is None or candidates.self_index is not None
-        self.last_rows[label] = z.detach(), len(pool) - excludes_self
         settings, affinity = block.settings, _bound(block.affinity, table, candidates.table)
         if isinstance(settings.negative_weights, Affinity):
             settings = replace(settings, negative_weights=_bound(settings.negative_weights, table, candidates.table))
         if self.negatives_from == "queue":
+            pool = z if candidates.embeddings is None else candidates.embeddings
             stored = stored_columns(len(z), len(pool), candidates.stored, z.device)
             affinity, settings = affinity * ~stored, replace(settings, negative_weights=stored)
         temperature = temperatures[block.temperature]
-        if self.records is not None:
-            self.records[label] = BlockRecord(
-                z.detach(), None if candidates.embeddings is None else pool.detach(), affinity,
-                temperature.detach() if isinstance(temperature, Tensor) else temperature, candidates.self_index,
-            )  # fmt: skip
         return BlockInputs(z, candidates.embeddings, affinity, temperature, candidates.self_index, settings)
 
-    def _combine(
-        self, found: Mapping[str, tuple[SpaceBlock, Float[Tensor, "3"]]], labels: list[str]
-    ) -> Float[Tensor, ""]:
+    def _keep(self, inputs: Mapping[str, BlockInputs]) -> None:
+        """Keep the rows of each block, and its other arguments if they are asked for, without gradient."""
+        self.last_rows = {}
+        self.records = None if self.records is None else {}
+        for label, (z, candidates, affinity, temperature, self_index, _) in inputs.items():
+            pool = z if candidates is None else candidates
+            excludes_self = candidates is None or self_index is not None
+            self.last_rows[label] = z.detach(), len(pool) - excludes_self
+            if self.records is not None:
+                self.records[label] = BlockRecord(
+                    z.detach(), None if candidates is None else pool.detach(), affinity,
+                    temperature.detach() if isinstance(temperature, Tensor) else temperature, self_index,
+                )  # fmt: skip
+
+    def _combine(self, found: Mapping[str, tuple[float, Float[Tensor, "3"]]], labels: list[str]) -> Float[Tensor, ""]:
         """The weighted sum of the blocks, each divided by its number of anchors on all ranks."""
         # One collective for all blocks, without gradient: the gradient flows through the sums of this rank alone.
         of_all_ranks = collectives.all_reduce_sum(torch.stack([sums for _, sums in found.values()]).detach())
         self.last = ObjectiveMetrics()
         shares = []
-        for (label, (block, sums)), (loss, anchors, valid) in zip(found.items(), of_all_ranks, strict=True):
+        for (label, (weight, sums)), (loss, anchors, valid) in zip(found.items(), of_all_ranks, strict=True):
             if self.settings.no_positives == "error" and bool(valid < anchors):
                 got = f"{int(anchors - valid)} of {int(anchors)} without one in {label}"
                 raise InputError("Objective", expected="a positive for every anchor", got=got)
             divisor = {"valid": valid, "all": anchors, "sum": torch.ones_like(valid)}[self.settings.reduction]
             divisor = divisor.clamp_min(1)
-            shares.append(block.weight * sums[0] / divisor)
+            shares.append(weight * sums[0] / divisor)
             self.last[label] = BlockMetrics(loss / divisor, anchors, valid)
         empty = [label for label in labels if label not in found]
         self.last |= dict.fromkeys(empty, BlockMetrics.empty(of_all_ranks.device))
