@@ -54,6 +54,8 @@ def square_presets(c):
         "supcon_in": presets.supcon_in(labels=c["label"]),
         "simclr": presets.simclr(samples=c["sample"]),
         "drop_same_class": presets.drop_same_class(samples=c["sample"], labels=c["label"]),
+        "gist": presets.gist(temperature=0.1, samples=c["sample"], guide=c["side"], margin=0.3),
+        "gist relative": presets.gist(temperature=0.1, samples=c["sample"], guide=c["side"], margin=0.5, relative=True),
         "sincere": presets.sincere(labels=c["label"]),
         "dcl": presets.dcl(samples=c["sample"]),
         "multi_label": presets.multi_label(targets=c["labels"]),

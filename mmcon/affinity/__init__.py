@@ -26,6 +26,7 @@ from mmcon.affinity.factors import (
     self_mask,
 )
 from mmcon.affinity.groups import Groups, coarser
+from mmcon.affinity.guided import GuidedNegatives
 from mmcon.affinity.kernels import LabelKernel, ScoreKernel, TimeKernel
 from mmcon.affinity.labels import Hierarchy, MixedLabel, MultiLabel, SameLabel, SameSample, SideFeatures
 from mmcon.affinity.pairwise import Column
@@ -41,6 +42,7 @@ __all__ = [
     "Dense",
     "Factor",
     "Groups",
+    "GuidedNegatives",
     "Hierarchy",
     "LabelKernel",
     "LowRankFactor",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmcon.affinity import (
     Column,
+    GuidedNegatives,
     Hierarchy,
     LabelKernel,
     MultiLabel,
@@ -68,6 +69,30 @@ def simclr(*, temperature: Temperature = 0.1, samples: Column = "sample") -> Pre
 def drop_same_class(*, temperature: Temperature = 0.1, samples: Column = "sample", labels: Column = "label") -> Preset:
     """SimCLR, with rows of the same class removed from the negatives."""
     return {**simclr(temperature=temperature, samples=samples), "negative_weights": ~SameLabel(labels)}
+
+
+@_preset
+def gist(
+    *,
+    temperature: Temperature = 0.01,
+    margin: float = 0.0,
+    relative: bool = False,
+    guide: Column = "side",
+    samples: Column = "sample",
+) -> Preset:
+    """GIST: SimCLR, without negatives that a guide finds more similar to the anchor than its positive. Solatorio 2024.
+
+    Both views are anchors. In the paper the first view is, and the denominator has the pairs of second views too.
+
+    Args:
+        temperature: .01 in the paper.
+        margin: drop negatives from this far below the positive on; above 0 for features that all views share.
+        relative: the margin is a fraction of the positive's similarity.
+        guide: features of the guide, one row each (see `GuidedNegatives`).
+        samples: ids, which views of a sample share.
+    """
+    weights = GuidedNegatives(guide, positives=SameSample(samples), margin=margin, relative=relative)
+    return {**simclr(temperature=temperature, samples=samples), "negative_weights": weights}
 
 
 @_preset

@@ -65,6 +65,7 @@ def objectives():
         "supcon_in": presets.supcon_in(temperature=t()),
         "simclr": presets.simclr(temperature=t()),
         "drop_same_class": presets.drop_same_class(temperature=t()),
+        "gist": presets.gist(temperature=t(), margin=0.3),
         "sincere": presets.sincere(temperature=t()),
         "dcl": presets.dcl(temperature=t()),
         "clip": presets.clip(temperature=t()),

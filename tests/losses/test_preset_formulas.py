@@ -85,6 +85,18 @@ def without_same_class(i, others):
     return -log_softmax(i, partner, [k for k in others if k == partner or LABEL[k] != LABEL[i]])
 
 
+def guided(margin, relative):
+    """Solatorio 2024: negatives that the guide finds more similar than the positive are left out."""
+
+    def loss(i, others):
+        (partner,) = positives(i, others, SAMPLE)
+        limit = cosine(SIDE[i], SIDE[partner])
+        limit -= margin * abs(limit) if relative else margin
+        return -log_softmax(i, partner, [k for k in others if k == partner or cosine(SIDE[i], SIDE[k]) <= limit])
+
+    return loss
+
+
 def sincere(i, others):
     """Feeney and Hughes 2023: the denominator of a positive has itself and the negatives."""
     same = positives(i, others, LABEL)
@@ -166,6 +178,8 @@ ONE_MODALITY = {
     "supcon_in": (presets.supcon_in(temperature=T), supcon_inside),
     "simclr": (presets.simclr(temperature=T), nt_xent),
     "drop_same_class": (presets.drop_same_class(temperature=T), without_same_class),
+    "gist": (presets.gist(temperature=T), guided(0.0, False)),
+    "gist relative": (presets.gist(temperature=T, margin=0.3, relative=True), guided(0.3, True)),
     "sincere": (presets.sincere(temperature=T), sincere),
     "dcl": (presets.dcl(temperature=T), decoupled),
     "multi_label": (presets.multi_label(temperature=T), graded(same_drawn_label)),
