@@ -181,8 +181,7 @@ class ViewLoader:
     def batched_stage_in_worker(self) -> bool:
         """Whether workers also run the batched stage: on a CPU, unless a generator is stateful."""
         # A stateful generator in a worker would have a memory of its own in each worker, and in no checkpoint.
-        children = (child for group in self.view_groups for _, child in group.generator.children())
-        return self.device.type == "cpu" and not any(child.scope == "stateful" for child in children)
+        return self.device.type == "cpu" and not any(group.is_stateful for group in self.view_groups)
 
     def make(self, step: int) -> list[CollatedGroup] | ViewBatch:
         """The work item of a step: this rank's shard, after collate or, if workers run it, after the batched stage.
@@ -219,7 +218,8 @@ class ViewLoader:
         lost = {collated.group.modality: collated.failures for collated in made if collated.samples is None}
         made = [collated for collated in made if collated.group.modality not in lost]
         if lost and not made:
-            fails = self.world_size > 1 or len(self.failures) == self._number_of_samples()  # other ranks have rows
+            # A rank cannot pass over a step alone: the others may have read a sample that it could not.
+            fails = self.world_size > 1 or len(self.failures) == self._number_of_samples()
             pass_over(step, *next(iter(lost.items())), is_error=fails)
             return ViewBatch({}, {}, step=step)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mmcon.batch import Index, ViewBatch, tree_map
@@ -43,6 +43,11 @@ class ViewGroup:
     views: tuple[int, ...]
     batch_mixes: bool = False
 
+    @property
+    def is_stateful(self) -> bool:
+        """Whether a generator remembers the samples of earlier batches."""
+        return any(child.scope == "stateful" for _, child in self.generator.children())
+
 
 def group_views(views: Views) -> tuple[ViewGroup, ...]:
     """Group the views of each modality: consecutive uses of the same generator object are one group."""
@@ -65,12 +70,13 @@ class CollatedGroup:
 
     Attributes:
         group: the view group.
-        samples: the collated samples: this rank's views, then those that are only partners. None if no sample of the
-            batch is readable; there are then no parameters, and the index has no columns.
+        samples: the collated samples: this rank's views, then those that are only partners. None if no sample is
+            readable; there are then no parameters, and the index has no columns.
         params: the parameters of all children of the generator, for the same views.
         index: the table of this rank's views.
         partners: for each of this rank's views, the row of its partner in `samples`; None without mixing.
         failures: unreadable samples by id; their views are left out.
+        has_rows: False: the views only have their shapes and columns from a sample, and are cut to no rows.
     """
 
     group: ViewGroup
@@ -79,6 +85,7 @@ class CollatedGroup:
     index: Index
     partners: Int[Tensor, " n"] | None = None
     failures: dict[int, Unreadable] = field(default_factory=dict)
+    has_rows: bool = True
 
     def map(self, f: Any) -> CollatedGroup:
         """The same group with a function applied to `samples` and `partners`.
@@ -103,8 +110,10 @@ def collate_group(
 ) -> CollatedGroup | None:
     """The per-sample stage of a view group for one shard of a global batch: open, draw, decode, collate.
 
-    Samples that raise DataError, in their header or their content, are left out and reported; `samples` is None if no
-    sample of the shard is readable. Returns None if no sample of the shard has the modality.
+    Samples that raise DataError, in their header or their content, are left out and reported. If no sample of the
+    shard is readable, one of another shard gives the views their shapes and columns, and they have no rows: so the
+    rank takes part in the collective operations of the step, for which the others wait. If there is none, or a
+    stateful generator would remember it, `samples` is None.
 
     Args:
         group: the view group.
@@ -113,14 +122,30 @@ def collate_group(
         shard: the range of this rank in the global batch.
         seed: the seed of the run.
         left_out: samples that are not opened, by id, since they cannot be, or end their process.
+
+    Returns:
+        None if no sample of the shard has the modality.
     """
+    collated = _collate_readable(group, source, batch, shard, seed, left_out or {})
+    if collated is None or collated.samples is not None or group.is_stateful:
+        return collated
+    for position in (*range(shard.start), *range(shard.stop, len(batch))):
+        other = _collate_readable(group, source, batch.take([position]), slice(0, 1), seed, left_out or {})
+        if other is not None and other.samples is not None:
+            return replace(other, failures=collated.failures, has_rows=False)
+    return collated
+
+
+def _collate_readable(
+    group: ViewGroup, source: Source, batch: BatchPlan, shard: slice, seed: int, left_out: Mapping[int, Unreadable]
+) -> CollatedGroup | None:
     batch, shard = _with_modality(source, batch, shard)
     count, n = shard.stop - shard.start, len(batch)
     if not count:
         return None
     positions = torch.arange(shard.start, shard.stop).repeat(len(group.views))
     views = torch.tensor(group.views).repeat_interleave(count)
-    opening = Opening(group.modality, group.generator, source, batch, seed, left_out or {})
+    opening = Opening(group.modality, group.generator, source, batch, seed, left_out)
     opened = opening.open_and_draw(positions + views * n)
     if not len(opened.slots):
         return CollatedGroup(group, None, {}, opened.index, None, opened.failures)
@@ -154,6 +179,8 @@ def apply_batched_views(groups: Sequence[CollatedGroup], step: int) -> ViewBatch
         else:
             made = apply_mixing(generator, collated.samples, collated.params, collated.partners)
             own_params = select_samples(collated.params, slice(len(collated.partners)))
+        if not collated.has_rows:
+            made, own_params, index = tree_map(_no_rows, made), tree_map(_no_rows, own_params), index.map(_no_rows)
         views[modality] = (*views.get(modality, ()), made)
         params[modality] = (*params.get(modality, ()), own_params)
         tables.setdefault(modality, []).append(index)
@@ -219,6 +246,10 @@ def _decode_one_by_one(
         partners = torch.tensor([new_row.get(int(partners[row]), new_row[row]) for row in kept])
         index = with_partner_columns(index, partners)
     return CollatedGroup(group, samples, params, index, partners, failures)
+
+
+def _no_rows(x: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "0 ..."]:
+    return x[:0]
 
 
 def _concatenate(batches: list[Any]) -> Any:

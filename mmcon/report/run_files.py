@@ -17,6 +17,17 @@ from mmcon.report.charts import is_number
 #: The longest side of the picture of an evaluation.
 _PICTURE_SIDE = 1000
 
+#: The file of each part of `RunFiles` that any program may have written.
+PART_FILES = {
+    "metrics": "metrics.jsonl",
+    "config": "config.yaml",
+    "about": "run.json",
+    "results": "results.json",
+    "unreadable": "quarantine.jsonl",
+    "views": "report/views.json",
+    "samples": "report/samples.json",
+}
+
 
 @dataclass(frozen=True)
 class EvaluationTable:
@@ -84,9 +95,12 @@ def read_run(folder: str | Path) -> RunFiles:
         problems.append(f"{name} cannot be read: {str(value).partition(chr(10))[0]}")
         return {}
 
-    lines, damaged = read_lines(folder / "metrics.jsonl")
-    if damaged:
-        problems.append(f"metrics.jsonl has {len(damaged)} damaged line(s), which are left out")
+    def read_log(name: str) -> list[dict[str, Any]]:
+        lines, damaged = read_lines(folder / name)
+        if damaged:
+            problems.append(f"{name} has {len(damaged)} damaged line(s), which are left out")
+        return lines
+
     evaluations = []
     for path in sorted(folder.glob("evaluation/*.txt")):
         try:
@@ -97,11 +111,11 @@ def read_run(folder: str | Path) -> RunFiles:
             problems.append(f"the evaluation {path.stem} cannot be read: {str(error).partition(chr(10))[0]}")
     return RunFiles(
         folder,
-        metrics=[line for line in lines if is_number(line.get("step"))],
+        metrics=[line for line in read_log("metrics.jsonl") if is_number(line.get("step"))],
         config=read("config.yaml", lambda text: read_yaml(text, where="config.yaml") or {}),
         about=read("run.json", json.loads),
         results=read("results.json", json.loads),
-        unreadable=read_lines(folder / "quarantine.jsonl")[0],
+        unreadable=read_log("quarantine.jsonl"),
         views=read("report/views.json", json.loads),
         samples=read("report/samples.json", json.loads),
         stopped=(folder / "stopped").exists(),

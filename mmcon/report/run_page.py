@@ -15,13 +15,14 @@ import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmcon.errors import MissingDependencyError, StorageError
 from mmcon.report.charts import Chart, classes_chart, confusion_chart, curves, figures, is_number, map_chart
 from mmcon.report.result_tables import class_shares, headline, interval_rows, result_tables
-from mmcon.report.run_files import RunFiles, read_run
+from mmcon.report.run_files import PART_FILES, RunFiles, read_run
 from mmcon.report.vega import script_is_ready, vega_script
 
 PAGE_FILE = "report.html"
@@ -53,7 +54,7 @@ def write_report(run_folder: str | Path, *, running: bool = False) -> Path:
     except MissingDependencyError as error:
         _log.warning("the run page has no charts: %s", error)
         script = ""
-    page = _template().render(context(files, running=running), script=script)
+    page = _render(files, running=running, script=script)
     path = files.folder / PAGE_FILE
     # Not flushed to the disk as checkpoints are: a page that a crash loses is written again.
     temporary = path.with_name(f".{PAGE_FILE}.{os.getpid()}")
@@ -64,6 +65,26 @@ def write_report(run_folder: str | Path, *, running: bool = False) -> Path:
         temporary.unlink(missing_ok=True)
         raise StorageError("run page", expected=f"to write {path}", got=str(error), fix="make space for it") from error
     return path
+
+
+def _render(files: RunFiles, *, running: bool, script: str) -> str:
+    """The page. A file with values of another form than a run writes is left out, and named on it."""
+
+    def page(shown: RunFiles, script: str = "") -> str:
+        return _template().render(context(shown, running=running), script=script)
+
+    try:
+        return page(files, script)
+    except Exception:
+        empty = replace(files, **{part: type(getattr(files, part))() for part in PART_FILES})
+    for part, name in PART_FILES.items():
+        try:
+            page(replace(empty, **{part: getattr(files, part)}))
+        except Exception as error:
+            problem = f"{name} has values of another form than a run writes ({type(error).__name__}: {error})"
+            _log.warning("the run page leaves out a file: %s", problem)
+            files = replace(files, **{part: getattr(empty, part)}, problems=[*files.problems, problem])
+    return page(files, script)
 
 
 class LivePage:
@@ -156,7 +177,7 @@ def _facts(files: RunFiles, best: Any) -> list[tuple[str, str, str]]:
         losses = [line["loss"] for line in files.metrics if isinstance(line.get("loss"), int | float)]
         if losses:
             facts.append(("loss", f"{losses[-1]:.4f}", f"at first {losses[0]:.4f}"))
-        rates = [line["views_per_second"] for line in files.metrics if "views_per_second" in line]
+        rates = [line["views_per_second"] for line in files.metrics if is_number(line.get("views_per_second"))]
         if rates:
             facts.append(("samples a second", f"{sorted(rates)[len(rates) // 2]:,.0f}", "median"))
     if files.unreadable:

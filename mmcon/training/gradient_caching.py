@@ -98,7 +98,9 @@ def split(
         for number, views in enumerate(groups):
             n = count_rows(views)
             count = None if pieces is None else pieces[modality, number]
-            borders = [*range(0, n, chunk_size), n] if count is None else [n * i // count for i in range(count + 1)]
+            # No rows are a piece too: on several ranks the model takes part in the collective operations of the others.
+            starts = range(0, max(n, 1), chunk_size)
+            borders = [*starts, n] if count is None else [n * i // count for i in range(count + 1)]
             for low, high in itertools.pairwise(borders):
                 piece = tree_map(lambda x, low=low, high=high: x[low:high], views)
                 rows = torch.arange(start + low, start + high)

@@ -1,5 +1,7 @@
 """The loader: the same batches for any workers and ranks, from any step, with unreadable or missing samples."""
 
+import errno
+
 import pytest
 import torch
 
@@ -204,6 +206,53 @@ def test_a_batch_without_a_readable_sample_is_passed_over(workers, caplog):
     assert [batch.step for batch in loader(accepting((broken - 100).tolist()))] == [0, 2]
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_rank_without_a_readable_sample_has_views_of_no_rows(workers):
+    """Those of step 1 and rank 1; what the ranks have together is what one process has."""
+    plan = loader().sampler.batch(1)
+    broken = plan.shard(1, 3).indices.tolist()
+    alone = two_epochs(loader(accepting(broken)))
+    made = [loader(accepting(broken), rank=rank, world_size=3, workers=workers) for rank in range(3)]
+    ranks = [[batch for _ in range(2) for batch in each.each_step()] for each in made]
+    empty, usual = ranks[1][1], ranks[0][1]
+    assert [(part.shape[0], part.shape[1:]) for part in empty.views["image"]] == [
+        (0, part.shape[1:]) for part in usual.views["image"]
+    ]
+    assert {name: (column.dtype, len(column)) for name, column in empty.index["image"].items()} == {
+        name: (column.dtype, 0) for name, column in usual.index["image"].items()
+    }
+    assert sorted(made[1].failures) == sorted(100 + row for row in broken)
+    for whole, *shards in zip(alone, *ranks, strict=True):
+        found = torch.cat([shard.index["image"]["sample"] for shard in shards])
+        assert found.sort().values.tolist() == whole.index["image"]["sample"].sort().values.tolist()
+
+
+def test_a_stateful_view_remembers_no_sample_of_another_rank():
+    class Memory(Noise):
+        scope = "stateful"
+
+    broken = loader().sampler.batch(1).shard(1, 3).indices.tolist()
+    views = {"image": [Chain(Window(), Memory())]}
+    with pytest.raises(DataError, match="at least one readable sample"):
+        two_epochs(loader(accepting(broken), views, rank=1, world_size=3))
+
+
+def test_a_modality_without_a_readable_sample_is_left_out_of_its_batch():
+    def joined(broken):
+        pictures = accepting(broken)
+        return JoinedSource(pictures, TensorSource(torch.arange(30.0 * N).view(N, 1, 30), modality="audio", ids=pictures.ids))
+
+    views = {"image": [Window()], "audio": [Identity()]}
+    broken = loader().sampler.batch(1).indices.tolist()
+    whole, faulty = list(loader(joined([]), views)), loader(joined(broken), views)
+    batches = list(faulty)
+    assert [batch.modalities for batch in batches] == [("image", "audio"), ("audio",), ("image", "audio")]
+    assert set(faulty.failures) == {100 + row for row in broken}
+    for expected, batch in zip(whole, batches, strict=True):
+        assert torch.equal(batch.index["audio"]["sample"], expected.index["audio"]["sample"])
+        assert all(torch.equal(batch.views[m][0], expected.views[m][0]) for m in batch.modalities)
+
+
 def test_a_batch_without_a_readable_sample_ends_the_run_on_several_ranks_or_if_nothing_is_readable():
     with pytest.raises(DataError, match=r"at least one readable sample(.|\n)*mmcon doctor"):
         two_epochs(loader(accepting(range(N))))
@@ -229,6 +278,29 @@ def test_a_sample_that_could_not_be_opened_is_not_tried_again(monkeypatch):
     assert [len(rows) for rows in tried if 8 in rows] == [22, 1]
     assert list(made.failures) == [108]
     assert all(108 not in batch.index["image"]["sample"] for batch in batches)
+
+
+@pytest.mark.parametrize(("number", "later"), [
+    (errno.EIO, True), (errno.EMFILE, True), (errno.ESTALE, True), (errno.ENOENT, False), (errno.EACCES, False),
+])  # fmt: skip
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_sample_is_tried_again_in_the_next_epoch_if_the_machine_lacked_something(number, later, raw, monkeypatch):
+    """Open files, memory or a network disk: not the file is bad. The error is raised as it is, or as a DataError."""
+    epoch, opened = [0], Pictures.open
+
+    def open_later(self, rows):
+        rows = torch.as_tensor(rows).tolist()
+        if 8 in rows and epoch[0] == 0:
+            error = OSError(number, "an error of the system")
+            raise error if raw else DataError("a file", expected="a readable image", got="none") from error
+        return opened(self, rows)
+
+    monkeypatch.setattr(Pictures, "open", open_later)
+    made = loader(batch_size=11)
+    assert all(108 not in batch.index["image"]["sample"] for batch in made)
+    assert list(made.failures) == [108]
+    epoch[0] = 1
+    assert any(108 in batch.index["image"]["sample"] for batch in made) == later
 
 
 def test_a_modality_may_be_missing_for_some_samples():

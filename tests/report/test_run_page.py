@@ -4,12 +4,14 @@ import io
 import json
 import logging
 import re
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import vl_convert
 from made_run import ODD_NAMES, features_of, images, made_run
+from markupsafe import escape
 from PIL import Image
 
 import mmcon
@@ -21,7 +23,7 @@ from mmcon.loading.loader import ViewLoader
 from mmcon.report import run_page, vega
 from mmcon.report.charts import POINTS, curves, map_chart
 from mmcon.report.result_tables import class_shares, interval_rows, result_tables
-from mmcon.report.run_files import read_run
+from mmcon.report.run_files import PART_FILES, read_run
 from mmcon.report.run_page import LivePage, context, write_report
 from mmcon.report.sample_maps import add_umap, write_table
 from mmcon.samplers.uniform import UniformSampler
@@ -87,6 +89,46 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     assert len(files.problems) == 3
     assert all(name in " ".join(files.problems) for name in ("metrics.jsonl", "results.json", "config.yaml"))
     assert "results.json cannot be read" in write_report(tmp_path).read_text()
+
+
+ODD_VALUES = {
+    "metrics.jsonl": {"step": 1, "loss": [], "views_per_second": "fast"},
+    "run.json": {"program": ["python"], "views": [3], "versions": "2"},
+    "results.json": {"warnings": 3},
+    "quarantine.jsonl": {"file": {"a": []}},
+    "report/views.json": {"samples": [{"views": [None]}]},
+    "report/samples.json": {"samples": [{"label": "x"}], "maps": {"a": 3}, "modalities": ["image"], "classes": ["a"]},
+}
+
+
+def test_files_with_values_of_another_form_are_left_out_and_named(folder, tmp_path, caplog):
+    """Of lines of a log only the odd values are left out. The configuration is as a run writes it, and stays."""
+    run = shutil.copytree(folder, tmp_path / "run")
+    for name, value in ODD_VALUES.items():
+        (run / name).write_text(json.dumps(value) + "\n")
+    page = write_report(run).read_text()
+    for name in ("run.json", "results.json", "report/views.json", "report/samples.json"):
+        assert f"{name} has values of another form than a run writes" in page, name
+        assert f"the run page leaves out a file: {name}" in caplog.text
+    assert re.findall(r'<section id="([a-z-]+)"', page) == ["run"]
+    assert "Configuration, 2 settings" in page
+    assert "1 unreadable files" in page
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", '"x"', "[" * 2_000])
+def test_empty_and_cut_files_and_those_of_another_type_are_named(tmp_path, text):
+    for name in PART_FILES.values():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    files = read_run(tmp_path)
+    assert not any(getattr(files, part) for part in PART_FILES)
+    told = " ".join(files.problems)
+    expected = {"run.json", "results.json", "report/views.json", "report/samples.json"}
+    expected |= {"metrics.jsonl", "quarantine.jsonl"} if text else set()  # an empty file has no lines
+    expected |= {"config.yaml"} if text not in ("", "null", "[]") else set()  # and no settings
+    assert {name for name in PART_FILES.values() if name in told} == expected
+    page = write_report(tmp_path).read_text()
+    assert all(str(escape(problem)) in page for problem in files.problems)
 
 
 def test_evaluations_in_the_folder_are_on_the_page(tmp_path):
