@@ -76,15 +76,16 @@ def _render(files: RunFiles, *, running: bool, script: str) -> str:
     try:
         return page(files, script)
     except Exception:
-        empty = replace(files, **{part: type(getattr(files, part))() for part in PART_FILES})
+        shown = replace(files, **{part: type(getattr(files, part))() for part in PART_FILES})
     for part, name in PART_FILES.items():
         try:
-            page(replace(empty, **{part: getattr(files, part)}))
+            page(more := replace(shown, **{part: getattr(files, part)}))
         except Exception as error:
             problem = f"{name} has values of another form than a run writes ({type(error).__name__}: {error})"
             _log.warning("the run page leaves out a file: %s", problem)
-            files = replace(files, **{part: getattr(empty, part)}, problems=[*files.problems, problem])
-    return page(files, script)
+            more = replace(shown, problems=[*shown.problems, problem])
+        shown = more
+    return page(shown, script)
 
 
 class LivePage:
