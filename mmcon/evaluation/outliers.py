@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from mmcon.errors import ConfigError, InputError
@@ -158,6 +157,8 @@ def separation(ordinary: Float[Tensor, " n"], outliers: Float[Tensor, " m"]) -> 
     if not n or not m or np.isnan(scores).any():
         got = f"{n} and {m} scores, {int(np.isnan(scores).sum())} of them NaN"
         raise InputError("separation", expected="scores of both kinds of samples", got=got)
+    from scipy import stats
+
     rank_sum = stats.rankdata(scores)[n:].sum()
     auroc = (rank_sum - m * (m + 1) / 2) / (n * m)
     # Precision and recall at each distinct threshold, from the highest score down; equal scores are one threshold.

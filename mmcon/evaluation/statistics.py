@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy import stats
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -135,6 +134,8 @@ def wilson(successes: int, n: int, *, level: float = 0.95) -> Interval:
     """
     if not 0 <= successes <= n or n == 0:
         raise InputError("wilson", expected="0 <= successes <= n and n > 0", got=f"successes={successes}, n={n}")
+    from scipy import stats  # imported late: it takes as long as half of torch
+
     ends = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
     return Interval(successes / n, float(ends.low), float(ends.high), level, n)
 
@@ -173,6 +174,8 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
     if n < 2:
         raise InputError("t_interval", expected="at least two runs", got=f"{n}", fix="repeat with other seeds")
     numbers = torch.tensor(values, dtype=torch.float64)
+    from scipy import stats
+
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(numbers.std()) / n**0.5
     mean = float(numbers.mean())
     return Interval(mean, mean - half, mean + half, level, n)
@@ -187,6 +190,8 @@ def mcnemar(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"]) -> PairedTest
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
+    from scipy import stats
+
     p = stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
     return PairedTest((only_first - only_second) / len(first), float(p), len(first))
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 
 from mmcon.errors import InputError
@@ -63,6 +62,8 @@ def lag_correlation(features: Features) -> Float[Tensor, " g"]:
         lag, distance = torch.pdist(time[:, None]), torch.pdist(x)
         if float(distance.max() - distance.min()) < 1e-12 or float(lag.max() - lag.min()) == 0:
             return 0.0
+        from scipy import stats
+
         return float(stats.spearmanr(lag.numpy(), distance.numpy())[0])  # pyright: ignore[reportArgumentType]
 
     return _by_clip(features, correlation, min_times=3)

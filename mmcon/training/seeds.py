@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from scipy import stats
 
 from mmcon.errors import ConfigError, InputError
 from mmcon.files import replace_file
@@ -96,6 +95,8 @@ def _summary_of(by_seed: dict[int, float], level: float) -> dict[str, Any]:
     values = torch.tensor(list(by_seed.values()), dtype=torch.float64)
     metric: dict[str, Any] = {"by_seed": {str(seed): v for seed, v in by_seed.items()}, "mean": float(values.mean())}
     if len(values) > 1:
+        from scipy import stats  # imported late: it takes as long as half of torch
+
         half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * float(values.std()) / len(values) ** 0.5
         metric |= {"low": metric["mean"] - half, "high": metric["mean"] + half, "interval": f"Student's t, {level:.0%}"}
     return metric
