@@ -180,7 +180,7 @@ def compare_runs(
         raise InputError("compare", expected="two runs or more", got=str(len(folders)))
     if draws < FEWEST_DRAWS:
         raise InputError("compare, draws", expected=f"{FEWEST_DRAWS:,} exchanges or more", got=str(draws))
-    runs = {name: _seeds_of(Path(folder)) for name, folder in zip(_names(folders), folders, strict=True)}
+    runs = {name: _seeds_of(Path(folder)) for name, folder in zip(distinct_names(folders), folders, strict=True)}
     shared = [m for m in _metrics(next(iter(runs.values()))) if all(m in _metrics(seeds) for seeds in runs.values())]
     unknown = [metric for metric in metrics if metric not in shared]
     if unknown or not shared:
@@ -203,8 +203,15 @@ def compare_runs(
     return ComparisonResult(tuple(accuracies), tuple(replace(d, p_corrected=p) for d, p in paired), read)
 
 
-def _names(folders: Sequence[str | Path]) -> list[str]:
-    """The last parts of the paths that tell the runs apart."""
+def distinct_names(folders: Sequence[str | Path]) -> list[str]:
+    """The last parts of paths that tell them apart.
+
+    >>> distinct_names(["a/runs/supcon", "b/runs/simclr"])
+    ['supcon', 'simclr']
+
+    Raises:
+        InputError: two paths are the same.
+    """
     parts = [Path(folder).resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-length:]) for p in parts]

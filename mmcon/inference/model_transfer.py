@@ -1,0 +1,89 @@
+"""Transfer of several models to many data sets: linear probes and fine-tuning, then the paired tests of all pairs.
+
+    result = evaluate_transfer(["runs/supcon", "runs/cross_entropy"], ["photos/flowers", "photos/birds"])
+    print(result.table())
+
+A model may be a folder of several seeds (`seed-0`, `seed-1`, …), all of which are evaluated. What is in the output
+folder already, of the same model and data, is kept, so an interrupted command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmcon.errors import DataError, InputError
+from mmcon.evaluation.comparison import distinct_names
+from mmcon.evaluation.transfer import TransferResult, compare_transfer
+from mmcon.files import replace_file
+from mmcon.inference.model_evaluation import evaluate_model
+
+#: The evaluations of `mmcon evaluate` by protocol.
+PROTOCOLS = {"linear": "probe", "fine-tuned": "fine-tuning"}
+
+
+def evaluate_transfer(
+    models: Sequence[str | Path],
+    data: Sequence[str],
+    *,
+    output: str | Path = "transfer",
+    protocols: Sequence[str] = ("linear",),
+    options: Mapping[str, Any] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+    batch_size: int = 256,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> TransferResult:
+    """Evaluate every model on every data set, write the table, the numbers and the picture, and return the result.
+
+    Args:
+        models: two or more that `mmcon.load` opens, or folders of several seeds of such.
+        data: sources by name or path, with labels.
+        output: the folder of features, predictions, and `transfer.txt`, `transfer.json` and `transfer.png`.
+        protocols: "linear" (a probe on frozen features) and "fine-tuned" (all weights trained further).
+        options: of the evaluations and of the sources, by name.
+        draws: exchanges of a permutation test.
+        seed: of all draws.
+        batch_size: samples that are encoded at once.
+        workers: processes that read and decode samples.
+        device: the device of the encoder.
+
+    Raises:
+        InputError: there are fewer than two models, no data set, or an unknown protocol.
+        DataError: an evaluation failed, with its reason.
+    """
+    unknown = [name for name in protocols if name not in PROTOCOLS]
+    if unknown or not protocols:
+        raise InputError("transfer", expected=f"protocols among {list(PROTOCOLS)}", got=str(unknown or "none"))
+    if len(models) < 2 or not data:
+        raise InputError(
+            "transfer", expected="two models and a data set, or more", got=f"{len(models)} and {len(data)}"
+        )
+    folder, on = Path(output), [PROTOCOLS[name] for name in dict.fromkeys(protocols)]
+    methods, sets = distinct_names(models), distinct_names(data)
+    settings: dict[str, Any] = {"on": on, "options": options, "seed": seed, "batch_size": batch_size}
+    settings |= {"workers": workers, "device": device}
+    for of_set, source in zip(sets, data, strict=True):
+        for method, model in zip(methods, models, strict=True):
+            for inner, path in _seeds(model).items():
+                print(f"\n{method} {inner} on {of_set}", flush=True)
+                for done in evaluate_model(path, source, output=folder / of_set / method / inner, **settings):
+                    if done.error:
+                        raise DataError(f"transfer of {method} to {of_set}", expected="an evaluation", got=done.error)
+    result = compare_transfer(folder, data=sets, methods=methods, draws=draws, seed=seed)
+    replace_file(folder / "transfer.txt", result.table() + "\n")
+    replace_file(folder / "transfer.json", json.dumps(result.to_json(), indent=1) + "\n")
+    figure = result.plot()
+    replace_file(folder / "transfer.png", lambda file: figure.savefig(file, dpi=150, format="png"))
+    return result
+
+
+def _seeds(model: str | Path) -> dict[str, str | Path]:
+    """The runs of several seeds by the names of their folders; of one model, itself under ""."""
+    found = {path.name: path for path in sorted(Path(model).expanduser().glob("seed-*")) if path.is_dir()}
+    return dict(found) or {"": model}
