@@ -154,7 +154,8 @@ def make_objective(config: Config, train: Source) -> mmcon.Objective:
     similarity = BilinearSimilarity(config.projection_dim) if config.similarity == "bilinear" else None
 
     def objective(affinity: Affinity) -> mmcon.Objective:
-        return mmcon.Objective(affinity=affinity, temperature=config.temperature, similarity=similarity)
+        options = {"similarity": similarity, "truncate": config.truncate_dims}
+        return mmcon.Objective(affinity=affinity, temperature=config.temperature, **options)
 
     if config.objective in ("simclr", "cola"):
         return objective(SameSample())

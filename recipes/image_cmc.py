@@ -148,7 +148,7 @@ def make_objective(config: Config, train: Source) -> mmcon.Objective:
         if train.labels is None:
             raise ConfigError("--objective supcon", expected="labels", got="none", fix="--objective cmc")
         settings["affinity"] = SameLabel()
-    return mmcon.Objective(**settings)
+    return mmcon.Objective(**settings, truncate=config.truncate_dims)
 
 
 def concatenated(views: list[Features]) -> Features:

@@ -169,15 +169,16 @@ def make_objective(config: Config, pairs: ImageTextPairs) -> mmcon.Objective:
     """Between the modalities in both directions; the objectives differ in the affinity."""
     temperature = LearnableTemperature(initial=config.temperature)
     if config.objective == "cwcl":
-        return mmcon.Objective(**presets.cwcl(graded="image", other="text", temperature=temperature))
-    settings = presets.clip(first="image", second="text", temperature=temperature)
+        settings = presets.cwcl(graded="image", other="text", temperature=temperature)
+    else:
+        settings = presets.clip(first="image", second="text", temperature=temperature)
     if config.objective == "class-aware":
         if pairs.train.labels is None:
             raise ConfigError("--objective class-aware", expected="labels", got="none", fix="--label-column COLUMN")
         settings["affinity"] = SameSample() * (1 - config.class_weight) + SameLabel() * config.class_weight
     if config.objective == "graded":
         settings["affinity"] = SideFeatures("side", temperature=config.side_temperature)
-    return mmcon.Objective(**settings)
+    return mmcon.Objective(**settings, truncate=config.truncate_dims)
 
 
 def side_features(config: Config, pairs: ImageTextPairs, device: torch.device) -> Features:

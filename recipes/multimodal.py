@@ -109,6 +109,7 @@ def main(config: Config) -> None:
         affinity=SameSample() if config.objective == "same-sample" else SameLabel(),
         temperature=LearnableTemperature(initial=config.temperature),
         blocks=[mmcon.Block(*direction, weight=1 / len({pair, pair[::-1]})) for direction, pair in directions],
+        truncate=config.truncate_dims,
     )
     optimizer, schedule = create_optimizer_and_schedule(config, [model, objective], steps_per_epoch=len(loader))
     trained = run.prepare(model, optimizer, schedule, objective=objective)

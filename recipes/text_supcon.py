@@ -93,7 +93,8 @@ def main(config: Config) -> None:
     untrained = copy.deepcopy(model)
     temperature = config.temperature or (0.05 if config.objective == "simcse" else 0.1)
     affinity = SameLabel() if config.objective == "supcon" else SameSample()
-    network, objective = model, mmcon.Objective(affinity=affinity, temperature=temperature)
+    settings = {"affinity": affinity, "temperature": temperature, "truncate": config.truncate_dims}
+    network, objective = model, mmcon.Objective(**settings)
     if config.objective == "cross-entropy":
         network = Classifier(encoder, len(train.classes), modality="text")
         objective = CrossEntropy(train, modality="text")

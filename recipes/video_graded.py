@@ -120,7 +120,8 @@ def main(config: Config) -> None:
     # Loss: affinity by time within a video, or by scores, at two scales.
     widths = make_widths(config, train, scores, run.device)
     affinity = {name: make_affinity(config, width, scores) for name, width in widths.items()}
-    objective = mmcon.Objective(affinity=affinity, temperature=config.temperature)
+    settings = {"temperature": config.temperature, "truncate": config.truncate_dims}
+    objective = mmcon.Objective(affinity=affinity, **settings)
     run.print("kernel widths: " + ", ".join(f"{name} {float(width):.3g}" for name, width in widths.items()))
     optimizer, schedule = create_optimizer_and_schedule(
         config, [model, objective], steps_per_epoch=len(loader), warmup_steps=steps // 10

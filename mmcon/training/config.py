@@ -28,6 +28,9 @@ __all__ = ["ImageRunConfig", "RunConfig", "RunSettings", "from_mapping", "parse"
 #: Steps of the range test of the learning rate.
 RANGE_TEST_STEPS = 100
 
+#: Objectives of recipes that do not compare embeddings by `mmcon.Objective`, which alone takes `truncate`.
+WITHOUT_TRUNCATION = ("cross-entropy", "max-margin", "triplet")
+
 C = TypeVar("C")
 R = TypeVar("R", bound="RunConfig")
 
@@ -115,6 +118,8 @@ class RunConfig(RunSettings):
     """train on this many samples of each class"""
     projection_dim: int = 128
     """width of the embeddings, after the projection head"""
+    truncate_dims: tuple[int, ...] = ()
+    """train the first of so many dimensions of the embeddings too (Matryoshka), such as 16 32 64"""
     projection_head: Literal["linear", "mlp", "mlp-batch-norm"] | None = None
     """default: mlp for small and for pretrained encoders, mlp-batch-norm for others"""
     optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
@@ -141,7 +146,17 @@ class RunConfig(RunSettings):
         return few_labels(train, per_class=self.labels_per_class, share=self.label_fraction, seed=self.seed)
 
     def shared_space(self, *encoders: nn.Module, **options: Any) -> SharedSpace:
-        """The shared space of some encoders, by the flags of the projection head; options are those of SharedSpace."""
+        """The shared space of some encoders, by the flags of the projection head; options are those of SharedSpace.
+
+        Raises:
+            ConfigError: `--truncate-dims` that the space lacks, or with an objective that compares no embeddings.
+        """
+        objective = getattr(self, "objective", "")
+        if self.truncate_dims and objective in WITHOUT_TRUNCATION:
+            raise ConfigError("--truncate-dims", expected="a contrastive objective", got=objective)
+        if not all(1 <= dim < self.projection_dim for dim in self.truncate_dims):
+            expected = f"dimensions from 1 to {self.projection_dim - 1}, below --projection-dim"
+            raise ConfigError("--truncate-dims", expected=expected, got=" ".join(map(str, self.truncate_dims)))
         head = self.projection_head or default_head(encoders)
         return SharedSpace(dim=self.projection_dim, head=head, **options)
 

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from mmcon.errors import ConfigError
-from mmcon.training.config import as_plain, check_changes, differences, from_mapping, parse, to_yaml
+from mmcon.training.config import RunConfig, as_plain, check_changes, differences, from_mapping, parse, to_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,18 @@ def test_defaults_file_and_flags_stand_over_one_another(tmp_path):
     assert parse(Config, args=["--config", str(file)]) == Config(temperature=0.5, objective="simclr", sizes=(3, 4, 5))
     chosen = parse(Config, args=["--temperature", "0.7", f"--config={file}", "--resume", "--max-steps", "9"])
     assert chosen == Config(temperature=0.7, objective="simclr", sizes=(3, 4, 5), resume=True, max_steps=9)
+
+
+def test_dimensions_to_cut_to_are_checked_before_the_run():
+    class Flags(RunConfig):
+        objective = "supcon"
+
+    assert Flags(truncate_dims=(8, 16), projection_dim=32).shared_space().dim == 32
+    with pytest.raises(ConfigError, match="dimensions from 1 to 31, below --projection-dim; got 8 32"):
+        Flags(truncate_dims=(8, 32), projection_dim=32).shared_space()
+    Flags.objective = "cross-entropy"
+    with pytest.raises(ConfigError, match="a contrastive objective; got cross-entropy"):
+        Flags(truncate_dims=(8,)).shared_space()
 
 
 def test_what_is_written_is_read_back(tmp_path):
