@@ -21,12 +21,13 @@ import torch
 
 from mmcon.errors import ConfigError, InputError
 from mmcon.inference.loaded_model import LoadedModel
-from mmcon.inference.preprocessing import Preprocessing, Spec
+from mmcon.inference.preprocessing import Preprocessing, Spec, read_preprocessing
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder
 from mmcon.models.image_torchvision import torchvision_names
 from mmcon.models.pretrained import model_load_errors
-from mmcon.models.saving import INSIDE
+from mmcon.models.saving import INSIDE, load_weights
+from mmcon.models.video import TORCHVISION
 
 # Files of a model on the hub that are read; weights that are pickles are not.
 _FILES = ["*.json", "*/config.json", "*.safetensors", "*.txt", "*.model"]
@@ -51,7 +52,8 @@ def is_foreign(name: str) -> bool:
     if not folder.is_dir():
         return name in torchvision_names()
     config = _read_json(folder / "config.json")
-    return "architecture" in config or "model_type" in config or (folder / "modules.json").is_file()
+    known = "architecture" in config or "model_type" in config or config.get("library") == "torchvision"
+    return known or (folder / "modules.json").is_file()
 
 
 def load_encoder(
@@ -83,18 +85,14 @@ def load_encoder(
     """
     path = Path(name).expanduser()
     target = str(path) if path.is_dir() else str(name)
-    if target.startswith(("timm/", "hf-hub:timm/")) or "architecture" in _read_json(Path(target) / "config.json"):
+    if target.startswith(("timm/", "hf-hub:timm/")):
         encoder = create_encoder(target, pretrained=pretrained)
         made = encoder, "image", Preprocessing((_timm_view(encoder),), {"channels": 3})
     elif target in torchvision_names():
         encoder = create_encoder(target, pretrained=pretrained)
         made = encoder, "image", Preprocessing((_torchvision_view(target),), {"channels": 3})
     else:
-        folder = _folder(target, revision)
-        if (folder / "modules.json").is_file():
-            made = _sentence_transformers(folder, pretrained)
-        else:
-            made = _transformers(folder, modality, pretrained, window_seconds)
+        made = _of_folder(_folder(target, revision), modality, pretrained, window_seconds)
     encoder, found, preprocessing = made
     model = ContrastiveModel({found: encoder}, {})
     loaded = LoadedModel(model, {found: preprocessing}, name=target)
@@ -136,6 +134,37 @@ def _folder(name: str, revision: str | None) -> Path:
         fix="check the name; without a network, give a local folder",
     ):
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+
+
+def _of_folder(
+    folder: Path, modality: str | None, pretrained: bool, window_seconds: float | None
+) -> tuple[Any, str, Preprocessing]:
+    """The encoder of a folder of any library; an export of mmcon has its preprocessing with it."""
+    config = _read_json(folder / "config.json")
+    if "architecture" in config:
+        channels = int((config.get("pretrained_cfg", config).get("input_size") or [3])[0])
+        timm_encoder: Any = create_encoder(str(folder), pretrained=pretrained, in_channels=channels)
+        made = timm_encoder, "image", Preprocessing((_timm_view(timm_encoder),), {"channels": channels})
+    elif config.get("library") == "torchvision":
+        made = _exported_torchvision(folder, config, pretrained)
+    elif (folder / "modules.json").is_file():
+        made = _sentence_transformers(folder, pretrained)
+    else:
+        made = _transformers(folder, modality, pretrained, window_seconds)
+    saved = read_preprocessing(folder)
+    return (*made[:2], saved[0][made[1]]) if saved is not None and made[1] in saved[0] else made
+
+
+def _exported_torchvision(folder: Path, config: Mapping[str, Any], pretrained: bool) -> tuple[Any, str, Preprocessing]:
+    """A model of torchvision that `mmcon export` wrote."""
+    name, modality = config["name"], "video" if config["name"] in TORCHVISION else "image"
+    encoder: Any = create_encoder(name, modality=modality, **config["options"])
+    for statistics, key in ((encoder.mean, "image_mean"), (encoder.std, "image_std")):
+        statistics.copy_(torch.tensor(config[key]).view_as(statistics))
+    if pretrained:
+        load_weights(encoder.network, folder)
+    usual = {"view": "video/plain", "options": {}} if modality == "video" else _torchvision_view(name)
+    return encoder, modality, Preprocessing((usual,))
 
 
 def _transformers(

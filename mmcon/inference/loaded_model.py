@@ -30,6 +30,7 @@ from mmcon.evaluation.view_rows import combine_views
 from mmcon.inference.inputs import UnreadableWarning, check_modality, input_source
 from mmcon.inference.predictions import Predictions, zero_shot_probabilities
 from mmcon.inference.preprocessing import VERSION, Preprocessing
+from mmcon.inference.sharing import HubModel
 from mmcon.loading.loader import one_pass
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.view_stacks import feature_width
@@ -43,7 +44,7 @@ TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "a drawing of {}")
 
 
 @final
-class LoadedModel:
+class LoadedModel(HubModel):
     """A model with its preprocessing, in evaluation mode.
 
     Args:

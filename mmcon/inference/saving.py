@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,13 @@ from mmcon.inference.preprocessing import Preprocessing, Spec, view_spec, write_
 from mmcon.media import AudioHandle, Instances, TextHandle
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.pretrained import model_load_errors
-from mmcon.models.saving import INSIDE
+from mmcon.models.saving import INSIDE, inside_folder
 from mmcon.objective.objective import Objective
 from mmcon.sources.base import Source
 from mmcon.views import ViewGenerator
+
+if TYPE_CHECKING:
+    from mmcon.inference.loaded_model import LoadedModel
 
 _log = logging.getLogger(__name__)
 
@@ -56,9 +60,7 @@ def save_model(
     missing = sorted(set(model.towers) - set(views))
     if missing:
         raise ConfigError("save_model", expected=f"views of {sorted(model.towers)}", got=f"none of {missing}")
-    for file in (ABOUT, WEIGHTS):  # a probe of other weights is wrong
-        (folder / file).unlink(missing_ok=True)
-    model.save_pretrained(folder)
+    _save_weights(model, folder)
     preprocessing = {}
     for modality, towers in model.towers.items():
         specs = tuple(_with_tokenizer(view_spec(view), folder) for view in views[modality])
@@ -66,6 +68,28 @@ def save_model(
         preprocessing[modality] = Preprocessing(specs, media, "concatenate" if len(towers) > 1 else "mean")
     write_preprocessing(folder, preprocessing, temperature=_temperature(objective))
     return folder
+
+
+def save_loaded(loaded: LoadedModel, folder: Path) -> None:
+    """Write a loaded model as `save_model` did, with its probes."""
+    _save_weights(loaded.model, folder)
+    write_preprocessing(folder, copied_preprocessing(loaded.preprocessing, folder), temperature=loaded.temperature)
+    for modality, probe in loaded.probes.items():
+        probe.save(folder, modality)
+
+
+def copied_preprocessing(by_modality: Mapping[str, Preprocessing], folder: Path) -> dict[str, Preprocessing]:
+    """The preprocessing of a model for another folder, into which its tokenizers are copied."""
+    return {
+        modality: replace(own, views=tuple(_with_tokenizer(spec, folder, own.folder) for spec in own.views))
+        for modality, own in by_modality.items()
+    }
+
+
+def _save_weights(model: ContrastiveModel, folder: Path) -> None:
+    for file in (ABOUT, WEIGHTS):  # a probe of other weights is wrong
+        (folder / file).unlink(missing_ok=True)
+    model.save_pretrained(folder)
 
 
 def media_options(source: Source) -> dict[str, Any]:
@@ -99,11 +123,17 @@ def _first_handle(source: Source) -> Any:
     return None
 
 
-def _with_tokenizer(spec: Spec, folder: Path) -> Spec:
-    """The specification with its tokenizer saved in the folder of the model, so that another machine can load it."""
+def _with_tokenizer(spec: Spec, folder: Path, source: Path = Path()) -> Spec:
+    """The specification with its tokenizer saved in the folder of the model, so that another machine can load it.
+
+    Args:
+        spec: of a view.
+        folder: the folder of the model.
+        source: the folder that a tokenizer of another model is in.
+    """
     if "chain" in spec:
-        return {**spec, "chain": [_with_tokenizer(part, folder) for part in spec["chain"]]}
-    name = spec["options"].get("tokenizer", "words")
+        return {**spec, "chain": [_with_tokenizer(part, folder, source) for part in spec["chain"]]}
+    name = inside_folder(spec["options"].get("tokenizer", "words"), source)
     if not isinstance(name, str) or name == "words":
         return spec
     from transformers import AutoTokenizer

@@ -17,8 +17,17 @@ from mmcon.errors import CheckpointError
 from mmcon.models.image import ImageEncoder
 
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
-# What is downloaded of a model on the hub: weights and configuration, preprocessing and probe, tokenizer.
-FILES = (WEIGHTS, CONFIG, "preprocessing.json", "probe.json", "probe.safetensors", "tokenizer/*", "encoders/*")
+# What is downloaded of a model on the hub: weights and configuration, card, preprocessing and probe, tokenizer.
+FILES = (
+    WEIGHTS,
+    CONFIG,
+    "README.md",
+    "preprocessing.json",
+    "probe.json",
+    "probe.safetensors",
+    "tokenizer/*",
+    "encoders/*",
+)
 #: Options that are paths relative to the folder of the model begin so.
 INSIDE = "./"
 # The option of `create_encoder` that names a transformers model.
@@ -95,15 +104,22 @@ def local_folder(name: str | Path, revision: str | None) -> Path:
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # the hub's client raises many kinds: no such name, no network, no access
-        first = str(error).strip().partition("\n")[0]
+        got = f"neither ({str(error).strip().partition(chr(10))[0].rstrip('.')})"
+        if isinstance(error, RevisionNotFoundError):
+            got = f"no revision {revision!r} of {str(name)!r}"
+        elif isinstance(error, RepositoryNotFoundError):
+            got = f"no model {str(name)!r} that this token may read"
+        elif "outgoing traffic" in str(error) or "internet connection" in str(error):
+            got = f"no network, and no {str(name)!r} in the cache"
         raise CheckpointError(
             f"from_pretrained({str(name)!r})",
             expected="a folder that save_pretrained wrote, or a hub name that can be reached",
-            got=f"neither ({first.rstrip('.')})",
+            got=got,
             fix="check the path; without a network, give a local folder",
         ) from error
 
