@@ -147,13 +147,18 @@ class Chain(ViewGenerator):
     def _in_place(
         self, children: Children, batch: Shaped[Tensor, "b ..."], params: Params, rows_of_chunks: list[slice]
     ) -> Float32[Tensor, "b ..."]:
-        out, copy_into = empty_buffer(batch.shape), children[0][1].copy_into
+        out, first = empty_buffer(batch.shape), children[0][1]
+        copy_into, one_pass, where = first.copy_into, first.one_pass, self.name or children[0][0]
+        generators = [child for _, child in children]
         assert copy_into is not None
 
         def run(rows: slice, own_params: Params) -> None:
-            own = out[rows]
-            copy_into(batch[rows], own, self.name or children[0][0])
-            for name, child in children:
+            own, done = out[rows], 0
+            if one_pass is not None:
+                done = one_pass(generators, batch[rows], own, [own_params[name] for name, _ in children], where)
+            if not done:
+                copy_into(batch[rows], own, where)
+            for name, child in children[done:]:
                 child.apply_(own, own_params[name])
 
         _map_chunks(children, params, rows_of_chunks, run)

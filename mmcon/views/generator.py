@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, final
 
 import torch
@@ -41,6 +41,19 @@ class CopyInto(Protocol):
     ) -> None: ...
 
 
+class OnePass(Protocol):
+    """Compute leading generators of a chain at once: see `ViewGenerator`."""
+
+    def __call__(  # noqa: D102
+        self,
+        children: Sequence[ViewGenerator],
+        batch: Shaped[Tensor, "*shape"],
+        out: Float32[Tensor, "*shape"],
+        params: Sequence[Params],
+        where: str,
+    ) -> int: ...
+
+
 class ViewGenerator(ABC):
     """A random function of samples.
 
@@ -61,6 +74,9 @@ class ViewGenerator(ABC):
         copy_into: copies a batch into the float32 buffer that `apply_` changes; None without `apply_`. A chain of
             generators that all have it allocates one buffer instead of one tensor per child: allocation would take
             longer than most operations.
+        one_pass: computes the views of as many leading generators of such a chain as it can into the buffer, in place
+            of `copy_into` and their `apply_`, and returns their number: 0 if it wrote nothing. Results equal those of
+            `apply_` up to the rounding of float32, and do not depend on the batch.
         made_from: the registered name and the options of `mmcon.create_view`, with which a saved model builds its
             evaluation views again; None for a generator that was not built by name.
     """
@@ -72,6 +88,7 @@ class ViewGenerator(ABC):
     single_thread: ClassVar[bool] = False
     preserves_labels: ClassVar[bool] = True
     copy_into: ClassVar[CopyInto | None] = None
+    one_pass: ClassVar[OnePass | None] = None
     #: The registered name; if empty, the class name is the generator's name in a chain.
     name: str = ""
     made_from: dict[str, Any] | None = None

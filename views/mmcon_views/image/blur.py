@@ -16,6 +16,7 @@ from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.image.pixels import copy_as_float, kernels_for, map_selected, map_selected_, to_device, to_float
+from mmcon_views.image.steps import BLUR, NOTHING, PixelSteps, one_pass
 
 # Up to this many pixels, images are blurred together on a CPU; larger images one by one, each with only its own taps.
 SMALL = 64 * 64
@@ -66,8 +67,7 @@ def convolve(
         weights: the right half of each kernel, from the center, on the CPU.
         outside: the gray of a constant border, instead of reflection.
     """
-    weights = weights.to(torch.float32)
-    weights = torch.where(weights > 1e-7, weights, 0.0)
+    weights = _without_small(weights)
     if (kernels := kernels_for(x)) is not None and x.dtype == torch.float32:
         own = to_device(x.device, weights, (weights > 0).sum(1) - 1)
         return kernels.convolve(x, *own, outside)
@@ -80,6 +80,11 @@ def convolve(
         taps = [weight for weight in own if weight]
         blurred.append((_in_blocks if len(taps) > FAR else _tap_by_tap)(image, taps, outside).clamp_(max=1))
     return blurred[0] if len(blurred) == 1 else torch.cat(blurred)
+
+
+def _without_small(weights: Float[Tensor, "b taps"]) -> Float32[Tensor, "b taps"]:
+    weights = weights.to(torch.float32)
+    return torch.where(weights > 1e-7, weights, 0.0)
 
 
 def _tap_by_tap(
@@ -146,6 +151,7 @@ class Blur(ViewGenerator):
 
     modality: ClassVar[str] = "image"
     copy_into = staticmethod(copy_as_float)
+    one_pass = staticmethod(one_pass)
 
     def __init__(
         self,
@@ -170,17 +176,23 @@ class Blur(ViewGenerator):
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Blur the selected images."""
         x = to_float(batch, self.name or "image/blur")
-        weights = gaussian_weights(params["sigma"], self._radius(x))
+        weights = gaussian_weights(params["sigma"], self._radius(x.shape[-2:]))
         return map_selected(x, params["apply"], partial(convolve, outside=self.outside), weights)
 
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Blur in place."""
-        weights = gaussian_weights(params["sigma"], self._radius(batch))
+        weights = gaussian_weights(params["sigma"], self._radius(batch.shape[-2:]))
         map_selected_(batch, params["apply"], partial(convolve, outside=self.outside), weights)
 
-    def _radius(self, x: Float[Tensor, "b c h w"]) -> int:
-        """Taps on each side of the center, for images of this size."""
-        shorter = min(x.shape[-2:])
+    def pixel_steps(self, params: Params, size: Sequence[int]) -> PixelSteps:
+        """The blur as a step."""
+        weights = _without_small(gaussian_weights(params["sigma"], self._radius(size)))
+        codes = torch.where(params["apply"], BLUR, NOTHING)[:, None]
+        return PixelSteps(codes, weights=weights, outside=self.outside)
+
+    def _radius(self, size: Sequence[int]) -> int:
+        """Taps on each side of the center, for images of this height and width."""
+        shorter = min(size)
         radius = (self.kernel or default_kernel(shorter)) // 2
         if radius >= shorter:
             raise InputError(

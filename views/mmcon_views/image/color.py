@@ -6,7 +6,7 @@ Saturation, hue and grayscale do not change images of one channel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar, final
 
@@ -29,6 +29,7 @@ from mmcon_views.image.pixels import (
     to_device,
     to_float,
 )
+from mmcon_views.image.steps import BRIGHTNESS, GRAY, NOTHING, SOLARIZE, PixelSteps, one_pass
 
 # ITU-R BT.601 luma, with the digits of torchvision and Pillow.
 LUMA = (0.2989, 0.587, 0.114)
@@ -117,13 +118,16 @@ def hue_(x: Images, factor: Factor) -> Images:
     torch.div(angle, steep, out=steep).mul_(-2).add_(3)
     angle.addcmul_(high - red, steep)
     torch.copysign(angle, difference, out=angle)
-    turn = torch.cat([6 * factor, 6 * factor - 2, 6 * factor + 2], dim=1)
-    # To [-3, 3], where the outer absolute value needs no modulo.
-    turn = turn - 6 * torch.round(turn / 6)
-    torch.addcmul(angle, chroma, turn, out=x)
+    torch.addcmul(angle, chroma, hue_turns(factor), out=x)
     x.abs_().sub_(chroma, alpha=3).abs_().add_(torch.sub(low, chroma, out=chroma))
     torch.maximum(x, low, out=x)
     return torch.minimum(x, high, out=x)
+
+
+def hue_turns(factor: Factor) -> Float[Tensor, "b 3 1 1"]:
+    """The rotation in sextants minus the hue of red, green and blue, in [-3, 3], where no modulo is needed."""
+    turn = torch.cat([6 * factor, 6 * factor - 2, 6 * factor + 2], dim=1)
+    return turn - 6 * torch.round(turn / 6)
 
 
 Operation = Callable[[Tensor, Tensor], Tensor]
@@ -147,6 +151,19 @@ def draw_jitter(keys: Keys, strengths: dict[str, float], p: float, *, added: boo
         additive = name == "hue" or (added and name == "brightness")
         params[name] = keys.uniform(name, -s if additive else max(0.0, 1 - s), s if additive else 1 + s)
     return params
+
+
+def jitter_steps(params: Params) -> PixelSteps:
+    """The four operations of torchvision's jitter as steps, in each image's own order."""
+    factors = torch.stack([params[name] for name in ("brightness", "contrast", "saturation")], dim=1).to(torch.float32)
+    values = torch.zeros(len(factors), 4, 3)
+    values[:, :3, 0], values[:, :3, 1] = factors, 1 - factors
+    values[:, 3] = hue_turns(params["hue"].to(torch.float32).view(-1, 1, 1, 1)).view(-1, 3)
+    order = params["order"]
+    return PixelSteps(
+        torch.where(params["apply"][:, None], order + BRIGHTNESS, NOTHING),
+        values.gather(1, order[..., None].expand(-1, -1, 3)),
+    )
 
 
 def jitter_(x: Images, params: Params, operations: tuple[Operation, ...]) -> None:
@@ -216,6 +233,7 @@ class ColorJitter(ViewGenerator):
 
     modality: ClassVar[str] = "image"
     copy_into = staticmethod(copy_as_float)
+    one_pass = staticmethod(one_pass)
     OPERATIONS: ClassVar[tuple[Operation, ...]] = TORCHVISION
 
     def __init__(
@@ -245,6 +263,10 @@ class ColorJitter(ViewGenerator):
         """Adjust the colors in place."""
         jitter_(batch, params, self.OPERATIONS)
 
+    def pixel_steps(self, params: Params, size: Sequence[int]) -> PixelSteps:
+        """The four operations as steps."""
+        return jitter_steps(params)
+
 
 def simclr_jitter(strength: float, p: float = 0.8) -> ColorJitter:
     """SimCLR's color jitter at strength s: 0.8s, 0.8s, 0.8s and 0.2s, with probability p."""
@@ -267,6 +289,7 @@ class Grayscale(ViewGenerator):
 
     modality: ClassVar[str] = "image"
     copy_into = staticmethod(copy_as_float)
+    one_pass = staticmethod(one_pass)
 
     def __init__(self, *, p: float = 0.2) -> None:
         self.p = p
@@ -283,6 +306,10 @@ class Grayscale(ViewGenerator):
         """Convert to gray in place."""
         map_selected_(batch, params["apply"], gray)
 
+    def pixel_steps(self, params: Params, size: Sequence[int]) -> PixelSteps:
+        """Gray as a step."""
+        return PixelSteps(torch.where(params["apply"], GRAY, NOTHING)[:, None])
+
 
 @register_view("image/solarize", modality="image")
 @final
@@ -296,6 +323,7 @@ class Solarize(ViewGenerator):
 
     modality: ClassVar[str] = "image"
     copy_into = staticmethod(copy_as_float)
+    one_pass = staticmethod(one_pass)
 
     def __init__(self, *, threshold: float = 128 / 255, p: float = 0.2) -> None:
         self.threshold, self.p = threshold, p
@@ -311,6 +339,11 @@ class Solarize(ViewGenerator):
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Invert in place."""
         map_selected_(batch, params["apply"], self._invert)
+
+    def pixel_steps(self, params: Params, size: Sequence[int]) -> PixelSteps:
+        """The inversion as a step."""
+        codes = torch.where(params["apply"], SOLARIZE, NOTHING)[:, None]
+        return PixelSteps(codes, torch.full((*codes.shape, 3), self.threshold))
 
     def _invert(self, x: Images) -> Images:
         return torch.where(x >= self.threshold, 1 - x, x)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, final
 
+import torch
 from jaxtyping import Float32, Num, Shaped
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.image.pixels import check_batch, copy_as_float, map_selected, map_selected_
+from mmcon_views.image.steps import FLIP, NOTHING, PixelSteps, one_pass
 
 
 @register_view("image/flip", modality="image")
@@ -24,6 +27,7 @@ class Flip(ViewGenerator):
 
     modality: ClassVar[str] = "image"
     copy_into = staticmethod(copy_as_float)
+    one_pass = staticmethod(one_pass)
 
     def __init__(self, *, p: float = 0.5) -> None:
         self.p = p
@@ -40,6 +44,10 @@ class Flip(ViewGenerator):
     def apply_(self, batch: Float32[Tensor, "b c h w"], params: Params) -> None:
         """Flip in place."""
         map_selected_(batch, params["flip"], _flipped)
+
+    def pixel_steps(self, params: Params, size: Sequence[int]) -> PixelSteps:
+        """The flip as a step."""
+        return PixelSteps(torch.where(params["flip"], FLIP, NOTHING)[:, None])
 
 
 def _flipped(images: Num[Tensor, "b c h w"]) -> Num[Tensor, "b c h w"]:

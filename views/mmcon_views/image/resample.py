@@ -90,7 +90,7 @@ def _resample_each(
     with pillow_is_quiet():  # here, since filters of warnings belong to the process, and not in each thread
         (first,) = map_parts(views_of, samples[:1])
         kept = bytes and first[0].dtype == torch.uint8
-        out = empty_buffer((len(boxes), *first[0].shape), torch.uint8 if kept else torch.float32)
+        out = _empty_views(len(boxes), first[0], kept)
 
         def write(some: range) -> None:
             for sample in some:
@@ -100,6 +100,14 @@ def _resample_each(
 
         map_parts(write, _runs(len(samples)))
     return out
+
+
+def _empty_views(count: int, view: Num[Tensor, "c h w"], kept: bool) -> Num[Tensor, "b c h w"]:
+    """Memory for views; bytes that stay bytes keep the layout of decoders, since another takes a copy by pixels."""
+    if kept and view.permute(1, 2, 0).is_contiguous():
+        c, h, w = view.shape
+        return empty_buffer((count, h, w, c), torch.uint8).permute(0, 3, 1, 2)
+    return empty_buffer((count, *view.shape), torch.uint8 if kept else torch.float32)
 
 
 def _rows_of_samples(batch: Sequence[Any] | Num[Tensor, "b c h w"]) -> list[list[int]]:
