@@ -30,7 +30,9 @@ from mmcon.losses import LearnableTemperature
 from mmcon.models.classifier import Classifier
 from mmcon.models.ema import MomentumEncoder
 from mmcon.objective.cross_entropy import CrossEntropy
+from mmcon.objective.max_margin import MarginClassifier
 from mmcon.objective.queue import Queue
+from mmcon.objective.triplet_loss import TripletLoss
 from mmcon.operations import dry_run
 from mmcon.registry import supported_options
 from mmcon.samplers.factory import create_batch_sampler
@@ -48,7 +50,9 @@ class Config(ImageRunConfig):
     data: str = "samples/fashion"
     """bundled images (samples/fashion); a folder with one sub-folder per class, or train/ and val/ of such; tar shards,
     parquet files, a manifest (.csv, .jsonl, .parquet), or a hub name"""
-    objective: Literal["supcon", "simclr", "cross-entropy"] = "supcon"
+    objective: Literal["supcon", "simclr", "drop-same-class", "triplet", "cross-entropy", "max-margin"] = "supcon"
+    form: Literal["out", "in"] = "out"
+    """where the sum over positives stands in the contrastive loss: outside the logarithm, or inside"""
     encoder: str = "mmcon/resnet-tiny"
     """encoder by name: mmcon/resnet-tiny, resnet50, timm/NAME, owner/model of a hub, or a local folder"""
     pretrained: bool = False
@@ -99,8 +103,8 @@ class Config(ImageRunConfig):
 
 def main(config: Config) -> None:
     """Train, then evaluate."""
-    if config.objective == "cross-entropy" and (config.queue_size or config.chunk_size):
-        raise ConfigError("--queue-size and --chunk-size", expected="a contrastive objective", got="cross-entropy")
+    if config.objective in ("triplet", "cross-entropy", "max-margin") and (config.queue_size or config.chunk_size):
+        raise ConfigError("--queue-size and --chunk-size", expected="a contrastive objective", got=config.objective)
     full_config = config.apply_tiny(max_steps=8)
     config = dry_run.one_step(full_config) if config.dry_run else full_config
     run = mmcon.Run.from_config(config, name=f"imagenet_{config.objective}")
@@ -129,10 +133,13 @@ def main(config: Config) -> None:
         affinity = MixedLabel() if config.objective == "supcon" else MixedLabel("sample", "partner_sample")
     queue = Queue(size=config.queue_size) if config.queue_size else None
     learned = LearnableTemperature(initial=config.temperature) if config.learn_temperature else None
-    loss_settings = {"temperature": learned or config.temperature, "scale": config.loss_scale, "queue": queue}
-    network, objective = model, mmcon.Objective(affinity=affinity, **loss_settings)
-    if config.objective == "cross-entropy":
-        network = Classifier(encoder, len(train.classes))
+    settings = {"temperature": learned or config.temperature, "scale": config.loss_scale, "form": config.form}
+    settings["negative_weights"] = ~SameLabel() if config.objective == "drop-same-class" else None
+    settings |= {"queue": queue, "truncate": config.truncate_dims}
+    network, objective = model, mmcon.Objective(affinity=affinity, **settings)
+    objective = TripletLoss(margin=0.5) if config.objective == "triplet" else objective
+    if config.objective in ("cross-entropy", "max-margin"):
+        network = (Classifier if config.objective == "cross-entropy" else MarginClassifier)(encoder, len(train.classes))
         objective = CrossEntropy(train, power=config.class_weight_power)
     optimizer, schedule = create_optimizer_and_schedule(config, [network, objective], steps_per_epoch=len(loader))
     momentum = MomentumEncoder(model, momentum=config.momentum) if queue else None
@@ -148,8 +155,7 @@ def main(config: Config) -> None:
         if config.chunk_size:
             loss = cached(trained, objective, batch, chunk_size=config.chunk_size)
         else:
-            embeddings = trained(batch)
-            loss = objective(embeddings, batch)
+            loss = objective(trained(batch), batch)
         run.step(loss)
         if queue and momentum:
             momentum.update(trained)
@@ -171,8 +177,7 @@ def main(config: Config) -> None:
         mmcon.inference.save_model(model, run.folder / "model", views=plain, source=train)
     encoders: dict[str, Any] = {"trained encoder": (model, plain), "random encoder": (untrained, plain)}
     encoders["raw pixels"] = second_stage.pixels, {"image": [mmcon.create_view("image/plain", size=min(size, 32))]}
-    if average:
-        encoders["averaged encoder"] = (average.module, plain)
+    encoders |= {"averaged encoder": (average.module, plain)} if average else {}
     features = second_stage.extract_all(run, encoders, train, test)
     linear_views = {"image": [make_view(config, config.linear_view)]}
     linear_stage = second_stage.published_stage(run, config, model, train, test, views=linear_views, test_views=plain)
@@ -185,12 +190,8 @@ def main(config: Config) -> None:
 
 def make_view(config: Config, name: str) -> mmcon.ViewGenerator:
     """The view generator by name, with the options among the recipe's flags that it supports."""
-    small = config.side <= 64
-    options = {
-        "size": config.side,
-        "area": (config.crop_area or (0.5 if small else 0.08), 1.0),
-        "strength": config.strength or (0.5 if small else 1.0),
-    }
+    area, strength = (0.5, 0.5) if config.side <= 64 else (0.08, 1.0)
+    options = {"size": config.side, "area": (config.crop_area or area, 1.0), "strength": config.strength or strength}
     asked = {} if config.warp is None or name != config.view else {"warp": config.warp}
     return mmcon.create_view(name, **supported_options("view", name, options), **asked)
 

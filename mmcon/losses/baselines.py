@@ -31,8 +31,7 @@ def max_margin(
 ) -> Float[Tensor, ""]:
     """Large-margin softmax (Liu et al. 2016, eq. 4 to 6), the "max margin" row of the SupCon paper's table.
 
-    It is cross-entropy in which the logit of the true class, `‖w‖ ‖x‖ cos θ`, becomes `‖w‖ ‖x‖ ψ(θ)`, with
-    `ψ(θ) = (-1)^k cos(margin · θ) - 2k` on `[kπ/margin, (k + 1)π/margin]`.
+    It is the cross-entropy of `margin_logits`.
 
     Args:
         features: of the encoder.
@@ -49,6 +48,26 @@ def max_margin(
     >>> round(max_margin(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=2).item(), 4)
     0.3133
     """
+    return cross_entropy(margin_logits(features, class_weights, labels, margin=margin), labels)
+
+
+def margin_logits(
+    features: Float[Tensor, "n d"], class_weights: Float[Tensor, "k d"], labels: Int[Tensor, " n"], *, margin: int
+) -> Float[Tensor, "n k"]:
+    """The logits of large-margin softmax (Liu et al. 2016, eq. 4 to 6).
+
+    The logit of the true class, `‖w‖ ‖x‖ cos θ`, becomes `‖w‖ ‖x‖ ψ(θ)`, with
+    `ψ(θ) = (-1)^k cos(margin · θ) - 2k` on `[kπ/margin, (k + 1)π/margin]`.
+
+    Args:
+        features: of the encoder.
+        class_weights: of the linear classifier, without bias.
+        labels: class indices.
+        margin: m >= 1; 1 gives the plain logits.
+
+    Raises:
+        InputError: a margin below 1.
+    """
     if margin < 1:
         raise InputError("max_margin", expected="an integer margin >= 1", got=str(margin))
     logits = features @ class_weights.T
@@ -63,7 +82,7 @@ def max_margin(
     k = (torch.arccos(cosine.detach()) * margin / torch.pi).floor().clamp_max(margin - 1)
     psi = torch.where(k % 2 == 0, 1.0, -1.0) * multiple - 2 * k
     target = torch.nn.functional.one_hot(labels, len(class_weights)).bool()
-    return cross_entropy(torch.where(target, (norms * psi)[:, None], logits), labels)
+    return torch.where(target, (norms * psi)[:, None], logits)
 
 
 def triplet(

@@ -73,6 +73,27 @@ def test_the_recipe_mixes_samples(recipe, tmp_path, objective):
 
 
 @pytest.mark.slow
+def test_the_recipe_trains_by_the_other_objectives(recipe, tmp_path):
+    first, others = {}, ("drop-same-class", "triplet", "max-margin")
+    few = {"labels_per_class": 4, "batch_size": 16, "image_size": 14}
+    for settings in (*({"objective": name} for name in others), {"form": "in"}, {}):
+        name = "-".join(settings.values())
+        recipe.main(recipe.Config(output_dir=tmp_path / name, cpu=True, tiny=True, max_steps=1, **few, **settings))
+        (line,) = metrics(tmp_path / name)
+        first[name] = line["loss"]
+    assert len(set(first.values())) == 5
+    assert first["in"] < first[""]  # by Jensen's inequality, on the same rows
+
+
+def test_a_queue_and_chunks_of_a_loss_without_candidates_are_refused(recipe):
+    from mmcon.errors import ConfigError
+
+    for settings in ({"objective": "triplet", "chunk_size": 8}, {"objective": "max-margin", "queue_size": 64}):
+        with pytest.raises(ConfigError, match="a contrastive objective"):
+            recipe.main(recipe.Config(cpu=True, tiny=True, **settings))
+
+
+@pytest.mark.slow
 def test_flags_reach_the_warp_a_learned_temperature_a_fixed_order_and_diagnostics(recipe, tmp_path):
     settings = {"objective": "simclr", "view": "image/simclr-supcon", "warp": 1.0, "sampler": "fixed-order"}
     more = {"learn_temperature": True, "diagnostics": True, "max_steps": 2, "batch_size": 32}
