@@ -21,6 +21,7 @@ What a file may contain, and how it is handled:
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -35,7 +36,9 @@ from torch import Tensor
 
 from mmcon.errors import DataError, InputError
 from mmcon.media.decoding import decoder_errors, file_size, pillow_is_quiet
-from mmcon.media.image_pixels import read_region, upright_size
+from mmcon.media.image_pixels import orientation_of, read_region, upright_size
+
+_log = logging.getLogger(__name__)
 
 Region = tuple[int, int, int, int]
 
@@ -142,12 +145,40 @@ class ImageHandle:
             by_scale.setdefault(self._scale(checked[-1], size), []).append(number)
         pixels: dict[int, Tensor] = {}
         for scale, numbers in by_scale.items():
-            with self._decoded(scale) as (image, upright):
+            with self._checked() as (image, upright):
+                whole = self._upright_jpeg(image) if scale == 1 else None
+                if whole is None:
+                    if scale > 1:
+                        # libjpeg scales before the inverse transform, which costs less than to decode all pixels.
+                        image.draft(image.mode, (image.width // scale, image.height // scale))
+                    image.load()
                 for number in numbers:
+                    if whole is not None:
+                        top, left, height, width = checked[number]
+                        pixels[number] = whole[:, top : top + height, left : left + width]
+                        continue
                     options: Any = {"channels": self.channels, "background": self.background}
                     found = read_region(image, checked[number], upright, **options)
                     pixels[number] = torch.from_numpy(found).permute(2, 0, 1)
         return [pixels[number] for number in range(len(regions))]
+
+    def _upright_jpeg(self, image: Image.Image) -> UInt8[Tensor, "3 h w"] | None:
+        """An upright JPEG in color by torchvision: the same pixels as by Pillow, which copies them twice more."""
+        if not self._is_jpeg or self.channels != 3 or image.mode != "RGB" or orientation_of(image) != 1:
+            return None
+        from torchvision.io import decode_jpeg, read_file
+
+        try:
+            file = (
+                torch.frombuffer(bytearray(self.source), dtype=torch.uint8) if isinstance(self.source, bytes) else None
+            )
+            whole = decode_jpeg(read_file(str(self.source)) if file is None else file)
+        except (
+            RuntimeError
+        ) as error:  # Pillow reads some files that torchvision does not, and names the fault of others
+            _log.info("%r: torchvision does not decode it (%s), Pillow is tried", self, error)
+            return None
+        return whole if whole.shape == (3, image.height, image.width) else None
 
     def _check_region(self, region: Region | None) -> Region:
         facts = self.facts
@@ -171,8 +202,8 @@ class ImageHandle:
         return max(scale for scale in SCALES if scale <= min(sides))
 
     @contextmanager
-    def _decoded(self, scale: int) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
-        """The decoded image, of a JPEG at 1 / scale, and the width and height of the full upright image."""
+    def _checked(self) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+        """The image, not yet decoded, and the width and height of the full upright image."""
         facts = self.facts
         with self._opened() as image:
             upright = upright_size(image)
@@ -180,10 +211,6 @@ class ImageHandle:
                 got = f"{upright[1]} × {upright[0]}"
                 expected = f"{facts['height']} × {facts['width']} pixels, as its header said before"
                 raise DataError(repr(self), expected=expected, got=got, fix="do not replace files during a run")
-            if scale > 1:
-                # libjpeg scales before the inverse transform, which costs less than to decode all pixels.
-                image.draft(image.mode, (image.width // scale, image.height // scale))
-            image.load()
             yield image, upright
 
     @contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import random
+import socket
 import struct
 import zlib
 
@@ -216,13 +217,15 @@ def test_a_photo_of_many_pixels_takes_little_memory(python, tmp_path):
     assert int(done.stdout) < 160 << 10  # KiB; the decoded image has 114 MiB
 
 
-@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop", "socket"])
 def test_what_is_no_regular_file_is_refused_without_opening_it(kind, tmp_path):
     path = tmp_path / "photo.jpg"
-    make = {"fifo": os.mkfifo, "folder": os.mkdir, "loop": lambda p: p.symlink_to(p), "device": None}[kind]
-    make(path) if make else path.symlink_to("/dev/zero")
-    with pytest.raises(DataError, match=r"photo\.jpg(.|\n)*got (a FIFO|a device|a folder|OSError)"):
-        ImageHandle(path).facts  # noqa: B018
+    make = {"fifo": os.mkfifo, "folder": os.mkdir, "loop": lambda p: p.symlink_to(p)}
+    make |= {"device": lambda p: p.symlink_to("/dev/zero"), "socket": lambda p: server.bind(str(p))}
+    with socket.socket(socket.AF_UNIX) as server:
+        make[kind](path)
+        with pytest.raises(DataError, match=r"photo\.jpg(.|\n)*got (a FIFO|a device|a folder|a socket|OSError)"):
+            ImageHandle(path).facts  # noqa: B018
 
 
 def test_a_file_that_was_replaced_after_its_header_was_read_is_refused(tmp_path):
@@ -271,3 +274,34 @@ def test_handles_of_one_file_have_equal_content_and_others_have_not(tmp_path):
     encoded = saved(Image.new("RGB", (4, 4)))
     assert ImageHandle(encoded).content == ImageHandle(encoded).content
     assert ImageHandle(encoded).content != ImageHandle(saved(Image.new("RGB", (4, 4)))).content
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"keep_rgb": True}, {"quality": 30}],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(37, 51), (64, 48)])
+def test_pixels_of_a_jpeg_are_those_of_pillow(tmp_path, options, size):
+    noise = torch.rand(3, size[0] // 4, size[1] // 4, generator=torch.Generator().manual_seed(0))
+    pixels = torch.nn.functional.interpolate(noise[None], size)[0].mul(255).to(torch.uint8).permute(1, 2, 0).numpy()
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(pixels).save(path, **{"quality": 90, **options})
+    expected = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    for source in (path, path.read_bytes()):
+        assert torch.equal(ImageHandle(source).decode(), expected)
+        assert torch.equal(ImageHandle(source).decode((3, 5, 20, 30)), expected[:, 3:23, 5:35])
+
+
+def test_a_jpeg_that_torchvision_does_not_decode_is_decoded_by_pillow(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(path)
+    expected = ImageHandle(path).decode()
+
+    def refuse(_):
+        raise RuntimeError("an odd marker")
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
+    with caplog.at_level("INFO"):
+        assert torch.equal(ImageHandle(path).decode(), expected)
+    assert "an odd marker" in caplog.text
