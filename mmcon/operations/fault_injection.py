@@ -99,6 +99,8 @@ def worker_killed(folder: Path) -> str:
         pairs = zip(expected["samples"], expected["rows"], strict=True)
         others = [pair for pair in pairs if pair[0] != sample]
         check(others == [*zip(step["samples"], step["rows"], strict=True)], "the views of other samples differ")
+    status, _ = run_forked(folder / "alone", Job(fatal_sample=sample))
+    check(status == -signal.SIGKILL, f"without workers the run ended with {status}")
     return "a sample killed a worker process; it was named and left out, the views of all others have identical bits"
 
 

@@ -64,7 +64,7 @@ class CollapseMonitor:
             loss: of the step.
             gradient_norm: of the last optimizer step, before clipping.
         """
-        blocks = getattr(self.objective, "last_rows", {})
+        blocks = {name: found for name, found in getattr(self.objective, "last_rows", {}).items() if len(found[0])}
         norm = math.nan if gradient_norm is None else float(gradient_norm)
         self._largest_gradient = max(self._largest_gradient, norm) if norm == norm else self._largest_gradient
         if not blocks:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mmcon.errors import DataError
+from mmcon.loading.left_out import check_share
 from mmcon.loading.loader import ViewLoader
 from mmcon.loading.opening import Unreadable
 from mmcon.media.decoding import decoder_errors
@@ -309,6 +310,11 @@ def test_too_many_bad_files_end_the_run(tmp_path):
     loader = loader_of(source, "image")
     next(iter(loader))
     assert len(loader.failures) == 6
+    five = dict.fromkeys(range(5), "cut")
+    source.max_failures = 0.01
+    check_share(source, five, {}, total=N)
+    with pytest.raises(DataError, match=r"at most 1\.0%"):
+        check_share(source, {**five, 5: "cut"}, {}, total=N)
     source.max_failures = 0.0
     with pytest.raises(DataError, match=r"at most 0\.0%"):
         next(iter(loader_of(source, "image")))
@@ -411,6 +417,32 @@ def test_workers_that_are_killed_from_outside_are_replaced(tmp_path, monkeypatch
     assert not loader.failures
     for expected, batch in zip(whole, [first, *rest], strict=True):
         assert torch.equal(rows(batch, "image"), rows(expected, "image"))
+
+
+class EndsWorkers(ViewGenerator):
+    """A view that ends its worker process at every batch, and at no sample alone, as a lack of memory does."""
+
+    modality, ragged = "image", True
+
+    def draw(self, keys, meta):
+        return {"sample": keys.fields[:, 2]}
+
+    def apply(self, batch, params):
+        if len(batch) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+
+def test_workers_that_are_lost_three_times_in_a_row_without_a_sample_end_the_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("mmcon.loading.workers.POLL_SECONDS", 0.5)
+    source = folder(tmp_path, "image")()
+    view = Chain(EndsWorkers(), VIEWS["image"]())
+    sampler = UniformSampler(source.ids, batch_size=2, seed=0)
+    loader = ViewLoader(source, {"image": [view]}, sampler, seed=0, workers=1, prefetch=1)
+    with caplog.at_level(logging.WARNING, "mmcon"), pytest.raises(DataError, match="worker"):
+        next(iter(loader))
+    assert caplog.text.count("was killed at steps") == 2  # the third loss is the error
+    assert not loader.failures
 
 
 def test_the_largest_image_is_an_option_of_the_source(tmp_path):
