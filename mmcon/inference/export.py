@@ -131,17 +131,19 @@ def _checked_modality(model: LoadedModel, format: str, modality: str | None, spa
     if modality is None and len(model.modalities) > 1:
         fix = f"modality={model.modalities[0]!r}"
         raise InputError("export", expected="one modality", got=f"a model of {list(model.modalities)}", fix=fix)
-    modality = modality or model.modalities[0]
+    modality = modality or next(iter(model.modalities))
     check_modality(modality, model.modalities)
     count, whole = len(model.model.towers[modality]), "share the whole model with mmcon push"
     if count > 1:
         raise InputError("export", expected="one encoder a modality", got=f"{count} of {modality!r}", fix=whole)
-    fits = formats_of(model, modality)
+    fits: tuple[str, ...] = formats_of(model, modality)
     if format not in fits:
         encoder = _encoder(model, modality)
         name = (getattr(encoder, "made_from", None) or {}).get("name", type(encoder).__name__)
         expected = f"a format that fits the encoder {name!r}: {', '.join(fits) or 'none'}"
-        raise InputError("export", expected=expected, got=repr(format), fix=f"choose {fits[0]}" if fits else whole)
+        raise InputError(
+            "export", expected=expected, got=repr(format), fix=f"choose {next(iter(fits))}" if fits else whole
+        )
     if space is not None and format not in PROGRAMS:
         fix = f"leave the space out, or choose {' or '.join(PROGRAMS)}"
         raise InputError(f"export to {format}", expected="features, without a projection head", got="a space", fix=fix)

@@ -144,15 +144,16 @@ def _of_folder(
     if "architecture" in config:
         channels = int((config.get("pretrained_cfg", config).get("input_size") or [3])[0])
         timm_encoder: Any = create_encoder(str(folder), pretrained=pretrained, in_channels=channels)
-        made = timm_encoder, "image", Preprocessing((_timm_view(timm_encoder),), {"channels": channels})
+        usual = Preprocessing((_timm_view(timm_encoder),), {"channels": channels})
+        encoder, kind = timm_encoder, "image"
     elif config.get("library") == "torchvision":
-        made = _exported_torchvision(folder, config, pretrained)
+        encoder, kind, usual = _exported_torchvision(folder, config, pretrained)
     elif (folder / "modules.json").is_file():
-        made = _sentence_transformers(folder, pretrained)
+        encoder, kind, usual = _sentence_transformers(folder, pretrained)
     else:
-        made = _transformers(folder, modality, pretrained, window_seconds)
+        encoder, kind, usual = _transformers(folder, modality, pretrained, window_seconds)
     saved = read_preprocessing(folder)
-    return (*made[:2], saved[0][made[1]]) if saved is not None and made[1] in saved[0] else made
+    return encoder, kind, usual if saved is None else saved[0].get(kind, usual)
 
 
 def _exported_torchvision(folder: Path, config: Mapping[str, Any], pretrained: bool) -> tuple[Any, str, Preprocessing]:

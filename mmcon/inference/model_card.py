@@ -76,8 +76,9 @@ def model_card(
         datasets=_hub_data(files.config),
         model_name=name,
         eval_results=_eval_results(files, tables, _PIPELINES.get(modality, "feature-extraction")) or None,
-        **({EXPORT_KEY: export} if export else {}),
     )
+    if export:
+        data[EXPORT_KEY] = export
     sections = [
         f"# {name}",
         f"An encoder of {_listed(model.modalities)}, trained by contrastive learning with mmcon.",

@@ -7,8 +7,10 @@ import pytest
 import torch
 from inference_cases import bert_folder, image_model, image_text_model, save_pictures, vit_folder, wav2vec_folder
 from safetensors.torch import load_file
+from torch.utils.data import default_collate
 
 import mmcon
+from mmcon import cli
 from mmcon.errors import InputError, UnknownNameError
 from mmcon.inference import export_model, save_model
 from mmcon.inference.export import formats_of
@@ -137,7 +139,7 @@ def test_onnx_and_torch_export_have_the_embeddings_for_any_batch_size(tmp_path):
     program = torch.export.load(file).module()
     texts = ["a cat", "a dog", "a", "two cats", "no"]
     view = mmcon.create_view("text/tokens", vocabulary=64, max_tokens=8)
-    tokens = view(texts, mmcon.keys(seed=0, epoch=0, sample=torch.arange(5), view=0))
+    tokens = default_collate(view(texts, mmcon.keys(seed=0, epoch=0, sample=torch.arange(5), view=0)))
     expected = model.encode(texts, modality="text", normalize=False, show_progress=False)
     for rows in (1, 5):
         found = program({name: ids[:rows] for name, ids in tokens.items()})
@@ -190,3 +192,16 @@ def test_a_saved_copy_is_the_same_model(tmp_path):
     both = mmcon.load(image_text_model(tmp_path / "both"))
     both.save_pretrained(tmp_path / "both again")
     assert mmcon.load(tmp_path / "both again").fingerprint == both.fingerprint
+
+
+def test_the_command_exports_and_says_what_differs(tmp_path, capsys):
+    folder = bert_folder(tmp_path / "bert")
+    words = ["export", str(folder), "--format", "transformers", "--output", str(tmp_path / "out")]
+    assert cli.main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["difference"] < 1e-5
+    assert str(tmp_path / "out" / "config.json") in told["files"]
+    assert cli.main(words) == 0
+    assert "loaded back, it differs from the model by 0.0e+00 of the largest value" in capsys.readouterr().out
+    assert cli.main([*words[:3], "timm", *words[4:]]) == 2
+    assert "transformers, sentence-transformers, onnx, torch-export; got 'timm'" in capsys.readouterr().err
