@@ -14,7 +14,9 @@ from mmcon.affinity import LabelKernel, MixedLabel, SameLabel, SameSample, TimeK
 from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import collectives
 from mmcon.losses import LearnableTemperature, presets
+from mmcon.models.predictor import predicted
 from mmcon.objective.objective import Block, Objective
+from mmcon.objective.prediction import FeatureRegression, Prediction
 from mmcon.objective.queue import Queue
 from mmcon.training.gradient_caching import cached
 
@@ -97,8 +99,22 @@ def objectives():
     return made
 
 
-def step(objective, rows, modalities, wrap, chunk_size=None):
-    model = Towers()
+class Predicting(nn.Module):
+    """Towers with predictions, without batch norm, whose statistics would be those of a rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.towers, self.layer = Towers(), nn.Linear(WIDTH, WIDTH, dtype=D)
+        self.layer.weight.data, self.layer.bias.data = draw(WIDTH, WIDTH, seed=60), draw(WIDTH, seed=61)
+
+    def forward(self, batch):
+        joint = self.towers(batch)["joint"]
+        guesses = {m: nn.functional.normalize(self.layer(z), dim=1) for m, z in joint.items()}
+        return {"joint": joint, predicted("joint"): guesses}
+
+
+def step(objective, rows, modalities, wrap, chunk_size=None, model=Towers):
+    model = model()
     model = DistributedDataParallel(model, find_unused_parameters=True) if wrap else model
     batch = batch_of(rows, modalities)
     if chunk_size is None:
@@ -127,6 +143,10 @@ def all_cases(rows, wrap):
     found["cached"] = step(objectives()["clip"], rows, both, wrap, chunk_size=2)
     objective, _ = with_queue(rows)
     found["queue"] = step(objective, rows, ["image"], wrap)
+    for stop in (True, False):
+        objective = Prediction(affinity=SameLabel(), space="joint", stop_gradient=stop)
+        found[f"prediction {stop}"] = step(objective, rows, both, wrap, model=Predicting)
+    found["regression"] = step(FeatureRegression(target="side", space="joint"), rows, both, wrap)
     return found
 
 
