@@ -177,8 +177,9 @@ def relative_difference(found: Float[Tensor, "n d"], expected: Float[Tensor, "n 
 def input_text(part: Part) -> str:
     """What the encoder takes, in a sentence."""
     if not isinstance(part.views, Tensor):
-        shapes = {name: f"{tuple(x.shape[1:])} {x.dtype}".replace("torch.", "") for name, x in part.views.items()}
-        return "The encoder takes " + ", ".join(f"`{name}` n × {shape}" for name, shape in shapes.items()) + "."
+        shapes = {name: " × ".join(["n", *map(str, x.shape[1:])]) for name, x in part.views.items()}
+        kinds = {name: str(x.dtype).removeprefix("torch.") for name, x in part.views.items()}
+        return "The encoder takes " + ", ".join(f"`{name}` {shapes[name]} {kinds[name]}" for name in shapes) + "."
     axes = {"image": "n c h w", "video": "n t c h w"}.get(part.modality, "n …")
     shape = " × ".join(map(str, part.views.shape[1:]))
     text = f"The views are `{axes}`, {shape} each"

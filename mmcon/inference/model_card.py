@@ -27,6 +27,7 @@ CARD = "README.md"
 EXPORT_KEY = "mmcon_export"
 # The pipeline of the hub by modality.
 _PIPELINES = {"image": "image-feature-extraction", "text": "sentence-similarity"}
+_PLURALS = {"image": "images", "text": "texts", "audio": "sounds", "video": "videos"}
 # The settings of config.yaml that a card has, in this order.
 _SETTINGS = (
     "objective", "preset", "temperature", "learn_temperature", "loss_scale", "affinity", "queue_size",
@@ -55,7 +56,7 @@ def model_card(
     Args:
         model: the model; of a run, the card has its data, settings and figures.
         license: the license of the weights, an identifier of the hub such as "apache-2.0".
-        name: the title; by default the folder of the run or of the model.
+        name: the name on the hub, or a title; by default the folder of the run or of the model.
         use: Python code that loads and uses the model; by default that of mmcon.
         notes: sentences on what was exported.
         library: the library that loads the model.
@@ -66,24 +67,26 @@ def model_card(
         return ModelCard.load(folder / CARD)
     files = RunFiles(Path()) if run is None else read_run(run)
     name = name or (run or folder or Path(model.name or "model")).name
+    title, is_own = name.rpartition("/")[2], run is not None or bool(model.spaces)
+    made = ", trained by contrastive learning with mmcon" if is_own else ""
     tables = result_tables(files.results)
     modality = model.modalities[0] if len(model.modalities) == 1 else ""
     data = ModelCardData(
         library_name=library,
         license=license,
         pipeline_tag=_PIPELINES.get(modality, "feature-extraction"),
-        tags=["mmcon", "contrastive-learning", *model.modalities],
+        tags=["mmcon", *(["contrastive-learning"] if is_own else []), *model.modalities],
         datasets=_hub_data(files.config),
-        model_name=name,
+        model_name=title,
         eval_results=_eval_results(files, tables, _PIPELINES.get(modality, "feature-extraction")) or None,
     )
     if export:
         data[EXPORT_KEY] = export
     sections = [
-        f"# {name}",
-        f"An encoder of {_listed(model.modalities)}, trained by contrastive learning with mmcon.",
+        f"# {title}",
+        f"An encoder of {_listed([_PLURALS.get(of, of) for of in model.modalities])}{made}.",
         *notes,
-        f"## Use\n\n```python\n{use or _usual_use(model)}\n```",
+        f"## Use\n\n```python\n{use or _usual_use(model, name if '/' in name else 'owner/name')}\n```",
         "## Model\n\n" + _table(("", ""), _model_rows(model)),
         *_training(files),
         *_figures(files, tables),
@@ -105,7 +108,7 @@ def _folder_of(model: LoadedModel) -> Path | None:
     return None if folder == Path() else folder.absolute()
 
 
-def _usual_use(model: LoadedModel) -> str:
+def _usual_use(model: LoadedModel, name: str) -> str:
     inputs = {
         "image": '["a.jpg", "b.jpg"]',
         "text": '["a text", "another"]',
@@ -113,7 +116,7 @@ def _usual_use(model: LoadedModel) -> str:
         "video": '["a.mp4"]',
     }
     space = f', space="{model.spaces[0]}"' if len(model.modalities) > 1 and model.spaces else ""
-    lines = ["import mmcon", "", 'model = mmcon.load("owner/name")  # of the hub, or a folder']
+    lines = ["import mmcon", "", f'model = mmcon.load("{name}")  # of the hub, or a folder']
     for modality in model.modalities:
         named = f', modality="{modality}"' if len(model.modalities) > 1 else ""
         lines.append(f"embeddings = model.encode({inputs.get(modality, '[...]')}{named}{space})")

@@ -56,7 +56,7 @@ class HubModel(ModelHubMixin):
         Raises:
             DataError: the hub cannot be reached, the name is not valid, or the token may not write there.
         """
-        card = {"license": license, "name": repo_id.rpartition("/")[2]}
+        card = {"license": license, "name": repo_id}
         options = {"commit_message": _MESSAGE, "model_card_kwargs": card, **options}
         with _upload_errors(repo_id):
             return super().push_to_hub(repo_id, **options)

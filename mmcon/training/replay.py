@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+import mmcon
 from mmcon.batch import ViewBatch, count_rows, tree_map
 from mmcon.errors import InputError
 from mmcon.files import replace_file
@@ -168,7 +169,7 @@ def describe_run(folder: Path, loader: ViewLoader, seed: int, world_size: int) -
             "batch_size": loader.sampler.batch_size,
             "seed": loader.sampler.seed,
         },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "mmcon": mmcon.__version__},
     }
     replace_file(folder / "run.json", json.dumps(about, indent=1) + "\n")
 

@@ -60,6 +60,8 @@ def test_a_pushed_run_is_loaded_by_its_revision_with_its_probe(hub, run, tmp_pat
     commit = push_to_hub(run, "someone/photos", license="apache-2.0")
     card = ModelCard(hub.files("someone/photos", "main")[1]["README.md"].decode())
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "mmcon")
+    assert "# photos\n\nAn encoder of images, trained" in card.text
+    assert 'mmcon.load("someone/photos")' in card.text
     own, other = mmcon.load(run), mmcon.load(image_model(tmp_path / "other", channels=1))
     other.push_to_hub("someone/photos")
     assert mmcon.load("someone/photos").fingerprint == other.fingerprint
@@ -138,3 +140,5 @@ def test_the_card_of_a_model_without_its_run_says_so(tmp_path):
     card = model_card(mmcon.load(image_model(tmp_path / "tiny")))
     assert "without the run folder" in card.text
     assert card.data.eval_results is None
+    foreign = model_card(mmcon.inference.load_encoder("timm/test_resnet", pretrained=False))
+    assert "contrastive" not in foreign.content
