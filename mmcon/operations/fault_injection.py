@@ -26,7 +26,7 @@ import torch
 from mmcon.errors import ConfigError
 from mmcon.operations.fault_injection_job import CHECKPOINT_EVERY, STEPS, Job, images, train
 from mmcon.operations.folder_faults import FOLDER_FAULTS
-from mmcon.operations.forked_runs import check, output_of, run_forked, run_whole, signal_at
+from mmcon.operations.forked_runs import RecoveryFailed, check, output_of, run_forked, run_whole, signal_at
 from mmcon.registry import load_plugins
 from mmcon.training import checkpoint
 from mmcon.training.checkpoint import Checkpoints
@@ -36,6 +36,8 @@ from mmcon.training.signals import STOPPED, STOPPED_FILE
 
 #: The time within which the other ranks must end after one is killed.
 LONGEST_WAIT_SECONDS = 60
+#: The time within which a fault and its recovery end, on a busy machine too; alone on two cores, all take as long.
+LONGEST_FAULT_SECONDS = 600.0
 
 
 # --- in the program: forked trainings --------------------------------------------------------------------------------
@@ -119,13 +121,20 @@ PROGRAMS: dict[str, Callable[[Path], str]] = {
 
 
 def run_program(
-    folder: Path, *words: Any, world_size: int = 1, timeout: float = 1200
+    folder: Path, *words: Any, world_size: int = 1, timeout: float = LONGEST_FAULT_SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """Run this module as a program, with torch's launcher if there are several ranks."""
+    """Run this module as a program, with torch's launcher if there are several ranks.
+
+    Raises:
+        RecoveryFailed: the program does not end in time.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]
     command = [sys.executable, *(launcher if world_size > 1 else []), "-m", __name__, str(folder), *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    except subprocess.TimeoutExpired as error:
+        raise RecoveryFailed(f"no end within {timeout:g} s, and no recovery") from error
 
 
 def in_program(name: str) -> Callable[[Path], str]:
