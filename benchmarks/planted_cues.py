@@ -29,7 +29,6 @@ from mmcon.sources.base import Source, Subset
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "imagenet_supcon.py"
 OBJECTIVES = ("cross-entropy", "supcon", "simclr")
-SIDE = 28
 
 
 def load_recipe() -> Any:
@@ -60,8 +59,8 @@ def register_planted(options: argparse.Namespace, cue: str) -> str:
     return name
 
 
-def features_of(model: mmcon.ContrastiveModel, source: Source) -> Any:
-    views = {"image": [mmcon.create_view("image/plain", size=SIDE)]}
+def features_of(model: mmcon.ContrastiveModel, source: Source, size: int) -> Any:
+    views = {"image": [mmcon.create_view("image/plain", size=size)]}
     return extract_features(model, one_pass(source, views), modality="image")
 
 
@@ -73,8 +72,9 @@ def measure(options: argparse.Namespace, folder: Path, cue: str) -> dict[str, fl
         "biased": plant_cue(train, cue, correlation=options.correlation),  # type: ignore[arg-type]
         "fair": plant_cue(train, cue, correlation=None),  # type: ignore[arg-type]
     }
-    broken, aligned = (features_of(model, plant_cue(test, cue, correlation=c)) for c in (None, options.correlation))  # type: ignore[arg-type]
-    probes = {name: fit_probe(features_of(model, source)) for name, source in planted.items()}
+    tests = (plant_cue(test, cue, correlation=c) for c in (None, options.correlation))  # type: ignore[arg-type]
+    broken, aligned = (features_of(model, source, options.size) for source in tests)
+    probes = {name: fit_probe(features_of(model, source, options.size)) for name, source in planted.items()}
     follows = probes["biased"].evaluate(broken).predicted == broken.index["cue"]
     return {
         "biased, cue as in training": probes["biased"].evaluate(aligned).top1,
@@ -88,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="samples/fashion")
     parser.add_argument("--samples", type=int, help="the first samples of each split; default: all")
+    parser.add_argument("--size", type=int, default=28, help="the side of the views in pixels")
     parser.add_argument("--cues", nargs="+", default=["color", "patch"], choices=["color", "patch"])
     parser.add_argument("--correlation", type=float, default=0.95)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -111,7 +112,7 @@ def main() -> None:
                             objective=objective,
                             seed=seed,
                             output_dir=folder,
-                            image_size=SIDE,
+                            image_size=options.size,
                             resume=True,
                             **settings,
                         )

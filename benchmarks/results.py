@@ -1,0 +1,233 @@
+"""The runs behind docs/results.md: training by the reference recipe, evaluation, and a JSON file for each run.
+
+    python benchmarks/results.py                     # every run that has no file yet, the most important first
+    python benchmarks/results.py --list              # the runs, and which are there
+    python benchmarks/results.py --groups main cues --part 0 2      # every second of these runs
+
+Each method gets the same images, steps and number of learning rates to choose among. The rate is chosen on held-out
+*training* images (group `search`); the test images choose nothing. `python tools/results_page.py` writes the page from
+the files in `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import planted_cues
+import torch
+from sklearn.datasets import load_digits
+
+import mmcon
+from mmcon.evaluation.corruptions import evaluate_corruptions
+from mmcon.evaluation.evaluation_list import EvaluationInput
+from mmcon.evaluation.features import extract_features
+from mmcon.evaluation.few_label_curve import few_label_curve
+from mmcon.evaluation.imagenet_c import BENCHMARK
+from mmcon.evaluation.outliers import evaluate_outliers
+from mmcon.evaluation.perturbations import evaluate_perturbations
+from mmcon.evaluation.probe import held_out_samples
+from mmcon.evaluation.saved_predictions import read_predictions
+from mmcon.loading.loader import one_pass
+from mmcon.registry import register_source
+from mmcon.sources.base import Source, Subset
+from mmcon.sources.few_labels import few_labels
+
+RESULTS = Path(__file__).parent / "results"
+DATA, SIDE = "samples/fashion", 14
+#: Flags of the methods.
+METHODS: dict[str, dict[str, Any]] = {
+    "supcon": {"objective": "supcon"},
+    "supcon-in": {"objective": "supcon", "form": "in"},
+    "simclr": {"objective": "simclr"},
+    "cross-entropy": {"objective": "cross-entropy"},
+    "max-margin": {"objective": "max-margin"},
+}
+RATES = (1.5e-3, 6e-3)
+SEEDS = (0, 1, 2)
+#: With six seeds, the interval of a difference over seeds is half as wide as with three.
+MORE_SEEDS = (3, 4, 5)
+#: The budgets: images a class, passes over them, and the batch.
+BUDGET = {"labels_per_class": 100, "epochs": 10, "batch_size": 64}
+SEARCH_BUDGET = {"labels_per_class": 50, "epochs": 10, "batch_size": 64}
+#: Of the test images, how many are corrupted and perturbed, and how strongly.
+ALTERED, SEVERITIES, STEPS = 300, (1, 3, 5), 3
+CORRELATION, CUED = 0.95, 1000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run.
+
+    Attributes:
+        group: what it is part of.
+        name: of the file, without the seed.
+        method: of `METHODS`.
+        seed: of the run.
+        flags: of the recipe, beside those of the method.
+    """
+
+    group: str
+    name: str
+    method: str
+    seed: int
+    flags: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        """Where the result is, once there is one."""
+        return RESULTS / self.group / f"{self.name}-seed-{self.seed}.json"
+
+
+def trials() -> Iterator[Trial]:
+    """All runs, the most important first."""
+    for rate in RATES:
+        for method in METHODS:
+            yield Trial("search", f"{method}-rate-{rate:g}", method, 0, SEARCH_BUDGET | {"learning_rate": rate})
+    for seed in SEEDS:
+        for method in METHODS:
+            yield Trial("main", method, method, seed, BUDGET)
+    for seed in SEEDS:
+        for temperature in (0.05, 0.2):
+            for method in ("supcon", "simclr"):
+                flags = BUDGET | {"temperature": temperature}
+                yield Trial("temperature", f"{method}-{temperature:g}", method, seed, flags)
+        for cue in ("patch", "color"):
+            for method in ("supcon", "simclr", "cross-entropy"):
+                flags = {"data": f"planted/{cue}", "epochs": BUDGET["epochs"], "batch_size": BUDGET["batch_size"]}
+                yield Trial("cues", f"{cue}-{method}", method, seed, flags)
+        for batch_size in (16, 256):
+            for method in ("supcon", "simclr"):
+                flags = BUDGET | {"batch_size": batch_size}
+                yield Trial("batch-size", f"{method}-{batch_size}", method, seed, flags)
+        for method in ("supcon", "cross-entropy"):
+            flags = BUDGET | {"labels_per_class": 10, "epochs": 100}
+            yield Trial("few-labels", f"{method}-10", method, seed, flags)
+    for seed in MORE_SEEDS:
+        for method in METHODS:
+            yield Trial("main", method, method, seed, BUDGET)
+
+
+def best_rate(method: str) -> float:
+    """The rate of the search with the highest accuracy on held-out training images; of equal ones the lowest."""
+    found = {}
+    for trial in trials():
+        if trial.group == "search" and trial.method == method:
+            if not trial.file.exists():
+                raise SystemExit(f"{trial.file} is missing: run the group search first")
+            found[trial.flags["learning_rate"]] = json.loads(trial.file.read_text())["linear_probe"]
+    return max(sorted(found), key=lambda rate: found[rate])
+
+
+@register_source("results/held-out", modality="image")
+def held_out(split: str = "train") -> Source:
+    """The training images in two parts: a fifth is held out as the test split."""
+    source = mmcon.create_source(DATA, split="train")
+    out = held_out_samples(source.ids, share=0.2, seed=1)  # not the samples that the probe holds out of its training
+    return Subset(source, (out if split == "test" else ~out).nonzero()[:, 0])
+
+
+def digits() -> Source:
+    """Handwritten digits, gray."""
+    images = torch.from_numpy(load_digits().images.astype(np.float32))
+    return mmcon.TensorSource((images * 255 / 16).round().to(torch.uint8)[:500, None])
+
+
+def gray_emoji() -> Source:
+    """Emoji in gray."""
+    source = mmcon.create_source("samples/emoji", split="test")
+    images = torch.stack([image.float().mean(0, keepdim=True).round() for image in source.open(range(len(source)))])
+    return mmcon.TensorSource(images.to(torch.uint8))
+
+
+def run_trial(trial: Trial, runs: Path) -> dict[str, Any]:
+    """Train by the recipe, evaluate, and return what goes into the file."""
+    recipe = planted_cues.load_recipe()
+    flags: dict[str, Any] = {"image_size": SIDE} | METHODS[trial.method] | trial.flags
+    cues = Namespace(data=DATA, samples=CUED, correlation=CORRELATION, size=SIDE)
+    if trial.group == "cues":
+        planted_cues.register_planted(cues, flags["data"].partition("/")[2])
+    flags.setdefault("data", "results/held-out" if trial.group == "search" else DATA)
+    if "learning_rate" not in flags:  # chosen at another batch size: AdamW's follows the root, as the default does
+        flags["learning_rate"] = best_rate(trial.method) * (flags["batch_size"] / SEARCH_BUDGET["batch_size"]) ** 0.5
+    folder = runs / trial.group / f"{trial.name}-seed-{trial.seed}"
+    started = time.process_time()
+    recipe.main(recipe.Config(seed=trial.seed, output_dir=folder, cpu=True, resume=True, log_every=50, **flags))
+    found = json.loads((folder / "results.json").read_text())
+    correct = read_predictions(folder)["linear_probe"]["correct"]
+    values: dict[str, Any] = {
+        "method": trial.method,
+        "seed": trial.seed,
+        "flags": flags,
+        "linear_probe": found["linear_probe"]["top1"],
+        "knn": found["knn"]["top1"],
+        "random_encoder": found["random_encoder"]["linear_probe_top1"],
+        "raw_pixels": found["raw_pixels"]["linear_probe_top1"],
+        "test_images": len(correct),
+        "correct": np.packbits(correct.numpy()).tobytes().hex(),
+    }
+    if trial.group == "main":
+        values |= evaluate(folder, trial.seed, flags["labels_per_class"])
+    if trial.group == "cues":
+        values |= {"cues": planted_cues.measure(cues, folder, flags["data"].partition("/")[2])}
+    about = {"cpu_seconds": round(time.process_time() - started), "machine": platform.machine()}
+    return values | about | {"torch": torch.__version__}
+
+
+def evaluate(folder: Path, seed: int, per_class: int) -> dict[str, Any]:
+    """Few labels, corruptions, perturbations and outliers of a trained encoder."""
+    model = mmcon.ContrastiveModel.from_pretrained(folder / "model")
+    train = few_labels(mmcon.create_source(DATA, split="train"), per_class=per_class, seed=seed)
+    test = mmcon.create_source(DATA, split="test")
+    view = mmcon.create_view("image/plain", size=SIDE)
+    trained, tested = (extract_features(model, one_pass(s, {"image": [view]}), modality="image") for s in (train, test))
+    shared: dict[str, Any] = {"train": trained, "train_source": train, "encode": model, "view": view}
+    shared |= {"modality": "image", "classes": tuple(train.classes)}
+    far = {"far": {"digits": digits(), "emoji in gray": gray_emoji()}}
+    outliers = evaluate_outliers(EvaluationInput(test=tested, test_source=test, **far, **shared)).to_json()
+    altered = {"test": tested.take(slice(0, ALTERED)), "test_source": Subset(test, range(ALTERED))}
+    options = {"effects": list(BENCHMARK), "severities": list(SEVERITIES), "perturbation_steps": STEPS}
+    given = EvaluationInput(options=options, **altered, **shared)
+    corruptions, perturbations = evaluate_corruptions(given).to_json(), evaluate_perturbations(given).to_json()
+    kept = ("mean_error", "clean_error", "errors", "samples")
+    curve = few_label_curve(trained, tested, shares=(), per_class=(1, 5, 25))
+    return {
+        "few_labels": {budget.name: list(budget.top1) for budget in curve.budgets},
+        "corruptions": {name: corruptions[name] for name in kept},
+        "perturbations": perturbations,
+        "outliers": outliers["sets"],
+    }
+
+
+def main() -> None:
+    """Run what is missing."""
+    groups = list(dict.fromkeys(trial.group for trial in trials()))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", nargs="+", choices=groups, default=groups)
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="the run folders")
+    parser.add_argument("--list", action="store_true", help="print the runs, and which are there")
+    parser.add_argument(
+        "--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="of N processes, number I"
+    )
+    options = parser.parse_args()
+    chosen = [trial for trial in trials() if trial.group in options.groups]
+    for trial in chosen[options.part[0] :: options.part[1]]:
+        if options.list:
+            print(f"{'done' if trial.file.exists() else '    '}  {trial.group}/{trial.name} seed {trial.seed}")
+        elif not trial.file.exists():
+            values = run_trial(trial, options.runs)
+            trial.file.parent.mkdir(parents=True, exist_ok=True)
+            trial.file.write_text(json.dumps(values, indent=1) + "\n")
+            print(f"{time.strftime('%H:%M:%S')}  {trial.file}: {values['linear_probe']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Write docs/results.md from the result files in benchmarks/results: each run has one, and a run without is a dash.
+
+python tools/results_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmcon.evaluation.comparison import LEVEL
+from mmcon.evaluation.statistics import bootstrap, holm, paired_permutation, t_interval
+
+ROOT = Path(__file__).parent.parent
+PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "benchmarks" / "results"
+TITLES = {
+    "supcon": "SupCon, out",
+    "supcon-in": "SupCon, in",
+    "simclr": "SimCLR",
+    "cross-entropy": "cross-entropy",
+    "max-margin": "max-margin",
+}
+OWN, DASH = "supcon", "–"
+
+#: The runs of one name by seed.
+Runs = Mapping[int, Mapping[str, Any]]
+Results = Mapping[str, Mapping[str, Runs]]
+#: From a run to a number.
+Figure = Callable[[Mapping[str, Any]], float]
+
+
+def read(folder: Path = RESULTS) -> Results:
+    """The runs by group, name and seed."""
+    found: dict[str, dict[str, dict[int, Any]]] = {}
+    for file in sorted(folder.glob("*/*-seed-*.json")):
+        name, _, seed = file.stem.rpartition("-seed-")
+        found.setdefault(file.parent.name, {}).setdefault(name, {})[int(seed)] = json.loads(file.read_text())
+    return found
+
+
+def runs_of(results: Results, group: str, name: str) -> Runs:
+    return results.get(group, {}).get(name, {})
+
+
+def cell(runs: Runs, figure: Figure) -> str:
+    """The mean over seeds with Student's interval, the figure of a single seed, or a dash."""
+    values = [figure(run) for run in runs.values()]
+    if not values:
+        return DASH
+    return f"{values[0]:.3f}" if len(values) == 1 else str(t_interval(values))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(head), "|".join(["---"] * len(head)), *(" | ".join(row) for row in rows)]
+    return "\n".join(f"|{line}|" if line.startswith("---") else f"| {line} |" for line in lines)
+
+
+def is_correct(run: Mapping[str, Any]) -> torch.Tensor:
+    """Whether the linear probe is correct, by test image."""
+    packed = np.frombuffer(bytes.fromhex(run["correct"]), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(packed, count=run["test_images"])).double()
+
+
+def accuracy_differences(pairs: Mapping[str, tuple[Runs, Runs]]) -> tuple[str, dict[str, str]]:
+    """A table of paired tests over the test images, corrected for their number, and the result of each.
+
+    Args:
+        pairs: by name, two kinds of runs; their common seeds are compared.
+    """
+    found = {}
+    for name, (first, second) in pairs.items():
+        if seeds := sorted({*first} & {*second}):
+            a, b = (torch.stack([is_correct(runs[seed]) for seed in seeds]).mean(0) for runs in (first, second))
+            found[name] = (bootstrap(a - b, draws=1000), paired_permutation(a, b, draws=2000).p_value, len(seeds))
+    corrected = dict(zip(found, holm([p for _, p, _ in found.values()]), strict=True))
+    results = {name: verdict(difference.value, corrected[name]) for name, (difference, _, _) in found.items()}
+    rows = []
+    for name in pairs:
+        if name in found:
+            difference, p, seeds = found[name]
+            rows.append([name, str(difference), f"{p:.4f}", f"{corrected[name]:.4f}", str(seeds), results[name]])
+        else:
+            rows.append([name, *[DASH] * 5])
+    head = ["comparison", "difference of accuracy [95 %]", "p", "corrected", "seeds", "result"]
+    return table(head, rows), results
+
+
+def verdict(difference: float, p: float) -> str:
+    return "not different" if p >= LEVEL else "the first is better" if difference > 0 else "the second is better"
+
+
+def seed_differences(results: Results, figures: Mapping[str, tuple[Figure, bool]], other: str) -> dict[str, str]:
+    """By figure of the main runs, SupCon (out) against another method, by the interval of the difference over seeds.
+
+    Args:
+        results: of all runs.
+        figures: by name, the number, and whether higher is better.
+        other: the other method.
+    """
+    first, second = runs_of(results, "main", OWN), runs_of(results, "main", other)
+    seeds, found = sorted({*first} & {*second}), {}
+    for name, (figure, higher) in figures.items() if len(seeds) > 1 else ():
+        interval = t_interval([figure(first[seed]) - figure(second[seed]) for seed in seeds])
+        sure = interval.low > 0 or interval.high < 0
+        side = "better" if (interval.value > 0) == higher else "worse"
+        found[name] = f"{side}, by {interval}" if sure else f"not different: {interval}"
+    return found
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def main_figures() -> dict[str, tuple[Figure, bool]]:
+    """The figures of a main run beside its accuracy, and whether higher is better."""
+    found: dict[str, tuple[Figure, bool]] = {"k-NN": (lambda run: run["knn"], True)}
+    for budget in ("1 a class", "5 a class", "25 a class"):
+        found[f"probe with {budget}"] = (lambda run, budget=budget: mean(run["few_labels"][budget]), True)
+    found["error under corruptions"] = (lambda run: run["corruptions"]["mean_error"], False)
+    found["the same less the clean error"] = (
+        lambda run: run["corruptions"]["mean_error"] - run["corruptions"]["clean_error"],
+        False,
+    )
+    found["flips under perturbations"] = (lambda run: run["perturbations"]["mean_flip_probability"], False)
+    for kind in ("digits", "emoji in gray"):
+        for score in ("max-softmax", "mahalanobis", "neighbors"):
+            title = f"AUROC of {kind}, {score}"
+            found[title] = (lambda run, kind=kind, score=score: run["outliers"][kind][score]["auroc"], True)
+    return found
+
+
+def main_section(results: Results) -> list[str]:
+    methods = {name: runs_of(results, "main", name) for name in TITLES}
+    accuracy = [
+        [TITLES[name], rate_of(runs), cell(runs, lambda r: r["linear_probe"]), cell(runs, lambda r: r["knn"])]
+        for name, runs in methods.items()
+    ]
+    measured = next((runs for runs in methods.values() if runs), {})
+    for title, key in (("random encoder", "random_encoder"), ("raw pixels", "raw_pixels")):
+        accuracy.append([title, DASH, cell(measured, lambda run, key=key: run[key]), DASH])
+    pairs = {f"{TITLES[OWN]} and {TITLES[name]}": (methods[OWN], runs) for name, runs in methods.items() if name != OWN}
+    tests, verdicts = accuracy_differences(pairs)
+    figures = main_figures()
+    rows = [[name, *(cell(runs, of) for runs in methods.values())] for name, (of, _) in figures.items()]
+    against = seed_differences(results, figures, "cross-entropy")
+    shows = [f"{name}: {result}" for name, result in verdicts.items() if result == "the first is better"]
+    shows += [f"{name}, SupCon (out) and cross-entropy: {r}" for name, r in against.items() if r.startswith("better")]
+    does_not = [f"{name}: {result}" for name, result in verdicts.items() if result != "the first is better"]
+    does_not += [f"{n}, SupCon (out) and cross-entropy: {r}" for n, r in against.items() if not r.startswith("better")]
+    return [
+        "## Methods under one budget",
+        table(["method", "rate", "linear probe", "k-NN"], accuracy),
+        tests,
+        "### Few labels, corruptions, perturbations, outliers",
+        "Errors and flips are better if low; the others, if high.",
+        table(["figure", *TITLES.values()], rows),
+        "### Where the claim of the method shows here",
+        bullets(shows),
+        "### Where it does not",
+        bullets(does_not),
+    ]
+
+
+def bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines) or "Nothing was found."
+
+
+def rate_of(runs: Runs) -> str:
+    rates = sorted({f"{run['flags']['learning_rate']:g}" for run in runs.values()})
+    return ", ".join(rates) or DASH
+
+
+def sweep_section(results: Results, title: str, group: str, values: Sequence[str], own: str) -> list[str]:
+    """A table of accuracies by the value of one setting; the runs at `own` are the main ones."""
+    rows = []
+    for method in ("supcon", "simclr"):
+        of = {
+            v: runs_of(results, "main", method) if v == own else runs_of(results, group, f"{method}-{v}")
+            for v in values
+        }
+        means = [mean([run["linear_probe"] for run in runs.values()]) for runs in of.values() if runs]
+        spread = f"{max(means) - min(means):.3f}" if len(means) == len(values) else DASH
+        rows.append([TITLES[method], *(cell(runs, lambda run: run["linear_probe"]) for runs in of.values()), spread])
+    return [f"## {title}", table(["linear probe", *values, "best less worst"], rows)]
+
+
+def cue_section(results: Results) -> list[str]:
+    columns = ("biased, cue as in training", "biased, cue broken", "follows a conflicting cue", "fair, cue broken")
+    rows, pairs = [], []
+    for cue in ("patch", "color"):
+        of = {method: runs_of(results, "cues", f"{cue}-{method}") for method in ("cross-entropy", "supcon", "simclr")}
+        for method, runs in of.items():
+            rows.append([cue, TITLES[method], *(cell(runs, lambda r, c=c: r["cues"][c]) for c in columns)])
+        for method in ("supcon", "simclr"):
+            seeds = sorted({*of[method]} & {*of["cross-entropy"]})
+            name = "follows a conflicting cue"
+            values = [of[method][s]["cues"][name] - of["cross-entropy"][s]["cues"][name] for s in seeds]
+            if len(values) > 1:
+                interval = t_interval(values)
+                side = "less" if interval.high < 0 else "more" if interval.low > 0 else "not different"
+                pairs.append(f"{cue}: {TITLES[method]} follows the cue against cross-entropy: {side}, {interval}")
+    return [
+        "## Planted cues",
+        CUES,
+        table(["cue", "method", *columns], rows),
+        bullets(pairs) if pairs else "",
+    ]
+
+
+def few_label_section(results: Results) -> list[str]:
+    names = {"supcon-10": TITLES["supcon"], "cross-entropy-10": TITLES["cross-entropy"]}
+    runs = {name: runs_of(results, "few-labels", name) for name in names}
+    rows = [[title, cell(runs[name], lambda r: r["linear_probe"]), cell(runs[name], lambda r: r["knn"])]
+            for name, title in names.items()]  # fmt: skip
+    tests, _ = accuracy_differences(
+        {f"{TITLES[OWN]} and {TITLES['cross-entropy']}": (runs["supcon-10"], runs["cross-entropy-10"])}
+    )
+    text = "Encoder and probe see 10 images a class alone, for 100 epochs."
+    return ["## Few labels for the training itself", text, table(["method", "linear probe", "k-NN"], rows), tests]
+
+
+def search_section(results: Results) -> list[str]:
+    found = results.get("search", {})
+    rates = sorted({run["flags"]["learning_rate"] for runs in found.values() for run in runs.values()})
+    rows = [
+        [
+            title,
+            *(cell(runs_of(results, "search", f"{name}-rate-{rate:g}"), lambda r: r["linear_probe"]) for rate in rates),
+        ]
+        for name, title in TITLES.items()
+    ]
+    return [
+        "### The search of the rate",
+        SEARCH,
+        table(["linear probe on held-out training images", *map("{:g}".format, rates)], rows),
+    ]
+
+
+def command_of(run: Mapping[str, Any]) -> str:
+    """The command that trains a run."""
+    flags = {name.replace("_", "-"): value for name, value in run["flags"].items()} | {"seed": run["seed"]}
+    return " ".join(["mmcon train imagenet_supcon", *(f"--{name} {value}" for name, value in flags.items())])
+
+
+def budget(results: Results) -> str:
+    """What each main run gets, from its file."""
+    runs = [run for of in results.get("main", {}).values() for run in of.values()]
+    if not runs:
+        return "No run is there yet."
+    flags, seconds = runs[0]["flags"], mean([run["cpu_seconds"] for run in runs])
+    count = sum(len(of) for group in results.values() for of in group.values())
+    return BUDGET.format(
+        per_class=flags["labels_per_class"],
+        size=flags["image_size"],
+        epochs=flags["epochs"],
+        batch_size=flags["batch_size"],
+        test_images=runs[0]["test_images"],
+        seconds=seconds,
+        count=count,
+        command=command_of(runs[0]),
+    )
+
+
+def page(folder: Path = RESULTS) -> str:
+    results = read(folder)
+    parts = [
+        HEAD,
+        budget(results),
+        NOTES,
+        *main_section(results),
+        *search_section(results),
+        *few_label_section(results),
+        *sweep_section(results, "Temperature", "temperature", ("0.05", "0.1", "0.2"), "0.1"),
+        *sweep_section(results, "Batch size", "batch-size", ("16", "64", "256"), "64"),
+        *cue_section(results),
+        "## Figures of other pages",
+        "These were measured for the pages that they link to, and are not made from the files of this page.",
+        (folder / "elsewhere.md").read_text(encoding="utf-8").rstrip(),
+        TAIL,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+HEAD = """# Results
+
+    python benchmarks/results.py       # each run without a file: trains, evaluates, and leaves a file
+    python tools/results_page.py       # this page, from the files
+
+Cross-entropy, max-margin, SimCLR and both forms of SupCon under one budget, as it came out. A dash is a run that has
+not been made."""
+
+BUDGET = """**The budget is small**: {per_class} images a class of the bundled Fashion-MNIST at {size} × {size} pixels,
+{epochs} epochs of two views, batches of {batch_size}, the smallest encoder (`mmcon/resnet-tiny`), AdamW, the views of
+SimCLR for every method, and {test_images:,} test images; about {seconds:.0f} seconds of one core (AMD EPYC, shared with
+other work) for training and evaluation of a run. {count} runs are in the files. One of them by hand:
+
+    {command}"""
+
+NOTES = """The rate of each method is the better one of two on held-out training images; everything else is the same, so
+no method is tuned to its best. Means are over seeds with Student's 95 % interval (three seeds make it wide).
+Differences of accuracy are tested by paired permutations over the test images, on the mean over seeds, with Holm's
+correction for the comparisons of a table. Other figures are compared by the interval of their difference over seeds,
+without a correction. "Not different" means that no difference was found, not that there is none. Max-margin has the
+margin 4 from the first step on, without the annealing that its paper suggests for margins that large."""
+
+SEARCH = """Half of the images of a main run, one seed, the same for all methods."""
+
+CUES = """A mark that goes with the class in 95 % of the training images. The encoder is trained on 1,000 of these, and
+the "biased" probe is fitted to them; the "fair" probe is fitted to the same images with broken cues, which shows what
+the features still hold of the class. `python benchmarks/planted_cues.py` makes such runs alone, at any size."""
+
+TAIL = """## How figures are made
+
+- Settings are compared on held-out *training* samples, never on the test set; where a page deviates, it says so.
+- Intervals over seeds are Student's; intervals over samples are bootstrap intervals of whole groups. Comparisons are
+  paired permutation tests where there are predictions by sample.
+- Each figure stands beside baselines: a random encoder of the same shape, and raw inputs.
+- Bundled data are small, and some are synthetic:
+  [what to know before reading a figure](samples.md#what-to-know-before-reading-a-figure).
+
+The published presets of the reference recipe (ResNet-50 on ImageNet) have not been trained to their end with this
+package."""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
