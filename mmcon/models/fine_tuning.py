@@ -63,6 +63,19 @@ def freeze(encoder: nn.Module, *, trainable: Sequence[str] = ()) -> nn.Module:
     return encoder
 
 
+def freeze_batch_norms(encoder: nn.Module) -> nn.Module:
+    """Freeze the batch norms of an encoder: their weights, and their statistics, which small batches would spoil.
+
+    Returns:
+        The encoder.
+    """
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm):
+            module.requires_grad_(False)
+    _freeze_batch_norm_statistics(encoder)
+    return encoder
+
+
 def add_lora(
     encoder: nn.Module, *, rank: int = 8, scale: float = 16.0, layers: Sequence[str] | None = None, dropout: float = 0.0
 ) -> nn.Module:

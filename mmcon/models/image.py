@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mmcon.errors import InputError
+from mmcon.models.feature_maps import network_maps
 from mmcon.models.image_input import check_pixel_range
 
 
@@ -65,12 +66,7 @@ class ImageEncoder(nn.Module):
             InputError: the images have another shape or dtype, a pixel is far above 1 (checked in evaluation mode and
                 in the first batch of training), or the network does not return features `n d`.
         """
-        self._check(views)
-        if views.shape[1] == 1 and self.in_channels > 1:
-            views = views.expand(-1, self.in_channels, -1, -1)
-        # As `contiguous(memory_format=torch.channels_last)`, which vmap does not support.
-        normalized = ((views - self.mean) / self.std).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        features = self.network(normalized)
+        features = self.network(self._normalized(views))
         # Not len(): it would fix the batch size of an exported program.
         if not isinstance(features, Tensor) or features.shape != (views.shape[0], self.feature_dim):
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -81,6 +77,24 @@ class ImageEncoder(nn.Module):
                 fix="choose an encoder that pools to one vector an image, or wrap one that does and register it",
             )
         return features
+
+    def feature_maps(self, views: Shaped[Tensor, "..."]) -> list[Float[Tensor, "n _d _h _w"]]:
+        """Dense features of images `n c h w`: the last map of each resolution of the network, the finest first.
+
+        A transformer has one. Detectors and segmenters are built on them (`mmcon.models.detection`).
+
+        Raises:
+            InputError: as `forward`, or the network has no maps.
+        """
+        return network_maps(self.network, self._normalized(views), self._name)
+
+    def _normalized(self, views: Shaped[Tensor, "..."]) -> Float[Tensor, "n c h w"]:
+        """Checked and normalized images, with a single channel repeated, in the memory layout of the network."""
+        self._check(views)
+        if views.shape[1] == 1 and self.in_channels > 1:
+            views = views.expand(-1, self.in_channels, -1, -1)
+        # As `contiguous(memory_format=torch.channels_last)`, which vmap does not support.
+        return ((views - self.mean) / self.std).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
     @property
     def _name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from einops import reduce
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -105,6 +105,7 @@ class _PooledVision(nn.Module):
             model.pooler = None  # DistributedDataParallel waits for the gradient of unused parameters
         sizes = getattr(config, "hidden_sizes", None)
         self.width = int(sizes[-1] if sizes else config.hidden_size)
+        self.patch_size = getattr(config, "patch_size", None)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         output = self.model(pixel_values=images)
@@ -116,6 +117,19 @@ class _PooledVision(nn.Module):
         if hidden.dim() == 4:
             return reduce(hidden, "n d h w -> n d", "mean")
         return hidden[:, 0] if self.uses_class_token else reduce(hidden, "n positions d -> n d", "mean")
+
+    def feature_maps(self, images: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "n _d _h _w"]]:
+        """The hidden states as maps, of a sequence without the tokens before its patches (class, registers)."""
+        output = self.model(pixel_values=images, output_hidden_states=True)
+        states = getattr(output, "reshaped_hidden_states", None) or output.hidden_states
+        return [state if state.dim() == 4 else self._as_map(state, images) for state in states]
+
+    def _as_map(
+        self, tokens: Float[Tensor, "n positions d"], images: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n d _h _w"]:
+        patch = self.patch_size if isinstance(self.patch_size, int) else (self.patch_size or (1,))[0]
+        h, w = images.shape[-2] // patch, images.shape[-1] // patch
+        return rearrange(tokens[:, tokens.shape[1] - h * w :], "n (h w) d -> n d h w", h=h, w=w)
 
 
 def _preprocessing(name: str, revision: str | None) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:

@@ -51,6 +51,22 @@ def resnet_tiny(
     )
 
 
+@register_encoder("mmcon/resnet-tiny-16", modality="image")
+def resnet_tiny_16(
+    depth: int = 1, in_channels: int = 3, small_images: bool | None = None, image_size: int | None = None
+) -> ImageEncoder:
+    """`mmcon/resnet-tiny` of width 16, for comparisons of widths by name."""
+    return resnet_tiny(16, depth, in_channels, small_images, image_size)
+
+
+@register_encoder("mmcon/resnet-tiny-64", modality="image")
+def resnet_tiny_64(
+    depth: int = 1, in_channels: int = 3, small_images: bool | None = None, image_size: int | None = None
+) -> ImageEncoder:
+    """`mmcon/resnet-tiny` of width 64, for comparisons of widths by name."""
+    return resnet_tiny(64, depth, in_channels, small_images, image_size)
+
+
 @final
 class _ResidualBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut.

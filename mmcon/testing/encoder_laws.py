@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def check_encoder(make: Callable[[], nn.Module], views: Any) -> None:
     _width_is_as_declared(encoder, features, n)
     _evaluation_is_a_function(encoder, views, features)
     _batch_independence(encoder, views, features, n)
+    if hasattr(encoder, "feature_maps"):
+        _maps_are_ordered(encoder, views, n)
     _parameters_have_gradients(encoder, views)
     _weights_are_the_state(encoder, other, views)
     _copies(encoder, views)
@@ -85,6 +88,21 @@ def _batch_independence(encoder: nn.Module, views: Any, features: Float[Tensor, 
         if float(distance) > TOLERANCE:
             observed = f"rows {rows.tolist()} alone differ by {float(distance):.2g} of the largest feature"
             raise LawBroken(type(encoder).__name__, "rows do not depend on the batch", observed)
+
+
+def _maps_are_ordered(encoder: Any, views: Any, n: int) -> None:
+    """Feature maps are finite floats `n d h w`, each coarser than the one before, and rows do not depend on others."""
+    with evaluation_mode(encoder), torch.no_grad():
+        maps, alone = encoder.feature_maps(views), encoder.feature_maps(_rows(views, slice(0, 1)))
+    shapes = [tuple(each.shape) for each in maps]
+    falling = all(a[2] > b[2] for a, b in pairwise(shapes))
+    if not shapes or not falling or any(len(shape) != 4 or shape[0] != n for shape in shapes):
+        raise LawBroken(type(encoder).__name__, "feature maps are n d h w, the finest first", f"maps {shapes}")
+    for whole, single in zip(maps, alone, strict=True):
+        distance = (whole[:1] - single).abs().max() / whole.abs().max().clamp_min(1e-12)
+        if not float(distance) <= TOLERANCE:  # NaN too
+            observed = f"a map of row 0 alone differs by {float(distance):.2g} of the largest value"
+            raise LawBroken(type(encoder).__name__, "maps of a row do not depend on the batch", observed)
 
 
 def _parameters_have_gradients(encoder: nn.Module, views: Any) -> None:

@@ -67,6 +67,22 @@ class HiddenWeights(Sound):
         return super().forward(x) * self.hidden
 
 
+class Dense(Sound):
+    def feature_maps(self, x):
+        fine = self.layers(x)
+        return [fine, fine[:, :, ::2, ::2]]
+
+
+class CoarseFirst(Dense):
+    def feature_maps(self, x):
+        return super().feature_maps(x)[::-1]
+
+
+class MapsOfTheBatch(Dense):
+    def feature_maps(self, x):
+        return super().feature_maps(x - x.mean(0))
+
+
 BROKEN = {
     "features are n feature_dim": WrongWidth,
     "features are finite": NotFinite,
@@ -75,11 +91,14 @@ BROKEN = {
     "rows do not depend on the batch": ComparesRows,
     "parameters have gradients": UnusedHead,
     "weights are the state": HiddenWeights,
+    "feature maps are n d h w, the finest first": CoarseFirst,
+    "maps of a row do not depend on the batch": MapsOfTheBatch,
 }
 
 
 def test_an_encoder_that_obeys_the_laws_passes():
     check_encoder(Sound, VIEWS)
+    check_encoder(Dense, VIEWS)
 
 
 @pytest.mark.parametrize("law", BROKEN)
