@@ -118,6 +118,10 @@ def cases(n: int, d: int) -> Iterator[Case]:
     yield square("Jaccard", MultiLabel(several, measure="jaccard"))
     yield square("side features (X-CLR)", SideFeatures(unit_rows(n, 64, 3)))
     yield square("kernel of a label, in form", LabelKernel(times, width=1.0), form="in")
+    near = LabelKernel(times, width=1.0, floor=0.1)
+    yield square("kernel of a label with a floor, denominator one", near, denominator="one")
+    yield square("kernel of a label with a floor, denominator negatives", near, denominator="negatives")
+    yield square("negatives of other groups dropped", views, negative_weights=~SameLabel(few))
     yield square("dense weights", Dense(torch.rand(n, n, generator=g)))
 
 

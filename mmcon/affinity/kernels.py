@@ -12,14 +12,14 @@ from torch import Tensor
 from mmcon.affinity.base import Affinity, as_number, check_choice, has_values
 from mmcon.affinity.factors import BandFactor, Factor, group_bands
 from mmcon.affinity.groups import Groups
-from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
+from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise, at_least, equal
 from mmcon.batch import Index
 from mmcon.errors import InputError
 
 #: Weights by distance over width.
 KERNELS: dict[str, Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]] = {
-    "gaussian": lambda distance: torch.exp(distance.square().mul(-0.5)),
-    "exponential": lambda distance: torch.exp(-distance),
+    "gaussian": lambda distance: distance.square().mul_(-0.5).exp_(),
+    "exponential": lambda distance: (-distance).exp_(),
     "linear": lambda distance: (1 - distance).clamp_min(0),
     "sigmoid": lambda distance: 2 * torch.sigmoid(-distance),
     "step": lambda distance: (distance <= 1).to(distance.dtype),
@@ -95,12 +95,12 @@ class LabelKernel(Pairwise):
 
     def _kernel(self, distance: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
         weights = KERNELS[self.kernel](distance / self.width)
-        return weights if self.floor == 0 else weights * (weights >= self.floor)
+        return at_least(weights, self.floor)
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         rows, columns = (v if v.is_floating_point() else v.to(self.dtype) for v in values[0])
         if rows.ndim == 1:
-            return self._kernel((rows[:, None] - columns).abs())
+            return self._kernel((rows[:, None] - columns).abs_())
         return self._kernel((rows[:, None] - columns).square().sum(2).sqrt())
 
 
@@ -174,7 +174,7 @@ class TimeKernel(LabelKernel):
         if len(values) == 1:
             return weights
         rows, columns = values[1]
-        return weights * (rows[:, None] == columns)
+        return weights * equal(rows, columns, weights.dtype)
 
     def groups(self) -> Groups | None:
         return None if len(self.column_pairs) == 1 else Groups(*self.values()[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmcon.affinity.base import as_number, check_choice, check_weights, has_values
 from mmcon.affinity.factors import ClassFactor, Factor, LowRankFactor, MixtureFactor
 from mmcon.affinity.groups import Groups
-from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
+from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise, at_least, equal
 from mmcon.errors import InputError
 
 
@@ -47,7 +47,7 @@ class SameLabel(Pairwise):
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         ((rows, columns),) = values
-        return (rows[:, None] == columns).to(self.dtype)
+        return equal(rows, columns, self.dtype)
 
     def groups(self) -> Groups:
         return Groups(*self.values()[0])
@@ -313,4 +313,4 @@ class SideFeatures(Pairwise):
             weights = (cosine / 2 + 0.5).clamp_min(0)
         else:
             weights = cosine.clamp_min(0)
-        return weights if self.floor == 0 else weights * (weights >= self.floor)
+        return at_least(weights, self.floor)

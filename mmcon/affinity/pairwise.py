@@ -166,6 +166,24 @@ class Pairwise(Affinity):
         return mapped
 
 
+def equal(rows: Shaped[Tensor, " r"], columns: Shaped[Tensor, " c"], dtype: torch.dtype) -> Float[Tensor, "r c"]:
+    """1 for equal values of an anchor and a candidate, else 0."""
+    if has_values(rows):
+        # At once as floats: the conversion of booleans takes twice as long as the comparison.
+        weights = torch.empty(len(rows), len(columns), dtype=dtype, device=rows.device)
+        return torch.eq(rows[:, None], columns, out=weights)
+    return (rows[:, None] == columns).to(dtype)
+
+
+def at_least(weights: Float[Tensor, "*shape"], floor: float) -> Float[Tensor, "*shape"]:
+    """The weights, with 0 for those below a floor."""
+    if floor == 0:
+        return weights
+    # Not by a product with `weights >= floor`: booleans take ten times as long.
+    limit, below = torch.tensor(floor, dtype=weights.dtype), torch.tensor(-torch.inf, dtype=weights.dtype)
+    return torch.nn.functional.threshold(weights, float(torch.nextafter(limit, below)), 0.0)
+
+
 def check_finite(where: str, name: str, values: Shaped[Tensor, "..."]) -> None:
     """Raise InputError for NaN or infinite values on the CPU; on a GPU this would wait for the device in every step."""
     if not values.is_floating_point() or values.is_cuda or not has_values(values) or bool(values.isfinite().all()):

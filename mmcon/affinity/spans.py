@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.affinity.groups import Groups
-from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise
+from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise, equal
 
 
 class SpanOverlap(Pairwise):
@@ -43,5 +43,5 @@ class SpanOverlap(Pairwise):
         weights = both.clamp_min(0) / torch.where(either > 0, either, 1)
         if len(values) > 2:
             rows, columns = values[2]
-            weights = weights * (rows[:, None] == columns)
+            weights = weights * equal(rows, columns, weights.dtype)
         return weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -75,3 +76,36 @@ def log_debiased(
     # A share of 0 or below becomes the smallest number, which the maximum replaces by the bound, without NaN.
     corrected = log_sum + share.clamp_min(torch.finfo(s.dtype).tiny).log() - math.log1p(-class_prior)
     return torch.where(some, torch.maximum(corrected, log_count - 1 / temperature), float("-inf"))
+
+
+class Debiased(NamedTuple):
+    """`log_debiased` and its derivatives.
+
+    Attributes:
+        log_sum: -inf for an anchor without negatives.
+        by_s: the derivative by the similarity of the positive.
+        by_log_sum: by the logarithm of the sum that is corrected.
+        by_temperature: by the temperature of the lower bound.
+    """
+
+    log_sum: Float[Tensor, "a c"]
+    by_s: Float[Tensor, "a c"]
+    by_log_sum: Float[Tensor, "a c"]
+    by_temperature: Float[Tensor, "a c"]
+
+
+def debiased_with_derivatives(
+    s: Float[Tensor, "a c"],
+    log_sum: Float[Tensor, "a _"],
+    count: Shaped[Tensor, "a 1"],
+    temperature: Float[Tensor, ""],
+    class_prior: float,
+) -> Debiased:
+    """`log_debiased` of the same arguments, with its derivatives."""
+    log_corrected = log_debiased(s, log_sum, count, temperature, class_prior)
+    log_count = count.clamp_min(1).to(s.dtype).log()
+    share = class_prior * (log_count + s - torch.where(count > 0, log_sum, 0)).clamp_max(80).exp()
+    above_bound = log_corrected > log_count - 1 / temperature
+    ratio = torch.where(above_bound, share / (1 - share), 0)
+    of_bound = torch.where(above_bound, 0, temperature**-2)
+    return Debiased(log_corrected, -ratio, above_bound + ratio, of_bound)

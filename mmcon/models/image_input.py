@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._C._functorch import is_batchedtensor
 
 from mmcon.errors import InputError
 from mmcon.models.pretrained import model_load_errors
@@ -24,14 +23,15 @@ LARGEST_PIXEL = 10.0
 def check_pixel_range(pixels: Float[Tensor, "..."], where: str) -> None:
     """Check that images are not in 0-255.
 
-    The check reads the pixels, so it is left out where a value cannot be read: in compilation, export and vmap.
+    The check reads the pixels, so it is left out where a value cannot be read: in compilation and export.
 
     Raises:
         InputError: a pixel is above `LARGEST_PIXEL`.
     """
-    if torch.compiler.is_compiling() or is_batchedtensor(pixels) or not pixels.numel():
+    if torch.compiler.is_compiling() or not pixels.numel():
         return
-    largest = float(pixels.detach().amax())
+    # The values behind the wrappers of torch.func: under vmap a tensor has no value of its own to read.
+    largest = float(torch.func.debug_unwrap(pixels).detach().amax())
     if largest > LARGEST_PIXEL:
         raise InputError(where, expected="pixels in [0, 1]", got=f"a pixel of {largest:.4g}", fix="divide by 255")
 

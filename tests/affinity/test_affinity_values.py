@@ -124,3 +124,12 @@ def test_given_weights_are_symmetric_only_where_candidates_are_the_anchors():
     assert Dense(weights, rows).symmetric
     assert not Dense(weights, rows, torch.tensor([1, 0])).symmetric
     assert not Dense(torch.tensor([[1.0, 0.5], [0.2, 1.0]])).symmetric
+
+
+def test_labels_that_are_equal_as_floats_are_different_classes():
+    assert SameLabel(torch.tensor([2**24, 2**24 + 1])).dense().tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_weight_at_the_floor_stays():
+    weights = LabelKernel(torch.tensor([0.0, 1.0, 1.2]), width=2.0, kernel="linear", floor=0.5).dense()
+    assert weights[0].tolist() == [1.0, 0.5, 0.0]

@@ -7,7 +7,11 @@ import torch
 from loss_cases import by_loops
 
 from mmcon.affinity import Dense, LabelKernel, SameLabel
-from mmcon.losses import presets, weighted_supcon
+from mmcon.losses import LossSettings, presets, weighted_supcon
+from mmcon.losses.backends import weight_tiles
+from mmcon.losses.backends.dense import dense_losses
+from mmcon.losses.backends.tiled import tiled_losses
+from mmcon.losses.problem import prepare
 
 
 def unit_rows(n, seed=0):
@@ -100,3 +104,42 @@ def test_debiasing_with_one_negative_or_none(backend, class_prior):
     expected, _ = by_loops(unit_rows(3), unit_rows(3), torch.arange(3), preset)
     found = weighted_supcon(unit_rows(3), None, **{**preset, "reduction": "none"}, backend=backend)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+FORMS = {
+    "in": {"form": "in"},
+    "in, negatives": {"form": "in", "denominator": "negatives"},
+    "one": {"denominator": "one"},
+    "negatives": {"denominator": "negatives", "row_normalize": False},
+    "weights of negatives": {"negative_weights": Dense(torch.arange(81.0).reshape(9, 9) / 9)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("square", [True, False])
+def test_tiles_with_weights_agree_with_full_matrices_in_every_form(form, symmetric, square):
+    given = (torch.rand(9, 9, generator=torch.Generator().manual_seed(1)).double() - 0.6).clamp_min(0)
+    affinity = Dense(given + given.T) if symmetric else Dense(given)
+    found = []
+    for losses_of in (dense_losses, lambda problem: weight_tiles.weight_tile_losses(problem, 4)):
+        anchors, temperature = unit_rows(9).requires_grad_(), torch.tensor(0.3, requires_grad=True)
+        candidates = None if square else unit_rows(9, seed=1).requires_grad_()
+        settings = LossSettings(**FORMS[form])
+        problem = prepare(anchors, candidates, affinity, temperature=temperature, self_index=None, settings=settings)
+        assert weight_tiles.supports(problem)
+        losses, _ = losses_of(problem)
+        inputs = [anchors, temperature] if candidates is None else [anchors, temperature, candidates]
+        found.append([losses.detach(), *torch.autograd.grad(losses @ torch.arange(9.0).double(), inputs)])
+    for expected, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_tiles_with_weights_leave_exponentials_out_of_range_to_logarithms():
+    affinity = LabelKernel(torch.arange(6.0), width=1.0, floor=0.1)
+    settings = LossSettings(form="in")
+    for temperature, fits in ((0.02, True), (0.01, False)):
+        rows = unit_rows(6).float()
+        problem = prepare(rows, None, affinity, temperature=temperature, self_index=None, settings=settings)
+        assert (weight_tiles.weight_tile_losses(problem, 4) is not None) == fits
+        torch.testing.assert_close(tiled_losses(problem, 4).losses, dense_losses(problem).losses, rtol=1e-4, atol=1e-4)

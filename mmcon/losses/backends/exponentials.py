@@ -23,6 +23,8 @@ from mmcon.views.thread_pool import map_parts
 Block = tuple[slice, slice]
 #: Reads the similarities of a tile (pairs, rows, columns, s) before they are overwritten, or changes their gradient.
 TileFunction = Callable[["PairTiles", slice, slice, Float[Tensor, "r c"]], None]
+#: The gradient of the similarities of a tile (pairs, rows, columns, s).
+TileGradient = Callable[["PairTiles", slice, slice, Float[Tensor, "r c"]], Float[Tensor, "r c"]]
 Sums = list[tuple[Float[Tensor, " a"], Float[Tensor, " c"]]]
 Result = TypeVar("Result")
 
@@ -163,7 +165,7 @@ def exponential_sums(pairs: PairTiles, powers: Sequence[float] = (1.0,), read: T
                 of_rows[rows] += e.sum(1)
         return found
 
-    first, *rest = _by_threads(pairs, sums_of, alone=read is not None)
+    first, *rest = by_threads(pairs, sums_of, alone=read is not None)
     for others in rest:
         for of_all, of_part in zip(first, others, strict=True):
             _add(of_all, of_part)
@@ -196,22 +198,37 @@ def exponential_gradients(
         of_candidates: whether those of the candidates are asked for; a queue has no gradient.
     """
 
+    def gradient_of(own: PairTiles, rows: slice, columns: slice, s: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+        of_s = _gradient_of_tile(own, rows, columns, s, terms)
+        if change is not None:
+            change(own, rows, columns, of_s)
+        return of_s
+
+    return tile_gradients(pairs, gradient_of, of_candidates=of_candidates)
+
+
+def tile_gradients(
+    pairs: PairTiles, gradient_of: TileGradient, *, of_candidates: bool = True
+) -> tuple[Float[Tensor, "a d"], Float[Tensor, "c d"] | None]:
+    """`exponential_gradients` of any G, whose tiles are given by a function of the similarities, which it may change.
+
+    Tiles of G have the sum of both directions of their pairs; self pairs and the pairs of blocks are left out here.
+    """
+
     def gradients_of(
         own: PairTiles, tiles: Sequence[Block]
     ) -> tuple[Float[Tensor, "a d"], Float[Tensor, "c d"] | None]:
         of_a = torch.zeros_like(own.anchors)
         of_c = of_a if own.square else torch.zeros_like(own.candidates) if of_candidates else None
         for rows, columns, s in own.similarities(tiles):
-            of_s = _gradient_of_tile(own, rows, columns, s, terms)
-            if change is not None:
-                change(own, rows, columns, of_s)
+            of_s = gradient_of(own, rows, columns, s)
             own.leave_out(rows, columns, of_s)
             if of_c is not None and not (own.square and rows == columns):
                 of_c[columns] += matmul_tn(of_s, own.anchors[rows])
             of_a[rows] += matmul_nn(of_s, own.candidates[columns])
         return of_a, of_c
 
-    first, *rest = _by_threads(pairs, gradients_of)
+    first, *rest = by_threads(pairs, gradients_of)
     for others in rest:
         _add(first, others)
     return first
@@ -240,7 +257,7 @@ def _exponential(s: Float[Tensor, "r c"], power: float, *, last: bool) -> Float[
     return scaled.exp_()
 
 
-def _by_threads(
+def by_threads(
     pairs: PairTiles, act: Callable[[PairTiles, Sequence[Block]], Result], *, alone: bool = False
 ) -> list[Result]:
     """The results for parts of the tiles, one a thread: within a tile, threads would wait for one another.

@@ -7,6 +7,7 @@ there are many classes, need an exponential alone, whatever the form and the den
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,11 @@ class Layout:
         """All pairs in one block."""
         a, c = problem.affinity.shape
         return Layout(problem, None, None, [(slice(0, a), slice(0, c))])
+
+    def share_of_blocks(self) -> float:
+        """The share of all pairs that are in blocks."""
+        within = sum((r.stop - r.start) * (c.stop - c.start) for r, c in self.blocks)
+        return within / max(1, math.prod(self.problem.affinity.shape))
 
     def negatives_across(self) -> Int[Tensor, " a"]:
         """The number of negatives across blocks, for each anchor."""

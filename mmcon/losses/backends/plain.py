@@ -15,8 +15,8 @@ within groups) are never computed as tiles: their terms cost O(n).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -31,7 +31,8 @@ from mmcon.losses.backends.exponentials import (
     exponential_gradients,
     exponential_sums,
 )
-from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
+from mmcon.losses.backends.node import BackwardState, LossNode
+from mmcon.losses.problem import AnchorLosses, Problem
 
 
 def supports(problem: Problem) -> bool:
@@ -58,8 +59,7 @@ def plain_losses(problem: Problem, reverse: Problem | None, tile_size: int) -> l
         first = _Direction.of(problem)
         second = first if problem.square else None if reverse is None else _Direction.of(reverse)
         state = _State(problem, first, second, tile_size, both=reverse is not None)
-        tiles = state.tiles
-        ((of_rows, of_columns),) = exponential_sums(tiles, read=state.reader())
+        ((of_rows, of_columns),) = exponential_sums(state.pairs, read=state.reader())
         if not first.has_exact(of_rows) or not (second is None or second.has_exact(of_columns)):
             return None
         directions, sums = [first], [of_rows]
@@ -67,7 +67,7 @@ def plain_losses(problem: Problem, reverse: Problem | None, tile_size: int) -> l
             directions, sums = [first, second], [of_rows, of_columns]
         losses = [direction.losses(of_anchors) for direction, of_anchors in zip(directions, sums, strict=True)]
     candidates = None if problem.square else problem.candidates
-    found = _PlainLoss.apply(state, problem.anchors, candidates, problem.temperature, *losses)
+    found = LossNode.apply(state, problem.anchors, candidates, problem.temperature, *losses)
     return [AnchorLosses(x, direction.valid) for x, direction in zip(found, directions, strict=True)]
 
 
@@ -148,7 +148,7 @@ class _Direction:
 
 
 @dataclass(frozen=True)
-class _State:
+class _State(BackwardState):
     """What the backward pass needs beside the embeddings."""
 
     problem: Problem
@@ -158,7 +158,7 @@ class _State:
     both: bool
 
     @property
-    def tiles(self) -> PairTiles:
+    def pairs(self) -> PairTiles:
         """The pairs of the problem."""
         problem = self.problem
         anchors = problem.anchors.detach()
@@ -170,6 +170,23 @@ class _State:
             both=self.both,
             self_index=problem.self_index if problem.has_self and not problem.square else None,
         )
+
+    def of_rows(
+        self, gradients: Sequence[Shaped[Tensor, " _"]], *, of_candidates: bool
+    ) -> tuple[Float[Tensor, "a d"], Float[Tensor, "c d"] | None]:
+        """The gradients of the embeddings, times the temperature."""
+        first, second = self.first, self.second
+        v = first.coefficients(gradients[0])
+        v_second = v if second is first else None if second is None else second.coefficients(gradients[1])
+        of_columns = None if second is None or v_second is None else second.softmax_factors(v_second)
+        term = Term(1.0, first.softmax_factors(v), of_columns)
+        of_anchors, found = exponential_gradients(
+            self.pairs, [term], self.subtracter(v, v_second), of_candidates=of_candidates or self.both
+        )
+        first.subtract_numerator(v, of_anchors, found)
+        if self.both and second is not None and v_second is not None and found is not None:
+            second.subtract_numerator(v_second, found, of_anchors)
+        return of_anchors, found
 
     @property
     def symmetric(self) -> bool:
@@ -213,45 +230,6 @@ class _State:
                 of_s.addcmul_(v_second[columns], reverse.to(of_s.dtype), value=-1)
 
         return subtract if self._needs_tiles() else None
-
-
-class _PlainLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        state: _State,
-        anchors: Float[Tensor, "a d"],
-        candidates: Float[Tensor, "c d"] | None,
-        temperature: Float[Tensor, ""],
-        *losses: Float[Tensor, " _"],
-    ) -> tuple[Float[Tensor, " _"], ...]:
-        ctx.state = state
-        ctx.save_for_backward(anchors, candidates)  # which checks that they have not changed
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Shaped[Tensor, " _"]) -> tuple[Float[Tensor, "..."] | None, ...]:
-        check_single_backward("tiled")
-        anchors, _ = ctx.saved_tensors
-        state: _State = ctx.state
-        first, second, tiles = state.first, state.second, state.tiles
-        v = first.coefficients(gradients[0])
-        v_second = v if second is first else None if second is None else second.coefficients(gradients[1])
-        of_columns = None if second is None or v_second is None else second.softmax_factors(v_second)
-        term = Term(1.0, first.softmax_factors(v), of_columns)
-        of_anchors, of_candidates = exponential_gradients(
-            tiles, [term], state.subtracter(v, v_second), of_candidates=ctx.needs_input_grad[2] or state.both
-        )
-        first.subtract_numerator(v, of_anchors, of_candidates)
-        if state.both and second is not None and v_second is not None and of_candidates is not None:
-            second.subtract_numerator(v_second, of_candidates, of_anchors)
-        # Σ_ij G_ij ⟨a_i, c_j⟩; where the anchors are the candidates, each pair was added from both ends.
-        of_inverse = (anchors * of_anchors).sum() / (2 if tiles.square else 1)
-        of_temperature = -of_inverse * tiles.inverse * tiles.inverse
-        if tiles.square or of_candidates is None:
-            return None, of_anchors.mul_(tiles.inverse), None, of_temperature, *(None for _ in gradients)
-        scaled = of_candidates.mul_(tiles.inverse)
-        return None, of_anchors.mul_(tiles.inverse), scaled, of_temperature, *(None for _ in gradients)
 
 
 def _product(

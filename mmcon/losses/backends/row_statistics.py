@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmcon.losses.backends.exponentials import Block
 from mmcon.losses.backends.tiles import Tile, iterate_tiles
-from mmcon.losses.negative_weights import log_debiased
+from mmcon.losses.negative_weights import debiased_with_derivatives
 from mmcon.losses.problem import Problem
 
 EMPTY = float("-inf")
@@ -182,15 +182,14 @@ def pair_losses(
         share = torch.sigmoid(gap)
         losses = torch.zeros_like(gap[:1]) if derivatives_alone else nn.functional.softplus(gap, threshold=50)
         return PairLosses(losses, -share, share, torch.zeros_like(log_negatives))
-    # By autograd: the correction has a clamp and a maximum, so that its derivatives are piecewise.
-    with torch.enable_grad():
-        s = tile.s.detach().requires_grad_()
-        each_sum = log_negatives[:, None].expand_as(s).clone().requires_grad_()
-        temperature = problem.temperature.detach().expand_as(s).clone().requires_grad_()
-        log_each = log_debiased(s, each_sum, negative_count[:, None], temperature, hard.class_prior)
-        losses = torch.where(tile.positive, torch.logaddexp(s, log_each) - s, 0)
-        by_s, by_sum, by_temperature = torch.autograd.grad(losses.sum(), [s, each_sum, temperature])
-    return PairLosses(losses.detach(), by_s, by_sum, (tile.weights * by_temperature).sum(1))
+    each = debiased_with_derivatives(
+        tile.s, log_negatives[:, None], negative_count[:, None], problem.temperature, hard.class_prior
+    )
+    gap = torch.where(tile.positive, each.log_sum - tile.s, EMPTY)
+    share = torch.sigmoid(gap)
+    losses = torch.zeros_like(gap[:1]) if derivatives_alone else nn.functional.softplus(gap, threshold=50)
+    by_temperature = (tile.weights * share * each.by_temperature).sum(1)
+    return PairLosses(losses, share * (each.by_s - 1), share * each.by_log_sum, by_temperature)
 
 
 def negative_powers(problem: Problem) -> list[float]:

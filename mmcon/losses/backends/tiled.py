@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from mmcon.errors import InputError
-from mmcon.losses.backends import exponentials, plain
+from mmcon.losses.backends import exponentials, plain, weight_tiles
 from mmcon.losses.backends.exponentials import PairTiles, are_exact, exponential_sums
 from mmcon.losses.backends.group_blocks import Layout, as_given, grouped, in_order
 from mmcon.losses.backends.row_statistics import RowResults, RowStatistics, negative_powers, row_results
@@ -23,6 +23,8 @@ from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
 from mmcon.losses.settings import WHERE
 
 TILE_SIZE = 512
+#: With more of all pairs than this in blocks of groups, tiles with weights are faster than masks and logarithms.
+MAX_SHARE_OF_BLOCKS = 0.15
 
 
 def tiled_losses(problem: Problem, tile_size: int | None = None) -> AnchorLosses:
@@ -32,7 +34,12 @@ def tiled_losses(problem: Problem, tile_size: int | None = None) -> AnchorLosses
         found = plain.plain_losses(problem, None, tile_size or on_gpu or exponentials.TILE_SIZE)
         if found is not None:
             return found[0]
-    return general_losses(problem, tile_size or on_gpu or TILE_SIZE)
+    layout = _layout(problem, tile_size or on_gpu or TILE_SIZE)
+    if (layout is None or layout.share_of_blocks() > MAX_SHARE_OF_BLOCKS) and weight_tiles.supports(problem):
+        losses = weight_tiles.weight_tile_losses(problem, tile_size or on_gpu or exponentials.TILE_SIZE)
+        if losses is not None:
+            return losses
+    return _general_losses(problem, layout, tile_size or on_gpu or TILE_SIZE)
 
 
 def tiled_both(problem: Problem, reverse: Problem, tile_size: int | None = None) -> tuple[AnchorLosses, AnchorLosses]:
@@ -46,10 +53,18 @@ def tiled_both(problem: Problem, reverse: Problem, tile_size: int | None = None)
 
 
 def general_losses(problem: Problem, tile_size: int = TILE_SIZE) -> AnchorLosses:
-    """`tiled_losses` for every setting, without `plain`."""
+    """`tiled_losses` for every setting, without `plain` and `weight_tiles`."""
+    return _general_losses(problem, _layout(problem, tile_size), tile_size)
+
+
+def _layout(problem: Problem, tile_size: int) -> Layout | None:
+    with torch.no_grad():
+        return grouped(problem, tile_size)
+
+
+def _general_losses(problem: Problem, layout: Layout | None, tile_size: int) -> AnchorLosses:
     parameters = _extra_parameters(problem)
     with torch.no_grad():
-        layout = grouped(problem, tile_size)
         found = None if layout is None else _row_results(layout, tile_size)
         if layout is None or found is None:
             layout = Layout.whole(problem)

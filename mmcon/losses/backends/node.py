@@ -1,0 +1,67 @@
+"""The node of the autograd graph of a loss that is computed tile by tile."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from mmcon.losses.backends.exponentials import PairTiles
+from mmcon.losses.problem import check_single_backward
+
+
+class BackwardState(ABC):
+    """What the backward pass needs beside the embeddings."""
+
+    @property
+    @abstractmethod
+    def pairs(self) -> PairTiles:
+        """The pairs of the loss."""
+
+    @abstractmethod
+    def of_rows(
+        self, gradients: Sequence[Shaped[Tensor, " _"]], *, of_candidates: bool
+    ) -> tuple[Float[Tensor, "a d"], Float[Tensor, "c d"] | None]:
+        """The gradients of anchors and of candidates times the temperature, from those of the losses.
+
+        Args:
+            gradients: of the losses of each direction.
+            of_candidates: whether those of the candidates are asked for.
+        """
+
+
+class LossNode(torch.autograd.Function):
+    """Losses that are known, with a gradient for the embeddings and the temperature."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        state: BackwardState,
+        anchors: Float[Tensor, "a d"],
+        candidates: Float[Tensor, "c d"] | None,
+        temperature: Float[Tensor, ""],
+        *losses: Float[Tensor, " _"],
+    ) -> tuple[Float[Tensor, " _"], ...]:
+        """The losses of each direction; candidates are None where they are the anchors."""
+        ctx.state = state
+        ctx.save_for_backward(anchors, candidates)  # which checks that they have not changed
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Shaped[Tensor, " _"]) -> tuple[Float[Tensor, "..."] | None, ...]:
+        """The gradients of the arguments of `forward`."""
+        check_single_backward("tiled")
+        anchors, _ = ctx.saved_tensors
+        pairs: PairTiles = ctx.state.pairs
+        of_anchors, of_candidates = ctx.state.of_rows(gradients, of_candidates=ctx.needs_input_grad[2])
+        # Σ_ij G_ij ⟨a_i, c_j⟩; where the anchors are the candidates, each pair was added from both ends.
+        of_inverse = (anchors * of_anchors).sum() / (2 if pairs.square else 1)
+        of_temperature = -of_inverse * pairs.inverse * pairs.inverse
+        of_anchors.mul_(pairs.inverse)
+        if pairs.square or of_candidates is None:
+            return None, of_anchors, None, of_temperature, *(None for _ in gradients)
+        return None, of_anchors, of_candidates.mul_(pairs.inverse), of_temperature, *(None for _ in gradients)
