@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from mmcon.errors import ConfigError
 
@@ -191,6 +192,10 @@ class WorkerStream:
         if self._items is None:
             return
         items, self._items = self._items, None
+        if items._worker_pids_set:
+            # A worker that is killed here is no error, also where another DataLoader's handler looks for lost workers.
+            _remove_worker_pids(id(items))
+            items._worker_pids_set = False
         for worker in self.workers:
             if worker.is_alive():
                 os.kill(worker.pid, signal.SIGCONT)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from mmcon.errors import ConfigError
+from mmcon.loading import worker_processes
 from mmcon.loading.workers import TrackedDataset, iterate_items
 
 # Each way to end, in a fork: its status, the seconds that it took, and the workers that it left.
@@ -57,6 +59,21 @@ def test_workers_go_on_after_a_stop_signal(number):
     for worker in stream.workers:
         os.kill(worker.pid, number)
     assert list(stream) == list(range(2, 40, 2))
+
+
+def test_a_worker_that_does_not_end_in_time_is_killed_without_an_error(monkeypatch):
+    """Also where a DataLoader of the user has installed torch's handler, which raises if it sees a lost worker."""
+    monkeypatch.setattr(worker_processes, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.getsignal(signal.SIGCHLD)
+    signal_handling._set_SIGCHLD_handler()
+    try:
+        stream = iterate_items(TrackedDataset(lambda item: time.sleep(60 * item), 1), range(20), workers=1)
+        next(stream)
+        stream.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert not any(worker.is_alive() for worker in stream.workers)
 
 
 def short_of_shared_memory(number):
