@@ -1,0 +1,37 @@
+"""How long threads spin before they sleep."""
+
+import os
+import sys
+
+import pytest
+
+from mmcon.cli import waiting_policy
+from mmcon.cli.waiting_policy import set_waiting_policy
+
+
+@pytest.mark.parametrize(
+    ("load", "environment", "expected"),
+    [
+        (0.3, {}, {}),
+        (3.9, {}, {}),
+        (4.0, {}, {"GOMP_SPINCOUNT": "1000"}),
+        (19.0, {"OMP_WAIT_POLICY": "ACTIVE"}, {}),
+        (19.0, {"GOMP_SPINCOUNT": "5"}, {}),
+    ],
+)
+def test_threads_spin_briefly_on_a_busy_machine_unless_a_policy_is_given(load, environment, expected):
+    assert waiting_policy.waiting_policy(load, 8, environment) == expected
+
+
+def test_the_policy_is_set_before_torch_loads_and_not_after(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e4, 0.0, 0.0))
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    set_waiting_policy()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that what is set is removed after the test
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    set_waiting_policy()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
