@@ -158,10 +158,11 @@ def _of_folder(
 
 def _exported_torchvision(folder: Path, config: Mapping[str, Any], pretrained: bool) -> tuple[Any, str, Preprocessing]:
     """A model of torchvision that `mmcon export` wrote."""
-    name, modality = config["name"], "video" if config["name"] in TORCHVISION else "image"
-    encoder: Any = create_encoder(name, modality=modality, **config["options"])
-    for statistics, key in ((encoder.mean, "image_mean"), (encoder.std, "image_std")):
-        statistics.copy_(torch.tensor(config[key]).view_as(statistics))
+    with model_load_errors(f"load {str(folder)!r}", expected="a complete export to torchvision", fix="export it again"):
+        name, modality = config["name"], "video" if config["name"] in TORCHVISION else "image"
+        encoder: Any = create_encoder(name, modality=modality, **config["options"])
+        for statistics, key in ((encoder.mean, "image_mean"), (encoder.std, "image_std")):
+            statistics.copy_(torch.tensor(config[key]).view_as(statistics))
     if pretrained:
         load_weights(encoder.network, folder)
     usual = {"view": "video/plain", "options": {}} if modality == "video" else _torchvision_view(name)

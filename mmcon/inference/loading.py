@@ -35,6 +35,7 @@ def load(name: str | Path, *, revision: str | None = None, device: torch.device 
         InputError: there is no such device.
     """
     from mmcon.inference.foreign import is_foreign, load_encoder
+    from mmcon.inference.sharing import exported_format
 
     device = None if device is None else checked_device(device)
     local = model_folder(name)
@@ -44,6 +45,10 @@ def load(name: str | Path, *, revision: str | None = None, device: torch.device 
     if not _is_own(folder) and is_foreign(str(folder)):
         # Of a hub name, the encoder needs more files than a model of mmcon has.
         return load_encoder(local or str(name), pretrained=True, revision=revision, device=device)
+    if not _is_own(folder) and (format := exported_format(folder)) is not None:
+        fix = "load the model that it was made of; README.md there says how the program is run"
+        where = f"load {str(folder)!r}"
+        raise CheckpointError(where, expected="weights with their configuration", got=f"an export to {format}", fix=fix)
     model = ContrastiveModel.from_pretrained(folder)
     preprocessing, temperature = read_preprocessing(folder) or (_usual_preprocessing(folder, model), None)
     missing = sorted(set(model.towers) - set(preprocessing))

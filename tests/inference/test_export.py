@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 import mmcon
 from mmcon import cli
-from mmcon.errors import InputError, UnknownNameError
+from mmcon.errors import CheckpointError, DataError, InputError, UnknownNameError
 from mmcon.inference import export_model, save_model
 from mmcon.inference.export import formats_of
 from mmcon.models.contrastive_model import ContrastiveModel
@@ -61,6 +61,9 @@ def test_torchvision_loads_the_weights_strictly(tmp_path, pictures):
     mean, std = (torch.tensor(about[name])[:, None, None] for name in ("image_mean", "image_std"))
     torch.testing.assert_close(network((images - mean) / std), encoder(images), atol=1e-5, rtol=1e-4)
     check_loaded_back(model, tmp_path / "out", pictures)
+    (tmp_path / "out" / "config.json").write_text(json.dumps({"library": "torchvision", "name": "resnet18"}))
+    with pytest.raises(DataError, match="a complete export to torchvision"):
+        mmcon.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("name", "channels"), [("timm/resnet10t", 3), ("timm/test_vit", 1)])
@@ -132,6 +135,9 @@ def test_onnx_and_torch_export_have_the_embeddings_for_any_batch_size(tmp_path):
     for rows in (1, 5):
         (found,) = session.run(None, {"views": views[:rows].numpy()})
         np.testing.assert_allclose(found, expected[:rows], atol=1e-5)
+
+    with pytest.raises(CheckpointError, match="got an export to onnx"):
+        mmcon.load(tmp_path / "onnx")
 
     file = tmp_path / "words.pt2"
     made = export_model(model, "torch-export", file, modality="text", normalize=False)
