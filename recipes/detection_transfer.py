@@ -99,7 +99,8 @@ def main(config: Config) -> None:
 
     # Model: the encoder, a feature pyramid, and the heads of the detector.
     encoder = open_encoder(config)
-    about = {"classes": len(boxes.classes), "kind": config.detector, "image_size": config.side, "width": config.width}
+    about: dict[str, Any] = {"classes": len(boxes.classes), "image_size": config.side, "width": config.width}
+    about["kind"] = config.detector
     few = FEW_REGIONS if config.data == SHAPES and config.detector == "faster-rcnn" else {}
     detector = create_detector(encoder, **about, **few)
     optimizer, schedule = create_optimizer_and_schedule(config, [detector], steps_per_epoch=len(loader))
@@ -109,7 +110,7 @@ def main(config: Config) -> None:
         images, targets = flipped(batch, boxes, config)
         losses = trained(images, targets)
         run.note(**{name.removeprefix("loss_"): float(value.detach()) for name, value in losses.items()})
-        run.step(sum(losses.values()))
+        run.step(torch.stack([*losses.values()]).sum())
 
     # Evaluation: average precision on the held-out images.
     detector = run.full_model(detector)
@@ -152,7 +153,7 @@ def open_encoder(config: Config) -> nn.Module:
 def flipped(batch: ViewBatch, boxes: BoxTable, config: Config) -> tuple[list[Any], list[dict[str, Any]]]:
     """The images of a batch and their boxes, each image mirrored with probability one half, drawn by its key."""
     index, images = batch.index["image"], batch.views["image"][0]
-    fields = {name: index[name].cpu() for name in ("epoch", "sample", "occurrence")}
+    fields: dict[str, Any] = {name: index[name].cpu() for name in ("epoch", "sample", "occurrence")}
     flips = mmcon.keys(seed=config.seed, **fields).child("detection").bernoulli("flip", 0.5)
     images = torch.where(flips.to(images.device)[:, None, None, None], images.flip(-1), images)
     targets = boxes.targets(index["row"].cpu(), size=config.side)

@@ -108,9 +108,9 @@ def evaluate_detections(found: Mapping[int, Mapping[str, Shaped[Tensor, "..."]]]
 
 def _coco(boxes: list[dict[str, Any]], images: Mapping[int, Any], table: BoxTable) -> Any:
     """A data set of pycocotools with these boxes, numbered from 1: it takes 0 for no match."""
-    from pycocotools.coco import COCO
+    from pycocotools.coco import COCO  # type: ignore[import-untyped]
 
-    data = COCO()
+    data: Any = COCO()
     data.dataset = {
         "images": [{"id": row} for row in images],
         "categories": [{"id": label, "name": name} for label, name in enumerate(table.classes, 1)],

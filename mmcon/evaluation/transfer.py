@@ -217,7 +217,9 @@ def _means(
                 continue
             values = torch.tensor([d.difference.value for d in own], dtype=torch.float64)
             verdicts = [d.verdict for d in own]
-            wins = tuple(verdicts.count(name) for name in (f"{first} better", f"{second} better", "not different"))
+            wins = (
+                verdicts.count(f"{first} better"), verdicts.count(f"{second} better"), verdicts.count("not different")
+            )  # fmt: skip
             p = paired_permutation(values, torch.zeros_like(values), draws=draws, seed=seed).p_value
             several = len(own) > 1
             value = float(values[0])
