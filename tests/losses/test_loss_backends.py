@@ -143,3 +143,10 @@ def test_tiles_with_weights_leave_exponentials_out_of_range_to_logarithms():
         problem = prepare(rows, None, affinity, temperature=temperature, self_index=None, settings=settings)
         assert (weight_tiles.weight_tile_losses(problem, 4) is not None) == fits
         torch.testing.assert_close(tiled_losses(problem, 4).losses, dense_losses(problem).losses, rtol=1e-4, atol=1e-4)
+
+
+def test_far_positives_beside_near_negatives_have_a_finite_loss():
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])  # a ratio of exponentials of e^100
+    affinity = Dense(torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    problem = prepare(rows, None, affinity, temperature=0.02, self_index=None, settings=LossSettings(denominator="one"))
+    torch.testing.assert_close(tiled_losses(problem).losses, torch.tensor([100.0, math.log(2), 0.0]))

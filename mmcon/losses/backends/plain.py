@@ -50,6 +50,8 @@ def supports(problem: Problem) -> bool:
 def plain_losses(problem: Problem, reverse: Problem | None, tile_size: int) -> list[AnchorLosses] | None:
     """The losses of a problem, and of its reverse; None where exponentials leave the range of the dtype.
 
+    None too for one problem whose weights have no factors: `weight_tiles` computes their sums in several threads.
+
     Args:
         problem: one that `supports` accepts.
         reverse: the candidates of `problem` as anchors, its anchors as candidates; None: not asked for.
@@ -57,6 +59,8 @@ def plain_losses(problem: Problem, reverse: Problem | None, tile_size: int) -> l
     """
     with torch.no_grad():
         first = _Direction.of(problem)
+        if reverse is None and first.factors is None:
+            return None
         second = first if problem.square else None if reverse is None else _Direction.of(reverse)
         state = _State(problem, first, second, tile_size, both=reverse is not None)
         ((of_rows, of_columns),) = exponential_sums(state.pairs, read=state.reader())

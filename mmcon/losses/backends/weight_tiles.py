@@ -1,4 +1,4 @@
-"""Tiled backend for weights above 0 for many pairs, in every form without hard negatives: one exponential a pair.
+"""Tiled backend for weights without factors, in every form without hard negatives: one exponential a pair and pass.
 
 With e_ij = e^{s_ij} and factors M_ij of the terms in the denominator (1, V or 0), the sums of anchor i are
 
@@ -62,11 +62,12 @@ def weight_tile_losses(problem: Problem, tile_size: int) -> AnchorLosses | None:
 
 
 def _in_range(problem: Problem) -> bool:
-    """Whether no exponential comes near the limits of the dtype, whatever its weight."""
-    limits = torch.finfo(problem.anchors.dtype)
+    """Whether no exponential, and with denominator `one` no ratio D / e, comes near the limits of the dtype."""
     largest = [float(rows.norm(dim=1).amax()) if len(rows) else 0.0 for rows in (problem.anchors, problem.candidates)]
-    # A fifth of the range is left to the weights and to the number of terms.
-    return largest[0] * largest[1] <= float(problem.temperature) * 0.8 * math.log(limits.eps / limits.tiny)
+    share = 0.4 if problem.settings.denominator == "one" else 0.9
+    return largest[0] * largest[1] <= -share * math.log(torch.finfo(problem.anchors.dtype).tiny) * float(
+        problem.temperature
+    )
 
 
 class _Side(NamedTuple):
