@@ -165,15 +165,23 @@ def mine_hard_negatives(
         num_negatives, range_min, range_max, max_score, min_score, absolute_margin, relative_margin, sampling
     )
     _check(conditions)
-    origins = [(table.origin.fingerprint, table.origin.space) for table in (anchors, corpus)]
-    if origins[0] != origins[1]:
-        got = " and ".join(f"{table.origin.model} (space {table.origin.space!r})" for table in (anchors, corpus))
-        raise InputError(WHERE, expected="embeddings of one model and space", got=got, fix="embed both by one model")
+    _check_origins(anchors, corpus)
     queries, pool = _with_group(positives, anchors, corpus)
     check_same_width(WHERE, queries, pool)
     generator = torch.Generator().manual_seed(seed)
     parts = list(_mined_blocks(queries, pool, conditions, generator, same=candidates is None))
-    rows, positive, negative, scores = (torch.cat(part) for part in zip(*parts, strict=True))
+    return _collected(anchors, corpus, *(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _collected(
+    anchors: EmbeddingTable,
+    corpus: EmbeddingTable,
+    rows: Int[Tensor, " m"],
+    positive: Int[Tensor, " m"],
+    negative: Int[Tensor, "m k"],
+    scores: Float[Tensor, "m k"],
+) -> MinedNegatives:
+    """The anchors that have a positive and a negative."""
     has_positive, has_negative = positive >= 0, (negative >= 0).any(1)
     kept = has_positive & has_negative
     if not bool(kept.any()):
@@ -257,6 +265,12 @@ def _check(conditions: _Conditions) -> None:
         margin = getattr(conditions, name)
         if margin is not None and not 0 <= margin < math.inf:
             raise InputError(WHERE, expected=f"a finite {name} >= 0", got=str(margin))
+
+
+def _check_origins(*tables: EmbeddingTable) -> None:
+    if len({(table.origin.fingerprint, table.origin.space) for table in tables}) > 1:
+        got = " and ".join(f"{table.origin.model} (space {table.origin.space!r})" for table in tables)
+        raise InputError(WHERE, expected="embeddings of one model and space", got=got, fix="embed both by one model")
 
 
 def _with_group(positives: str, *tables: EmbeddingTable) -> list[Features]:

@@ -16,8 +16,8 @@ from mmcon.distributed import collectives
 from mmcon.losses import LearnableTemperature, presets
 from mmcon.models.predictor import predicted
 from mmcon.objective.objective import Block, Objective
-from mmcon.objective.prediction import FeatureRegression, Prediction
 from mmcon.objective.queue import Queue
+from mmcon.objective.without_negatives import FeatureRegression, Prediction
 from mmcon.training.gradient_caching import cached
 
 N, WIDTH = 14, 5

@@ -12,7 +12,7 @@ from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.ema import MomentumEncoder
 from mmcon.models.predictor import Predictor, predicted
 from mmcon.models.shared_spaces import SharedSpace
-from mmcon.objective.prediction import FeatureRegression, Prediction
+from mmcon.objective.without_negatives import FeatureRegression, Prediction
 from mmcon.training.collapse import embedding_spread
 
 SAMPLES, WIDTH = 64, 8
