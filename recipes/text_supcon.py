@@ -20,10 +20,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Bool
 from mmcon_views.text.tokens import load_tokenizer
+from torch import Tensor
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample
+from mmcon.batch import Index
 from mmcon.errors import ConfigError
 from mmcon.evaluation.shown_samples import show_samples
 from mmcon.evaluation.text import bag_of_words, evaluate_texts, text_metrics_json, text_metrics_table
@@ -48,6 +51,8 @@ class Config(mmcon.RunConfig):
     """bundled names (samples/emoji-names), or a table: .csv, .jsonl or .parquet"""
     columns: tuple[str, ...] = ()
     """text columns of a table; several are parallel texts; default: "text" """
+    negatives: tuple[str, ...] = ()
+    """parallel: text columns with hard negatives of the first column, as `mine_hard_negatives` writes them"""
     label: str = "label"
     """column of a table with class names"""
     objective: Literal["supcon", "simcse", "parallel", "cross-entropy"] = "supcon"
@@ -67,6 +72,8 @@ class Config(mmcon.RunConfig):
 
 def main(config: Config) -> None:
     """Train, then evaluate."""
+    if config.negatives and (config.objective != "parallel" or config.data == BUNDLED):
+        raise ConfigError("--negatives", expected="--objective parallel and a table", got=config.objective)
     config = config.apply_tiny(max_steps=8)
     run = mmcon.Run.from_config(config, name=f"text_{config.objective}")
 
@@ -74,13 +81,15 @@ def main(config: Config) -> None:
     table: dict[str, Any] = {}
     if config.data != BUNDLED:  # texts, not ids, decide what is held out: equal texts stay in one split
         label = None if config.label == "label" else config.label
-        table = {"text_columns": config.columns or ("text",), "label_column": label}
+        table = {"text_columns": (*(config.columns or ("text",)), *config.negatives), "label_column": label}
         table |= {"id_column": "none", "test_share": 0.2}
     train, test = (
         mmcon.create_source(config.data, modality="text", split=split, **table) for split in ("train", "test")
     )
     if not isinstance(train, TextSource):
         raise ConfigError("--data", expected="a table of texts", got=train.name, fix="save it as .csv or .jsonl")
+    for name in config.negatives:
+        test.texts.pop(name)  # type: ignore[union-attr]  # they are not translations, which the evaluation retrieves
     whole, train = train, config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     loader = run.loader(train, {"text": make_views(config, whole)}, make_sampler(config, train, whole))
@@ -94,6 +103,9 @@ def main(config: Config) -> None:
     temperature = config.temperature or (0.05 if config.objective == "simcse" else 0.1)
     affinity = SameLabel() if config.objective == "supcon" else SameSample()
     settings = {"affinity": affinity, "temperature": temperature, "truncate": config.truncate_dims}
+    if config.negatives:  # each is a view of the sample, which its first text is repelled from
+        negatives = tuple(f"text:{number + 2}" for number in range(len(config.negatives)))
+        settings |= {"affinity": partners, "blocks": [mmcon.Block("text:0", ("text:1", *negatives))]}
     network, objective = model, mmcon.Objective(**settings)
     if config.objective == "cross-entropy":
         network = Classifier(encoder, len(train.classes), modality="text")
@@ -144,7 +156,7 @@ def make_tokens(config: Config) -> mmcon.ViewGenerator:
 
 def make_views(config: Config, train: Any) -> list[mmcon.ViewGenerator]:
     """Two views of a sample: any two columns, the same text twice (SimCSE), or the first column and another."""
-    first, *others = train.texts
+    first, *others = [name for name in train.texts if name not in config.negatives]
     tokens, words = make_tokens(config), mmcon.create_view("text/word-delete", share=config.word_delete)
     if config.objective == "simcse":
         same = mmcon.Chain(mmcon.create_view("text/column", column=first), tokens)
@@ -154,10 +166,18 @@ def make_views(config: Config, train: Any) -> list[mmcon.ViewGenerator]:
             raise ConfigError(
                 "--objective parallel", expected="two columns of text or more", got=f"{first!r} alone", fix="--columns"
             )
-        one = mmcon.Chain(mmcon.create_view("text/column", column=first), words, tokens)
-        return [one, mmcon.Chain(mmcon.create_view("text/any-column", columns=tuple(others)), words, tokens)]
+        columns = [mmcon.create_view("text/column", column=name) for name in (first, *config.negatives)]
+        one, *negatives = (mmcon.Chain(column, words, tokens) for column in columns)
+        other = mmcon.Chain(mmcon.create_view("text/any-column", columns=tuple(others)), words, tokens)
+        return [one, other, *negatives]
     view = mmcon.Chain(mmcon.create_view("text/any-column"), words, tokens)
     return [view, view]
+
+
+def partners(anchors: Index, candidates: Index) -> Bool[Tensor, "a c"]:
+    """Texts of one sample are positives, its hard negatives (views from the third on) excepted."""
+    same = anchors["sample"][:, None] == candidates["sample"]
+    return same & (candidates["view"] < 2)
 
 
 def make_sampler(config: Config, train: Source, whole: Any) -> BatchSampler:

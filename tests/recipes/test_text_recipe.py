@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from launched_recipes import page_of
 
 import mmcon
-from mmcon.errors import DataError
+from mmcon.batch import Index
+from mmcon.errors import ConfigError, DataError
 from mmcon.sources.factory import create_source
 
 RECIPE = Path(__file__).parents[2] / "recipes/text_supcon.py"
@@ -51,6 +54,30 @@ def test_the_recipe_takes_a_table_and_few_labels(tmp_path):
     refused = run(tmp_path / "other", "--objective", "parallel", *flags)
     assert refused.returncode != 0
     assert "two columns of text or more" in refused.stderr
+
+
+@pytest.mark.slow
+def test_mined_negatives_are_candidates_and_no_translations(tmp_path):
+    spec = importlib.util.spec_from_file_location("text_supcon", RECIPE)
+    recipe = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    rows = [f"{a} {b},the {a} {b},{a} thing{i}" for a in ("red", "blue") for i, b in enumerate("abcdefghijklmno" * 3)]
+    (tmp_path / "mined.csv").write_text("anchor,positive,negative_1\n" + "\n".join(rows), encoding="utf-8")
+    flags = {
+        "columns": ("anchor", "positive"),
+        "negatives": ("negative_1",),
+        "batch_size": 8,
+        "tiny": True,
+        "cpu": True,
+    }
+    flags |= {"data": str(tmp_path / "mined.csv"), "output_dir": tmp_path / "run"}
+    recipe.main(recipe.Config(objective="parallel", **flags))
+    assert set(json.loads((tmp_path / "run/results.json").read_text())["recall_at_1"]) == {"positive"}
+    anchors, candidates = Index({"sample": torch.arange(2)}), {"sample": [0, 1, 0, 1], "view": [1, 1, 2, 2]}
+    candidates = Index({name: torch.tensor(values) for name, values in candidates.items()})
+    assert recipe.partners(anchors, candidates).tolist() == [[True, False, False, False], [False, True, False, False]]
+    with pytest.raises(ConfigError, match="--objective parallel and a table; got supcon"):
+        recipe.main(recipe.Config(objective="supcon", **flags))
 
 
 def test_tables_are_split_by_text_and_bad_ones_refused(tmp_path):
