@@ -153,7 +153,7 @@ def run_trial(trial: Trial, runs: Path) -> dict[str, Any]:
     recipe = planted_cues.load_recipe()
     flags: dict[str, Any] = {"image_size": SIDE} | METHODS[trial.method] | trial.flags
     cues = Namespace(data=DATA, samples=CUED, correlation=CORRELATION, size=SIDE)
-    if trial.group == "cues":
+    if trial.group == "cues" and flags["data"] not in mmcon.list_sources("image"):
         planted_cues.register_planted(cues, flags["data"].partition("/")[2])
     flags.setdefault("data", "results/held-out" if trial.group == "search" else DATA)
     if "learning_rate" not in flags:  # chosen at another batch size: AdamW's follows the root, as the default does
@@ -225,7 +225,8 @@ def main() -> None:
         elif not trial.file.exists():
             values = run_trial(trial, options.runs)
             trial.file.parent.mkdir(parents=True, exist_ok=True)
-            trial.file.write_text(json.dumps(values, indent=1) + "\n")
+            lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+            trial.file.write_text("{\n" + ",\n".join(lines) + "\n}\n")  # a line for each figure
             print(f"{time.strftime('%H:%M:%S')}  {trial.file}: {values['linear_probe']:.3f}", flush=True)
 
 

@@ -302,7 +302,7 @@ other work) for training and evaluation of a run. {count} runs are in the files.
     {command}"""
 
 NOTES = """The rate of each method is the better one of two on held-out training images; everything else is the same, so
-no method is tuned to its best. Means are over seeds with Student's 95 % interval (three seeds make it wide).
+no method is tuned to its best. Means are over seeds with Student's 95 % interval (three to six seeds make it wide).
 Differences of accuracy are tested by paired permutations over the test images, on the mean over seeds, with Holm's
 correction for the comparisons of a table. Other figures are compared by the interval of their difference over seeds,
 without a correction. "Not different" means that no difference was found, not that there is none. Max-margin has the
