@@ -29,7 +29,7 @@ __all__ = ["ImageRunConfig", "RunConfig", "RunSettings", "from_mapping", "parse"
 RANGE_TEST_STEPS = 100
 
 #: Objectives of recipes that do not compare embeddings by `mmcon.Objective`, which alone takes `truncate`.
-WITHOUT_TRUNCATION = ("cross-entropy", "max-margin", "triplet")
+WITHOUT_TRUNCATION = ("cross-entropy", "max-margin", "triplet", "byol", "simsiam", "regression")
 
 C = TypeVar("C")
 R = TypeVar("R", bound="RunConfig")
