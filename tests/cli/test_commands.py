@@ -75,7 +75,7 @@ def test_bash_completes_commands_flags_and_choices(tmp_path, capsys):
     script.write_text(capsys.readouterr().out)
     (tmp_path / "photo.jpg").touch()
     for line, completed in (
-        ("mmcon tra", "train"),
+        ("mmcon trai", "train"),
         ("mmcon train --pro", "--processes"),
         ("mmcon completion z", "zsh"),
         ("mmcon doctor --data pho", "photo.jpg"),
