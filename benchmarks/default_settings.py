@@ -50,17 +50,17 @@ class Trial:
 
 
 TRIALS = (
-    Trial("mmcon/resnet-tiny", 8, "pictures 3 88", 28, 200),
-    Trial("mmcon/resnet-tiny", 32, "samples/emoji", 28, 400),
-    Trial("mmcon/resnet-tiny", 128, "samples/fashion", 28, 60),
+    Trial("mmcon/resnet-tiny", 8, "pictures 3 88", 28, 100),
+    Trial("mmcon/resnet-tiny", 32, "samples/emoji", 28, 100),
+    Trial("mmcon/resnet-tiny", 128, "samples/fashion", 28, 40),
     Trial("resnet18", 32, "pictures 3 88", 66, 28),
     Trial("resnet18", 32, "shapes 3 88", 66, 28),
-    Trial("timm/resnet10t", 16, "pictures 5 200", 66, 60),
-    Trial("timm/resnet10t", 32, "samples/fashion", 66, 40),
-    Trial("mobilenet_v3_small", 32, "pictures 3 88", 66, 120),
-    Trial("timm/vit_tiny_patch16_224", 32, "pictures 3 88", 64, 60),
-    Trial("timm/vit_tiny_patch16_224", 64, "samples/emoji", 64, 40),
-    Trial("timm/convnext_atto", 32, "pictures 5 200", 64, 40),
+    Trial("timm/resnet10t", 16, "pictures 5 200", 66, 40),
+    Trial("mobilenet_v3_small", 32, "pictures 3 88", 66, 60),
+    Trial("timm/mobilenetv3_small_050", 16, "pictures 5 200", 66, 60),
+    Trial("timm/vit_tiny_patch16_224", 32, "pictures 3 88", 64, 40),
+    Trial("timm/vit_tiny_patch16_224", 64, "samples/emoji", 64, 30),
+    Trial("timm/convnext_atto", 32, "pictures 5 200", 64, 30),
 )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 
 class MmconError(Exception):
     """An error that the caller can correct; every message has the same elements.
@@ -75,6 +78,29 @@ class NonFiniteError(MmconError, FloatingPointError):
 
 class MissingDependencyError(MmconError, ImportError):
     """An optional package is missing; the message names the one to install."""
+
+
+def check_whole(where: str, name: str, value: Any, *, least: int, fix: str = "") -> int:
+    """A number of things, such as workers, as an int.
+
+    Args:
+        where: the component, for the message.
+        name: the name of the argument.
+        value: the argument.
+        least: the smallest accepted number.
+        fix: the likely correction.
+
+    Raises:
+        InputError: the value is no whole number, or it is too small.
+    """
+    try:
+        whole = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # a float, a text, None
+        whole = None
+    if whole is None or whole < least:
+        fix = fix or f"{name}={max(least, 1)} or more"
+        raise InputError(where, expected=f"{name} as a whole number from {least} on", got=repr(value), fix=fix)
+    return whole
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -28,7 +28,7 @@ from mmcon.evaluation.features import Features
 from mmcon.files import create_folder
 from mmcon.inference.embedding_files import check_suffix, write_tables
 from mmcon.inference.embedding_table import EmbeddingOrigin, EmbeddingTable
-from mmcon.inference.loaded_model import LoadedModel, UnreadableWarning
+from mmcon.inference.loaded_model import LoadedModel, UnreadableWarning, check_speed
 from mmcon.sources.base import Source, Subset
 from mmcon.sources.listing import printable
 from mmcon.training.progress import Progress
@@ -100,17 +100,17 @@ def embed_source(
         InputError: the suffix is not that of a format, or the model lacks the space.
         DataError: no sample can be read.
     """
+    check_speed("embed_source", batch_size, num_workers)
     output = check_suffix(output)
     origin = _origin_of(model, source.modality, space, normalize, data or source.name)
     width = model.embedding_dim(source.modality, space)
     parts = _parts_of(source, output, origin)
     create_folder(_folder_of(output))
     own = [part for part in parts[rank::world_size] if not _is_whole(part.file)]
-    resumed = _finished_rows(parts)
+    if (resumed := _finished_rows(parts)) and rank == 0:
+        log(f"{resumed:,} of {len(source):,} samples were embedded before")
     _checked_file(parts, rank).touch()
     checked = [_checked_file(parts, other) for other in range(world_size)]
-    if resumed and rank == 0:
-        log(f"{resumed:,} of {len(source):,} samples were embedded before")
     encode = partial(_encode, model, space=space, normalize=normalize, batch_size=batch_size, num_workers=num_workers)
     with Progress("embeddings", len(source), resumed, enabled=rank == 0) as progress:
         for part in own:

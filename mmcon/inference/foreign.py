@@ -25,7 +25,7 @@ from mmcon.inference.preprocessing import Preprocessing, Spec, read_preprocessin
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder
 from mmcon.models.image_torchvision import torchvision_names
-from mmcon.models.pretrained import model_load_errors
+from mmcon.models.pretrained import missing_folder, model_load_errors
 from mmcon.models.saving import INSIDE, load_weights
 from mmcon.models.video import TORCHVISION
 
@@ -126,6 +126,9 @@ def _folder(name: str, revision: str | None) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.absolute()  # a relative one of one word would be the name of a registered encoder
+    if (missing := missing_folder(name)) is not None:
+        got, fix = missing
+        raise InputError(f"load_encoder({name!r})", expected="the folder of a model", got=got, fix=fix)
     from huggingface_hub import snapshot_download
 
     with model_load_errors(

@@ -218,10 +218,20 @@ def _modality_of(item: Any, media: Mapping[str, Any]) -> str:
     if isinstance(item, Image.Image) or (isinstance(item, np.ndarray | Tensor) and "image" in media):
         return "image"
     if isinstance(item, str) and "text" in media and (len(media) == 1 or not _is_path(item)):
+        _check_no_media_file(item)
         return "text"
     if isinstance(item, str | Path):
         return _modality_of_path(Path(item), media)
     return _only_modality(media, type(item).__name__)
+
+
+def _check_no_media_file(text: str) -> None:
+    """Raise InputError for the path of a media file, of which a model of texts would encode the name."""
+    kind = next((name for name, known in SUFFIXES.items() if text.lower().endswith(known)), None)
+    if kind is not None and _is_there(text):
+        fix = f"load a model of {kind}, or pass modality='text' if this name is the text"
+        got = f"the file {text!r} of {kind!r}"
+        raise InputError(WHERE, expected="texts, all that the model takes", got=got, fix=fix)
 
 
 def _modality_of_path(path: Path, media: Mapping[str, Any]) -> str:
@@ -249,8 +259,10 @@ def _only_modality(media: Mapping[str, Any], what: str) -> str:
 
 def _is_path(text: str) -> bool:
     """Whether a string names a file: it has a suffix of media, or is there."""
-    if any(Path(text).suffix.lower() in known for known in SUFFIXES.values()):
-        return True
+    return any(Path(text).suffix.lower() in known for known in SUFFIXES.values()) or _is_there(text)
+
+
+def _is_there(text: str) -> bool:
     try:
         return len(text) < 1024 and Path(text).exists()
     except (OSError, ValueError):  # a text may be no name of a file

@@ -23,7 +23,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mmcon.batch import ViewBatch
-from mmcon.errors import InputError, nearest
+from mmcon.errors import InputError, check_whole, nearest
 from mmcon.evaluation.calibrated_probe import CalibratedProbe
 from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.view_rows import combine_views
@@ -213,6 +213,7 @@ class LoadedModel(HubModel):
         own = self.preprocessing[modality]
         failures: dict[int, str] = {}
         loader = one_pass(
+        check_speed("encode", batch_size, num_workers)
             source,
             {modality: own.generators()},
             batch_size=batch_size,
@@ -327,6 +328,12 @@ def checked_device(device: torch.device | str) -> torch.device:
         InputError: there is no such device.
     """
     try:
+def check_speed(where: str, batch_size: int, workers: int) -> None:
+    """Raise InputError unless a batch size and a number of worker processes are whole numbers, from 1 and from 0 on."""
+    check_whole(where, "batch_size", batch_size, least=1)
+    check_whole(where, "num_workers", workers, least=0, fix="0 (this process reads), or the number of cores to spare")
+
+
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # a name of no device; one that this machine or build lacks
         got = f"{str(device)!r} ({str(error).partition(chr(10))[0]})"

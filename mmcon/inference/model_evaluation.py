@@ -30,7 +30,7 @@ from mmcon.evaluation.saved_predictions import save_predictions
 from mmcon.evaluation.view_rows import combine_views
 from mmcon.files import read_yaml, replace_file
 from mmcon.inference.inputs import check_modality
-from mmcon.inference.loaded_model import LoadedModel
+from mmcon.inference.loaded_model import LoadedModel, check_speed
 from mmcon.inference.loading import load
 from mmcon.sources.base import Source
 from mmcon.sources.factory import create_source
@@ -100,6 +100,7 @@ def evaluate_model(
         InputError, DataError, UnknownNameError: before any long work, if the model lacks the modality, labels are
             missing or of one class, test classes are not in the training split, or a name is not known.
     """
+    check_speed("evaluate_model", batch_size, workers)
     chosen = [*EVALUATIONS] if list(on) == ["all"] else [find_evaluation(name) for name in dict.fromkeys(on)]
     opened = _open(model, data, output, modality, near, far, options or {}, device)
     available = opened.available()

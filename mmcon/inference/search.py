@@ -116,10 +116,11 @@ def query_modality(model: LoadedModel, query: str | Path) -> str:
         DataError: the query is neither a file that exists nor, for a model of texts, a text.
     """
     has_texts = "text" in model.modalities
-    if has_texts and len(model.modalities) == 1:
-        return "text"
     is_file, by_suffix = _exists(query), modality_of_file(Path(query), model.modalities)
     if not is_file and has_texts and by_suffix is None:
+        return "text"
+    # A text may be the name of a folder, but hardly that of a file.
+    if has_texts and len(model.modalities) == 1 and not (is_file and Path(query).expanduser().is_file()):
         return "text"
     if not is_file:
         expected = "a file that exists" + (", or a text" if has_texts else f", since {model.name} has no texts")
@@ -131,6 +132,7 @@ def query_modality(model: LoadedModel, query: str | Path) -> str:
         fix = "query by a file of such a modality, or name it with --modality"
         raise InputError("search", expected=f"a query of {list(model.modalities)}", got=got, fix=fix)
     return known
+        fix += "; --modality text takes the name itself as the text" if has_texts else ""
 
 
 def _exists(query: str | Path) -> bool:

@@ -21,7 +21,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mmcon.batch import ViewBatch
-from mmcon.errors import ConfigError, DataError
+from mmcon.errors import ConfigError, DataError, check_whole
 from mmcon.loading.left_out import check_share, log_once, pass_over
 from mmcon.loading.mixup_partners import check_partners, mixing_child
 from mmcon.loading.opening import Unreadable
@@ -101,7 +101,8 @@ class ViewLoader:
         check_partners([generator for generators in views.values() for generator in generators], sampler.batch_size)
         self.source, self.sampler, self.seed = source, sampler, seed
         self.view_groups = group_views(views)
-        self.workers, self.prefetch, self.decode_seconds = workers, prefetch, decode_seconds
+        self.workers = check_whole("ViewLoader", "workers", workers, least=0)
+        self.prefetch, self.decode_seconds = check_whole("ViewLoader", "prefetch", prefetch, least=1), decode_seconds
         self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
         self.step = 0
@@ -234,10 +235,8 @@ class ViewLoader:
         if self.workers == 0:
             return ((step, self.make(step)) for step in count(self.step))
         self._tracked = TrackedDataset(self._numbered_item, self.workers)
-        pinned = self.device.type == "cuda"
-        return iterate_items(
-            self._tracked, count(self.step), workers=self.workers, prefetch=self.prefetch, pinned=pinned
-        )
+        of_stream: dict[str, Any] = {"prefetch": self.prefetch, "pinned": self.device.type == "cuda"}
+        return iterate_items(self._tracked, count(self.step), workers=self.workers, **of_stream)
 
     def _numbered_item(self, step: int) -> tuple[int, list[CollatedGroup] | ViewBatch]:
         return step, self.make(step)
@@ -331,7 +330,8 @@ def one_pass(
     failures: dict[int, str] | None = None,
 ) -> Iterator[ViewBatch]:
     """Every sample once, in order, for evaluation: to each rank its shard; why some are left out goes to `failures`."""
-    sampler = _SequentialSampler(len(source), max(batch_size, world_size))
+    batch_size = max(check_whole("one_pass", "batch_size", batch_size, least=1), world_size)
+    sampler = _SequentialSampler(len(source), batch_size)
     loader = ViewLoader(
         source, views, sampler, seed=0, workers=workers, device=device, rank=rank, world_size=world_size
     )

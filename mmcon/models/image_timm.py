@@ -13,6 +13,7 @@ from torch import nn
 from mmcon.errors import InputError, UnknownNameError, nearest
 from mmcon.models.image import ImageEncoder
 from mmcon.models.image_input import channel_statistics, fit_stem, image_load_errors
+from mmcon.models.residual_blocks import start_as_shortcuts
 
 
 @cache
@@ -48,6 +49,8 @@ def timm_encoder(
         options["img_size"] = image_size
     with image_load_errors(name):
         network = timm.create_model(target, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
+    if not pretrained:
+        start_as_shortcuts(network)
     fit_stem(network, name, small_images=small_images, image_size=image_size, pretrained=pretrained)
     config = resolve_model_data_config(network)
     fixed = "img_size" in options or bool(getattr(network, "pretrained_cfg", {}).get("fixed_input_size", False))

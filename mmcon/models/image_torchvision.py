@@ -17,6 +17,7 @@ from mmcon.models.image_input import (
     image_load_errors,
     replace_input_channels,
 )
+from mmcon.models.residual_blocks import start_as_shortcuts
 
 
 @cache
@@ -45,7 +46,9 @@ def torchvision_encoder(
         options = {"image_size": image_size, **options}
     with image_load_errors(name):
         network = models.get_model(name, weights=weights, **options)
-    feature_dim = _remove_classifier(network, name)
+    feature_dim = _remove_classifier(network, name, keep_dropout="dropout" in options)
+    if not pretrained:
+        start_as_shortcuts(network)
     if in_channels != 3:
         replace_input_channels(network, in_channels)
     fit_stem(network, name, small_images=small_images, image_size=image_size, pretrained=pretrained)
@@ -60,14 +63,21 @@ def torchvision_encoder(
     )
 
 
-def _remove_classifier(network: nn.Module, name: str) -> int:
-    """Replace the last linear layer by the identity, and return its input width."""
+def _remove_classifier(network: nn.Module, name: str, *, keep_dropout: bool) -> int:
+    """Replace the last linear layer by the identity, and return its input width.
+
+    Dropout in the classifier is switched off, unless it is an option of the caller: features of random weights differ
+    less between images than by dropout.
+    """
     for attribute in ("fc", "classifier", "heads", "head"):
         head = getattr(network, attribute, None)
         linears = [(path, m) for path, m in (head or nn.Identity()).named_modules() if isinstance(m, nn.Linear)]
         if not linears:
             continue
         path, linear = linears[-1]
+        for module in () if keep_dropout else (*head.modules(), getattr(network, "dropout", None)):
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         network.set_submodule(f"{attribute}.{path}" if path else attribute, nn.Identity())
         return linear.in_features
     raise InputError(

@@ -4,8 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from mmcon.errors import DataError, MmconError
+from mmcon.errors import DataError, MmconError, nearest
+
+
+def missing_folder(name: str | Path) -> tuple[str, str] | None:
+    """What to say of a name that is a path without a folder there: what was found, and a fix.
+
+    None for a folder that is there, and for a name that may be one on the hub: `word` or `owner/model`, where no local
+    folder is called `owner`.
+    """
+    path, parts = Path(name).expanduser(), Path(name).parts
+    if path.is_dir():
+        return None
+    if path.is_file():
+        return f"the file {path}", f"give its folder: {path.parent}"
+    may_be_hub_name = len(parts) <= 2 and parts[:1] not in (("~",), ("..",)) and not path.is_absolute()
+    written_as_path = str(name).startswith(("./", ".\\")) or str(name).endswith(("/", "\\"))
+    if may_be_hub_name and not written_as_path and (len(parts) < 2 or not path.parent.is_dir()):
+        return None
+    if not path.parent.is_dir():
+        return f"no folder {path.parent}", "check the path"
+    beside = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir())
+    return f"no folder {path.name!r} in {path.parent}", nearest(path.name, beside[:1000])
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmcon.errors import CheckpointError
 from mmcon.models.image import ImageEncoder
+from mmcon.models.pretrained import missing_folder
 
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
 # What is downloaded of a model on the hub: weights and configuration, card, preprocessing and probe, tokenizer.
@@ -101,8 +102,12 @@ def _without_shared_storage(state: Mapping[str, Shaped[Tensor, "..."]]) -> dict[
 
 def local_folder(name: str | Path, revision: str | None) -> Path:
     """The local folder of a model: the name itself if it is a folder, else a download from the hub."""
-    if Path(name).is_dir():
-        return Path(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if (missing := missing_folder(name)) is not None:
+        got, fix = missing
+        raise CheckpointError(f"load {str(name)!r}", expected="the folder of a model", got=got, fix=fix)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
+from mmcon.batch import Numbers, as_column
 from mmcon.errors import InputError
 from mmcon.registry import register_sampler
 from mmcon.samplers.base import BatchSampler, EpochOrder
@@ -25,7 +24,7 @@ class MultiLabelSampler(BatchSampler):
     used equally often. The affinity (MultiLabel) accounts for the other labels that two samples share.
 
     Args:
-        labels: the labels of each sample, at least one.
+        labels: the labels of each sample, at least one; a tensor, an array or lists.
         batch_size: samples in a global batch, P·K.
         seed: the seed of the run.
         labels_per_batch: P; or
@@ -34,7 +33,7 @@ class MultiLabelSampler(BatchSampler):
 
     def __init__(
         self,
-        labels: Bool[Tensor, "n c"],
+        labels: Numbers,
         *,
         batch_size: int,
         seed: int,
@@ -42,16 +41,24 @@ class MultiLabelSampler(BatchSampler):
         samples_per_label: int | None = None,
     ) -> None:
         where = "sampler/multi-label"
-        unlabeled = int((~labels.any(1)).sum())
-        if unlabeled or not len(labels):
+        matrix = as_column(f"{where}, labels", labels)
+        if matrix.dim() != 2 or matrix.dtype != torch.bool:
+            raise InputError(
+                where,
+                expected="labels as a boolean matrix `n c`, a row a sample",
+                got=f"{matrix.dtype} of shape {tuple(matrix.shape)}",
+                fix="for 0 and 1: labels.bool(); for one label a sample: sampler/class-aware",
+            )
+        unlabeled = int((~matrix.any(1)).sum())
+        if unlabeled or not len(matrix):
             raise InputError(
                 where,
                 expected="at least one label for every sample",
-                got=f"{unlabeled} of {len(labels)} samples without",
+                got=f"{unlabeled} of {len(matrix)} samples without",
                 fix="leave them out: labels[labels.any(1)], and the same samples of the source",
             )
-        counts = labels.sum(0)
-        rarest = torch.where(labels, counts, counts.max() + 1).argmin(1)
+        counts = matrix.sum(0)
+        rarest = torch.where(matrix, counts, counts.max() + 1).argmin(1)
         classes = len(number_classes(rarest)[0])
         p, k = split_batch(where, classes, batch_size, labels_per_batch, samples_per_label)
         self.batch_size, self.seed = batch_size, seed

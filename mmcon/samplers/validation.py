@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmcon.errors import InputError
+from mmcon.errors import InputError, check_whole
 
 
 def check_batch_size(where: str, batch_size: int, *, largest: int, unit: str) -> None:
     """Raise InputError unless 1 <= batch_size <= largest, where `largest` counts `unit`."""
-    if not 1 <= batch_size <= largest:
+    if not 1 <= check_whole(where, "batch_size", batch_size, least=1) <= largest:
         raise InputError(
             where,
             expected=f"1 <= batch_size <= {largest}, the number of {unit}",
@@ -72,6 +72,10 @@ def split_batch(
             got=f"{classes} class",
             fix="add classes, or train without labels: sampler/uniform with affinity.SameSample",
         )
+    check_whole(where, "batch_size", batch_size, least=1)
+    for name, given in (("classes_per_batch", classes_per_batch), ("samples_per_class", samples_per_class)):
+        if given is not None:
+            check_whole(where, name, given, least=1)
     p, k = classes_per_batch, samples_per_class
     if p is None and k is None:
         divisors = [d for d in range(2, min(classes, batch_size // 2) + 1) if batch_size % d == 0]

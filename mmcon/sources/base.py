@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -20,7 +21,7 @@ from mmcon.errors import DataError, InputError
 from mmcon.media.decoding import decoder_errors
 from mmcon.media.text import check_is_list
 from mmcon.random import stable_ids
-from mmcon.sources.fingerprint import file_sizes, fingerprint_of
+from mmcon.sources.fingerprint import file_sizes, fingerprint_of, text_marks
 from mmcon.sources.labels import check_labels, number_integers, number_texts
 from mmcon.sources.listing import file_of, name_of_file
 
@@ -112,14 +113,14 @@ class Source(ABC):
         return "\n  ".join(lines)
 
     def fingerprint(self) -> dict[str, int | str]:
-        """The number of samples, and hashes of their ids, their labels and the sizes of their files, in order.
+        """The number of samples, and hashes of their ids, labels, and sizes of files or texts, in order.
 
-        No file is read. Two fingerprints are compared by `mmcon.sources.fingerprint.fingerprint_changes`.
+        No media file is read. Two fingerprints are compared by `mmcon.sources.fingerprint.fingerprint_changes`.
         """
-        return fingerprint_of(self.ids, self.labels, self.byte_sizes)
+        return fingerprint_of(self.ids, self.labels, self.content_marks)
 
-    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
-        """The sizes of the samples' files (-1: no file), by index; None if the media are not files."""
+    def content_marks(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """By index, the size of the sample's file (-1: no file) or a hash of its text; None for other media."""
         return None
 
     @property
@@ -152,13 +153,9 @@ class Source(ABC):
             raise DataError(self.name, expected="at least one sample", got="none", fix="check the path and the split")
         values, counts = self.ids.unique(return_counts=True)
         if len(values) < len(self.ids):
-            raise DataError(
-                self.name,
-                expected="an id of its own for every sample",
-                got=f"{len(self.ids) - len(values)} samples with the id of another "
-                f"(first: {int(values[counts > 1][0])})",
-                fix="name a column of unique ids, or leave the id to the file's path",
-            )
+            got = f"{len(self.ids) - len(values)} samples with the id of another (first: {int(values[counts > 1][0])})"
+            fix = "name a column of unique ids, or leave the id to the file's path"
+            raise DataError(self.name, expected="an id of its own for every sample", got=got, fix=fix)
         if self.labels is not None and _highest(self.labels) >= len(self.classes):
             raise DataError(
                 self.name,
@@ -263,9 +260,15 @@ class DatasetSource(Source):
         listed = self.items if type(self.items) is list else getattr(self.items, "samples", None)
         return listed[row] if isinstance(listed, list | tuple) else None
 
-    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
-        """The sizes of the items of a list; None for a dataset, whose items would have to be read."""
-        return file_sizes([self.items[row] for row in rows.tolist()], self.root) if type(self.items) is list else None
+    def content_marks(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """Of the items of a list, or the texts of a table; None for a dataset, whose items would have to be made."""
+        if self.modality == "text" and (read := getattr(self.items, "read_texts", None)):
+            return text_marks(read(rows.tolist()))
+        if type(self.items) is not list:
+            return None
+        items = [self.items[row] for row in rows.tolist()]
+        are_texts = self.modality == "text" and all(isinstance(item, str) for item in items)
+        return text_marks(items) if are_texts else file_sizes(items, self.root)
 
 
 @final
@@ -295,9 +298,9 @@ class Subset(Source):
         """Open the samples in the original source."""
         return self.source.open(self.rows[torch.as_tensor(rows)])
 
-    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
-        """The sizes in the original source."""
-        return self.source.byte_sizes(self.rows[rows])
+    def content_marks(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """Those of the original source."""
+        return self.source.content_marks(self.rows[rows])
 
     def file(self, row: int) -> Path | None:
         """The file of a sample in the original source."""
@@ -330,11 +333,12 @@ def class_weights(counts: Int[Tensor, " classes"], *, power: float = 1.0) -> Flo
 
 
 def channels_of(source: Source) -> int:
-    """The number of channels of images in memory; files are decoded to color."""
-    inner = source
-    while isinstance(inner, Subset):
-        inner = inner.source
-    return inner.values.shape[1] if isinstance(inner, TensorSource) else 3
+    """The number of channels that images are decoded to, as of the first sample that can be opened."""
+    for row in range(len(source)):
+        with suppress(DataError):  # the loader names it and leaves it out
+            first = source.open([row])[0]
+            return len(first) if isinstance(first, Tensor) else getattr(first, "channels", 3)
+    return 3
 
 
 def _first(item: Any, name: str) -> Any:

@@ -1,7 +1,8 @@
 """Fingerprints of sources: a resumed run compares them, to notice data that changed since its checkpoint.
 
-A fingerprint has the number of samples and hashes of their ids, their labels and the sizes of their files, in order. It
-reads no file. The sizes are those of all files, or of 100,000 evenly spaced ones, so that it is cheap for large data.
+A fingerprint has the number of samples and hashes of their ids, their labels, and the sizes of their files or their
+texts, in order. It opens no media file. Sizes and texts are those of all samples, or of 100,000 evenly spaced ones, so
+that it is cheap for large data.
 """
 
 from __future__ import annotations
@@ -16,37 +17,46 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mmcon.random import stable_ids
+
 # Asking for the sizes of so many files takes less than a second on a local disk.
 MEASURED = 100_000
-_MEANING = {"ids": "other samples or another order", "labels": "other labels", "sizes": "files of other sizes"}
+_MEANING = {
+    "ids": "other samples or another order",
+    "labels": "other labels",
+    "sizes": "files of other sizes, or other texts",
+}
 
 
 def fingerprint_of(
     ids: Int[Tensor, " n"],
     labels: Int[Tensor, " n"] | None,
-    byte_sizes: Callable[[Int[Tensor, " m"]], Sequence[int] | None],
+    content_marks: Callable[[Int[Tensor, " m"]], Sequence[int] | None],
 ) -> dict[str, int | str]:
-    """The fingerprint of samples: `samples` (their number), `ids`, `labels` and `sizes` (hashes).
+    """The fingerprint of samples: `samples` (their number), and hashes: `ids`, `labels`, and `sizes` of files or texts.
 
     Args:
         ids: the ids of the samples.
         labels: their labels, if any.
-        byte_sizes: a function from indices to the sizes of the samples' files, or to None if there are no files.
+        content_marks: a function from indices to a number for each sample that changes with its content (see
+            `Source.content_marks`), or to None if there is none.
     """
     n = len(ids)
     rows = torch.arange(n) if n <= MEASURED else torch.arange(MEASURED) * n // MEASURED
-    sizes = byte_sizes(rows)
+    marks = content_marks(rows)
     found: dict[str, int | str] = {"samples": n, "ids": _digest(ids)}
     if labels is not None:
         found["labels"] = _digest(labels)
-    if sizes is not None:
-        found["sizes"] = _digest(torch.tensor(sizes, dtype=torch.int64))
+    if marks is not None:
+        found["sizes"] = _digest(torch.tensor(marks, dtype=torch.int64))
     return found
 
 
 def fingerprint_changes(before: Mapping[str, int | str], now: Mapping[str, int | str]) -> list[str]:
     """The differences of two fingerprints, a phrase each; none for equal data."""
-    changes = [text for name, text in _MEANING.items() if before.get(name) != now.get(name)]
+    # A checkpoint of an earlier version has no hash of texts.
+    compared = [name for name in _MEANING if name in before or name != "sizes"]
+    changes = [_MEANING[name] for name in compared if before.get(name) != now.get(name)]
     if before.get("samples") != now.get("samples"):
         changes.insert(0, f"{now.get('samples', 0):,} samples instead of {before.get('samples', 0):,}")
     return changes
@@ -63,6 +73,11 @@ def file_sizes(items: Sequence[Any], root: Path) -> list[int]:
     chunks = [items[start : start + 4096] for start in range(0, len(items), 4096)]
     with ThreadPoolExecutor(max_workers=16) as pool:
         return [size for part in pool.map(lambda chunk: [_size(item, root) for item in chunk], chunks) for size in part]
+
+
+def text_marks(texts: Sequence[Any]) -> list[int]:
+    """A hash of each text, of 64 bits; of a tuple of texts, one hash."""
+    return stable_ids("\0".join(map(str, text)) if isinstance(text, tuple) else str(text) for text in texts).tolist()
 
 
 def _size(item: Any, root: Path) -> int:

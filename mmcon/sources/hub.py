@@ -100,6 +100,9 @@ class TableCells:
             return read[self.columns[0]]
         return list(zip(*(read[column] for column in self.columns), strict=True))
 
+    #: Cells of a text column, for the fingerprint: they are memory-mapped, not made as other datasets' items are.
+    read_texts = __getitems__
+
     def select(self, keep: Sequence[int]) -> TableCells:
         """A subset of the cells, by row."""
         return TableCells(self.table.select(list(keep)), self.columns)
@@ -126,6 +129,8 @@ def pick_split(where: str, available: Sequence[str], split: str) -> tuple[str, b
     if train is not None and not held_out and (is_held_out(split) or split == ALL):
         return train, True
     fix = nearest(split, list(available))
+    if split == ALL:
+        fix = f"choose one with split= (--split in a command): {', '.join(available)}"
     raise DataError(where, expected=f"a split among {list(available)}", got=repr(split), fix=fix)
 
 

@@ -75,10 +75,10 @@ class JoinedSource(Source):
         for member in self._aligned.values():
             member.columns[name] = column
 
-    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
-        """The sizes in all members that have files, one member after another."""
-        sizes = [member.byte_sizes(rows) for member in self.members.values()]
-        return [size for own in sizes if own is not None for size in own] if any(s is not None for s in sizes) else None
+    def content_marks(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """Those of all members that have any, one member after another."""
+        marks = [member.content_marks(rows) for member in self.members.values()]
+        return [mark for own in marks if own is not None for mark in own] if any(m is not None for m in marks) else None
 
     def open(self, rows: Positions) -> Any:
         """Raise InputError: samples of several modalities are opened in the members."""
@@ -117,10 +117,10 @@ class _Reindexed(Source):
         there = int(self.positions[row])
         return self.source.file(there) if there >= 0 else None
 
-    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+    def content_marks(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         there = self.positions[rows]
-        sizes = self.source.byte_sizes(there.clamp(min=0))
-        return None if sizes is None else [size if row >= 0 else -1 for size, row in zip(sizes, there, strict=True)]
+        marks = self.source.content_marks(there.clamp(min=0))
+        return None if marks is None else [mark if row >= 0 else -1 for mark, row in zip(marks, there, strict=True)]
 
 
 @final
@@ -161,9 +161,9 @@ class GroupedSource(Source):
     def open(self, rows: Positions) -> list[Instances]:
         """All instances of each sample."""
         positions = torch.as_tensor(rows)
-        owned = [self._order[s : s + c] for s, c in zip(self._starts[positions], self._counts[positions], strict=True)]
-        opened = iter(self.source.open(torch.cat(owned)) if owned else ())
-        return [Instances([next(opened) for _ in own], max_instances=self.widest) for own in owned]
+        counts: list[int] = self._counts[positions].tolist()
+        opened = iter(self.source.open(self._instances_of(positions)) if counts else ())
+        return [Instances([next(opened) for _ in range(count)], max_instances=self.widest) for count in counts]
 
     def name_of(self, row: int) -> str:
         """The files of all instances of a sample; the reason of a failure names the one that failed."""
@@ -171,9 +171,21 @@ class GroupedSource(Source):
         own = self._order[start : start + int(self._counts[row])].tolist()
         return ", ".join(dict.fromkeys(self.source.name_of(instance) for instance in own))
 
-    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
-        """The size of the first instance of each sample."""
-        return self.source.byte_sizes(self._order[self._starts[rows]])
+    def content_marks(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+        """Those of all instances of each sample, added up."""
+        counts = self._counts[rows]
+        marks = self.source.content_marks(self._instances_of(rows))
+        if marks is None:
+            return None
+        # Hashes of texts overflow, and wrap around.
+        sample = torch.arange(len(rows)).repeat_interleave(counts)
+        return torch.zeros(len(rows), dtype=torch.int64).index_add(0, sample, torch.tensor(marks)).tolist()
+
+    def _instances_of(self, rows: Int[Tensor, " m"]) -> Int[Tensor, " i"]:
+        """The instances of some samples, one sample after another."""
+        counts = self._counts[rows]
+        first = (self._starts[rows] - counts.cumsum(0) + counts).repeat_interleave(counts)
+        return self._order[first + torch.arange(len(first))]
 
 
 def modality_pair_counts(source: Source) -> dict[tuple[str, str], int]:

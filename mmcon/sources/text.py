@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from mmcon.errors import DataError
 from mmcon.media.text import TextHandle, check_is_list
 from mmcon.random import stable_ids
 from mmcon.sources.base import DatasetSource, Positions, Source
+from mmcon.sources.fingerprint import text_marks
 from mmcon.sources.listing import Listing, handle_opener
 
 
@@ -44,9 +45,10 @@ class TextSource(Source):
         positions = torch.as_tensor(rows).tolist()
         return [TextHandle(tuple(c[i] for c in columns), names, id=f"{self.name}[{i}]") for i in positions]
 
-    def fingerprint(self) -> dict[str, int | str]:
-        """As of every source, and a hash of the texts, since names may stay while texts change."""
-        return super().fingerprint() | {"texts": hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()}
+    def content_marks(self, rows: Int[Tensor, " m"]) -> list[int]:
+        """A hash of each text, since names may stay while texts change."""
+        columns = list(self.texts.values())
+        return text_marks([tuple(column[row] for column in columns) for row in rows.tolist()])
 
     def column(self, name: str) -> TextSource:
         """The same samples with a single column."""

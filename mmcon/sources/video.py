@@ -66,7 +66,7 @@ class ClipSource(Source):
         """The file of a clip's video, or its folder of frames."""
         return file_of(self.clips[row])
 
-    def byte_sizes(self, rows: Int[Tensor, " m"]) -> list[int] | None:
+    def content_marks(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """The sizes of the videos' files; -1 for a folder of frames."""
         return file_sizes([self.clips[row] for row in rows.tolist()], Path())
 

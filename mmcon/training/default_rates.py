@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 Family = Literal["small", "convolutional", "transformer", "pretrained convolutional", "pretrained transformer"]
 
-#: Encoders with fewer parameters, token embeddings aside, are "small".
-SMALL_ENCODER = 1_000_000
+#: Encoders with fewer parameters, token embeddings aside, and at most so many batch norms are "small". A deep network
+#: with few parameters (a narrow MobileNet) collapses at the rate and with the head of small ones.
+SMALL_ENCODER, SMALL_NORMS = 1_000_000, 24
 #: The warm-up as a fraction of the steps. Short runs warm up for at least so many steps, or for half of the run: Adam's
 #: first steps have a noisy second moment.
 WARMUP_SHARE, LEAST_WARMUP_STEPS = 0.1, 20
@@ -98,9 +99,9 @@ def encoder_family(encoder: nn.Module) -> Family:
     own = [module for module in encoder.modules() if not isinstance(module, nn.Embedding)]
     parameters = sum(parameter.numel() for module in own for parameter in module.parameters(recurse=False))
     pretrained = any((getattr(module, "made_from", None) or {}).get("pretrained") for module in encoder.modules())
-    if parameters < SMALL_ENCODER and not pretrained:
-        return "small"
     norms = [type(module).__name__ for module in own]
+    if parameters < SMALL_ENCODER and sum("BatchNorm" in name for name in norms) <= SMALL_NORMS and not pretrained:
+        return "small"
     # A transformer, or a network that is trained like one (ConvNeXt), normalizes by layer. Libraries have attention
     # modules of their own, which share no class.
     by_layer = sum("LayerNorm" in name or "RMSNorm" in name for name in norms)

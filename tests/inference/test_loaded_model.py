@@ -10,9 +10,12 @@ from inference_cases import image_model, image_text_model, save_pictures
 from PIL import Image
 
 import mmcon
-from mmcon.errors import CheckpointError, DataError, InputError
+from mmcon.errors import CheckpointError, DataError, InputError, check_whole
 from mmcon.evaluation.features import extract_features
-from mmcon.inference import UnreadableWarning
+from mmcon.inference import UnreadableWarning, load_encoder
+from mmcon.inference.embedding_parts import embed_source
+from mmcon.inference.model_evaluation import evaluate_model
+from mmcon.inference.search import query_modality
 from mmcon.loading.loader import one_pass
 from mmcon.sources.base import TensorSource
 
@@ -259,3 +262,71 @@ def test_view_that_was_not_built_by_name_is_refused(folder, tmp_path):
         save_model(model, tmp_path / "m", views={"image": [mmcon.views.Identity()]}, source=source)
     with pytest.raises(ConfigError, match=r"views of \['image'\]; got none of \['image'\]"):
         save_model(model, tmp_path / "m", views={}, source=source)
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0, "2", None, True, -1, torch.tensor(2.0), torch.tensor([1, 2])])
+def test_whole_numbers_are_told_from_others(value):
+    with pytest.raises(InputError, match=r"encode: expected num_workers as a whole number from 0 on; got .*"):
+        check_whole("encode", "num_workers", value, least=0)
+    assert check_whole("encode", "num_workers", np.int32(2), least=0) == check_whole("", "", torch.tensor(2), least=1)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"num_workers": -1}, {"num_workers": True}])
+def test_numbers_of_things_are_whole(model, paths, tmp_path, wrong):
+    ((name, value),) = wrong.items()
+    message = rf"{name} as a whole number from \d on; got {value!r}"
+    with pytest.raises(InputError, match=message):
+        model.encode(paths[:1], **wrong)
+    with pytest.raises(InputError, match=message):  # before any row is left out
+        embed_source(model, model.source_of(paths[:1]), tmp_path / "e.parquet", **wrong)
+    wrong = {name.removeprefix("num_"): value}
+    with pytest.raises(InputError, match=message):
+        next(evaluate_model(model, "samples/fashion", **wrong))
+    with pytest.raises(InputError, match=message.removeprefix("num_")):
+        next(one_pass(model.source_of(paths[:1]), {"image": model.views("image")}, **wrong))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("runs/gone", r"no folder 'gone' in .*runs.*known are first"),
+        ("runs/frist", r"did you mean 'first'"),
+        ("runs/first/model.txt", "the file runs/first/model.txt.*give its folder"),
+        ("runs/a/b", r"no folder runs/a"),
+        ("./gone", "no folder 'gone'"),
+        ("/nowhere/at/all", "no folder /nowhere/at"),
+        ("~/not/there", "no folder .*/not"),
+    ],
+)
+def test_mistyped_path_is_not_sought_on_the_hub(tmp_path, monkeypatch, name, message):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "model.txt").touch()
+    with pytest.raises(CheckpointError, match="(?s)expected the folder of a model; got .*" + message):
+        mmcon.load(name)
+    with pytest.raises(CheckpointError, match="(?s)expected the folder of a model; got .*" + message):
+        mmcon.ContrastiveModel.from_pretrained(name)
+    with pytest.raises(InputError, match="(?s)expected the folder of a model; got .*" + message):
+        load_encoder(name)
+
+
+def test_model_of_texts_does_not_take_the_name_of_a_file_as_the_text(tmp_path, monkeypatch):
+    from inference_cases import bert_folder
+
+    model = mmcon.load(bert_folder(tmp_path / "bert"))
+    (tmp_path / "red.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert len(model.encode(["red apple", "bert", "gone.jpg"])) == 3  # a folder may be called as a text is
+    with pytest.raises(InputError, match=r"(?s)expected texts.*got the file 'red\.jpg' of 'image'"):
+        model.encode(["red apple", "red.jpg"])
+    assert torch.equal(model.encode("red.jpg", modality="text"), model.encode("red.jpg", modality="text"))
+    assert query_modality(model, "bert") == query_modality(model, "gone.jpg") == "text"
+    (tmp_path / "notes.txt").touch()
+    for query in ("red.jpg", "notes.txt"):
+        with pytest.raises(
+            InputError, match=r"(?s)expected a query of \['text'\]; got '.*--modality text takes the name"
+        ):
+            query_modality(model, query)

@@ -373,3 +373,27 @@ def test_a_batch_norm_that_does_more_is_refused():
 
 def test_on_a_gpu_batch_norms_become_torchs():
     assert type(synchronize_batch_norm(nn.Sequential(nn.BatchNorm1d(4)), "cuda")[0]) is nn.SyncBatchNorm
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "googlenet"])
+def test_random_features_are_without_the_dropout_of_the_classifier(name):
+    torch.manual_seed(0)
+    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    encoder = create_encoder(name, image_size=64, **options)
+    views = torch.rand(1, 3, 64, 64).repeat(4, 1, 1, 1)
+    features = encoder.train()(views)
+    torch.testing.assert_close(features, features[:1].expand_as(features))
+    assert encoder.network.get_submodule("dropout" if name == "googlenet" else "classifier") is not None
+    asked = create_encoder("mobilenet_v3_small", dropout=0.5)
+    assert [m.p for m in asked.modules() if isinstance(m, torch.nn.Dropout)] == [0.5]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5", "timm/mobilenetv3_small_050"])
+def test_inverted_residual_blocks_start_as_their_shortcuts(name):
+    network = create_encoder(name).network.eval()
+    flags = ("use_res_connect", "apply_residual", "has_skip")
+    blocks = [m for m in network.modules() if any(getattr(m, flag, False) is True for flag in flags)]
+    assert len(blocks) > 4
+    first = next(m for m in blocks[0].modules() if isinstance(m, torch.nn.Conv2d))
+    x = torch.rand(2, first.in_channels, 8, 8)
+    assert torch.equal(blocks[0](x), x)

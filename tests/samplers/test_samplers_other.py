@@ -131,7 +131,10 @@ def test_confused_classes_share_a_batch_and_the_snapshot_is_state():
         (lambda: GroupSampler(LABELS, batch_size=10, samples_per_group=4, seed=0), "batch_size=8"),
         (lambda: MixtureSampler(LABELS, batch_size=4, seed=0, order="random"), "round-robin"),
         (lambda: MultiLabelSampler(torch.zeros(4, 3).bool(), batch_size=4, seed=0), "4 of 4 samples without"),
-        (lambda: FixedOrderSampler(LABELS, batch_size=0, seed=0), "1 <= batch_size"),
+        (lambda: MultiLabelSampler(LABELS, batch_size=4, seed=0), r"(?s)boolean matrix `n c`.*sampler/class-aware"),
+        (lambda: MultiLabelSampler(LABELS[:, None], batch_size=4, seed=0), r"got torch.int64 of shape \("),
+        (lambda: FixedOrderSampler(LABELS, batch_size=0, seed=0), "batch_size as a whole number from 1 on; got 0"),
+        (lambda: ClassAwareSampler(LABELS, batch_size=-4, seed=0), "batch_size as a whole number from 1 on; got -4"),
     ],
 )
 def test_errors_name_the_fix(make, message):

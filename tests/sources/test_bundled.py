@@ -1,6 +1,7 @@
 """What is bundled: complete, split cleanly, decodable, licensed."""
 
 import io
+import pickle
 
 import av
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 from mmcon.errors import UnknownNameError
 from mmcon.random import stable_ids
 from mmcon.sources import bundled
+from mmcon.sources.bundled import scenes
+from mmcon.sources.factory import create_source
 
 COUNTS = {
     "fashion": {"train": 10_000, "test": 2_000},
@@ -179,3 +182,19 @@ def test_unknown_names_are_refused_with_the_nearest():
         bundled.rows("emoji", "test", ["nameen"])
     with pytest.raises(UnknownNameError, match="did you mean 'speech'"):
         bundled.card("speeches")
+
+
+def test_all_of_a_set_with_fixed_splits_says_which_there_are():
+    with pytest.raises(
+        UnknownNameError, match=r"(?s)one of its fixed splits; got 'all'.*--split in a command\): test, train"
+    ):
+        create_source("samples/fashion", split="all")
+
+
+def test_scenes_are_pickled_once_each(monkeypatch):
+    monkeypatch.setitem(scenes.CLIPS, "test", 10)
+    source = create_source("samples/scenes", split="test")
+    content = pickle.dumps(source)
+    frames = sum(clip.frames.numel() for clip in source.clips)
+    assert frames <= len(content) < frames + 100_000
+    assert (pickle.loads(content).open([3])[0].frames == source.open([3])[0].frames).all()

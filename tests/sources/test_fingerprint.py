@@ -1,13 +1,18 @@
 """Fingerprints: equal for equal data, and different for each kind of change that a resumed run must notice."""
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from torchvision.io import write_png
 
-from mmcon.sources.base import Subset, TensorSource
+from mmcon.sources.base import DatasetSource, Subset, TensorSource
 from mmcon.sources.factory import create_source
 from mmcon.sources.fingerprint import MEASURED, file_sizes, fingerprint_changes, fingerprint_of
-from mmcon.sources.joined import JoinedSource
+from mmcon.sources.joined import GroupedSource, JoinedSource
+from mmcon.sources.text import TextSource
+
+OTHER = "files of other sizes, or other texts"
 
 
 @pytest.fixture
@@ -41,11 +46,11 @@ def grown(folder):
         (lambda folder: (folder / "val" / "cat" / "1.png").unlink(), []),
         (
             lambda folder: (folder / "train" / "cat" / "1.png").unlink(),
-            ["5 samples instead of 6", "other samples or another order", "other labels", "files of other sizes"],
+            ["5 samples instead of 6", "other samples or another order", "other labels", OTHER],
         ),
         (moved, ["other samples or another order", "other labels"]),
         (relabeled, ["other samples or another order", "other labels"]),
-        (grown, ["files of other sizes"]),
+        (grown, [OTHER]),
     ],
     ids=["same", "other split", "removed", "moved", "relabeled", "replaced"],
 )
@@ -62,9 +67,35 @@ def test_fingerprints_of_subsets_and_joined_sources(folder):
     names = TensorSource(torch.zeros(6, 2), ids=source.ids, modality="text")
     before = JoinedSource(source, names).fingerprint()
     grown(folder)
-    assert fingerprint_changes(before, JoinedSource(create_source(folder), names).fingerprint()) == [
-        "files of other sizes"
-    ]
+    assert fingerprint_changes(before, JoinedSource(create_source(folder), names).fingerprint()) == [OTHER]
+
+
+def texts_of(kind, texts, tmp_path):
+    """The texts as a source, whose names of samples do not depend on them."""
+    ids = ["a", "b", "c"]
+    if kind == "hub":
+        folder = tmp_path / texts[0]
+        folder.mkdir()
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "id": ids}), folder / "train.parquet")
+        return create_source(folder, modality="text", split="all", id_column="id")
+    source = TextSource(texts, ids=ids)
+    if kind == "subset":
+        return Subset(source, [2, 1, 0])
+    if kind == "captions":  # the second caption of the first sample changes too
+        return GroupedSource(source, torch.tensor([7, 7, 8]))
+    if kind == "joined":
+        images = TensorSource(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), ids=source.ids)
+        return JoinedSource(images, source)
+    return DatasetSource(texts, names=ids, modality="text") if kind == "list" else source
+
+
+@pytest.mark.parametrize("kind", ["memory", "list", "hub", "subset", "captions", "joined"])
+def test_other_texts_under_the_same_names_are_another_fingerprint(kind, tmp_path):
+    before = texts_of(kind, ["red", "green", "blue"], tmp_path).fingerprint()
+    now = texts_of(kind, ["rot", "green", "blue"], tmp_path).fingerprint()
+    assert fingerprint_changes(before, now) == [OTHER]
+    now = texts_of(kind, ["Red", "gelb", "blue"], tmp_path).fingerprint()
+    assert fingerprint_changes(before, now) == [OTHER]
 
 
 def test_sizes_of_every_kind_of_cell(tmp_path):

@@ -7,8 +7,9 @@ import torch
 from torchvision.io import write_jpeg, write_png
 
 from mmcon.errors import DataError, InputError, UnknownNameError
+from mmcon.media import ImageHandle
 from mmcon.random import stable_id, stable_ids
-from mmcon.sources.base import Subset, TensorSource, class_counts, class_weights
+from mmcon.sources.base import DatasetSource, Subset, TensorSource, channels_of, class_counts, class_weights
 from mmcon.sources.bundled.fashion_images import fashion
 from mmcon.sources.factory import create_source
 from mmcon.sources.joined import JoinedSource
@@ -252,3 +253,19 @@ def test_one_error_for_what_is_not_there(folder):
     with pytest.raises(DataError, match="a table of pairs"):
         create_source(folder, modality=("image", "text"))
     assert len(create_source(folder, optional={"max_failures": 0.5, "rate_hz": 8_000})) == 36
+
+
+def test_channels_are_those_that_images_are_decoded_to(folder, test_images):
+    assert channels_of(Subset(test_images, [0])) == 1
+    files = create_source(folder)
+    assert channels_of(files) == 3  # gray files, decoded to color
+    gray = [ImageHandle(file, channels=1) for file in files.files[:2]]
+    assert channels_of(Subset(DatasetSource(gray), [1])) == 1
+    assert channels_of(DatasetSource([(torch.zeros(1, 4, 4, dtype=torch.uint8), 0)])) == 1
+
+
+def test_channels_are_those_of_the_first_sample_that_can_be_opened():
+    def opened(item, name):
+        return torch.zeros(1 // item, 4, 4, dtype=torch.uint8)  # of the first item, an error
+
+    assert channels_of(DatasetSource([0, 1], handle=opened)) == 1

@@ -41,6 +41,8 @@ def test_families():
     assert encoder_family(create_encoder("text/embedding-bag", modality="text")) == "small"  # its tokens do not count
     assert encoder_family(published(residual)) == "pretrained convolutional"
     assert encoder_family(published(transformer)) == "pretrained transformer"
+    deep = create_encoder("timm/mobilenetv3_small_050")  # 570,000 parameters in 34 batch norms
+    assert encoder_family(deep) == "convolutional"
     frames = create_encoder("mmcon/frames", modality="video", frame_encoder="resnet18")
     assert encoder_family(frames) == "convolutional"
 

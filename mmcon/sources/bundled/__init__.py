@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmcon.errors import UnknownNameError, nearest
-from mmcon.sources.splits import match_split
+from mmcon.sources.splits import ALL, match_split
 
 _FOLDER = Path(__file__).parent
 
@@ -45,6 +45,9 @@ def path(name: str, split: str | None = None) -> Path:
     if split is None:
         return folder
     splits = splits_of(name)
+    if split == ALL:
+        fix = f"choose one with split= (--split in a command): {', '.join(splits)}"
+        raise UnknownNameError(f"samples {name!r}", expected="one of its fixed splits", got=repr(split), fix=fix)
     if split not in splits:
         _raise_unknown(f"samples {name!r}", "the name of a split", split, splits)
     return folder / f"{split}.parquet"

@@ -48,7 +48,8 @@ def scenes(split: str = "train", seed: int = 0) -> ClipSource:
     clips = (frames * light).clamp(0, 1).mul(255).round().to(torch.uint8)
     return ClipSource(
         [
-            FrameStack(clip, frames_per_second=FRAMES_PER_SECOND, name=name)
+            # A copy: a view of all clips would be pickled with all of them, once for each.
+            FrameStack(clip.clone(), frames_per_second=FRAMES_PER_SECOND, name=name)
             for name, clip in zip(names, clips, strict=True)
         ],
         labels=labels,
