@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch._C import _remove_worker_pids
 
 from mmcon.errors import ConfigError
 
