@@ -30,6 +30,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--output", type=Path, required=True, help="a .parquet, .npy or .safetensors file")
     add_embedding_flags(parser)
     parser.add_argument("--split", default="all", help="of a registered source or a hub data set (default: all)")
+    parser.add_argument(
+        "--dim",
+        type=at_least(1),
+        help="keep the first dimensions, of a model trained with --truncate-dims (default: all)",
+    )
     parser.add_argument("--no-normalize", action="store_true", help="keep the lengths of the rows (default: one)")
     parser.add_argument(
         "--processes",
@@ -92,8 +97,8 @@ def run(options: argparse.Namespace) -> None:
         try:
             written = embed_source(
                 model, source, options.output, space=usual_space(model, source.modality, options.space),
-                normalize=not options.no_normalize, batch_size=options.batch_size, num_workers=options.workers,
-                data=options.data, rank=rank, world_size=world_size,
+                truncate_dim=options.dim, normalize=not options.no_normalize, batch_size=options.batch_size,
+                num_workers=options.workers, data=options.data, rank=rank, world_size=world_size,
             )  # fmt: skip
         except KeyboardInterrupt:
             print(f"finished parts are in {options.output}.parts; the same command goes on with them", file=sys.stderr)

@@ -5,6 +5,7 @@ from mmcon.inference.embedding_parts import embed_source
 from mmcon.inference.embedding_table import EmbeddingTable
 from mmcon.inference.export import export_model
 from mmcon.inference.foreign import load_encoder
+from mmcon.inference.hard_negatives import MinedNegatives, mine_hard_negatives
 from mmcon.inference.inputs import UnreadableWarning
 from mmcon.inference.loaded_model import LoadedModel
 from mmcon.inference.loading import load
@@ -16,6 +17,7 @@ from mmcon.inference.sharing import push_to_hub
 __all__ = [
     "EmbeddingTable",
     "LoadedModel",
+    "MinedNegatives",
     "Predictions",
     "UnreadableWarning",
     "embed_source",
@@ -23,6 +25,7 @@ __all__ = [
     "load",
     "load_encoder",
     "load_for",
+    "mine_hard_negatives",
     "open_data",
     "push_to_hub",
     "save_model",

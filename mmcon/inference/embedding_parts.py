@@ -70,6 +70,7 @@ def embed_source(
     output: str | Path,
     *,
     space: str | None = None,
+    truncate_dim: int | None = None,
     normalize: bool = True,
     batch_size: int = 64,
     num_workers: int = 0,
@@ -85,6 +86,7 @@ def embed_source(
         source: the samples; `mmcon.inference.any_data` opens any data.
         output: the file: .parquet, .npy or .safetensors.
         space: the shared space; None: the features before the projection heads.
+        truncate_dim: keep this many leading dimensions, for models that were trained for it (Matryoshka).
         normalize: rows of length one.
         batch_size: samples that are embedded at once.
         num_workers: processes that read and decode.
@@ -97,21 +99,21 @@ def embed_source(
         What was written; None on ranks other than 0.
 
     Raises:
-        InputError: the suffix is not that of a format, or the model lacks the space.
+        InputError: the suffix is not that of a format, or the model lacks the space or the dimensions.
         DataError: no sample can be read.
     """
     check_speed("embed_source", batch_size, num_workers)
     output = check_suffix(output)
     origin = _origin_of(model, source.modality, space, normalize, data or source.name)
-    width = model.embedding_dim(source.modality, space)
-    parts = _parts_of(source, output, origin)
+    parts = _parts_of(source, output, origin, width := model.embedding_dim(source.modality, space, truncate_dim))
     create_folder(_folder_of(output))
     own = [part for part in parts[rank::world_size] if not _is_whole(part.file)]
     if (resumed := _finished_rows(parts)) and rank == 0:
         log(f"{resumed:,} of {len(source):,} samples were embedded before")
     _checked_file(parts, rank).touch()
     checked = [_checked_file(parts, other) for other in range(world_size)]
-    encode = partial(_encode, model, space=space, normalize=normalize, batch_size=batch_size, num_workers=num_workers)
+    options = {"space": space, "truncate_dim": truncate_dim, "normalize": normalize}
+    encode = partial(_encode, model, **options, batch_size=batch_size, num_workers=num_workers)
     with Progress("embeddings", len(source), resumed, enabled=rank == 0) as progress:
         for part in own:
             _embed(encode, source, part.rows, width, origin, log).write(part.file)
@@ -154,8 +156,8 @@ def _origin_of(model: LoadedModel, modality: str, space: str | None, normalize: 
     )
 
 
-def _parts_of(source: Source, output: Path, origin: EmbeddingOrigin) -> list[_Part]:
-    work = json.dumps([origin.to_json(), source.fingerprint(), PART_ROWS], sort_keys=True)
+def _parts_of(source: Source, output: Path, origin: EmbeddingOrigin, width: int) -> list[_Part]:
+    work = json.dumps([origin.to_json(), source.fingerprint(), PART_ROWS, width], sort_keys=True)
     digest = hashlib.blake2b(work.encode(), digest_size=8).hexdigest()
     folder = _folder_of(output)
     starts = range(0, len(source), PART_ROWS)

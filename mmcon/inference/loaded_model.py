@@ -30,6 +30,7 @@ from mmcon.evaluation.view_rows import combine_views
 from mmcon.inference.inputs import UnreadableWarning, check_modality, input_source
 from mmcon.inference.predictions import Predictions, zero_shot_probabilities
 from mmcon.inference.preprocessing import VERSION, Preprocessing
+from mmcon.inference.row_format import checked_dim, formatted_rows
 from mmcon.inference.sharing import HubModel
 from mmcon.loading.loader import one_pass
 from mmcon.models.contrastive_model import ContrastiveModel
@@ -123,14 +124,20 @@ class LoadedModel(HubModel):
         check_modality(modality, self.modalities)
         return self.preprocessing[modality].generators()
 
-    def embedding_dim(self, modality: str, space: str | None = None) -> int:
-        """The width of the rows that `encode` returns."""
+    def embedding_dim(self, modality: str, space: str | None = None, truncate_dim: int | None = None) -> int:
+        """The width of the rows that `encode` returns.
+
+        Raises:
+            InputError: the model lacks the space, or has fewer dimensions than `truncate_dim`.
+        """
         if space is not None:
             self._check_space(space, modality)
         towers = self.model.towers[modality]
         if space is not None:
-            return self.model.spaces[space].dim * len(towers)
-        return sum(feature_width(self.model.encoders[tower]) for tower in towers)
+            width = self.model.spaces[space].dim * len(towers)
+        else:
+            width = sum(feature_width(self.model.encoders[tower]) for tower in towers)
+        return checked_dim(truncate_dim, width)
 
     def encode(
         self,
@@ -206,6 +213,7 @@ class LoadedModel(HubModel):
             Features in the order of the source; its metadata name the model, the fingerprint, the modality and the
             space.
         """
+        check_speed("encode", batch_size, num_workers)
         source = self.source_of(source, modality)
         modality = source.modality
         if space is not None:
@@ -213,7 +221,6 @@ class LoadedModel(HubModel):
         own = self.preprocessing[modality]
         failures: dict[int, str] = {}
         loader = one_pass(
-        check_speed("encode", batch_size, num_workers)
             source,
             {modality: own.generators()},
             batch_size=batch_size,
@@ -234,7 +241,7 @@ class LoadedModel(HubModel):
             show_progress=show_progress,
         )
         features = combine_views(features, views=len(own.views), how=own.combine)
-        values = _finished(features.values, truncate_dim, normalize)
+        values = formatted_rows(features.values, truncate_dim, normalize)
         if failures:
             rows = {sample: row for row, sample in enumerate(source.ids.tolist())}
             reasons = {rows[sample]: f"{source.name_of(rows[sample])}: {why}" for sample, why in failures.items()}
@@ -321,6 +328,12 @@ class LoadedModel(HubModel):
             raise InputError("encode", expected=f"a space of {modality!r}", got=repr(space), fix=fix)
 
 
+def check_speed(where: str, batch_size: int, workers: int) -> None:
+    """Raise InputError unless a batch size and a number of worker processes are whole numbers, from 1 and from 0 on."""
+    check_whole(where, "batch_size", batch_size, least=1)
+    check_whole(where, "num_workers", workers, least=0, fix="0 (this process reads), or the number of cores to spare")
+
+
 def checked_device(device: torch.device | str) -> torch.device:
     """A device on which tensors can be made.
 
@@ -328,21 +341,7 @@ def checked_device(device: torch.device | str) -> torch.device:
         InputError: there is no such device.
     """
     try:
-def check_speed(where: str, batch_size: int, workers: int) -> None:
-    """Raise InputError unless a batch size and a number of worker processes are whole numbers, from 1 and from 0 on."""
-    check_whole(where, "batch_size", batch_size, least=1)
-    check_whole(where, "num_workers", workers, least=0, fix="0 (this process reads), or the number of cores to spare")
-
-
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # a name of no device; one that this machine or build lacks
         got = f"{str(device)!r} ({str(error).partition(chr(10))[0]})"
         raise InputError("device", expected="a device of this machine", got=got, fix="cpu, or cuda:0") from error
-
-
-def _finished(rows: Float[Tensor, "n d"], truncate_dim: int | None, normalize: bool) -> Float[Tensor, "n _d"]:
-    if truncate_dim is not None:
-        if not 1 <= truncate_dim <= rows.shape[1]:
-            raise InputError("encode", expected=f"truncate_dim from 1 to {rows.shape[1]}", got=str(truncate_dim))
-        rows = rows[:, :truncate_dim]
-    return nn.functional.normalize(rows, dim=1) if normalize else rows.contiguous()

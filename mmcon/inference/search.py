@@ -101,7 +101,9 @@ def search_table(
             got=f"{str(query)!r} of {modality!r}",
             fix=f"embed the data in a shared space: mmcon embed {origin.model} {origin.data} --space NAME",
         )
-    rows = model.encode(str(query), modality=modality, space=origin.space, show_progress=False)
+    # The rows may be the leading dimensions of embeddings, and then the query is cut as they are.
+    options = {"space": origin.space, "truncate_dim": table.width, "show_progress": False}
+    rows = model.encode(str(query), modality=modality, **options)
     found = (find or table.search)(rows, k)
     pairs = enumerate(zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True), start=1)
     ids = table.index["id"]
@@ -117,10 +119,10 @@ def query_modality(model: LoadedModel, query: str | Path) -> str:
     """
     has_texts = "text" in model.modalities
     is_file, by_suffix = _exists(query), modality_of_file(Path(query), model.modalities)
-    if not is_file and has_texts and by_suffix is None:
-        return "text"
     # A text may be the name of a folder, but hardly that of a file.
     if has_texts and len(model.modalities) == 1 and not (is_file and Path(query).expanduser().is_file()):
+        return "text"
+    if not is_file and has_texts and by_suffix is None:
         return "text"
     if not is_file:
         expected = "a file that exists" + (", or a text" if has_texts else f", since {model.name} has no texts")
@@ -130,9 +132,9 @@ def query_modality(model: LoadedModel, query: str | Path) -> str:
     if known not in model.modalities:
         got = f"{str(query)!r} of {known!r}" if known else f"{str(query)!r}, whose suffix says none"
         fix = "query by a file of such a modality, or name it with --modality"
+        fix += "; --modality text takes the name itself as the text" if has_texts else ""
         raise InputError("search", expected=f"a query of {list(model.modalities)}", got=got, fix=fix)
     return known
-        fix += "; --modality text takes the name itself as the text" if has_texts else ""
 
 
 def _exists(query: str | Path) -> bool:

@@ -211,6 +211,8 @@ def test_data_of_another_modality_are_refused(model, tmp_path):
     source = open_data(model, "samples/fashion", split="test")
     with pytest.raises(InputError, match="sahred"):
         embed_source(model, source, tmp_path / "e.parquet", space="sahred")
+    with pytest.raises(InputError, match="truncate_dim from 1 to 8; got 9"):
+        embed_source(model, source, tmp_path / "e.parquet", space="shared", truncate_dim=9)
     with pytest.raises(InputError, match="suffix"):
         embed_source(model, source, tmp_path / "e.csv")
 

@@ -61,6 +61,19 @@ def test_a_text_finds_images_in_the_shared_space(both):
     assert [hit.row for hit in hits] == cosines.argsort(descending=True, stable=True).tolist()
 
 
+def test_a_query_is_cut_as_the_rows_of_the_table_are(both, folder, paths):
+    _, model = both
+    source, output = open_data(model, folder / "noise"), folder / "cut.parquet"
+    embed_source(model, source, output, space="shared", truncate_dim=3, log=lambda _: None)
+    table = EmbeddingTable.read(output)
+    assert table.width == 3
+    cut = model.encode([table.path(row) for row in range(len(table))], space="shared", truncate_dim=3)
+    torch.testing.assert_close(torch.from_numpy(table.numpy()), cut)
+    torch.testing.assert_close(cut.norm(dim=1), torch.ones(len(paths)))
+    hits = search_table(table, model, paths[2], k=1)
+    assert (hits[0].path, hits[0].score) == (paths[2], pytest.approx(1, abs=1e-5))
+
+
 def test_the_model_of_a_table_is_found_by_name_and_checked_by_fingerprint(both, folder):
     table, model = both
     assert load_for(table).fingerprint == model.fingerprint
