@@ -296,8 +296,11 @@ def _pair_sums(weights: _Weights, denominators: Float[Tensor, " a"]) -> tuple[Fl
 
 def _total(weights: _Weights, of_tiles: SumsOfTiles) -> tuple[Float[Tensor, " a"], ...]:
     """Sums over all tiles, from those of the parts of all threads."""
-    parts = by_threads(weights.pairs, of_tiles)
-    return tuple(torch.stack(sums).sum(0) if len(sums) > 1 else sums[0] for sums in zip(*parts, strict=True))
+    first, *rest = by_threads(weights.pairs, of_tiles)
+    for others in rest:
+        for of_all, of_part in zip(first, others, strict=True):
+            of_all.add_(of_part)
+    return first
 
 
 def _along(values: Float[Tensor, " n"], axis: int) -> Float[Tensor, "_ _"]:
