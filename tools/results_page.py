@@ -30,6 +30,8 @@ OWN, DASH = "supcon", "–"
 #: The runs of one name by seed.
 Runs = Mapping[int, Mapping[str, Any]]
 Results = Mapping[str, Mapping[str, Runs]]
+#: The parts of a section, and what was found: each finding, and whether it shows the claim of the method.
+Section = tuple[list[str], list[tuple[str, bool]]]
 #: From a run to a number.
 Figure = Callable[[Mapping[str, Any]], float]
 
@@ -76,7 +78,7 @@ def accuracy_differences(pairs: Mapping[str, tuple[Runs, Runs]]) -> tuple[str, d
     for name, (first, second) in pairs.items():
         if seeds := sorted({*first} & {*second}):
             a, b = (torch.stack([is_correct(runs[seed]) for seed in seeds]).mean(0) for runs in (first, second))
-            found[name] = (bootstrap(a - b, draws=1000), paired_permutation(a, b, draws=2000).p_value, len(seeds))
+            found[name] = (bootstrap(a - b, draws=1000), paired_permutation(a, b).p_value, len(seeds))
     corrected = dict(zip(found, holm([p for _, p, _ in found.values()]), strict=True))
     results = {name: verdict(difference.value, corrected[name]) for name, (difference, _, _) in found.items()}
     rows = []
@@ -105,11 +107,16 @@ def seed_differences(results: Results, figures: Mapping[str, tuple[Figure, bool]
     first, second = runs_of(results, "main", OWN), runs_of(results, "main", other)
     seeds, found = sorted({*first} & {*second}), {}
     for name, (figure, higher) in figures.items() if len(seeds) > 1 else ():
-        interval = t_interval([figure(first[seed]) - figure(second[seed]) for seed in seeds])
-        sure = interval.low > 0 or interval.high < 0
-        side = "better" if (interval.value > 0) == higher else "worse"
-        found[name] = f"{side}, by {interval}" if sure else f"not different: {interval}"
+        found[name] = seed_result([figure(first[seed]) - figure(second[seed]) for seed in seeds], higher)
     return found
+
+
+def seed_result(differences: Sequence[float], higher: bool) -> str:
+    """What the interval of differences by seed says: better, worse or not different."""
+    interval = t_interval(differences)
+    if interval.low <= 0 <= interval.high:
+        return f"not different: {interval}"
+    return f"{'better' if (interval.value > 0) == higher else 'worse'}, by {interval}"
 
 
 def mean(values: Sequence[float]) -> float:
@@ -134,7 +141,7 @@ def main_figures() -> dict[str, tuple[Figure, bool]]:
     return found
 
 
-def main_section(results: Results) -> list[str]:
+def main_section(results: Results) -> Section:
     methods = {name: runs_of(results, "main", name) for name in TITLES}
     accuracy = [
         [TITLES[name], rate_of(runs), cell(runs, lambda r: r["linear_probe"]), cell(runs, lambda r: r["knn"])]
@@ -148,22 +155,18 @@ def main_section(results: Results) -> list[str]:
     figures = main_figures()
     rows = [[name, *(cell(runs, of) for runs in methods.values())] for name, (of, _) in figures.items()]
     against = seed_differences(results, figures, "cross-entropy")
-    shows = [f"{name}: {result}" for name, result in verdicts.items() if result == "the first is better"]
-    shows += [f"{name}, SupCon (out) and cross-entropy: {r}" for name, r in against.items() if r.startswith("better")]
-    does_not = [f"{name}: {result}" for name, result in verdicts.items() if result != "the first is better"]
-    does_not += [f"{n}, SupCon (out) and cross-entropy: {r}" for n, r in against.items() if not r.startswith("better")]
-    return [
+    findings = [(f"{name}: {result}", result == "the first is better") for name, result in verdicts.items()]
+    suffix = "SupCon (out) and cross-entropy"
+    findings += [(f"{name}, {suffix}: {result}", result.startswith("better")) for name, result in against.items()]
+    parts = [
         "## Methods under one budget",
         table(["method", "rate", "linear probe", "k-NN"], accuracy),
         tests,
         "### Few labels, corruptions, perturbations, outliers",
         "Errors and flips are better if low; the others, if high.",
         table(["figure", *TITLES.values()], rows),
-        "### Where the claim of the method shows here",
-        bullets(shows),
-        "### Where it does not",
-        bullets(does_not),
     ]
+    return parts, findings
 
 
 def bullets(lines: Sequence[str]) -> str:
@@ -189,39 +192,38 @@ def sweep_section(results: Results, title: str, group: str, values: Sequence[str
     return [f"## {title}", table(["linear probe", *values, "best less worst"], rows)]
 
 
-def cue_section(results: Results) -> list[str]:
+def cue_section(results: Results) -> Section:
     columns = ("biased, cue as in training", "biased, cue broken", "follows a conflicting cue", "fair, cue broken")
-    rows, pairs = [], []
+    rows, findings = [], []
     for cue in ("patch", "color"):
         of = {method: runs_of(results, "cues", f"{cue}-{method}") for method in ("cross-entropy", "supcon", "simclr")}
         for method, runs in of.items():
             rows.append([cue, TITLES[method], *(cell(runs, lambda r, c=c: r["cues"][c]) for c in columns)])
         for method in ("supcon", "simclr"):
             seeds = sorted({*of[method]} & {*of["cross-entropy"]})
-            name = "follows a conflicting cue"
-            values = [of[method][s]["cues"][name] - of["cross-entropy"][s]["cues"][name] for s in seeds]
-            if len(values) > 1:
-                interval = t_interval(values)
-                side = "less" if interval.high < 0 else "more" if interval.low > 0 else "not different"
-                pairs.append(f"{cue}: {TITLES[method]} follows the cue against cross-entropy: {side}, {interval}")
-    return [
-        "## Planted cues",
-        CUES,
-        table(["cue", "method", *columns], rows),
-        bullets(pairs) if pairs else "",
-    ]
+            for figure, higher in (("biased, cue broken", True), ("follows a conflicting cue", False)):
+                values = [of[method][s]["cues"][figure] - of["cross-entropy"][s]["cues"][figure] for s in seeds]
+                if len(values) > 1:
+                    result = seed_result(values, higher)
+                    text = f"{cue}: {figure}, {TITLES[method]} and cross-entropy: {result}"
+                    findings.append((text, result.startswith("better")))
+    return ["## Planted cues", CUES, table(["cue", "method", *columns], rows)], findings
 
 
-def few_label_section(results: Results) -> list[str]:
+def few_label_section(results: Results) -> Section:
     names = {"supcon-10": TITLES["supcon"], "cross-entropy-10": TITLES["cross-entropy"]}
     runs = {name: runs_of(results, "few-labels", name) for name in names}
     rows = [[title, cell(runs[name], lambda r: r["linear_probe"]), cell(runs[name], lambda r: r["knn"])]
             for name, title in names.items()]  # fmt: skip
-    tests, _ = accuracy_differences(
+    tests, verdicts = accuracy_differences(
         {f"{TITLES[OWN]} and {TITLES['cross-entropy']}": (runs["supcon-10"], runs["cross-entropy-10"])}
     )
     text = "Encoder and probe see 10 images a class alone, for 100 epochs."
-    return ["## Few labels for the training itself", text, table(["method", "linear probe", "k-NN"], rows), tests]
+    findings = [
+        (f"10 images a class, {n}: {result}", result == "the first is better") for n, result in verdicts.items()
+    ]
+    parts = ["## Few labels for the training itself", text, table(["method", "linear probe", "k-NN"], rows), tests]
+    return parts, findings
 
 
 def search_section(results: Results) -> list[str]:
@@ -268,16 +270,23 @@ def budget(results: Results) -> str:
 
 def page(folder: Path = RESULTS) -> str:
     results = read(folder)
+    sections = main_section(results), few_label_section(results), cue_section(results)
+    (methods, _), (few, _), (cues, _) = sections
+    findings = [finding for _, found in sections for finding in found]
     parts = [
         HEAD,
         budget(results),
         NOTES,
-        *main_section(results),
+        "## Where the claim of the method shows here",
+        bullets([text for text, shows in findings if shows]),
+        "## Where it does not",
+        bullets([text for text, shows in findings if not shows]),
+        *methods,
         *search_section(results),
-        *few_label_section(results),
+        *few,
         *sweep_section(results, "Temperature", "temperature", ("0.05", "0.1", "0.2"), "0.1"),
         *sweep_section(results, "Batch size", "batch-size", ("16", "64", "256"), "64"),
-        *cue_section(results),
+        *cues,
         "## Figures of other pages",
         "These were measured for the pages that they link to, and are not made from the files of this page.",
         (folder / "elsewhere.md").read_text(encoding="utf-8").rstrip(),
