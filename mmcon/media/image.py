@@ -178,7 +178,7 @@ class ImageHandle:
         ) as error:  # Pillow reads some files that torchvision does not, and names the fault of others
             _log.info("%r: torchvision does not decode it (%s), Pillow is tried", self, error)
             return None
-        return whole if whole.shape == (3, image.height, image.width) else None
+        return whole if isinstance(whole, Tensor) and whole.shape == (3, image.height, image.width) else None
 
     def _check_region(self, region: Region | None) -> Region:
         facts = self.facts

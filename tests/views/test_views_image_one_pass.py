@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from mmcon_views.image import steps
+from mmcon_views.image import one_pass
 from mmcon_views.image.blur import Blur
 from mmcon_views.image.color import ColorJitter, Grayscale, Solarize
 from mmcon_views.image.flip import Flip
@@ -45,7 +45,7 @@ def views_of(chain, x, rows=slice(None)):
 def test_a_chain_in_one_pass_equals_its_generators_one_by_one(monkeypatch, name, layout):
     chain, x = Chain(*CHAINS[name]), photos(layout)
     fast = views_of(chain, x)
-    monkeypatch.setattr(steps, "_kernels", lambda: None)
+    monkeypatch.setattr(one_pass, "_kernels", lambda: None)
     assert not torch.equal(fast, views_of(chain, x))  # the pass was compiled, and rounds otherwise
     torch.testing.assert_close(fast, views_of(chain, x), rtol=0, atol=3e-6)
     assert float(fast.min()) >= 0
@@ -91,8 +91,8 @@ def test_brightness_and_the_mean_of_a_contrast_by_hand():
 
 def test_gray_images_other_generators_and_no_generator_are_left_to_the_chain():
     out = torch.full((2, 1, 4, 4), 7.0)
-    assert steps.one_pass([Flip()], torch.zeros(2, 1, 4, 4), out, [{"flip": torch.tensor([True, False])}], "") == 0
-    assert steps.one_pass([], torch.zeros(2, 3, 4, 4), out, [], "") == 0
+    assert one_pass.one_pass([Flip()], torch.zeros(2, 1, 4, 4), out, [{"flip": torch.tensor([True, False])}], "") == 0
+    assert one_pass.one_pass([], torch.zeros(2, 3, 4, 4), out, [], "") == 0
     assert bool((out == 7.0).all())
 
 
@@ -101,12 +101,12 @@ def test_a_numba_that_does_not_work_is_told_once_and_views_are_computed_without_
     import mmcon_views.image as package
 
     monkeypatch.delattr(package, "cpu_kernels", raising=False)
-    steps._kernels.cache_clear()
+    one_pass._kernels.cache_clear()
     chain, x = Chain(*CHAINS["constant"]), photos("bytes", n=2)
     try:
         with caplog.at_level(logging.WARNING):
             views_of(chain, x), views_of(chain, x)
-        assert [record.name for record in caplog.records] == ["mmcon_views.image.steps"]
+        assert [record.name for record in caplog.records] == ["mmcon_views.image.one_pass"]
         assert "without numba" in caplog.text
     finally:
-        steps._kernels.cache_clear()
+        one_pass._kernels.cache_clear()

@@ -15,8 +15,8 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
+from mmcon_views.image.one_pass import BLUR, NOTHING, PixelSteps, one_pass
 from mmcon_views.image.pixels import copy_as_float, kernels_for, map_selected, map_selected_, to_device, to_float
-from mmcon_views.image.steps import BLUR, NOTHING, PixelSteps, one_pass
 
 # Up to this many pixels, images are blurred together on a CPU; larger images one by one, each with only its own taps.
 SMALL = 64 * 64

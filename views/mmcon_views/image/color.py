@@ -18,6 +18,7 @@ from mmcon.errors import InputError
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
+from mmcon_views.image.one_pass import BRIGHTNESS, GRAY, NOTHING, SOLARIZE, PixelSteps, one_pass
 from mmcon_views.image.pixels import (
     channel_means,
     copy_as_float,
@@ -29,7 +30,6 @@ from mmcon_views.image.pixels import (
     to_device,
     to_float,
 )
-from mmcon_views.image.steps import BRIGHTNESS, GRAY, NOTHING, SOLARIZE, PixelSteps, one_pass
 
 # ITU-R BT.601 luma, with the digits of torchvision and Pillow.
 LUMA = (0.2989, 0.587, 0.114)

@@ -13,7 +13,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-from mmcon_views.image.steps import BLUR, BRIGHTNESS, CONTRAST, FLIP, GRAY, HUE, NOTHING, SATURATION, SOLARIZE
+from mmcon_views.image.one_pass import BLUR, BRIGHTNESS, CONTRAST, FLIP, GRAY, HUE, NOTHING, SATURATION, SOLARIZE
 
 ZERO, ONE, TWO, THREE, WHITE, TINY = (np.float32(number) for number in (0, 1, 2, 3, 255, 1e-12))
 RED, GREEN, BLUE = (np.float32(weight) for weight in (0.2989, 0.587, 0.114))

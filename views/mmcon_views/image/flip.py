@@ -12,8 +12,8 @@ from torch import Tensor
 from mmcon.random import Keys
 from mmcon.registry import register_view
 from mmcon.views import Meta, Params, ViewGenerator
+from mmcon_views.image.one_pass import FLIP, NOTHING, PixelSteps, one_pass
 from mmcon_views.image.pixels import check_batch, copy_as_float, map_selected, map_selected_
-from mmcon_views.image.steps import FLIP, NOTHING, PixelSteps, one_pass
 
 
 @register_view("image/flip", modality="image")
