@@ -129,7 +129,7 @@ def query_modality(model: LoadedModel, query: str | Path) -> str:
         raise DataError("search", expected=expected, got=repr(str(query)), fix="check the path of the query")
     others = [name for name in model.modalities if name != "text"]
     known = by_suffix or (others[0] if len(others) == 1 else None)
-    if known not in model.modalities:
+    if known is None or known not in model.modalities:
         got = f"{str(query)!r} of {known!r}" if known else f"{str(query)!r}, whose suffix says none"
         fix = "query by a file of such a modality, or name it with --modality"
         fix += "; --modality text takes the name itself as the text" if has_texts else ""

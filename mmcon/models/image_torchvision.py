@@ -70,8 +70,8 @@ def _remove_classifier(network: nn.Module, name: str, *, keep_dropout: bool) -> 
     less between images than by dropout.
     """
     for attribute in ("fc", "classifier", "heads", "head"):
-        head = getattr(network, attribute, None)
-        linears = [(path, m) for path, m in (head or nn.Identity()).named_modules() if isinstance(m, nn.Linear)]
+        head: nn.Module = getattr(network, attribute, None) or nn.Identity()
+        linears = [(path, m) for path, m in head.named_modules() if isinstance(m, nn.Linear)]
         if not linears:
             continue
         path, linear = linears[-1]

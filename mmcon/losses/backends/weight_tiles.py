@@ -162,7 +162,7 @@ class _Weights:
 
 
 @dataclass(frozen=True)
-class _State(BackwardState):
+class _WeightedState(BackwardState):
     """What the backward pass needs beside the embeddings.
 
     Attributes:
@@ -225,7 +225,7 @@ class _State(BackwardState):
         return tile_gradients(self.pairs, of_tile, of_candidates=of_candidates)
 
 
-def _losses(weights: _Weights) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"], _State] | None:
+def _losses(weights: _Weights) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"], _WeightedState] | None:
     """The losses, which anchors have one, and what the backward pass needs."""
     settings = weights.problem.settings
     weight_sum, denominators, weighted = _sums(weights)
@@ -248,7 +248,7 @@ def _losses(weights: _Weights) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"],
         # With normalized rows log D stays as it is: times the weights and divided by them again it would lose digits.
         log_part = known.log() if settings.row_normalize else weight_sum * known.log()
         losses = log_part - weighted / divisor
-    state = _State(weights, valid, divisor, weight_sum, known, weighted)
+    state = _WeightedState(weights, valid, divisor, weight_sum, known, weighted)
     return torch.where(valid, losses, 0), valid, state
 
 
