@@ -71,5 +71,8 @@ def test_every_recipe_can_train_on_few_labels():
     # A part of a part still has the channels of its images, and the classes of the whole.
     part = RunConfig(labels_per_class=2).labeled_subset(Subset(source, range(0, 133, 2)))
     assert (channels_of(part), len(part), len(part.classes)) == (1, 6, 3)
-    for path in (ROOT / "recipes").glob("*.py"):
-        assert "config.labeled_subset(" in path.read_text(), path
+    recipes = [path.read_text() for path in (ROOT / "recipes").glob("*.py")]
+    loops = [text for text in recipes if "run.batches(" in text]  # the others start the recipes that have a loop
+    assert len(loops) >= len(recipes) - 1
+    for text in loops:
+        assert "config.labeled_subset(" in text, text[:200]
