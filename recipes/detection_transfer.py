@@ -99,8 +99,8 @@ def main(config: Config) -> None:
 
     # Model: the encoder, a feature pyramid, and the heads of the detector.
     encoder = open_encoder(config)
-    about: dict[str, Any] = {"classes": len(boxes.classes), "image_size": config.side, "width": config.width}
-    about["kind"] = config.detector
+    about: dict[str, Any] = {"kind": config.detector, "classes": len(boxes.classes), "image_size": config.side}
+    about["width"] = config.width
     few = FEW_REGIONS if config.data == SHAPES and config.detector == "faster-rcnn" else {}
     detector = create_detector(encoder, **about, **few)
     optimizer, schedule = create_optimizer_and_schedule(config, [detector], steps_per_epoch=len(loader))
@@ -110,7 +110,7 @@ def main(config: Config) -> None:
         images, targets = flipped(batch, boxes, config)
         losses = trained(images, targets)
         run.note(**{name.removeprefix("loss_"): float(value.detach()) for name, value in losses.items()})
-        run.step(torch.stack([*losses.values()]).sum())
+        run.step(torch.stack([*losses.values()]).sum() * bool(batch.index["image"].n))
 
     # Evaluation: average precision on the held-out images.
     detector = run.full_model(detector)
@@ -118,10 +118,11 @@ def main(config: Config) -> None:
         return run.close()
     weights = {name: value.contiguous() for name, value in detector.state_dict().items()}
     save_file(weights, run.folder / "detector.safetensors", metadata={key: str(value) for key, value in about.items()})
-    result = evaluate(detector, test, test_boxes, views, config, run.device)
+    failures: dict[int, str] = {}
+    result = evaluate(detector, test, test_boxes, views, config, run.device, failures)
     run.print(result.table())
     result.plot().savefig(run.folder / "average_precision.png", dpi=150)
-    run.finish(result.to_json())
+    run.finish(result.to_json() | {"unreadable_test_images": len(failures)})
 
 
 # --- data, encoder and evaluation ------------------------------------------------------------------------------------
@@ -153,6 +154,9 @@ def open_encoder(config: Config) -> nn.Module:
 def flipped(batch: ViewBatch, boxes: BoxTable, config: Config) -> tuple[list[Any], list[dict[str, Any]]]:
     """The images of a batch and their boxes, each image mirrored with probability one half, drawn by its key."""
     index, images = batch.index["image"], batch.views["image"][0]
+    if not len(images):  # a rank that can read no image of its shard takes part with a blank one, which counts nothing
+        target = {"boxes": images.new_zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64, device=images.device)}
+        return [images.new_zeros(images.shape[1:])], [target]
     fields: dict[str, Any] = {name: index[name].cpu() for name in ("epoch", "sample", "occurrence")}
     flips = mmcon.keys(seed=config.seed, **fields).child("detection").bernoulli("flip", 0.5)
     images = torch.where(flips.to(images.device)[:, None, None, None], images.flip(-1), images)
@@ -166,12 +170,19 @@ def flipped(batch: ViewBatch, boxes: BoxTable, config: Config) -> tuple[list[Any
 
 @torch.inference_mode()
 def evaluate(
-    detector: Any, test: Source, boxes: BoxTable, views: Any, config: Config, device: torch.device
+    detector: Any,
+    test: Source,
+    boxes: BoxTable,
+    views: Any,
+    config: Config,
+    device: torch.device,
+    failures: dict[int, str],
 ) -> DetectionResult:
-    """The average precision on all images of a source."""
+    """The average precision on all images of a source; why some are left out goes to `failures`."""
     detector.eval()
     found: dict[int, dict[str, Shaped[Tensor, "..."]]] = {}
-    for batch in one_pass(test, views, batch_size=config.batch_size, workers=config.workers, device=device):
+    options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers, "device": device}
+    for batch in one_pass(test, views, failures=failures, **options):
         rows = batch.index["image"]["row"].tolist()
         for row, own in zip(rows, detector([*batch.views["image"][0]]), strict=True):
             own = {name: value.cpu() for name, value in own.items()}

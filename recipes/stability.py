@@ -14,6 +14,7 @@ After Khosla et al. 2020, "Supervised Contrastive Learning", sections 4.3 and 4.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -33,7 +34,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 import mmcon
-from mmcon.errors import ConfigError, MmconError, nearest
+from mmcon.errors import ConfigError, nearest
 from mmcon.evaluation.statistics import t_interval
 from mmcon.files import append_line, read_lines, replace_file
 from mmcon.sources.base import Source, Subset
@@ -94,7 +95,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "learning-rate": {f"× {value:g}": {"rate_factor": value} for value in (0.1, 0.3, 1.0, 3.0, 10.0)},
     "label-fraction": {f"{100 * share:g} %": {"label_fraction": share if share < 1 else None} for share in SHARES},
     "width-and-strength": {
-        f"{width} × {strength:g}": {"encoder": f"mmcon/resnet-tiny{suffix}", "strength": strength}
+        f"{width} × {strength:g}": {"encoder": f"mmcon/resnet-tiny{suffix}", "pretrained": False, "strength": strength}
         for (width, suffix), strength in product(((16, "-16"), (32, ""), (64, "-64")), (0.25, 0.5, 1.0))
     },
     "order": {name: {"sampler": sampler} for name, sampler in (("shuffled", "uniform"), ("fixed", "fixed-order"))},
@@ -163,6 +164,12 @@ def check(config: Config) -> None:
         raise ConfigError("stability", expected="repeats, processes and rates of 1 or more", got=str(config.rates))
 
 
+@functools.cache
+def encoder_of(name: str, pretrained: bool, side: int) -> nn.Module:
+    """An encoder whose default rate is asked for at each point."""
+    return mmcon.create_encoder(name, pretrained=pretrained, image_size=side)
+
+
 class Sweep:
     """The runs of a sweep: which there are, which are done, and what they show."""
 
@@ -179,13 +186,13 @@ class Sweep:
         flags = {**METHODS[method], **flags, "seed": seed}
         factor *= flags.pop("rate_factor", 1.0)
         settings = {**self.base, **flags}
-        if factor != 1.0 and settings["learning_rate"] is None:
-            settings["learning_rate"] = factor * self._default_rate(settings)
+        if factor != 1.0:
+            settings["learning_rate"] = factor * (settings["learning_rate"] or self._default_rate(settings))
         return {"method": method, "flags": settings, "search": search}
 
     def _default_rate(self, settings: Mapping[str, Any]) -> float:
         config = from_mapping(reference.Config, dict(settings))
-        encoder = mmcon.create_encoder(config.encoder, pretrained=config.pretrained, image_size=config.side)
+        encoder = encoder_of(config.encoder, config.pretrained, config.side)
         return max(rate for rate, _ in default_rates(config, [nn.ModuleDict({"image": encoder})]).values())
 
     def key(self, job: Mapping[str, Any]) -> str:
@@ -208,8 +215,15 @@ class Sweep:
 
     def factor(self, method: str, optimizer: str) -> float:
         """The rate with the best linear probe on the held-out training images; of equal ones the lowest."""
+        if len(self.config.rates) == 1:
+            return self.config.rates[0]
         keys = {factor: self.key(self._search_job(method, optimizer, factor)) for factor in sorted(self.config.rates)}
-        return max(keys, key=lambda factor: self.done.get(keys[factor], {}).get("linear_probe", -1.0))
+        lines = {factor: self.done.get(key, {"error": "no run"}) for factor, key in keys.items()}
+        found = {factor: line["linear_probe"] for factor, line in lines.items() if "error" not in line}
+        if not found:
+            why, where = str(next(iter(lines.values()))["error"]), f"search of {method} with {optimizer}"
+            raise ConfigError(where, expected="a run that ends", got=why, fix="mend the cause, then --resume")
+        return max(found, key=lambda factor: found[factor])
 
     def points(self) -> Iterator[tuple[str, str, str, int, dict[str, Any]]]:
         """Study, point, method and seed of each run of the studies, and the run."""
@@ -237,8 +251,12 @@ class Sweep:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.config.processes, mp_context=context) as pool:
             futures = {pool.submit(train, *arguments): key for key, arguments in options.items()}
-            for future in as_completed(futures):
-                self._finished(futures[future], future.result())
+            try:
+                for future in as_completed(futures):
+                    self._finished(futures[future], future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # else all waiting runs would be made, and none recorded
+                raise
 
     def _finished(self, key: str, line: dict[str, Any]) -> None:
         self.done[key] = {"run": key, **line}
@@ -280,7 +298,7 @@ def train(job: Mapping[str, Any], folder: Path, keep: bool) -> dict[str, Any]:
         config = from_mapping(kind, dict(job["flags"]))
         reference.main(replace(config, output_dir=folder))
         results = json.loads((folder / "results.json").read_text())
-    except (MmconError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # whatever ends a run is the result of that run alone
         return about | {"error": f"{type(error).__name__}: {error}"}
     figures = {name: results[name]["top1"] for name in ("linear_probe", "knn", "linear_stage") if name in results}
     for name in () if keep else ("checkpoints", "features", "model"):

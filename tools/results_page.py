@@ -189,7 +189,8 @@ def sweep_section(results: Results, title: str, group: str, values: Sequence[str
         means = [mean([run["linear_probe"] for run in runs.values()]) for runs in of.values() if runs]
         spread = f"{max(means) - min(means):.3f}" if len(means) == len(values) else DASH
         rows.append([TITLES[method], *(cell(runs, lambda run: run["linear_probe"]) for runs in of.values()), spread])
-    return [f"## {title}", table(["linear probe", *values, "best less worst"], rows)]
+    note = ["The rate follows the root of the batch size from the searched one at 64."] if group == "batch-size" else []
+    return [f"## {title}", *note, table(["linear probe", *values, "best less worst"], rows)]
 
 
 def cue_section(results: Results) -> Section:

@@ -86,9 +86,14 @@ class GuidedNegatives(Pairwise):
             if features.ndim != 2 or not features.is_floating_point():
                 got = f"{features.dtype} of shape {tuple(features.shape)}"
                 raise InputError("GuidedNegatives", expected="floats `n m`", got=got)
+        if rows.shape[1] != columns.shape[1]:
+            got = f"{rows.shape[1]} and {columns.shape[1]}"
+            raise InputError("GuidedNegatives", expected="features of one width", got=got)
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
-        rows, columns = (torch.nn.functional.normalize(v, dim=1) for v in values[0])
+        # In half precision, cosines that are equal in the limit and in a tile would differ by rounding.
+        wide = (v if v.dtype.itemsize >= 4 else v.float() for v in values[0])
+        rows, columns = (torch.nn.functional.normalize(v, dim=1) for v in wide)
         return rows @ columns.T
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:

@@ -194,7 +194,7 @@ def _place(output: Path, format: str) -> tuple[Path, str]:
     """The folder of an export, and the name of its program."""
     suffix = PROGRAMS.get(format, "")
     folder, file = (output.parent, output.name) if suffix and output.suffix == suffix else (output, f"model{suffix}")
-    taken = folder.is_dir() and ((folder == output and any(folder.iterdir())) or (folder / CARD).exists())
+    taken = folder.is_dir() and any(folder.iterdir())
     if folder.is_file() or (taken and exported_format(folder) != format):
         raise InputError(
             "export",

@@ -87,13 +87,16 @@ class MinedNegatives:
         """Write `table` as .parquet, .csv or .jsonl, which `create_source` reads.
 
         Raises:
-            InputError: the suffix is another one.
+            InputError: the suffix is another one, or no anchor has all its negatives.
         """
         from pyarrow import csv, parquet
 
         path, table = Path(path), self.table(layout)
         if path.suffix not in _SUFFIXES:
             raise InputError("MinedNegatives.write", expected=f"one of {', '.join(_SUFFIXES)}", got=path.name)
+        if not table.num_rows:
+            fix = "fewer num_negatives, wider conditions, or layout='triplets'"
+            raise InputError("MinedNegatives.write", expected="an anchor with all its negatives", got="none", fix=fix)
         create_folder(path.parent)
         if path.suffix == ".jsonl":
             return replace_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()))

@@ -64,7 +64,10 @@ def model_card(
     """
     run, folder = run_folder_of(model), _folder_of(model)
     if run is None and not export and folder is not None and (folder / CARD).is_file():
-        return ModelCard.load(folder / CARD)
+        card = ModelCard.load(folder / CARD)
+        if license is not None:
+            card.data.license = license  # type: ignore[attr-defined]
+        return card
     files = RunFiles(Path()) if run is None else read_run(run)
     name = name or (run or folder or Path(model.name or "model")).name
     title, is_own = name.rpartition("/")[2], run is not None or bool(model.spaces)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmcon.errors import InputError
+from mmcon.errors import InputError, check_whole
 
 
 def formatted_rows(rows: Float[Tensor, "n d"], truncate_dim: int | None, normalize: bool) -> Float[Tensor, "n _d"]:
@@ -23,6 +23,7 @@ def checked_dim(truncate_dim: int | None, width: int) -> int:
     """
     if truncate_dim is None:
         return width
-    if not isinstance(truncate_dim, int) or isinstance(truncate_dim, bool) or not 1 <= truncate_dim <= width:
+    truncate_dim = check_whole("encode", "truncate_dim", truncate_dim, least=1)
+    if truncate_dim > width:
         raise InputError("encode", expected=f"truncate_dim from 1 to {width}", got=repr(truncate_dim))
     return truncate_dim

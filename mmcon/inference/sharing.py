@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from huggingface_hub import HfApi, ModelCard, ModelHubMixin
 
 from mmcon.errors import InputError
@@ -88,7 +89,7 @@ def exported_format(folder: Path) -> str | None:
         return None
     try:
         return ModelCard.load(folder / CARD).data.get(EXPORT_KEY)
-    except ValueError:  # a README.md whose metadata are no YAML is not of an export
+    except (ValueError, yaml.YAMLError):  # a README.md whose metadata are no YAML is not of an export
         return None
 
 
@@ -101,6 +102,7 @@ def _push_folder(
     token: str | None = None,
     branch: str | None = None,
     commit_message: str = _MESSAGE,
+    create_pr: bool | None = None,
 ) -> str:
     if license is not None:
         card = ModelCard.load(folder / CARD)
@@ -109,7 +111,8 @@ def _push_folder(
     with _upload_errors(repo_id):
         api = HfApi(token=token)
         name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message, revision=branch)
+        options: dict[str, Any] = {"commit_message": commit_message, "revision": branch, "create_pr": create_pr}
+        return api.upload_folder(repo_id=name, folder_path=folder, **options)
 
 
 @contextmanager

@@ -169,13 +169,14 @@ class ImageHandle:
         from torchvision.io import decode_jpeg, read_file
 
         try:
-            file = (
-                torch.frombuffer(bytearray(self.source), dtype=torch.uint8) if isinstance(self.source, bytes) else None
-            )
-            whole = decode_jpeg(read_file(str(self.source)) if file is None else file)
-        except (
-            RuntimeError
-        ) as error:  # Pillow reads some files that torchvision does not, and names the fault of others
+            if isinstance(self.source, bytes):
+                file = torch.frombuffer(bytearray(self.source), dtype=torch.uint8)
+            else:
+                file = read_file(str(self.source))
+            whole = decode_jpeg(file)
+        # Pillow reads some files that torchvision does not, and names the fault of others. Without its extension for
+        # images, torchvision lacks the function.
+        except (RuntimeError, AttributeError) as error:
             _log.info("%r: torchvision does not decode it (%s), Pillow is tried", self, error)
             return None
         return whole if isinstance(whole, Tensor) and whole.shape == (3, image.height, image.width) else None

@@ -9,6 +9,7 @@ The encoder is trained with the detector, in place. It normalizes images itself,
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Any, final
 
@@ -23,6 +24,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.poolers import initLevelMapper
 
 from mmcon.errors import InputError, UnknownNameError, nearest
 from mmcon.models.contrastive_model import ContrastiveModel
@@ -138,6 +140,10 @@ def create_detector(
     names = [str(number) for number in range(len(pyramid.strides) - 1)]
     head = TwoMLPHead(width * _ROI_SIDE**2, 4 * width)
     regions = MultiScaleRoIAlign(featmap_names=names, output_size=_ROI_SIDE, sampling_ratio=2)
+    # torchvision would round the strides to powers of two, and those of vision transformers may be 14.
+    regions.scales = [1 / stride for stride in pyramid.strides[:-1]]
+    levels_of = [round(math.log2(stride)) for stride in (pyramid.strides[0], pyramid.strides[-2])]
+    regions.map_levels = initLevelMapper(levels_of[0], levels_of[1])
     heads = {"box_head": head, "box_predictor": FastRCNNPredictor(4 * width, classes + 1), "box_roi_pool": regions}
     return FasterRCNN(pyramid, rpn_anchor_generator=anchors, **common | heads | options)
 

@@ -49,7 +49,7 @@ def timm_encoder(
         options["img_size"] = image_size
     with image_load_errors(name):
         network = timm.create_model(target, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
-    if not pretrained:
+    if not pretrained and not options.get("checkpoint_path"):
         start_as_shortcuts(network)
     fit_stem(network, name, small_images=small_images, image_size=image_size, pretrained=pretrained)
     config = resolve_model_data_config(network)

@@ -27,8 +27,11 @@ def truncation_weights(
     Raises:
         ConfigError: numbers below 1 or given twice, weights that do not fit them, or a similarity of whole embeddings.
     """
-    numbers = [int(dim) for dim in dims]
-    if any(dim < 1 for dim in numbers) or len(set(numbers)) < len(numbers):
+    if not isinstance(dims, Sequence) or not all(isinstance(dim, int) and dim > 0 for dim in dims):
+        got = str([*dims]) if isinstance(dims, Sequence) else repr(dims)
+        raise ConfigError("Objective", expected="truncate: different numbers of dimensions above 0", got=got)
+    numbers = [*dims]
+    if len(set(numbers)) < len(numbers):
         raise ConfigError("Objective", expected="truncate: different numbers of dimensions above 0", got=str(numbers))
     given = [1.0] * len(numbers) if weights is None else [float(weight) for weight in weights]
     if len(given) != len(numbers) or not all(0 <= weight < math.inf for weight in given):

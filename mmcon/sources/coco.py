@@ -207,7 +207,9 @@ def _table(content: Mapping[str, Any], file: Path) -> tuple[BoxTable, list[str]]
             got = f"{len(unknown):,} others, such as {unknown[0][name]!r} of annotation {unknown[0].get('id')}"
             raise DataError(str(file), expected=f"{name} among the {len(known):,} of the file", got=got)
     try:
-        corners = torch.tensor([_field(entry, "bbox", file) for entry in found], dtype=torch.float32).view(-1, 4)
+        corners = torch.tensor([_field(entry, "bbox", file) for entry in found], dtype=torch.float32).view(
+            len(found), 4
+        )
         table_of_sizes = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, MmconError):

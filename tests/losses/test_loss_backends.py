@@ -150,3 +150,21 @@ def test_far_positives_beside_near_negatives_have_a_finite_loss():
     affinity = Dense(torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
     problem = prepare(rows, None, affinity, temperature=0.02, self_index=None, settings=LossSettings(denominator="one"))
     torch.testing.assert_close(tiled_losses(problem).losses, torch.tensor([100.0, math.log(2), 0.0]))
+
+
+@pytest.mark.parametrize(("form", "denominator", "temperature"), [("in", "all", 0.04), ("out", "one", 0.05)])
+def test_positives_of_the_least_weights_have_finite_gradients(form, denominator, temperature):
+    """The weight of the only positive of an anchor times its exponential leaves the range of float32."""
+    labels = torch.tensor([0.0, 12.9, 1000.0, 1001.0, 2000.0, 2001.0])
+    rows = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows[1] = -rows[0]
+    results = {}
+    for backend, dtype in (("tiled", torch.float32), ("dense", torch.float64)):
+        z = rows.to(dtype).requires_grad_()
+        settings = {"form": form, "denominator": denominator, "temperature": temperature, "reduction": "none"}
+        kernel = LabelKernel(labels.to(dtype), width=1.0)
+        losses = weighted_supcon(z, None, kernel, backend=backend, **settings)
+        (gradient,) = torch.autograd.grad(losses.sum(), z)
+        results[backend] = losses.double(), gradient.double()
+    for mine, expected in zip(results["tiled"], results["dense"], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-3)

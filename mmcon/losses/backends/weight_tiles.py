@@ -233,14 +233,17 @@ def _losses(weights: _Weights) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"],
     if settings.denominator == "negatives":
         valid = valid & (denominators > 0)
     counts = torch.full_like(weights.problem.self_index, len(weights.pairs.candidates))
-    # Where there may be no term, a sum of 0 is exact.
-    checked = [denominators] if settings.form == "out" else [denominators, weighted]
-    if not all(are_exact(x, torch.where(valid & (x != 0), counts, 0)) for x in checked):
+    # A denominator without a term is 0, exactly; the sum over positives has one for each valid anchor.
+    if not are_exact(denominators, torch.where(valid & (denominators != 0), counts, 0)):
+        return None
+    if settings.form == "in" and not are_exact(weighted, torch.where(valid, counts, 0)):
         return None
     divisor = torch.where(valid, weight_sum, 1) if settings.row_normalize else torch.ones_like(weight_sum)
     known = torch.where(valid, denominators, 1)
     if settings.denominator == "one":
         losses, weighted = _pair_sums(weights, known)
+        if not are_exact(weighted, torch.where(valid, counts, 0)):
+            return None
         losses = losses / divisor
     elif settings.form == "in":
         losses = known.log() - torch.where(valid, weighted, 1).log() + divisor.log()

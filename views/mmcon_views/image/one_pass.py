@@ -64,7 +64,7 @@ def one_pass(
     Returns:
         The number of generators that were applied.
     """
-    if batch.dim() != 4 or batch.shape[1] != 3 or batch.device.type != "cpu":
+    if batch.dim() != 4 or batch.shape[1] != 3 or batch.device.type != "cpu" or batch.requires_grad:
         return 0
     known = list(itertools.takewhile(lambda child: hasattr(child, "pixel_steps"), children))
     kernels = _kernels()
