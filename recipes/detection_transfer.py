@@ -101,7 +101,7 @@ def main(config: Config) -> None:
     encoder = open_encoder(config)
     about: dict[str, Any] = {"kind": config.detector, "classes": len(boxes.classes), "image_size": config.side}
     about["width"] = config.width
-    few = FEW_REGIONS if config.data == SHAPES and config.detector == "faster-rcnn" else {}
+    few: dict[str, Any] = FEW_REGIONS if config.data == SHAPES and config.detector == "faster-rcnn" else {}
     detector = create_detector(encoder, **about, **few)
     optimizer, schedule = create_optimizer_and_schedule(config, [detector], steps_per_epoch=len(loader))
     trained = run.prepare(detector, optimizer, schedule)
