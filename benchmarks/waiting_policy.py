@@ -11,14 +11,14 @@ with as many threads as cores. Processes of all policies take turns; the medians
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+
+from files import busy_programs
 
 POLICIES: dict[str, dict[str, str]] = {
     "default": {},
@@ -54,18 +54,6 @@ def steps(seconds: float, batch: int) -> dict[str, float]:
         wall.append(time.perf_counter() - began[0])
         processor.append(time.process_time() - began[1])
     return {name: 1e3 * statistics.median(ms[1:]) for name, ms in (("wall", wall), ("processor", processor))}
-
-
-@contextlib.contextmanager
-def busy_programs(count: int) -> Iterator[None]:
-    """Programs that each keep a core busy."""
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for program in programs:
-            program.kill()
-            program.wait()
 
 
 def run_alone(policy: dict[str, str], options: argparse.Namespace) -> dict[str, float]:

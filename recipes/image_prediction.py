@@ -101,6 +101,8 @@ def main(config: Config) -> None:
     optimizer, schedule = create_optimizer_and_schedule(config, [network, objective], steps_per_epoch=len(loader))
     momentum = None
     if config.objective == "byol":
+        if config.accumulate > 1:  # the average would follow each batch, and not each step of the optimizer
+            raise ConfigError("--accumulate", expected="1 with --objective byol", got=str(config.accumulate))
         momentum = MomentumEncoder(network, momentum=config.momentum, total_steps=config.epochs * len(loader))
     state = {"momentum": momentum} if momentum else {}
     trained = run.prepare(network, optimizer, schedule, objective=objective, **state)
