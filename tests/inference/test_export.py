@@ -140,7 +140,7 @@ def test_onnx_and_torch_export_have_the_embeddings_for_any_batch_size(tmp_path):
         mmcon.load(tmp_path / "onnx")
 
     file = tmp_path / "words" / "words.pt2"
-    with pytest.raises(InputError, match="a new folder.*which has other files"):  # of the user, not to be overwritten
+    with pytest.raises(InputError, match=r"a new folder.*which has other files"):  # of the user, not to be overwritten
         export_model(model, "torch-export", tmp_path / file.name, modality="text")
     made = export_model(model, "torch-export", file, modality="text", normalize=False)
     assert file in made.files
