@@ -70,5 +70,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def _links_in_the_site(text: str) -> str:
     for page, source in OUTSIDE.items():
         text = re.sub(rf"\]\((\.\./)?{re.escape(source)}", f"]({page}", text)
+    # Folders of code are not on the site.
+    text = re.sub(r"\[([^\]]*)\]\(([\w/]+)\)", lambda m: m[0] if not (ROOT / m[2]).is_dir() else f"`{m[1]}`", text)
     text = re.sub(r"\]\(docs/", "](", text)
     return re.sub(r"\]\((notebooks/\w+)\.ipynb", r"](\1.md", text)
