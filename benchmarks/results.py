@@ -58,6 +58,12 @@ MORE_SEEDS = (3, 4, 5)
 #: The budgets: images a class, passes over them, and the batch.
 BUDGET = {"labels_per_class": 100, "epochs": 10, "batch_size": 64}
 SEARCH_BUDGET = {"labels_per_class": 50, "epochs": 10, "batch_size": 64}
+#: Studies of fewer methods at a larger budget, each with a search of its own.
+LARGER: dict[str, dict[str, Any]] = {
+    "pixels-28": {"data": DATA, "image_size": 28, "labels_per_class": 300, "epochs": 20, "batch_size": 128},
+    "emoji": {"data": "samples/emoji", "image_size": 28, "epochs": 30, "batch_size": 128},
+}
+LARGER_METHODS, LARGER_SEEDS = ("supcon", "cross-entropy", "simclr"), (0, 1, 2, 3, 4)
 #: Of the test images, how many are corrupted and perturbed, and how strongly.
 ALTERED, SEVERITIES, STEPS = 300, (1, 3, 5), 3
 CORRELATION, CUED = 0.95, 1000
@@ -114,25 +120,39 @@ def trials() -> Iterator[Trial]:
     for seed in MORE_SEEDS:
         for method in METHODS:
             yield Trial("main", method, method, seed, BUDGET)
+    for rate in RATES:
+        for group, larger in LARGER.items():
+            for method in LARGER_METHODS:
+                yield Trial(f"{group}-search", f"{method}-rate-{rate:g}", method, 0, larger | {"learning_rate": rate})
+    for seed in LARGER_SEEDS:
+        for group, larger in LARGER.items():
+            for method in LARGER_METHODS:
+                yield Trial(group, method, method, seed, larger)
 
 
-def best_rate(method: str) -> float:
-    """The rate of the search with the highest accuracy on held-out training images; of equal ones the lowest."""
+def best_rate(method: str, search: str) -> float:
+    """The rate of a search with the highest accuracy on held-out training images; of equal ones the lowest."""
     found = {}
     for trial in trials():
-        if trial.group == "search" and trial.method == method:
+        if trial.group == search and trial.method == method:
             if not trial.file.exists():
-                raise SystemExit(f"{trial.file} is missing: run the group search first")
+                raise SystemExit(f"{trial.file} is missing: run the group {search} first")
             found[trial.flags["learning_rate"]] = json.loads(trial.file.read_text())["linear_probe"]
     return max(sorted(found), key=lambda rate: found[rate])
 
 
 @register_source("results/held-out", modality="image")
-def held_out(split: str = "train") -> Source:
+def held_out(split: str = "train", data: str = DATA) -> Source:
     """The training images in two parts: a fifth is held out as the test split."""
-    source = mmcon.create_source(DATA, split="train")
+    source = mmcon.create_source(data, split="train")
     out = held_out_samples(source.ids, share=0.2, seed=1)  # not the samples that the probe holds out of its training
     return Subset(source, (out if split == "test" else ~out).nonzero()[:, 0])
+
+
+@register_source("results/held-out-emoji", modality="image")
+def held_out_emoji(split: str = "train") -> Source:
+    """The same of the emoji."""
+    return held_out(split, "samples/emoji")
 
 
 def digits() -> Source:
@@ -155,9 +175,14 @@ def run_trial(trial: Trial, runs: Path) -> dict[str, Any]:
     cues = Namespace(data=DATA, samples=CUED, correlation=CORRELATION, size=SIDE)
     if trial.group == "cues" and flags["data"] not in mmcon.list_sources("image"):
         planted_cues.register_planted(cues, flags["data"].partition("/")[2])
-    flags.setdefault("data", "results/held-out" if trial.group == "search" else DATA)
-    if "learning_rate" not in flags:  # chosen at another batch size: AdamW's follows the root, as the default does
-        flags["learning_rate"] = best_rate(trial.method) * (flags["batch_size"] / SEARCH_BUDGET["batch_size"]) ** 0.5
+    flags.setdefault("data", DATA)
+    if trial.group.endswith("search"):
+        flags["data"] = "results/held-out" if flags["data"] == DATA else "results/held-out-emoji"
+    if "learning_rate" not in flags and trial.group in LARGER:
+        flags["learning_rate"] = best_rate(trial.method, f"{trial.group}-search")
+    elif "learning_rate" not in flags:  # chosen at another batch size: AdamW's follows the root, as the default does
+        scale = (flags["batch_size"] / SEARCH_BUDGET["batch_size"]) ** 0.5
+        flags["learning_rate"] = best_rate(trial.method, "search") * scale
     folder = runs / trial.group / f"{trial.name}-seed-{trial.seed}"
     started = time.process_time()
     recipe.main(recipe.Config(seed=trial.seed, output_dir=folder, cpu=True, resume=True, log_every=50, **flags))
