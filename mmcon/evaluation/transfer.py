@@ -171,7 +171,13 @@ class TransferResult:
 
 
 def compare_transfer(
-    folder: str | Path, *, data: Sequence[str], methods: Sequence[str], draws: int = 10_000, seed: int = 0
+    folder: str | Path,
+    *,
+    data: Sequence[str],
+    methods: Sequence[str],
+    metrics: Sequence[str] = (),
+    draws: int = 10_000,
+    seed: int = 0,
 ) -> TransferResult:
     """Compare methods by their predictions in `folder/DATA/METHOD`.
 
@@ -179,6 +185,7 @@ def compare_transfer(
         folder: of all predictions.
         data: names of data sets.
         methods: names of methods, two or more.
+        metrics: names of classifiers; default: all that every method has on a data set.
         draws: exchanges of a permutation test.
         seed: of the exchanges and the resampling.
 
@@ -189,9 +196,8 @@ def compare_transfer(
     if len(set(methods)) < 2 or not data:
         got = f"{list(methods)} on {list(data)}"
         raise InputError("compare_transfer", expected="two methods or more, and a data set", got=got)
-    found = {
-        name: compare_runs([Path(folder, name, method) for method in methods], draws=draws, seed=seed) for name in data
-    }
+    settings: dict[str, Any] = {"metrics": metrics, "draws": draws, "seed": seed}
+    found = {name: compare_runs([Path(folder, name, method) for method in methods], **settings) for name in data}
     pairs = [(name, difference) for name, result in found.items() for difference in result.differences]
     by_samples = holm([d.p_samples for _, d in pairs])
     seeds = [i for i, (_, d) in enumerate(pairs) if d.p_seeds is not None]

@@ -37,7 +37,7 @@ from mmcon.sources.factory import create_source
 from mmcon.views import ViewGenerator
 
 #: The name of an evaluation's predictions, where it differs: recipes save those of a metric by the same name.
-_METRIC_OF = {"probe": "linear_probe"}
+METRIC_OF = {"probe": "linear_probe"}
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,7 @@ def evaluate_model(
             missing or of one class, test classes are not in the training split, or a name is not known.
     """
     check_speed("evaluate_model", batch_size, workers)
-    chosen = [*EVALUATIONS] if list(on) == ["all"] else [find_evaluation(name) for name in dict.fromkeys(on)]
-    opened = _open(model, data, output, modality, near, far, options or {}, device)
-    available = opened.available()
-    runnable = _select(chosen, available, strict=list(on) != ["all"])
-    if "labels" in available:
-        check_labels(opened.train, opened.test)
+    opened, runnable = _open(model, data, on, output, modality, near, far, options or {}, device)
     if rank == 0:
         print(f"train {opened.train.describe()}\ntest  {opened.test.describe()}", flush=True)
     speed: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
@@ -117,6 +112,18 @@ def evaluate_model(
         for number, evaluation in enumerate(runnable, 1):
             print(f"{evaluation.name} ({number} of {len(runnable)})", flush=True)
             yield _run(evaluation, given, opened.folder)
+
+
+def check_evaluation(
+    model: str | Path,
+    data: str,
+    *,
+    on: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Raise what `evaluate_model` would raise before its work, such as for a mistyped name or missing labels."""
+    _open(model, data, on, None, None, (), (), options or {}, device)
 
 
 @dataclass(frozen=True)
@@ -170,13 +177,16 @@ class _Opened:
 def _open(
     model: LoadedModel | str | Path,
     data: str | None,
+    on: Sequence[str],
     output: str | Path | None,
     modality: str | None,
     near: Sequence[str],
     far: Sequence[str],
     options: Mapping[str, Any],
     device: torch.device | str,
-) -> _Opened:
+) -> tuple[_Opened, list[Evaluation]]:
+    """The model with its data, and the evaluations that can run; all that can be refused before the work is."""
+    chosen = [*EVALUATIONS] if list(on) == ["all"] else [find_evaluation(name) for name in dict.fromkeys(on)]
     own = {name: value for name, value in options.items() if any(name in e.options for e in EVALUATIONS)}
     of_source = {name: value for name, value in options.items() if name not in own}
     config = {} if isinstance(model, LoadedModel) else _config_of(Path(model))
@@ -198,7 +208,11 @@ def _open(
     train, test = (opened(data, split, **of_source) for split in ("train", "test"))
     near_sets, far_sets = ({name: opened(name, "test") for name in names} for names in (near, far))
     folder = Path(output) if output else name / "evaluation" if config else Path(f"evaluation-{name.name}")
-    return _Opened(model, modality, train, test, near_sets, far_sets, folder, own, {"data": data, **of_source})
+    found = _Opened(model, modality, train, test, near_sets, far_sets, folder, own, {"data": data, **of_source})
+    runnable = _select(chosen, available := found.available(), strict=list(on) != ["all"])
+    if "labels" in available:
+        check_labels(train, test)
+    return found, runnable
 
 
 def check_labels(train: Source, test: Source) -> None:
@@ -252,7 +266,7 @@ def _run(evaluation: Evaluation, given: EvaluationInput, folder: Path) -> Finish
 
 def _write(result: EvaluationResult, name: str, folder: Path, given: EvaluationInput) -> None:
     if isinstance(result, ClassificationResult):
-        save_predictions(folder, {_METRIC_OF.get(name, name): result.classification}, given.test)
+        save_predictions(folder, {METRIC_OF.get(name, name): result.classification}, given.test)
     replace_file(folder / f"{name}.txt", result.table() + "\n")
     figure = result.plot()
     replace_file(folder / f"{name}.png", lambda file: figure.savefig(file, dpi=150, format="png"))

@@ -4,7 +4,8 @@
     print(result.table())
 
 A model may be a folder of several seeds (`seed-0`, `seed-1`, …), all of which are evaluated. What is in the output
-folder already, of the same model and data, is kept, so an interrupted command goes on.
+folder already, of the same model, data and settings, is kept, so an interrupted command goes on. Results of seeds that
+the models do not have are refused: the comparison would count them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 
 from mmcon.errors import DataError, InputError
 from mmcon.evaluation.comparison import distinct_names
+from mmcon.evaluation.saved_predictions import FOLDER
 from mmcon.evaluation.transfer import TransferResult, compare_transfer
 from mmcon.files import replace_file
-from mmcon.inference.model_evaluation import evaluate_model
+from mmcon.inference.model_evaluation import METRIC_OF, check_evaluation, evaluate_model
 
 #: The evaluations of `mmcon evaluate` by protocol.
 PROTOCOLS = {"linear": "probe", "fine-tuned": "fine-tuning"}
@@ -54,7 +56,8 @@ def evaluate_transfer(
         device: the device of the encoder.
 
     Raises:
-        InputError: there are fewer than two models, no data set, or an unknown protocol.
+        InputError, DataError, CheckpointError: before any work, if there are fewer than two models or no data set, a
+            name of a model, a data set or a protocol is wrong, or the output folder has results of other seeds.
         DataError: an evaluation failed, with its reason.
     """
     unknown = [name for name in protocols if name not in PROTOCOLS]
@@ -66,16 +69,24 @@ def evaluate_transfer(
         )
     folder, on = Path(output), [PROTOCOLS[name] for name in dict.fromkeys(protocols)]
     methods, sets = distinct_names(models), distinct_names(data)
-    settings: dict[str, Any] = {"on": on, "options": options, "seed": seed, "batch_size": batch_size}
-    settings |= {"workers": workers, "device": device}
+    seeds = {method: _seeds(model) for method, model in zip(methods, models, strict=True)}
+    settings: dict[str, Any] = {"on": on, "options": options, "device": device}
+    paths = [path for of_method in seeds.values() for path in of_method.values()]
+    # Every model and every data set once, and not every pair: it opens all of them before the first hour of work.
+    for path, source in [*((path, data[0]) for path in paths), *((paths[0], source) for source in data[1:])]:
+        check_evaluation(path, source, **settings)
+    for of_set in sets:
+        for method, of_method in seeds.items():
+            _check_seeds(folder / of_set / method, [*of_method])
+    settings |= {"seed": seed, "batch_size": batch_size, "workers": workers}
     for of_set, source in zip(sets, data, strict=True):
-        for method, model in zip(methods, models, strict=True):
-            for inner, path in _seeds(model).items():
-                print(f"\n{method} {inner} on {of_set}", flush=True)
-                for done in evaluate_model(path, source, output=folder / of_set / method / inner, **settings):
-                    if done.error:
-                        raise DataError(f"transfer of {method} to {of_set}", expected="an evaluation", got=done.error)
-    result = compare_transfer(folder, data=sets, methods=methods, draws=draws, seed=seed)
+        for method, inner, path in ((m, inner, path) for m, of in seeds.items() for inner, path in of.items()):
+            print(f"\n{method} {inner} on {of_set}", flush=True)
+            for done in evaluate_model(path, source, output=folder / of_set / method / inner, **settings):
+                if done.error:
+                    raise DataError(f"transfer of {method} to {of_set}", expected="an evaluation", got=done.error)
+    metrics = [METRIC_OF.get(name, name) for name in on]
+    result = compare_transfer(folder, data=sets, methods=methods, metrics=metrics, draws=draws, seed=seed)
     replace_file(folder / "transfer.txt", result.table() + "\n")
     replace_file(folder / "transfer.json", json.dumps(result.to_json(), indent=1) + "\n")
     figure = result.plot()
@@ -87,3 +98,14 @@ def _seeds(model: str | Path) -> dict[str, str | Path]:
     """The runs of several seeds by the names of their folders; of one model, itself under ""."""
     found = {path.name: path for path in sorted(Path(model).expanduser().glob("seed-*")) if path.is_dir()}
     return dict(found) or {"": model}
+
+
+def _check_seeds(folder: Path, seeds: list[str]) -> None:
+    """Check that the results of a method that are there already are of its seeds."""
+    there = [path.name for path in sorted(folder.glob("seed-*")) if path.is_dir()]
+    there += [""] if (folder / FOLDER).is_dir() else []
+    others = [name for name in there if name not in seeds]
+    if others:
+        got = f"results of {', '.join(name or 'one model without seeds' for name in others)} in {folder}"
+        expected = f"an output folder with results of {', '.join(seeds) if any(seeds) else 'one model'} alone"
+        raise InputError("transfer", expected=expected, got=got, fix="another --output, or remove these results")

@@ -10,7 +10,7 @@ from evaluation_cases import labeled_features
 
 import mmcon
 from mmcon import cli
-from mmcon.errors import DataError, InputError
+from mmcon.errors import DataError, InputError, MmconError
 from mmcon.evaluation.saved_predictions import save_predictions
 from mmcon.evaluation.statistics import Classification, holm
 from mmcon.evaluation.transfer import compare_transfer
@@ -19,12 +19,12 @@ from mmcon.inference.model_transfer import evaluate_transfer
 TEST = labeled_features(40, 0)
 
 
-def save(folder, wrong):
+def save(folder, wrong, metric="linear_probe"):
     """Predictions that are wrong on the first samples."""
     correct = torch.arange(len(TEST)) >= wrong
     predicted = torch.where(correct, TEST.labels, (TEST.labels + 1) % 5)
     top1 = correct.double().mean().item()
-    save_predictions(folder, {"linear_probe": Classification(top1, 1.0, {}, predicted, correct)}, TEST)
+    save_predictions(folder, {metric: Classification(top1, 1.0, {}, predicted, correct)}, TEST)
 
 
 def test_holms_correction_is_for_all_data_sets_and_both_tests(tmp_path):
@@ -55,6 +55,10 @@ def test_one_data_set_has_no_test_over_data_sets(tmp_path):
     save(tmp_path / "flowers" / "b", 9)
     (mean,) = compare_transfer(tmp_path, data=["flowers"], methods=["a", "b"]).means
     assert (mean.verdict, mean.p_data) == ("one data set", None)
+    save(tmp_path / "flowers" / "a", 0, "fine-tuning")  # of an earlier call with another protocol
+    save(tmp_path / "flowers" / "b", 9, "fine-tuning")
+    result = compare_transfer(tmp_path, data=["flowers"], methods=["a", "b"], metrics=["linear_probe"])
+    assert [(mean.metric, mean.difference.value) for mean in result.means] == [("linear_probe", mean.difference.value)]
     with pytest.raises(InputError, match="two methods"):
         compare_transfer(tmp_path, data=["flowers"], methods=["a"])
     with pytest.raises(DataError, match="predictions"):
@@ -90,11 +94,27 @@ def test_the_command_evaluates_compares_and_goes_on(models, tmp_path, capsys):
     assert {file: file.stat().st_mtime_ns for file in times} == times
 
 
-def test_bad_input_is_refused_before_the_work(models):
+def test_bad_input_is_refused_before_the_work(models, tmp_path):
     for given, message in (
         ({"protocols": ["linaer"]}, "linear"),
         ({"models": models[:1]}, "two models"),
         ({"data": []}, "data set"),
+        ({"models": [models[0], models[1] + "x"]}, "seedsx"),
+        ({"data": ["samples/emoji", "samples/emojy"]}, "samples/emojy"),
     ):
-        with pytest.raises(InputError, match=message):
-            evaluate_transfer(**{"models": models, "data": ["samples/emoji"], "protocols": ["linear"], **given})
+        with pytest.raises(MmconError, match=message):
+            evaluate_transfer(
+                **{"models": models, "data": ["samples/emoji"], "output": tmp_path / "out", "protocols": ["linear"]}
+                | given
+            )
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("of_call", ["seed-2/predictions", "predictions"])
+def test_results_of_other_seeds_are_refused(models, tmp_path, of_call):
+    """Of an earlier call: those of more seeds would count, and those of one model would come before all seeds."""
+    out = tmp_path / "out"
+    (out / "emoji" / "seeds" / of_call).mkdir(parents=True)
+    given = {"models": models, "data": ["samples/emoji"], "output": out}
+    with pytest.raises(InputError, match=r"results of (seed-2|one model without seeds) in[\s\S]*--output"):
+        evaluate_transfer(**given)
