@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,9 @@ def evaluate_transfer(
     methods, sets = distinct_names(models), distinct_names(data)
     seeds = {method: _seeds(model) for method, model in zip(methods, models, strict=True)}
     settings: dict[str, Any] = {"on": on, "options": options, "device": device}
-    paths = [path for of_method in seeds.values() for path in of_method.values()]
-    # Every model and every data set once, and not every pair: it opens all of them before the first hour of work.
-    for path, source in [*((path, data[0]) for path in paths), *((paths[0], source) for source in data[1:])]:
-        check_evaluation(path, source, **settings)
-    for of_set in sets:
-        for method, of_method in seeds.items():
-            _check_seeds(folder / of_set / method, [*of_method])
+    _check_all([path for of in seeds.values() for path in of.values()], data, settings)
+    for of_set, (method, of) in product(sets, seeds.items()):
+        _check_seeds(folder / of_set / method, [*of])
     settings |= {"seed": seed, "batch_size": batch_size, "workers": workers}
     for of_set, source in zip(sets, data, strict=True):
         for method, inner, path in ((m, inner, path) for m, of in seeds.items() for inner, path in of.items()):
@@ -98,6 +95,12 @@ def _seeds(model: str | Path) -> dict[str, str | Path]:
     """The runs of several seeds by the names of their folders; of one model, itself under ""."""
     found = {path.name: path for path in sorted(Path(model).expanduser().glob("seed-*")) if path.is_dir()}
     return dict(found) or {"": model}
+
+
+def _check_all(models: Sequence[str | Path], data: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Open every model and every data set once, so that a wrong name does not end the first hour of work."""
+    for model, source in [*((model, data[0]) for model in models), *((models[0], source) for source in data[1:])]:
+        check_evaluation(model, source, **settings)
 
 
 def _check_seeds(folder: Path, seeds: list[str]) -> None:
