@@ -27,6 +27,7 @@ import torch
 from torch._C import _remove_worker_pids
 
 from mmcon.errors import ConfigError
+from mmcon.loading.shared_items import ItemReceiver, PackedItem
 
 try:
     import resource
@@ -163,10 +164,11 @@ class WorkerStream:
 
     Args:
         items: the iterator of the DataLoader.
+        receiver: of the workers' items.
     """
 
-    def __init__(self, items: Any) -> None:
-        self._items = items
+    def __init__(self, items: Any, receiver: ItemReceiver) -> None:
+        self._items, self._receiver = items, receiver
         self.workers: list[Any] = list(items._workers)
         _streams.add(self)
 
@@ -178,6 +180,8 @@ class WorkerStream:
             raise StopIteration
         with limits_explained():
             item = next(self._items)
+            if isinstance(item, PackedItem):  # else it was pinned, or could not be sent
+                return item.unpack()
         if isinstance(item, Unsendable):
             raise _explain_limit(item.reason) or ConfigError(
                 "worker processes",

@@ -23,7 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmcon.errors import DataError
+from mmcon.loading.shared_items import ItemPacker, ItemReceiver
 from mmcon.loading.worker_processes import (
+    Unsendable,
     WorkerStream,
     begin_worker,
     limits_explained,
@@ -37,6 +39,8 @@ from mmcon.media.decoding import record_decoding
 POLL_SECONDS = 5.0
 
 _IDLE = -1
+# That of a worker process.
+_packer: ItemPacker | None = None
 
 DEATH_ERRORS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
 """The types of errors that a killed worker may cause; `is_worker_death` checks a single error."""
@@ -106,6 +110,7 @@ def iterate_items(
     share_within_file_limit()
     try:
         with signals_blocked(), workers_of_a_failed_start_end(), limits_explained():
+            receiver = ItemReceiver(workers)
             stream = iter(
                 DataLoader(
                     items,
@@ -115,14 +120,14 @@ def iterate_items(
                     prefetch_factor=prefetch,
                     pin_memory=pinned,
                     timeout=POLL_SECONDS,
-                    collate_fn=_unchanged,
-                    worker_init_fn=partial(_begin_worker, os.getpid(), in_main),
+                    collate_fn=_packed,
+                    worker_init_fn=partial(_begin_worker, os.getpid(), in_main, receiver.number, receiver.in_use),
                 )
             )
     finally:
         if in_main:
             signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
-    return WorkerStream(stream)
+    return WorkerStream(stream, receiver)
 
 
 def next_item(stream: Iterator[Any], items: TrackedDataset | None, decode_seconds: float) -> Any:
@@ -185,9 +190,18 @@ def worker_death_error(steps: list[int]) -> DataError:
     )
 
 
-def _begin_worker(parent: int, by_main_thread: bool, worker: int) -> None:
+def _begin_worker(
+    parent: int, by_main_thread: bool, receiver: int, in_use: Int[Tensor, "workers blocks"], worker: int
+) -> None:
+    global _packer
     begin_worker(parent, by_main_thread=by_main_thread)
+    _packer = ItemPacker(receiver, in_use, worker)
 
 
-def _unchanged(item: Any) -> Any:
-    return item
+def _packed(item: Any) -> Any:
+    """The message of a worker's item, or the reason why there is none: an error here is not one of the item's data."""
+    assert _packer is not None
+    try:
+        return _packer.pack(item)
+    except Exception as error:  # any type: `__reduce__` of a view's values may be the user's
+        return Unsendable(f"{type(error).__name__}: {error}")
