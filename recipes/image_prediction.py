@@ -17,6 +17,7 @@ Abbasi Koohpayegani et al. 2020 (CompRess: similarities, here between the images
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -101,9 +102,8 @@ def main(config: Config) -> None:
     optimizer, schedule = create_optimizer_and_schedule(config, [network, objective], steps_per_epoch=len(loader))
     momentum = None
     if config.objective == "byol":
-        if config.accumulate > 1:  # the average would follow each batch, and not each step of the optimizer
-            raise ConfigError("--accumulate", expected="1 with --objective byol", got=str(config.accumulate))
-        momentum = MomentumEncoder(network, momentum=config.momentum, total_steps=config.epochs * len(loader))
+        updates = math.ceil(config.epochs * len(loader) / config.accumulate)
+        momentum = MomentumEncoder(network, momentum=config.momentum, total_steps=updates)
     state = {"momentum": momentum} if momentum else {}
     trained = run.prepare(network, optimizer, schedule, objective=objective, **state)
 
@@ -111,8 +111,7 @@ def main(config: Config) -> None:
     for batch in run.batches(loader):
         embeddings = trained(batch)
         loss = objective(embeddings, batch, momentum(batch)) if momentum else objective(embeddings, batch)
-        run.step(loss)
-        if momentum:
+        if run.step(loss) and momentum:
             momentum.update(trained)
 
     # Stage two: features once, then every metric from them.

@@ -112,6 +112,7 @@ def main(config: Config) -> None:
     # Data: samples with stable ids, the views of each, and the samples of each batch.
     train, test = config.open_splits(quarantine=run.folder / QUARANTINE, tiny_step=10)
     train = config.labeled_subset(train)
+    config = config.fit_batch_size(len(train), run.print)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     size, view = config.side, make_view(config, config.view)
     if config.mix != "none":
@@ -156,11 +157,12 @@ def main(config: Config) -> None:
             loss = cached(trained, objective, batch, chunk_size=config.chunk_size)
         else:
             loss = objective(trained(batch), batch)
-        run.step(loss)
-        if queue and momentum:
+        weights_changed = run.step(loss)  # not within a group of --accumulate; the queue takes every batch
+        if momentum and weights_changed:
             momentum.update(trained)
+        if queue and momentum:
             queue.push(momentum(batch), batch)
-        if average:
+        if average and weights_changed:
             average.update_parameters(model)
         if probe:
             run.note(**probe.update(batch.index["image"]["label"]))

@@ -100,9 +100,10 @@ def train(
             loss = objective(embeddings, batch)
         if act == "nan" and run.global_step == at:
             loss = loss * float("nan")
-        run.step(loss)
+        weights_changed = run.step(loss)
         if memory:
-            momentum.update(network)
+            if weights_changed:
+                momentum.update(network)
             queue.push(momentum(batch), batch)
         trace.append(
             {

@@ -13,6 +13,9 @@ from mmcon.errors import ConfigError
 from mmcon.losses.settings import LossSettings
 from mmcon.objective.block_losses import BlockInputs
 
+# Leading dimensions of a unit row that are shorter than this consist of rounding errors (eight of float32).
+_NO_DIRECTION = 1e-6
+
 
 def truncation_weights(
     dims: Sequence[int], weights: Sequence[float] | None, settings: LossSettings
@@ -46,6 +49,8 @@ def truncation_weights(
 def truncated(inputs: Mapping[str, BlockInputs], dim: int) -> dict[str, BlockInputs]:
     """The blocks with rows of their first `dim` dimensions at length one; all else is shared.
 
+    A row whose first dimensions are 0 has no direction in them: it becomes 0, with a gradient of 0.
+
     Raises:
         ConfigError: the rows of a block have `dim` dimensions or fewer.
     """
@@ -62,7 +67,11 @@ def truncated(inputs: Mapping[str, BlockInputs], dim: int) -> dict[str, BlockInp
             )
         if id(rows) not in found:
             wide = rows if rows.dtype.itemsize >= 4 else rows.float()
-            found[id(rows)] = torch.nn.functional.normalize(wide[:, :dim], dim=1)
+            leading = wide[:, :dim]
+            unit = torch.nn.functional.normalize(leading, dim=1)
+            # `normalize` has a gradient of 1e12 at 0, which clipping would turn into a step for this row alone.
+            has_direction = leading.detach().norm(dim=1, keepdim=True) > _NO_DIRECTION
+            found[id(rows)] = torch.where(has_direction, unit, 0)
         return found[id(rows)]
 
     def shortened(label: str, block: BlockInputs) -> BlockInputs:

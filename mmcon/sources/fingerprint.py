@@ -24,7 +24,7 @@ MEASURED = 100_000
 _MEANING = {
     "ids": "other samples or another order",
     "labels": "other labels",
-    "sizes": "files of other sizes, or other texts",
+    "contents": "files of other sizes, or other texts",
 }
 
 
@@ -33,7 +33,7 @@ def fingerprint_of(
     labels: Int[Tensor, " n"] | None,
     content_marks: Callable[[Int[Tensor, " m"]], Sequence[int] | None],
 ) -> dict[str, int | str]:
-    """The fingerprint of samples: `samples` (their number), and hashes: `ids`, `labels`, and `sizes` of files or texts.
+    """The fingerprint of samples: `samples` (their number), and hashes: `ids`, `labels`, and `contents`.
 
     Args:
         ids: the ids of the samples.
@@ -48,14 +48,14 @@ def fingerprint_of(
     if labels is not None:
         found["labels"] = _digest(labels)
     if marks is not None:
-        found["sizes"] = _digest(torch.tensor(marks, dtype=torch.int64))
+        found["contents"] = _digest(torch.tensor(marks, dtype=torch.int64))
     return found
 
 
 def fingerprint_changes(before: Mapping[str, int | str], now: Mapping[str, int | str]) -> list[str]:
     """The differences of two fingerprints, a phrase each; none for equal data."""
-    # A checkpoint of an earlier version has no hash of texts.
-    compared = [name for name in _MEANING if name in before or name != "sizes"]
+    # Earlier versions hashed other contents (no texts, one file of a group) under other names, which say nothing here.
+    compared = [name for name in _MEANING if name in before or name != "contents"]
     changes = [_MEANING[name] for name in compared if before.get(name) != now.get(name)]
     if before.get("samples") != now.get("samples"):
         changes.insert(0, f"{now.get('samples', 0):,} samples instead of {before.get('samples', 0):,}")

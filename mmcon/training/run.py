@@ -27,16 +27,9 @@ from mmcon.loading.loader import ViewLoader, Views
 from mmcon.models.ema import unwrap
 from mmcon.samplers.base import BatchSampler
 from mmcon.sources.base import Source
+from mmcon.training import environment
 from mmcon.training.checkpoint import Checkpoints
 from mmcon.training.config import RunConfig, RunSettings, as_plain
-from mmcon.training.environment import (
-    check_batch_size,
-    check_devices,
-    check_precision,
-    describe_start,
-    resolve_precision,
-    use_all_threads,
-)
 from mmcon.training.logging import RunLogger, gather_failures
 from mmcon.training.profiling import StepProfiler
 from mmcon.training.progress import Progress
@@ -93,8 +86,8 @@ class Run:
         cpu: bool = False,
         find_unused_parameters: bool = False,
     ) -> None:
-        precision = resolve_precision(mixed_precision)
-        check_precision(precision, cpu)
+        precision = environment.resolve_precision(mixed_precision)
+        environment.check_precision(precision, cpu)
         self._replay = Replay.from_environment()
         self.seed = seed
         self.settings = settings or RunSettings()
@@ -107,12 +100,12 @@ class Run:
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         self.world_size, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
         self.sharded = self.world_size > 1 and (self.settings.engine == "fsdp2" or self.accelerator.is_fsdp2)
-        check_devices(gather_objects(f"{self.device.type}, precision {precision}"))
+        environment.check_devices(gather_objects(f"{self.device.type}, precision {precision}"))
         restart = resume and self.settings.restart
         output_dir = self._replay.folder if self._replay else output_dir
         self.folder = Path(from_main_rank(lambda: str(restarted_folder(output_dir) if restart else output_dir)))
         self.accelerator.project_configuration.set_directories(str(self.folder))
-        self.threads = use_all_threads()
+        self.threads = environment.use_all_threads()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.settings.keep, log=self.print)
         self.global_step = 0
         self._logger = RunLogger(self.folder, self.accelerator, self.settings)
@@ -166,7 +159,7 @@ class Run:
         if self.settings.trackers:
             self.accelerator.init_trackers(self.folder.name, config={k: str(v) for k, v in config.items()})
         precision, batches = self.accelerator.mixed_precision, self.settings.accumulate
-        on = describe_start(self.world_size, self.threads, self.device, precision, batches)
+        on = environment.describe_start(self.world_size, self.threads, self.device, precision, batches)
         self.print(f"run {self.folder}: from {name or 'the beginning'}, {on}")
         return saved
 
@@ -259,7 +252,7 @@ class Run:
         """Check the loader against the model and the ranks, and move it to the current step."""
         if self._model is not None:
             self._model.check_blocks(loader)
-        check_batch_size(loader.sampler.batch_size, self.world_size)
+        environment.check_batch_size(loader.sampler.batch_size, self.world_size)
         self._accumulation = AccumulationSchedule.from_settings(self.settings, self.settings.epochs * len(loader))
         if self.sharded:
             check_sharding(self._state.tracked, score)
@@ -285,11 +278,14 @@ class Run:
         if self.global_step != step + 1:
             raise RuntimeError("the loop over run.batches(...) calls run.step(loss) once a batch")
 
-    def step(self, loss: Float[Tensor, ""]) -> None:
+    def step(self, loss: Float[Tensor, ""]) -> bool:
         """Backward pass, NaN/inf check, clipping, optimizer step, and schedule.
 
         Under `accumulate` the optimizer steps after several calls, by the mean of their gradients, and the schedule
         advances by as many steps. An incomplete last group is divided by the full number of batches too.
+
+        Returns:
+            Whether the batch was the last of its group: averages of the weights are updated then.
 
         Raises:
             NonFiniteError: the loss or a gradient is not finite on some rank; weights and optimizer are unchanged.
@@ -300,6 +296,7 @@ class Run:
         timer.mark("backward")
         self._count_batch(self._stepper.optimizer_step)
         timer.mark("optimizer")
+        return self._accumulation.ends_group(self.global_step)
 
     def _count_batch(self, end_group: Callable[[int, StepLocation], None]) -> None:
         number = self.global_step + 1

@@ -54,6 +54,19 @@ def test_half_precision_is_normalized_in_float32():
     torch.testing.assert_close(both - whole, expected)
 
 
+@pytest.mark.parametrize("zero", [0.0, 1e-9])
+def test_a_row_without_its_leading_dimensions_has_no_gradient_of_them(zero):
+    z = unit(N, 8)
+    z[2] = torch.tensor([zero] * 4 + [0.5] * 4)
+    settings = {"affinity": SameLabel(), "temperature": 0.2}
+    gradients = []
+    for dims in ((), (4,)):
+        rows = z.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(Objective(**settings, truncate=dims)(rows, TABLE), rows)[0])
+    assert torch.equal(gradients[1][2], gradients[0][2])  # of all dimensions alone; it was 1e11 here
+    assert not torch.equal(gradients[1][3], gradients[0][3])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -14,6 +14,7 @@ import mmcon
 from mmcon.errors import ConfigError
 from mmcon.inference.distillation import with_teacher
 from mmcon.sources.base import TensorSource
+from mmcon.training.checkpoint import Checkpoints, load_checkpoint
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "image_prediction.py"
 
@@ -32,13 +33,17 @@ def recipe():
 def test_the_recipe_trains_and_evaluates(recipe, tmp_path, objective):
     teacher = None if objective == "byol" else str(image_model(tmp_path / "teacher"))
     flags = {"tiny": True, "cpu": True, "batch_size": 32, "output_dir": tmp_path / "run", "teacher": teacher}
-    recipe.main(recipe.Config(objective=objective, **flags))
+    batches = 2 if objective == "byol" else 1
+    recipe.main(recipe.Config(objective=objective, accumulate=batches, **flags))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert 0 < results["linear_probe"]["top1"] <= 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
+    state = load_checkpoint(Checkpoints(tmp_path / "run" / "checkpoints").newest())
+    if objective == "byol":
+        assert int(state["tracked"]["momentum"]["step"]) == 2  # of 4 batches
     width = mmcon.load(tmp_path / "run").embedding_dim("image", "shared")
     assert width == (mmcon.load(teacher).embedding_dim("image") if objective == "regression" else 128)
 

@@ -1,6 +1,7 @@
 """A step by itself: groups of batches, the guard, and the gradient scaler of fp16 (which a CPU has too)."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from small_run import EPOCHS, STEPS_PER_EPOCH, train
 from torch import nn
 
 from mmcon.errors import ConfigError, NonFiniteError
+from mmcon.training.checkpoint import Checkpoints, load_checkpoint
 from mmcon.training.config import RunSettings
 from mmcon.training.rank_model import _fuse
 from mmcon.training.step import AccumulationSchedule, StepLocation, Stepper
@@ -32,6 +34,13 @@ def test_groups_end_where_they_are_full_and_at_the_end_of_the_run():
 def test_a_group_is_not_cut(tmp_path, steps, fix):
     with pytest.raises(ConfigError, match=f"a multiple of --accumulate 3(.|\n)*{fix}$"):
         train(tmp_path, accumulate=3, max_steps=steps)
+
+
+def test_a_step_tells_whether_the_weights_changed_so_that_their_average_follows_the_optimizer(tmp_path):
+    trace = train(tmp_path, accumulate=3, max_steps=6, memory=True)
+    assert [a["weights"] == b["weights"] for a, b in pairwise(trace)] == [True, False, True, True, False]
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert int(load_checkpoint(checkpoints.newest())["tracked"]["momentum"]["step"]) == 2
 
 
 def test_a_log_is_json_before_the_optimizer_has_moved(tmp_path):
