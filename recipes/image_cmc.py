@@ -67,10 +67,11 @@ def main(config: Config) -> None:
     # Data: all views of an image have the same crop.
     train, test = config.open_splits(quarantine=run.folder / QUARANTINE)
     train = config.labeled_subset(train)
+    config = config.fit_batch_size(len(train), run.print)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     if channels_of(train) != 3:
         raise ConfigError("--data", expected="images in color", got=f"{train.name}: gray", fix="--data samples/emoji")
-    sampler = UniformSampler(train.ids, batch_size=min(config.batch_size, len(train)), seed=config.seed)
+    sampler = UniformSampler(train.ids, batch_size=config.batch_size, seed=config.seed)
     loader = run.loader(train, {"image": training_views(config)}, sampler)
 
     # Model: an encoder and a head for each view. The objective lists the pairs of views.

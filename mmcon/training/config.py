@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -144,6 +145,17 @@ class RunConfig(RunSettings):
         if self.label_fraction is None and self.labels_per_class is None:
             return train
         return few_labels(train, per_class=self.labels_per_class, share=self.label_fraction, seed=self.seed)
+
+    def fit_batch_size(self: R, samples: int, log: Callable[[str], None]) -> R:
+        """The configuration with a batch size for a training split of fewer samples than one batch has.
+
+        It is the largest power of two that gives two steps or more per epoch; the default learning rate follows it.
+        """
+        if not 0 < samples < self.batch_size:
+            return self
+        size = 2 ** max(int(math.log2(samples)) - 1, 1)
+        log(f"batches of {size}: there are {samples:,} training samples, fewer than the batch size of {self.batch_size}")
+        return replace(self, batch_size=min(size, samples))
 
     def shared_space(self, *encoders: nn.Module, **options: Any) -> SharedSpace:
         """The shared space of some encoders, by the flags of the projection head; options are those of SharedSpace.

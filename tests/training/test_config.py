@@ -45,6 +45,18 @@ def test_dimensions_to_cut_to_are_checked_before_the_run():
         Flags(truncate_dims=(8,)).shared_space()
 
 
+@pytest.mark.parametrize(
+    ("samples", "size"), [(1000, 64), (64, 64), (63, 16), (40, 16), (16, 8), (5, 2), (3, 2), (1, 1)]
+)
+def test_a_batch_is_smaller_than_few_samples(samples, size):
+    lines = []
+    config = RunConfig(batch_size=64).fit_batch_size(samples, lines.append)
+    assert config.batch_size == size
+    assert size == 64 or samples < 4 or samples // size >= 2  # steps an epoch
+    assert lines == ([] if size == 64 else [f"batches of {size}: there are {samples} training samples, fewer than the "
+                                            "batch size of 64"])  # fmt: skip
+
+
 def test_what_is_written_is_read_back(tmp_path):
     config = Config(temperature=0.3, output_dir=Path("somewhere"), sizes=(7,))
     file = tmp_path / "config.yaml"
