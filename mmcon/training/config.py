@@ -153,9 +153,10 @@ class RunConfig(RunSettings):
         """
         if not 0 < samples < self.batch_size:
             return self
-        size = 2 ** max(int(math.log2(samples)) - 1, 1)
-        log(f"batches of {size}: there are {samples:,} training samples, fewer than the batch size of {self.batch_size}")
-        return replace(self, batch_size=min(size, samples))
+        size = min(2 ** max(int(math.log2(samples)) - 1, 1), samples)
+        few = f"{samples:,} training samples, fewer than the batch size of {self.batch_size}"
+        log(f"batches of {size}: there are {few}")
+        return replace(self, batch_size=size)
 
     def shared_space(self, *encoders: nn.Module, **options: Any) -> SharedSpace:
         """The shared space of some encoders, by the flags of the projection head; options are those of SharedSpace.
