@@ -209,8 +209,10 @@ def _notes(part: Part, format: str, difference: float | None) -> list[str]:
     what = "embeddings of a shared space" if part.head is not None else "features of the encoder"
     rows = ", of length one" if (format in PROGRAMS and part.normalize) or format == "sentence-transformers" else ""
     checked = "" if difference is None else f" Loaded back, it differs by {difference:.1g} of the largest value."
+    views = len(part.preprocessing.views)
+    several = f"; `encode` of mmcon takes the mean of {views} views" if views > 1 else ""
     return [
-        f"Exported to {format}: {what}{rows}.{checked}",
+        f"Exported to {format}: {what}{rows}, of one view of an input{several}.{checked}",
         "`preprocessing.json` has the preprocessing: how files are decoded and which views are made of them. "
         f"{export_weights.input_text(part)}",
     ]

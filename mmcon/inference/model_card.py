@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -18,6 +18,7 @@ import mmcon
 from mmcon.report.result_tables import TRAINED, ResultTable, result_tables
 from mmcon.report.run_files import RunFiles, read_run
 from mmcon.sources import bundled
+from mmcon.sources.hub import HUB_NOTE
 
 if TYPE_CHECKING:
     from mmcon.inference.loaded_model import LoadedModel
@@ -36,9 +37,12 @@ _SETTINGS = (
 )  # fmt: skip
 # A bundled set within the description of a source.
 _BUNDLED = re.compile(r"\bsamples/([a-z]+)")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# A path from the root, which may tell the name of a person.
-_ABSOLUTE = re.compile(r"(?<![\w./~-])~?/(?:[^\s/'\",:)]+/)+(?=[^\s/'\",:)]+)")
+# A data set of the hub within the description of a source.
+_OF_HUB = re.compile(rf"{re.escape(HUB_NOTE)}([\w.-]+/[\w.-]+)")
+# The folders of a path from the root, which may tell the name of a person; a folder may have spaces.
+_NAME = r"[^\s/\\'\",:;|()](?:[^/\\'\",:;|()\n]*[^\s/\\'\",:;|()])?"
+_ROOT = r"file:/+(?:[A-Za-z]:[\\/]+)?|(?<![\w./~-])(?:~/|/|\\\\+|[A-Za-z]:[\\/]+)"
+_FOLDERS = re.compile(rf"(?:(?:{_ROOT})(?:{_NAME}[\\/]+)+|(?<![\w./~-])~\w+/(?:{_NAME}[\\/]+)*)(?={_NAME})")
 
 
 def model_card(
@@ -79,7 +83,7 @@ def model_card(
         license=license,
         pipeline_tag=_PIPELINES.get(modality, "feature-extraction"),
         tags=["mmcon", *(["contrastive-learning"] if is_own else []), *model.modalities],
-        datasets=_hub_data(files.config),
+        datasets=_hub_data(files) or None,
         model_name=title,
         eval_results=_eval_results(files, tables, _PIPELINES.get(modality, "feature-extraction")) or None,
     )
@@ -205,7 +209,8 @@ def _eval_results(files: RunFiles, tables: Sequence[ResultTable], task: str) -> 
         return []
     column = tables[0].encoders.index(TRAINED)
     data = str(files.config.get("data") or "held-out data")
-    data = Path(data).name if Path(data).is_absolute() else data
+    if data not in _hub_data(files) and not _BUNDLED.match(data):  # a relative path would be a name on the hub
+        data = PureWindowsPath(data).name  # takes both separators
     found = ((metric, cells[column]) for metric, cells in tables[0].rows)
     return [
         EvalResult(
@@ -222,16 +227,14 @@ def _eval_results(files: RunFiles, tables: Sequence[ResultTable], task: str) -> 
     ]
 
 
-def _hub_data(config: Mapping[str, Any]) -> list[str] | None:
-    """The data set of the hub, if the run was trained on one."""
-    data = str(config.get("data") or "")
-    is_name = _HUB_NAME.fullmatch(data) and not data.startswith(("samples/", ".")) and not Path(data).exists()
-    return [data] if is_name else None
+def _hub_data(files: RunFiles) -> list[str]:
+    """The data sets of the hub that the run was trained on, as their sources said: a folder may have the same name."""
+    return list(dict.fromkeys(_OF_HUB.findall(str(files.about.get("source", "")))))
 
 
 def _without_folders(text: str) -> str:
     """A text whose absolute paths are shortened to their last part."""
-    return _ABSOLUTE.sub("", text)
+    return _FOLDERS.sub("", text)
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -187,9 +187,17 @@ def _field(entry: Mapping[str, Any], name: str, file: Path) -> Any:
     return entry[name]
 
 
+def _id(entry: Mapping[str, Any], name: str, file: Path) -> int | float | str:
+    """An id, which may be a key."""
+    value = _field(entry, name, file)
+    if not isinstance(value, int | float | str):
+        raise DataError(str(file), expected=f"a number or a text as {name!r}", got=json.dumps(value)[:40])
+    return value
+
+
 def _numbered(content: Mapping[str, Any], kind: str, file: Path) -> dict[Any, int]:
     """The positions of images or categories by their ids, which are all different."""
-    ids = [_field(entry, "id", file) for entry in content[kind]]
+    ids = [_id(entry, "id", file) for entry in content[kind]]
     repeated = [value for value, count in Counter(map(str, ids)).items() if count > 1]
     if repeated:
         raise DataError(str(file), expected=f"{kind} with ids of their own", got=f"id {repeated[0]} repeated")
@@ -202,7 +210,7 @@ def _table(content: Mapping[str, Any], file: Path) -> tuple[BoxTable, list[str]]
     sizes = [[_field(image, side, file) for side in ("height", "width")] for image in content["images"]]
     found = content["annotations"]
     for name, known in (("image_id", rows), ("category_id", labels)):
-        unknown = [entry for entry in found if _field(entry, name, file) not in known]
+        unknown = [entry for entry in found if _id(entry, name, file) not in known]
         if unknown:
             got = f"{len(unknown):,} others, such as {unknown[0][name]!r} of annotation {unknown[0].get('id')}"
             raise DataError(str(file), expected=f"{name} among the {len(known):,} of the file", got=got)
@@ -211,10 +219,11 @@ def _table(content: Mapping[str, Any], file: Path) -> tuple[BoxTable, list[str]]
             len(found), 4
         )
         table_of_sizes = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
+        given = torch.tensor([float(entry.get("area") or -1) for entry in found])
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, MmconError):
             raise
-        expected = "boxes of four numbers (x y width height), and sizes in whole pixels"
+        expected = "boxes of four numbers (x y width height), areas as numbers, and sizes in whole pixels"
         raise DataError(str(file), expected=expected, got=str(error)) from error
     image = torch.tensor([rows[entry["image_id"]] for entry in found])
     boxes = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
@@ -230,7 +239,6 @@ def _table(content: Mapping[str, Any], file: Path) -> tuple[BoxTable, list[str]]
         raise DataError(str(file), expected=expected, got=got, fix=fix)
     kept = good.nonzero()[:, 0][image[good].argsort(stable=True)]
     area = corners[:, 2] * corners[:, 3]
-    given = torch.tensor([float(entry.get("area") or -1) for entry in found])
     table = BoxTable(
         boxes=torch.minimum(boxes.clamp(min=0), sides)[kept],
         labels=torch.tensor([labels[entry["category_id"]] + 1 for entry in found])[kept],

@@ -13,6 +13,9 @@ from mmcon.sources.listing import GROUP, Listing, TableOptions, split_listing
 from mmcon.sources.splits import ALL, is_held_out, is_train, match_split
 from mmcon.sources.tables import choose_columns
 
+#: Begins the note of a source of the hub, which the card of a model reads.
+HUB_NOTE = "data set of the hub: "
+
 
 def list_dataset(
     path: str | Path,
@@ -63,13 +66,18 @@ def list_dataset(
             other: TableCells(table, [other]) for other in set(table.column_names) - {columns.media, columns.label}
         },
         versions=columns.texts,
-        notes=columns.notes,
+        notes=(*columns.notes, *_origin(path)),
     )
     if not by_identity:
         return listing
     group = options.group_column or GROUP.get(modality)
     by = table[group][:] if group in table.column_names else None
     return split_listing(listing, split, options, group_by=by, note=repr(group) if by is not None else "identity")
+
+
+def _origin(path: str | Path) -> tuple[str, ...]:
+    """A note for data of the hub, since nothing else tells their name from that of a folder."""
+    return () if Path(path).expanduser().exists() or "/" not in str(path) else (f"{HUB_NOTE}{path}",)
 
 
 @final

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import roi_align
 
 import mmcon
 from mmcon.errors import DataError, InputError
@@ -142,6 +143,11 @@ def small_file(folder, **changes):
         ({"image": {"file_name": "b.png"}}, "1 of 1 missing, such as 'b.png'"),
         ({"content": {"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}}, "id 3 repeated"),
         ({"content": {"categories": [{"id": 3}]}}, "'name' in every such entry"),
+        ({"box": {"image_id": [1]}}, r"a number or a text as 'image_id'; got \[1\]"),
+        ({"box": {"category_id": {"id": 3}}}, "a number or a text as 'category_id'"),
+        ({"image": {"id": [1]}}, "a number or a text as 'id'"),
+        ({"box": {"area": "x"}}, "areas as numbers.*'x'"),
+        ({"box": {"area": [4]}}, "areas as numbers"),
     ],
 )
 def test_a_wrong_file_is_one_clear_error(tmp_path, changes, message):
@@ -156,6 +162,34 @@ def test_a_right_file_opens_and_a_missing_split_is_named(tmp_path):
         open_boxes(tmp_path, split="test")
     with pytest.raises(DataError, match="no such folder"):
         open_boxes(tmp_path / "nowhere")
+
+
+class Patches(torch.nn.Module):
+    """An encoder with maps of stride 14 and 28, which are no powers of two."""
+
+    in_channels = 3
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 4, 14, 14), torch.nn.Conv2d(4, 8, 2, 2)
+
+    def feature_maps(self, images):
+        first = self.first(images)
+        return [first, self.second(first)]
+
+
+def test_regions_of_a_detector_are_cut_at_the_strides_of_its_maps():
+    detector = create_detector(Patches(), classes=2, image_size=112, width=8)
+    regions = detector.roi_heads.box_roi_pool
+    draws = mmcon.keys(seed=0, sample=[0])
+    maps = {"0": draws.uniform("fine", shape=(8, 8, 8)).float(), "1": draws.uniform("coarse", shape=(8, 4, 4)).float()}
+    # The coarser map is for boxes of 448 pixels and more (224 is the fourth level from stride 1 on).
+    small, large = [14.0, 28.0, 44.0, 70.0], [0.0, 0.0, 450.0, 450.0]
+    found = regions(maps, [torch.tensor([small, large])], [(112, 112)])
+    assert list(regions.scales) == [1 / 14, 1 / 28]
+    for cut, name, box, stride in zip(found, maps, (small, large), (14, 28), strict=True):
+        expected = roi_align(maps[name], [torch.tensor([box])], 7, 1 / stride, sampling_ratio=2)[0]
+        torch.testing.assert_close(cut, expected)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Sharing: upload to a stand-in of the hub, download by revision, the card, and one error for what cannot be."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mmcon.errors import CheckpointError, DataError, InputError
 from mmcon.evaluation.calibrated_probe import fit_calibrated_probe
 from mmcon.inference import export_model, push_to_hub
 from mmcon.inference.any_data import open_data
-from mmcon.inference.model_card import model_card
+from mmcon.inference.model_card import _without_folders, model_card
 
 
 @pytest.fixture
@@ -134,6 +135,52 @@ def test_the_card_has_data_settings_views_figures_and_how_to_repeat_them(run):
         assert text in card.text, text
     assert "someone" not in card.content
     assert "secret" not in card.content
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("read from file:///home/someone/photos/a.jpg", "read from a.jpg"),
+        ("file://server/home/someone/a.jpg", "a.jpg"),
+        (r"Crop(path='C:\\Users\\Some One\\a.jpg')", "Crop(path='a.jpg')"),
+        (r"--data=C:\Users\someone\photos", "--data=photos"),
+        (r"\\server\someone\photos", "photos"),
+        ("Crop(path=PosixPath('/home/some one/my photos/a b.jpg'))", "Crop(path=PosixPath('a b.jpg'))"),
+        ("/home/some one/photos, and ~someone/clips", "photos, and clips"),
+        # What is no path from the root stays.
+        ("someone/photos: 3 of 4, 1/2 and/or https://host/a/b", "someone/photos: 3 of 4, 1/2 and/or https://host/a/b"),
+    ],
+)
+def test_folders_of_the_machine_are_not_on_the_card(text, shown):
+    assert _without_folders(text) == shown
+
+
+def test_only_data_of_the_hub_are_named_as_such(run, tmp_path):
+    """A folder `someone/photos` of the machine that trained the model looks like a name of the hub."""
+    run = shutil.copytree(run, tmp_path / "photos")
+    about, config = json.loads((run / "run.json").read_text()), (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("samples/fashion", "someone/photos"))
+    card = model_card(mmcon.load(run))
+    assert card.data.datasets is None
+    assert {of.dataset_name for of in card.data.eval_results} == {"photos"}
+    about["source"] = "someone/photos (train): 9 image samples\n  data set of the hub: someone/photos"
+    (run / "run.json").write_text(json.dumps(about))
+    card = model_card(mmcon.load(run))
+    assert card.data.datasets == ["someone/photos"]
+    assert {of.dataset_name for of in card.data.eval_results} == {"someone/photos"}
+
+
+def test_a_source_of_the_hub_says_so(monkeypatch, tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict({"train": rows}))
+    monkeypatch.chdir(tmp_path)
+    note = "data set of the hub: someone/texts"
+    assert note in mmcon.create_source("someone/texts", modality="text").describe()
+    (tmp_path / "someone" / "texts").mkdir(parents=True)
+    rows.to_parquet("someone/texts/train.parquet")
+    assert note not in mmcon.create_source("someone/texts", modality="text").describe()
 
 
 def test_the_card_of_a_model_without_its_run_says_so(tmp_path):

@@ -111,3 +111,28 @@ def test_a_run_that_fails_is_a_line_and_a_run_that_ends_leaves_its_figures(recip
     assert 0 < good["linear_probe"] < 1
     assert "resnet50" in bad["error"]
     assert not (tmp_path / "0" / "checkpoints").exists()
+
+
+def test_a_search_without_a_run_that_ends_is_refused_and_one_failed_rate_is_not(recipe, trained, tmp_path, monkeypatch):
+    """Without a figure no rate is the best, and the first would train every point of the sweep."""
+    settings = {"studies": ("order",), "methods": ("supcon",), "repeats": 1}
+    good = recipe.train
+
+    def failing(rates):
+        def train(job, folder, keep):
+            failed = job["flags"]["learning_rate"] in rates
+            return {**job, "error": "the disk was full"} if failed else good(job, folder, keep)
+
+        return train
+
+    found = recipe.Sweep(recipe.Config(**settings, output_dir=tmp_path), tmp_path)
+    rates = [job["flags"]["learning_rate"] for job in found.search_jobs()]
+    monkeypatch.setattr(recipe, "train", failing(rates))
+    with pytest.raises(ConfigError, match=r"search of supcon[\s\S]*the disk was full[\s\S]*--resume"):
+        recipe.main(recipe.Config(**settings, output_dir=tmp_path / "none"))
+    assert all("error" in json.loads(line) for line in (tmp_path / "none" / "runs.jsonl").read_text().splitlines())
+    trained.clear()
+    monkeypatch.setattr(recipe, "train", failing([None]))  # the default rate, which would be the best
+    recipe.main(recipe.Config(**settings, output_dir=tmp_path / "some"))
+    (rate,) = {job["flags"]["learning_rate"] for job in trained if not job["search"]}
+    assert rate == pytest.approx(0.0012)
