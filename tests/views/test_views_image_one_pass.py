@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
-from mmcon_views.image import one_pass
+from mmcon_views.image import one_pass, resample
 from mmcon_views.image.blur import Blur
 from mmcon_views.image.color import ColorJitter, Grayscale, Solarize
+from mmcon_views.image.crop import RandomResizedCrop
 from mmcon_views.image.flip import Flip
 
 from mmcon.random import keys
@@ -45,7 +46,7 @@ def views_of(chain, x, rows=slice(None)):
 def test_a_chain_in_one_pass_equals_its_generators_one_by_one(monkeypatch, name, layout):
     chain, x = Chain(*CHAINS[name]), photos(layout)
     fast = views_of(chain, x)
-    monkeypatch.setattr(one_pass, "_kernels", lambda: None)
+    monkeypatch.setattr(one_pass, "compiled_loops", lambda: None)
     assert not torch.equal(fast, views_of(chain, x))  # the pass was compiled, and rounds otherwise
     torch.testing.assert_close(fast, views_of(chain, x), rtol=0, atol=3e-6)
     assert float(fast.min()) >= 0
@@ -101,7 +102,7 @@ def test_a_numba_that_does_not_work_is_told_once_and_views_are_computed_without_
     import mmcon_views.image as package
 
     monkeypatch.delattr(package, "cpu_kernels", raising=False)
-    one_pass._kernels.cache_clear()
+    one_pass.compiled_loops.cache_clear()
     chain, x = Chain(*CHAINS["constant"]), photos("bytes", n=2)
     try:
         with caplog.at_level(logging.WARNING):
@@ -109,4 +110,17 @@ def test_a_numba_that_does_not_work_is_told_once_and_views_are_computed_without_
         assert [record.name for record in caplog.records] == ["mmcon_views.image.one_pass"]
         assert "without numba" in caplog.text
     finally:
-        one_pass._kernels.cache_clear()
+        one_pass.compiled_loops.cache_clear()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_compiled_resampling_equals_that_of_torch_and_alone_equals_in_a_batch(monkeypatch, interpolation, layout):
+    crop, x = RandomResizedCrop(size=(24, 31), area=(0.01, 1.0), interpolation=interpolation), photos(layout)
+    fast = views_of(crop, x)
+    for rows in (slice(0, 1), slice(7, 9)):
+        assert torch.equal(views_of(crop, x, rows), fast[rows])
+    monkeypatch.setattr(resample, "compiled_loops", lambda: None)
+    torch.testing.assert_close(fast, views_of(crop, x), rtol=0, atol=1e-6)
+    assert float(fast.min()) >= 0
+    assert float(fast.max()) == 1

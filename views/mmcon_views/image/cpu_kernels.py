@@ -13,6 +13,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
+from mmcon_views.image.cpu_resample import resample as resample
 from mmcon_views.image.one_pass import BLUR, BRIGHTNESS, CONTRAST, FLIP, GRAY, HUE, NOTHING, SATURATION, SOLARIZE
 
 ZERO, ONE, TWO, THREE, WHITE, TINY = (np.float32(number) for number in (0, 1, 2, 3, 255, 1e-12))

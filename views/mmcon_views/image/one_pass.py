@@ -64,10 +64,10 @@ def one_pass(
     Returns:
         The number of generators that were applied.
     """
-    if batch.dim() != 4 or batch.shape[1] != 3 or batch.device.type != "cpu" or batch.requires_grad:
+    if not takes_compiled_loops(batch):
         return 0
     known = list(itertools.takewhile(lambda child: hasattr(child, "pixel_steps"), children))
-    kernels = _kernels()
+    kernels = compiled_loops()
     if kernels is None or not known:
         return 0
     check_batch(batch, where)
@@ -102,8 +102,14 @@ def _run(
     kernels.run(source.numpy(), is_interleaved, out.numpy(), *arrays, outside)
 
 
+def takes_compiled_loops(batch: Shaped[Tensor, "b ..."]) -> bool:
+    """Whether compiled loops compute views of a batch: images in color on a CPU, without a gradient."""
+    # numba takes a second to start, which gray images, as of digits, would not save again.
+    return batch.dim() == 4 and batch.shape[1] == 3 and batch.device.type == "cpu" and not batch.requires_grad
+
+
 @cache
-def _kernels() -> Any:
+def compiled_loops() -> Any:
     """The module of compiled loops, or None without a working numba."""
     if find_spec("numba") is None:
         return None

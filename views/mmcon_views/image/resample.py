@@ -19,6 +19,7 @@ from torch import Tensor
 from mmcon.errors import InputError
 from mmcon.media.decoding import pillow_is_quiet
 from mmcon.views import Params, empty_buffer, map_parts
+from mmcon_views.image.one_pass import compiled_loops, takes_compiled_loops
 from mmcon_views.image.pixels import check_batch, check_image, chunks, kernels_for, sample_names, to_device
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
@@ -169,6 +170,8 @@ def _resample_stacked(
     if interpolation != "nearest" and (kernels := kernels_for(batch)) is not None:
         on_device = to_device(batch.device, *(box[name] for name in ("top", "left", "height", "width")))
         return kernels.resample(batch, on_device, size, cubic=interpolation == "bicubic", scale=scale)
+    if interpolation != "nearest" and takes_compiled_loops(batch) and (loops := compiled_loops()) is not None:
+        return _resample_compiled(loops, batch, box, size, interpolation == "bicubic", scale)
     most = [_most_taps(box[name], out, interpolation) for name, out in zip(("height", "width"), size, strict=True)]
     top, height, left, width = to_device(batch.device, *(box[name] for name in ("top", "height", "left", "width")))
     down = taps(top, height, size[0], interpolation, scale, most=most[0])
@@ -184,6 +187,22 @@ def _resample_stacked(
         out[few] = columns.clamp_(0, 1).transpose(2, 3)
 
     map_parts(write, list(chunks(out)))
+    return out
+
+
+def _resample_compiled(
+    loops: Any, batch: Num[Tensor, "b c h w"], box: Params, size: tuple[int, int], cubic: bool, scale: float
+) -> Float32[Tensor, "b c h2 w2"]:
+    """`_resample_stacked` on a CPU, an image at a time while it is in the cache."""
+    batch = batch if batch.dtype == torch.uint8 else batch.to(torch.float32)
+    boxes = torch.stack([box[name] for name in ("top", "left", "height", "width")], dim=1).numpy()
+    images, out = batch.numpy(), torch.empty(*batch.shape[:2], *size)
+
+    def write(some: range) -> None:
+        few = slice(some.start, some.stop)
+        loops.resample(images[few], boxes[few], out[few].numpy(), cubic, scale)
+
+    map_parts(write, _runs(len(batch)))
     return out
 
 
