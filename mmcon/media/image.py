@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
-from mmcon.media.decoding import decoder_errors, file_size, pillow_is_quiet
+from mmcon.media.decoding import decoder_errors, decoder_messages_logged, file_size, pillow_is_quiet
 from mmcon.media.image_pixels import orientation_of, read_region, upright_size
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ class ImageHandle:
         if channels not in (1, 3):
             raise InputError("ImageHandle", expected="channels as 1 (gray) or 3 (RGB)", got=str(channels))
         self.source, self.channels, self.background, self.max_pixels = source, channels, background, max_pixels
-        self._is_jpeg = False  # known once the header was read
+        # Known once the header was read: whether it is a JPEG, one without need of a conversion, and the file then.
+        self._is_jpeg, self._is_upright_rgb, self._file_then = False, False, ()
         self.id = id or (str(source) if isinstance(source, str | Path) else f"an image from {type(source).__name__}")
 
     def __repr__(self) -> str:
@@ -107,9 +109,11 @@ class ImageHandle:
         Raises:
             DataError: the header cannot be read.
         """
+        self._file_then = self._file_now()
         with self._opened() as image:
             width, height = upright_size(image)
             self._is_jpeg = image.format == "JPEG"
+            self._is_upright_rgb = image.mode == "RGB" and orientation_of(image) == 1
         return {"channels": self.channels, "height": height, "width": width}
 
     def decode(self, region: Region | None = None, size: tuple[int, int] | None = None) -> UInt8[Tensor, "c h w"]:
@@ -145,41 +149,57 @@ class ImageHandle:
             by_scale.setdefault(self._scale(checked[-1], size), []).append(number)
         pixels: dict[int, Tensor] = {}
         for scale, numbers in by_scale.items():
-            with self._checked() as (image, upright):
-                whole = self._upright_jpeg(image) if scale == 1 else None
-                if whole is None:
-                    if scale > 1:
-                        # libjpeg scales before the inverse transform, which costs less than to decode all pixels.
-                        image.draft(image.mode, (image.width // scale, image.height // scale))
-                    image.load()
+            whole = self._whole_jpeg() if scale == 1 else None
+            if whole is not None:
                 for number in numbers:
-                    if whole is not None:
-                        top, left, height, width = checked[number]
-                        pixels[number] = whole[:, top : top + height, left : left + width]
-                        continue
+                    top, left, height, width = checked[number]
+                    pixels[number] = whole[:, top : top + height, left : left + width]
+                continue
+            with self._checked() as (image, upright):
+                if scale > 1:
+                    # libjpeg scales before the inverse transform, which costs less than to decode all pixels.
+                    image.draft(image.mode, (image.width // scale, image.height // scale))
+                image.load()
+                for number in numbers:
                     options: Any = {"channels": self.channels, "background": self.background}
                     found = read_region(image, checked[number], upright, **options)
                     pixels[number] = torch.from_numpy(found).permute(2, 0, 1)
         return [pixels[number] for number in range(len(regions))]
 
-    def _upright_jpeg(self, image: Image.Image) -> UInt8[Tensor, "3 h w"] | None:
-        """An upright JPEG in color by torchvision: the same pixels as by Pillow, which copies them twice more."""
-        if not self._is_jpeg or self.channels != 3 or image.mode != "RGB" or orientation_of(image) != 1:
-            return None
-        from torchvision.io import decode_jpeg, read_file
+    def _whole_jpeg(self) -> UInt8[Tensor, "3 h w"] | None:
+        """An upright JPEG in color by torchvision: the same pixels as by Pillow, which copies them twice more.
 
-        try:
-            if isinstance(self.source, bytes):
-                file = torch.frombuffer(bytearray(self.source), dtype=torch.uint8)
-            else:
-                file = read_file(str(self.source))
-            whole = decode_jpeg(file)
-        # Pillow reads some files that torchvision does not, and names the fault of others. Without its extension for
-        # images, torchvision lacks the function.
-        except (RuntimeError, AttributeError) as error:
-            _log.info("%r: torchvision does not decode it (%s), Pillow is tried", self, error)
+        Its header is not read again, unless the file was changed.
+        """
+        if not (self._is_jpeg and self._is_upright_rgb and self.channels == 3) or self._file_now() != self._file_then:
             return None
-        return whole if isinstance(whole, Tensor) and whole.shape == (3, image.height, image.width) else None
+        from torchvision.io import decode_jpeg
+
+        with decoder_errors(repr(self)), decoder_messages_logged(self.id):
+            try:
+                # Not torchvision's `read_file`, whose process ends where a file is cut off while it is read.
+                if isinstance(self.source, bytes):
+                    file = np.frombuffer(bytearray(self.source), np.uint8)
+                else:
+                    file = np.fromfile(cast(str, self.source), np.uint8)
+                whole = decode_jpeg(torch.from_numpy(file))
+            # Pillow reads some files that torchvision does not, and names the fault of others. Without its extension
+            # for images, torchvision lacks the function.
+            except (OSError, RuntimeError, AttributeError) as error:
+                _log.info("%r: torchvision does not decode it (%s), Pillow is tried", self, error)
+                return None
+        size = self.facts["height"], self.facts["width"]
+        return whole if isinstance(whole, Tensor) and whole.shape == (3, *size) else None
+
+    def _file_now(self) -> tuple[int, ...]:
+        """What changes with the file: its number on the disk, size and time of change. Nothing if there is none."""
+        if not isinstance(self.source, str | Path):
+            return ()
+        try:
+            status = os.stat(self.source)
+        except (OSError, ValueError):  # `file_size` tells which
+            return ()
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
     def _check_region(self, region: Region | None) -> Region:
         facts = self.facts

@@ -233,16 +233,17 @@ class DatasetSource(Source):
     def open(self, rows: Positions) -> list[Any]:
         """A handle for each index."""
         positions: list[int] = torch.as_tensor(rows).tolist()
+        unique = list(dict.fromkeys(positions))  # views of one sample share its handle, whose header is read once
         several = getattr(self.items, "__getitems__", None)
         if several:
-            with decoder_errors(self.name_of(positions[0]) if len(positions) == 1 else self.name):
-                items = several(positions)
-        handles = []
-        for number, row in enumerate(positions):
+            with decoder_errors(self.name_of(unique[0]) if len(unique) == 1 else self.name):
+                items = several(unique)
+        handles = {}
+        for number, row in enumerate(unique):
             name = str(row) if self.names is None else self.names[row]
             with decoder_errors(self.name_of(row) if self.names is None else name):
-                handles.append(self.handle(items[number] if several else self.items[row], name))
-        return handles
+                handles[row] = self.handle(items[number] if several else self.items[row], name)
+        return [handles[row] for row in positions]
 
     def name_of(self, row: int) -> str:
         """The path of a sample's file, else its name; of a dataset without names, the path that its `samples` have."""

@@ -11,10 +11,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from mmcon.errors import DataError, InputError
 from mmcon.media import ImageHandle
+from mmcon.sources.base import DatasetSource
 
 
 def saved(image, form="PNG", **options):
@@ -259,8 +261,9 @@ def test_regions_are_decoded_together_as_each_would_be_alone(form, monkeypatch):
     alone = [ImageHandle(encoded).decode(*region) for region in regions]
     handle = ImageHandle(encoded)
     assert handle.facts
-    opened, open_image = [], Image.open
+    opened, open_image, decode_jpeg = [], Image.open, torchvision.io.decode_jpeg
     monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(1) or open_image(*args, **options))
+    monkeypatch.setattr("torchvision.io.decode_jpeg", lambda file: opened.append(2) or decode_jpeg(file))
     for together, single in zip(handle.decode_regions(regions), alone, strict=True):
         assert torch.equal(together, single)
     assert len(opened) == {"JPEG": 2, "PNG": 1}[form]  # once for each reduction of a JPEG
@@ -293,15 +296,55 @@ def test_pixels_of_a_jpeg_are_those_of_pillow(tmp_path, options, size):
         assert torch.equal(ImageHandle(source).decode((3, 5, 20, 30)), expected[:, 3:23, 5:35])
 
 
-def test_a_jpeg_that_torchvision_does_not_decode_is_decoded_by_pillow(tmp_path, monkeypatch, caplog):
+# AttributeError: torchvision without its extension for images.
+@pytest.mark.parametrize("error", [RuntimeError, AttributeError])
+def test_a_jpeg_that_torchvision_does_not_decode_is_decoded_by_pillow(tmp_path, monkeypatch, caplog, error):
     path = tmp_path / "photo.jpg"
     Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(path)
     expected = ImageHandle(path).decode()
 
     def refuse(_):
-        raise RuntimeError("an odd marker")
+        raise error("an odd marker")
 
     monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
     with caplog.at_level("INFO"):
         assert torch.equal(ImageHandle(path).decode(), expected)
     assert "an odd marker" in caplog.text
+
+
+def damaged_jpeg(size=(96, 128)):
+    """A JPEG whose coded pixels are damaged in the middle: decoders warn, and go on."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    content = bytearray(saved(Image.fromarray(noise), "JPEG", quality=90))
+    content[len(content) // 2 : len(content) // 2 + 20] = b"\xff\xd9" + bytes(18)
+    return bytes(content)
+
+
+def test_what_a_decoder_says_of_a_damaged_file_is_logged_with_its_name_and_not_printed(tmp_path, capfd, caplog):
+    (tmp_path / "bent.jpg").write_bytes(damaged_jpeg())
+    with caplog.at_level("INFO"):
+        pixels = ImageHandle(tmp_path / "bent.jpg").decode()
+    assert pixels.shape == (3, 96, 128)
+    assert "bent.jpg: Corrupt JPEG data" in caplog.text
+    assert capfd.readouterr().err == ""
+
+
+def test_a_header_is_read_once_for_all_views_of_a_file_that_stays_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(saved(Image.fromarray(ramp()), "JPEG"))
+    opened, original = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(args[0]) or original(*args, **options))
+    first, second = DatasetSource([path], handle=lambda item, name: ImageHandle(item)).open([0, 0])
+    assert first is second
+    before = first.decode(), first.decode((0, 0, 8, 8)), first.facts
+    assert len(opened) == 1
+    path.write_bytes(saved(Image.fromarray(255 - ramp()), "JPEG"))
+    os.utime(path, ns=(1, 1))
+    assert not torch.equal(first.decode(), before[0])  # another image of this size is decoded after its header is read
+    assert len(opened) == 2
+    path.write_bytes(saved(Image.fromarray(ramp(20, 30)), "JPEG"))
+    with pytest.raises(DataError, match="as its header said before"):
+        first.decode()
+    path.unlink()
+    with pytest.raises(DataError, match="a file; got none"):
+        first.decode()
