@@ -22,7 +22,12 @@ def set_waiting_policy() -> None:
     """Set the policy of this process and those that it starts, unless torch is loaded: it reads the policy then."""
     if "torch" in sys.modules or not hasattr(os, "getloadavg"):
         return
-    policy = waiting_policy(os.getloadavg()[0], os.cpu_count() or 1, os.environ)
+    try:
+        load = os.getloadavg()[0]
+    except OSError as error:  # a sandbox without /proc
+        _log.info("the load of the machine is not known (%s): threads wait as torch has them wait", error)
+        return
+    policy = waiting_policy(load, os.cpu_count() or 1, os.environ)
     if policy:
         _log.info("other programs use the cores: threads that wait sleep early (%s)", policy)
         os.environ.update(policy)

@@ -35,3 +35,17 @@ def test_the_policy_is_set_before_torch_loads_and_not_after(monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT")
     set_waiting_policy()
     assert os.environ["GOMP_SPINCOUNT"] == "1000"
+
+
+def test_without_a_known_load_nothing_is_set(monkeypatch, caplog):
+    def unknown():
+        raise OSError("Load averages are unobtainable")
+
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getloadavg", unknown)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with caplog.at_level("INFO"):
+        set_waiting_policy()
+    assert "Load averages are unobtainable" in caplog.text
+    assert "GOMP_SPINCOUNT" not in os.environ
