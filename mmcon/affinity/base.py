@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity.factors import ClassFactor, Factor, factor_row_sums, self_mask
+from mmcon.affinity.flat import flattens
 from mmcon.affinity.groups import Groups, coarser
 from mmcon.batch import Index
 from mmcon.errors import InputError, nearest
@@ -31,11 +32,21 @@ class Affinity(ABC):
 
     never_zero: bool = False
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, *, flattened: Sequence[str] | None = None, **options: Any) -> None:
+        """Register a class.
+
+        Args:
+            flattened: the attributes that describe an object (`flatten`), in a class whose constructor reads no values
+                where there are none (`has_values`). Then objects are made and used within a graph of `torch.compile`;
+                else the graph ends before them.
+            options: of other bases.
+        """
         super().__init_subclass__(**options)
-        if "__init__" in cls.__dict__:
-            # Constructors read values for their checks, which no graph of `torch.compile` can.
-            cls.__init__ = torch.compiler.disable(cls.__init__, reason="it checks values")  # pyright: ignore
+        cls._flat = None
+        if flattened is not None:
+            flattens(*flattened)(cls)
+        elif "__init__" in cls.__dict__:
+            cls.__init__ = torch.compiler.disable(cls.__init__, reason="it may read values")  # pyright: ignore
 
     @property
     def infinite_support(self) -> bool:
@@ -62,6 +73,10 @@ class Affinity(ABC):
     @abstractmethod
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         """The weights of a tile of pairs."""
+
+    def check_values(self) -> None:
+        """Raise InputError for refused values; constructors call it, and cannot within a graph of `torch.compile`."""
+        return
 
     def factors(self) -> tuple[Factor, ...] | None:
         """Terms whose sum is W, each of which multiplies a matrix in O(n); None where W has no such structure."""
@@ -127,7 +142,7 @@ class Affinity(ABC):
         return Complement(self)
 
 
-class _Composed(Affinity):
+class _Composed(Affinity, flattened=()):
     """A function of other affinities, the terms."""
 
     scale: float = 1.0
@@ -174,6 +189,10 @@ class _Composed(Affinity):
     def with_dtype(self, dtype: torch.dtype) -> Affinity:
         return self._with([term.with_dtype(dtype) for term in self.terms])
 
+    def check_values(self) -> None:
+        for term in self.terms:
+            term.check_values()
+
     def parameters(self) -> Iterator[Float[Tensor, "..."]]:
         return (parameter for term in self.terms for parameter in term.parameters())
 
@@ -181,7 +200,7 @@ class _Composed(Affinity):
         return self._with([term.map_parameters(f) for term in self.terms])
 
 
-class Product(_Composed):
+class Product(_Composed, flattened=("terms",)):
     """`W = A · B`, pair by pair."""
 
     @staticmethod
@@ -210,7 +229,7 @@ class Product(_Composed):
         return (ClassFactor(ids[: len(a.rows)], ids[len(a.rows) :], len(known), None, a.scale * b.scale),)
 
 
-class Sum(_Composed):
+class Sum(_Composed, flattened=("terms",)):
     """`W = A + B`, pair by pair."""
 
     @staticmethod
@@ -231,7 +250,7 @@ class Sum(_Composed):
         return None if any(p is None for p in factors) else sum(factors, ())  # pyright: ignore
 
 
-class Scaled(_Composed):
+class Scaled(_Composed, flattened=("terms", "scale")):
     """`W = scale · A`."""
 
     def __init__(self, term: Affinity, scale: float) -> None:
@@ -258,7 +277,7 @@ class Scaled(_Composed):
         )
 
 
-class Complement(_Composed):
+class Complement(_Composed, flattened=("terms",)):
     """`W = max(0, 1 - A)`."""
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
@@ -295,6 +314,11 @@ def transforms_active() -> bool:
 def has_values(tensor: Shaped[Tensor, "..."]) -> bool:
     """Whether values can be read for a check: not on the meta device, in a compiled graph, or under `torch.func`."""
     return not (tensor.is_meta or torch.compiler.is_compiling() or transforms_active())
+
+
+def can_check(value: float | Shaped[Tensor, "..."]) -> bool:
+    """Whether the value of a setting can be read for a check: a number, or a tensor that `has_values`."""
+    return not isinstance(value, Tensor) or has_values(value)
 
 
 def as_number(value: float | Shaped[Tensor, "..."]) -> float:

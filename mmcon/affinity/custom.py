@@ -16,7 +16,7 @@ from mmcon.batch import Index
 from mmcon.errors import InputError
 
 
-class Dense(Affinity):
+class Dense(Affinity, flattened=("weights", "rows", "columns", "dtype")):
     """A matrix of weights, graded or not, symmetric or not.
 
     Args:
@@ -37,9 +37,12 @@ class Dense(Affinity):
     ) -> None:
         if weights.ndim != 2:
             raise InputError("Dense", expected="weights `a c`", got=f"shape {tuple(weights.shape)}")
-        check_weights("Dense", weights)
         self.weights, self.rows, self.dtype = weights, rows, cast("torch.dtype | None", None)
         self.columns = rows if columns is None else columns
+        self.check_values()
+
+    def check_values(self) -> None:
+        check_weights("Dense", self.weights)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,7 +85,7 @@ class Dense(Affinity):
         return mapped
 
 
-class CandidateWeights(Affinity):
+class CandidateWeights(Affinity, flattened=("weights", "anchors")):
     """Weights that depend on the candidate alone: as negative weights, 0 drops a candidate from all denominators.
 
     Args:
@@ -100,8 +103,11 @@ class CandidateWeights(Affinity):
         if weights.ndim != 1:
             got = f"shape {tuple(weights.shape)}"
             raise InputError("CandidateWeights", expected="weights `c`, one a candidate", got=got)
-        check_weights("CandidateWeights", weights)
         self.weights, self.anchors = weights, anchors
+        self.check_values()
+
+    def check_values(self) -> None:
+        check_weights("CandidateWeights", self.weights)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -62,7 +62,7 @@ class GuidedNegatives(Pairwise):
         self.margin, self.relative = margin, relative
         self.limits: Float[Tensor, " a"] | None = None
         if isinstance(self.column_pairs[0].rows, Tensor) and not isinstance(self.column_pairs[0].columns, str):
-            self._check_values()
+            self.check_values()
             self._set_limits()
 
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:

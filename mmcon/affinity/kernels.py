@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmcon.affinity.base import Affinity, as_number, check_choice, has_values
+from mmcon.affinity.base import Affinity, as_number, can_check, check_choice, has_values
 from mmcon.affinity.factors import BandFactor, Factor, group_bands
 from mmcon.affinity.groups import Groups
-from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise, at_least, equal
+from mmcon.affinity.pairwise import OF_COLUMNS, Column, ColumnPair, Pair, Pairwise, at_least, equal
 from mmcon.batch import Index
 from mmcon.errors import InputError
 
@@ -28,7 +28,7 @@ KERNELS: dict[str, Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]] = {
 INFINITE_SUPPORT = ("gaussian", "exponential", "sigmoid")
 
 
-class LabelKernel(Pairwise):
+class LabelKernel(Pairwise, flattened=(*OF_COLUMNS, "kernel", "width", "floor")):
     """A kernel of the distance between continuous labels (y-Aware), for regression.
 
     `W = K(|y_i - y_j| / width)`, with K gaussian `exp(-x²/2)`, exponential `exp(-x)`, sigmoid `2 / (1 + exp(x))`,
@@ -63,15 +63,17 @@ class LabelKernel(Pairwise):
     ) -> None:
         super().__init__(ColumnPair(labels, candidates))
         self._set_kernel(kernel, width, floor)
-        self._check_values()
+        self.check_values()
 
     def _set_kernel(self, kernel: str, width: float | Float[Tensor, "..."], floor: float) -> None:
-        where = type(self).__name__
-        check_choice(where, "kernel", kernel, tuple(KERNELS))
-        if not 0 < as_number(width) < float("inf") or not 0 <= floor < 1:
-            got = f"width={as_number(width)}, floor={floor}"
-            raise InputError(where, expected="a finite width above 0 and a floor in [0, 1)", got=got)
+        check_choice(type(self).__name__, "kernel", kernel, tuple(KERNELS))
         self.kernel, self.width, self.floor = kernel, width, floor
+
+    def check_values(self) -> None:
+        if can_check(self.width) and not (0 < as_number(self.width) < float("inf") and 0 <= self.floor < 1):
+            got = f"width={as_number(self.width)}, floor={self.floor}"
+            raise InputError(type(self).__name__, expected="a finite width above 0 and a floor in [0, 1)", got=got)
+        super().check_values()
 
     @property
     def infinite_support(self) -> bool:
@@ -134,7 +136,7 @@ class ScoreKernel(LabelKernel):
         return super().bind(own or rows, other)
 
 
-class TimeKernel(LabelKernel):
+class TimeKernel(LabelKernel, flattened=(*OF_COLUMNS, "kernel", "width", "floor")):
     """A kernel of the time lag between two rows of one recording: graded video, audio, series.
 
     `W = K(|t_i - t_j| / width_seconds)` within a group and 0 across groups; for K see `LabelKernel`.
@@ -163,7 +165,7 @@ class TimeKernel(LabelKernel):
         keys = [ColumnPair(times, candidates)] + ([] if group is None else [ColumnPair(group, candidate_group)])
         Pairwise.__init__(self, *keys)
         self._set_kernel(kernel, width_seconds, floor)
-        self._check_values()
+        self.check_values()
 
     @property
     def infinite_support(self) -> bool:

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from mmcon.affinity.base import as_number, check_choice, check_weights, has_values
+from mmcon.affinity.base import as_number, can_check, check_choice, check_weights, has_values
 from mmcon.affinity.factors import ClassFactor, Factor, LowRankFactor, MixtureFactor
 from mmcon.affinity.groups import Groups
-from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise, at_least, equal
+from mmcon.affinity.pairwise import OF_COLUMNS, Column, ColumnPair, Pair, Pairwise, at_least, equal
 from mmcon.errors import InputError
 
 
-class SameLabel(Pairwise):
+class SameLabel(Pairwise, flattened=OF_COLUMNS):
     """1 for rows of one class, else 0: supervised contrastive learning.
 
     Args:
@@ -33,7 +33,7 @@ class SameLabel(Pairwise):
 
     def __init__(self, labels: Column = "label", candidates: Column | None = None) -> None:
         super().__init__(ColumnPair(labels, candidates))
-        self._check_values()
+        self.check_values()
 
     def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
         for labels in (rows, columns):
@@ -58,7 +58,7 @@ class SameLabel(Pairwise):
         return (ClassFactor(ids[: len(rows)], ids if self.symmetric else ids[len(rows) :], len(known)),)
 
 
-class SameSample(SameLabel):
+class SameSample(SameLabel, flattened=OF_COLUMNS):
     """1 for views of one sample, else 0: SimCLR, CLIP, MoCo.
 
     Rows are compared by sample id, across modalities, ranks and the queue. A sample that is twice in a batch counts as
@@ -73,7 +73,7 @@ class SameSample(SameLabel):
         super().__init__(samples, candidates)
 
 
-class MixedLabel(Pairwise):
+class MixedLabel(Pairwise, flattened=OF_COLUMNS):
     """The probability that labels sampled from two mixed rows (mixup, CutMix) are equal.
 
     A row has its own label with probability `share`, else that of its partner. The weights equal those of `MultiLabel`
@@ -94,9 +94,9 @@ class MixedLabel(Pairwise):
 
     def __init__(self, labels: Column = "label", partners: Column = "partner_label", share: Column = "share") -> None:
         super().__init__(ColumnPair(labels), ColumnPair(partners), ColumnPair(share))
-        self._check_values()
+        self.check_values()
 
-    def _check_values(self) -> None:
+    def _check_columns(self) -> None:
         for pair, is_share in zip(self.column_pairs, (False, False, True), strict=True):
             for values in (pair.rows, pair.columns):
                 if isinstance(values, Tensor) and not self._fits(values, is_share):
@@ -130,7 +130,7 @@ class MixedLabel(Pairwise):
         return (MixtureFactor(ids[:n], weights[:n], ids[n:], weights[n:], int(ids.max()) + 1 if len(ids) else 0),)
 
 
-class MultiLabel(Pairwise):
+class MultiLabel(Pairwise, flattened=(*OF_COLUMNS, "measure")):
     """Rows with several labels, or a distribution over them (GenSCL).
 
     - `distribution`: rows scaled to sum to 1; `W = Y Yᵀ`, the probability that labels sampled from two rows are equal.
@@ -156,7 +156,7 @@ class MultiLabel(Pairwise):
         check_choice("MultiLabel", "measure", measure, ("distribution", "cosine", "jaccard"))
         super().__init__(ColumnPair(targets, candidates))
         self.measure = measure
-        self._check_values()
+        self.check_values()
 
     def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
         for targets in (rows, columns):
@@ -186,7 +186,7 @@ class MultiLabel(Pairwise):
         return (LowRankFactor(rows, columns),)
 
 
-class Hierarchy(Pairwise):
+class Hierarchy(Pairwise, flattened=(*OF_COLUMNS, "weights", "symmetric_weights")):
     """Classes in a tree: a table of weights by pair of classes.
 
     Args:
@@ -205,12 +205,15 @@ class Hierarchy(Pairwise):
         self, labels: Column = "label", candidates: Column | None = None, *, table: Shaped[Tensor, "..."]
     ) -> None:
         super().__init__(ColumnPair(labels, candidates))
-        check_weights("Hierarchy", table)
         if table.ndim != 2 or table.shape[0] != table.shape[1]:
             raise InputError("Hierarchy", expected="a table of class pairs `k k`", got=f"shape {tuple(table.shape)}")
         self.weights = table
-        self.symmetric_weights = has_values(table) and bool(torch.equal(table, table.T))
-        self._check_values()
+        self.check_values()
+
+    def check_values(self) -> None:
+        check_weights("Hierarchy", self.weights)
+        self.symmetric_weights = has_values(self.weights) and bool(torch.equal(self.weights, self.weights.T))
+        super().check_values()
 
     @staticmethod
     def table(paths: Int[Tensor, "k depth"], weights: Sequence[float]) -> Float[Tensor, "k k"]:
@@ -250,7 +253,7 @@ class Hierarchy(Pairwise):
         return (ClassFactor(rows, columns, len(self.weights), self.weights),)
 
 
-class SideFeatures(Pairwise):
+class SideFeatures(Pairwise, flattened=(*OF_COLUMNS, "kernel", "temperature", "floor")):
     """The similarity of features of another model: of captions, of a frozen encoder, of metadata.
 
     - `softmax`: `W = exp((g - 1) / temperature)`, g the cosine; normalized over a row, the softmax of g / temperature
@@ -282,10 +285,13 @@ class SideFeatures(Pairwise):
     ) -> None:
         check_choice("SideFeatures", "kernel", kernel, ("softmax", "half", "cosine"))
         super().__init__(ColumnPair(features, candidates))
-        if not as_number(temperature) > 0:
-            raise InputError("SideFeatures", expected="temperature above 0", got=str(as_number(temperature)))
         self.kernel, self.temperature, self.floor = kernel, temperature, floor
-        self._check_values()
+        self.check_values()
+
+    def check_values(self) -> None:
+        if can_check(self.temperature) and not as_number(self.temperature) > 0:
+            raise InputError("SideFeatures", expected="temperature above 0", got=str(as_number(self.temperature)))
+        super().check_values()
 
     @property
     def infinite_support(self) -> bool:

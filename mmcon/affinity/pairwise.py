@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity.base import Affinity, has_values
+from mmcon.affinity.flat import flattens
 from mmcon.batch import Index, Numbers, as_column
 from mmcon.errors import InputError
 
@@ -21,8 +22,11 @@ from mmcon.errors import InputError
 Column = Numbers | str
 #: Values of the anchors and of the candidates of a tile.
 Pair = tuple[Shaped[Tensor, "r ..."], Shaped[Tensor, "c ..."]]
+#: The attributes that describe a function of columns, besides those of its own.
+OF_COLUMNS = ("column_pairs", "_dtype")
 
 
+@flattens("rows", "columns", "name")
 @dataclass(frozen=True)
 class ColumnPair:
     """The values of anchors and of candidates (None: the same), as tensors or as names of columns to bind.
@@ -74,7 +78,7 @@ class ColumnPair:
         return ColumnPair(rows[own], candidates[name] if isinstance(name, str) else name, own)
 
 
-class Pairwise(Affinity):
+class Pairwise(Affinity, flattened=()):
     """Weights that are a function of values of an anchor and of a candidate.
 
     A subclass passes its column pairs to `__init__`, names its learnable attributes, and implements `pair_weights`.
@@ -86,9 +90,10 @@ class Pairwise(Affinity):
 
     def __init__(self, *column_pairs: ColumnPair) -> None:
         self.column_pairs = tuple(pair.as_tensors(type(self).__name__) for pair in column_pairs)
-        lengths = {len(pair.rows) for pair in self.column_pairs if isinstance(pair.rows, Tensor)}
-        if len(lengths) > 1:
-            raise InputError(type(self).__name__, expected="columns of one length", got=f"lengths {sorted(lengths)}")
+        lengths = [len(pair.rows) for pair in self.column_pairs if isinstance(pair.rows, Tensor)]
+        if any(length != lengths[0] for length in lengths):
+            got = f"lengths {sorted(set(lengths))}"
+            raise InputError(type(self).__name__, expected="columns of one length", got=got)
 
     @abstractmethod
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
@@ -100,7 +105,7 @@ class Pairwise(Affinity):
     def bind(self, rows: Index, columns: Index | None = None) -> Affinity:
         bound = copy.copy(self)
         bound.column_pairs = tuple(pair.bind(rows, columns) for pair in self.column_pairs)
-        bound._check_values()
+        bound._check_columns()
         return bound
 
     @property
@@ -114,7 +119,10 @@ class Pairwise(Affinity):
         made.column_pairs = tuple(pair.with_dtype(dtype) for pair in self.column_pairs)
         return made
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        self._check_columns()
+
+    def _check_columns(self) -> None:
         for pair in self.column_pairs:
             if isinstance(pair.rows, Tensor):
                 columns = pair.rows if pair.columns is None else pair.columns

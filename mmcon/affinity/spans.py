@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.affinity.groups import Groups
-from mmcon.affinity.pairwise import Column, ColumnPair, Pair, Pairwise, equal
+from mmcon.affinity.pairwise import OF_COLUMNS, Column, ColumnPair, Pair, Pairwise, equal
 
 
-class SpanOverlap(Pairwise):
+class SpanOverlap(Pairwise, flattened=OF_COLUMNS):
     """Intersection over union of two time spans of one recording: 1 for equal spans, 0 for disjoint ones.
 
         W = max(0, min(end_i, end_j) − max(start_i, start_j)) / (max(end_i, end_j) − min(start_i, start_j))
@@ -29,7 +29,7 @@ class SpanOverlap(Pairwise):
         self, start: Column = "time_start", end: Column = "time_end", *, group: Column | None = "group"
     ) -> None:
         super().__init__(*(ColumnPair(column) for column in (start, end, group) if column is not None))
-        self._check_values()
+        self.check_values()
 
     def groups(self) -> Groups | None:
         return None if len(self.column_pairs) == 2 else Groups(*self.values()[2])

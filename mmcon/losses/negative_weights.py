@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from mmcon.affinity.flat import flattens
 from mmcon.errors import InputError
 
 
+@flattens("concentration", "class_prior", "detach")
 @dataclass(frozen=True)
 class HardNegatives:
     """Weights of negatives that grow with their similarity, with a correction for false negatives.

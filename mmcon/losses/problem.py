@@ -135,6 +135,26 @@ def default_self_index(anchors: Float[Tensor, "a d"], *, square: bool) -> Int[Te
     return diagonal if square else torch.full_like(diagonal, -1)
 
 
+def check_weights_again(affinity: object, settings: LossSettings) -> None:
+    """Check the values of weights that were made in a compiled graph, where there were none to check."""
+    for weights in (affinity, settings.negative_weights):
+        if isinstance(weights, Affinity):
+            weights.check_values()
+
+
+def check_positives(valid: Bool[Tensor, " a"], settings: LossSettings) -> None:
+    """Raise InputError for anchors without positives, if the settings say so."""
+    if settings.no_positives == "exclude" or bool(valid.all()):
+        return
+    missing = (~valid).nonzero()[:, 0]
+    raise InputError(
+        WHERE,
+        expected="a positive for every anchor",
+        got=f"{len(missing)} of {len(valid)} anchors without one, first at rows {missing[:5].tolist()}",
+        fix="sample two rows per class or two views per sample, or use no_positives='exclude'",
+    )
+
+
 def check_single_backward(backend: str) -> None:
     """Raise InputError if a backward pass is recorded: a second derivative through it would be silently wrong."""
     if torch.is_grad_enabled():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -93,6 +93,10 @@ class LossSettings:
             self.negative_weights.check(self.form, self.denominator)
         elif self.negative_weights is not None:
             object.__setattr__(self, "negative_weights", as_affinity(self.negative_weights))
+
+
+#: The names of the options.
+OPTIONS = tuple(field.name for field in fields(LossSettings))
 
 
 def check_temperature(where: str, temperature: object) -> None:

@@ -1,7 +1,7 @@
 """The supervised contrastive loss with pair weights: `weighted_supcon` (function) and `SupConLoss` (module).
 
-`SupConLoss` has the interface of SupContrast. SimCLR, CLIP and others are settings of the loss (`presets`). The backend
-`backends.dense` computes the forms `out` and `in` line by line; the other backends return the same numbers.
+`SupConLoss` has the interface of SupContrast. SimCLR, CLIP and others are settings of the loss (`presets`). `forms`
+computes the forms `out` and `in` line by line; the backends that work tile by tile return the same numbers.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mmcon.affinity import Affinity, Dense, SameLabel, SameSample
 from mmcon.affinity.pairwise import Numbers, as_column
 from mmcon.errors import InputError
 from mmcon.losses.backends.selection import BackendChoice, choose_backend, compute, compute_both
-from mmcon.losses.compilation import outside_graphs
+from mmcon.losses.compilation import losses_in_graph, outside_graphs
 from mmcon.losses.negative_weights import HardNegatives
-from mmcon.losses.problem import AnchorLosses, prepare
-from mmcon.losses.settings import WHERE, LossSettings, Similarity, check_temperature
+from mmcon.losses.problem import AnchorLosses, check_positives, check_weights_again, prepare
+from mmcon.losses.settings import OPTIONS, LossSettings, Similarity, check_temperature
 
 AffinityLike = Affinity | Tensor | Callable[..., Tensor]
 
 
-@outside_graphs
 def weighted_supcon(
     anchors: Shaped[Tensor, "..."],
     candidates: Shaped[Tensor, "..."] | None,
@@ -68,8 +67,7 @@ def weighted_supcon(
         no_positives: `exclude` such anchors, which have loss 0, from the mean, or raise an `error`.
         reduction: `valid` (mean over anchors with positives), `all` (mean over all), `sum`, or `none`.
         backend: `dense`, `tiled`, `triton` or `auto` (see `explain_backend`).
-        check_finite: refuse NaN and infinite rows by number. On a GPU, in a compiled graph and under `torch.func` rows
-            are not checked, since that would wait for their values.
+        check_finite: refuse NaN and infinite rows by number; not on a GPU, which would wait, or under `torch.func`.
 
     Returns:
         A scalar, or `a` losses; float32, or float64 for float64 anchors.
@@ -81,12 +79,56 @@ def weighted_supcon(
     >>> round(weighted_supcon(z, None, SameLabel(torch.tensor([0, 0, 1, 1])), temperature=0.1).item(), 4)
     0.0003
     """
-    settings = LossSettings(
-        form=form, denominator=denominator, negative_weights=negative_weights, row_normalize=row_normalize,
-        similarity=similarity, scale=scale, no_positives=no_positives, reduction=reduction, backend=backend,
-        check_finite=check_finite,
-    )  # fmt: skip
+    options = {"form": form, "denominator": denominator, "negative_weights": negative_weights,
+               "row_normalize": row_normalize, "similarity": similarity, "scale": scale, "no_positives": no_positives,
+               "reduction": reduction, "backend": backend, "check_finite": check_finite}  # fmt: skip
+    if torch.compiler.is_compiling():
+        return _reduced_in_graph(anchors, candidates, affinity, temperature, self_index, options)
+    return _reduced_eagerly(anchors, candidates, affinity, temperature, self_index, LossSettings(**options))
+
+
+def _reduced_eagerly(
+    anchors: Shaped[Tensor, "..."],
+    candidates: Shaped[Tensor, "..."] | None,
+    affinity: AffinityLike,
+    temperature: float | Shaped[Tensor, "..."],
+    self_index: Shaped[Tensor, "..."] | None,
+    settings: LossSettings,
+) -> Float[Tensor, ""] | Float[Tensor, " a"]:
     return reduce(anchor_losses(anchors, candidates, affinity, temperature, self_index, settings), settings)
+
+
+def _reduced_in_graph(
+    anchors: Shaped[Tensor, "..."],
+    candidates: Shaped[Tensor, "..."] | None,
+    affinity: AffinityLike,
+    temperature: float | Shaped[Tensor, "..."],
+    self_index: Shaped[Tensor, "..."] | None,
+    options: dict[str, Any],
+) -> Float[Tensor, ""] | Float[Tensor, " a"]:
+    """`weighted_supcon` under `torch.compile`."""
+    found = losses_in_graph(anchors, candidates, affinity, temperature, self_index, list(options.items()))
+    if found is None:
+        return _reduced_outside(anchors, candidates, affinity, temperature, self_index, options)
+    losses, valid = found
+    if options["scale"] == "temperature":
+        losses = losses * temperature
+    return _reduced(losses, valid, options["reduction"])
+
+
+@outside_graphs
+def _reduced_outside(
+    anchors: Shaped[Tensor, "..."],
+    candidates: Shaped[Tensor, "..."] | None,
+    affinity: AffinityLike,
+    temperature: float | Shaped[Tensor, "..."],
+    self_index: Shaped[Tensor, "..."] | None,
+    options: dict[str, Any],
+) -> Float[Tensor, ""] | Float[Tensor, " a"]:
+    """`weighted_supcon` after the graph that made its arguments, where affinities did not check their values."""
+    settings = LossSettings(**options)
+    check_weights_again(affinity, settings)
+    return _reduced_eagerly(anchors, candidates, affinity, temperature, self_index, settings)
 
 
 def anchor_losses(
@@ -141,21 +183,19 @@ def both_directions(
 
 def reduce(found: AnchorLosses, settings: LossSettings) -> Float[Tensor, ""] | Float[Tensor, " a"]:
     """Apply `no_positives` and `reduction`."""
-    losses, valid = found
-    if settings.no_positives == "error" and not bool(valid.all()):
-        missing = (~valid).nonzero()[:, 0]
-        raise InputError(
-            WHERE,
-            expected="a positive for every anchor",
-            got=f"{len(missing)} of {len(valid)} anchors without one, first at rows {missing[:5].tolist()}",
-            fix="sample two rows per class or two views per sample, or use no_positives='exclude'",
-        )
-    if settings.reduction == "none":
+    check_positives(found.valid, settings)
+    return _reduced(found.losses, found.valid, settings.reduction)
+
+
+def _reduced(
+    losses: Float[Tensor, " a"], valid: Bool[Tensor, " a"], reduction: str
+) -> Float[Tensor, ""] | Float[Tensor, " a"]:
+    if reduction == "none":
         return losses
-    if settings.reduction == "sum":
+    if reduction == "sum":
         return losses.sum()
-    count = valid.sum() if settings.reduction == "valid" else torch.tensor(len(losses))
-    return losses.sum() / count.to(losses).clamp_min(1)
+    count = valid if reduction == "valid" else torch.ones_like(valid)
+    return losses.sum() / count.sum().to(losses).clamp_min(1)
 
 
 def explain_backend(
@@ -218,7 +258,6 @@ class SupConLoss(torch.nn.Module):
             form=form, denominator=denominator, reduction=reduction, backend=backend, check_finite=check_finite
         )
 
-    @outside_graphs
     def forward(
         self,
         features: Shaped[Tensor, "..."],
@@ -248,7 +287,10 @@ class SupConLoss(torch.nn.Module):
             rows = torch.nn.functional.normalize(wide, dim=1)
         affinity = _affinity_of_views(features.shape[0], features.shape[1], labels, mask, features.device)
         temperature = self.temperature() if isinstance(self.temperature, torch.nn.Module) else self.temperature
-        return reduce(anchor_losses(rows, None, affinity, temperature, None, self.settings), self.settings)
+        if torch.compiler.is_compiling():
+            options = {name: getattr(self.settings, name) for name in OPTIONS}
+            return _reduced_in_graph(rows, None, affinity, temperature, None, options)
+        return _reduced_eagerly(rows, None, affinity, temperature, None, self.settings)
 
 
 def view_major(features: Shaped[Tensor, "..."]) -> Float[Tensor, "n d"]:

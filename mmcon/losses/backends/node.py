@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -11,7 +12,37 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.losses.backends.exponentials import PairTiles
-from mmcon.losses.problem import check_single_backward
+from mmcon.losses.problem import AnchorLosses, check_single_backward
+
+#: The most numbers of an anchor that `ForwardPass.saved` has.
+SAVED_ROWS = 9
+
+
+class PassKind(IntEnum):
+    """How a forward pass was computed: by which path over tiles, or by another backend, which is computed again."""
+
+    OTHER = 0
+    PLAIN = 1
+    WEIGHTS = 2
+    GROUPED = 3
+    WHOLE = 4
+
+
+class ForwardPass(ABC):
+    """A complete forward pass over tiles: the sums with which the backward pass begins."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> PassKind:
+        """The path of the pass."""
+
+    @abstractmethod
+    def losses(self) -> AnchorLosses:
+        """The loss of each anchor, with its node of the autograd graph."""
+
+    @abstractmethod
+    def saved(self) -> Float[Tensor, "k a"]:
+        """The numbers of each anchor from which the pass is made again (`tiled.restored`), up to `SAVED_ROWS`."""
 
 
 class BackwardState(ABC):

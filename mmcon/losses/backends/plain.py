@@ -31,7 +31,7 @@ from mmcon.losses.backends.exponentials import (
     exponential_gradients,
     exponential_sums,
 )
-from mmcon.losses.backends.node import BackwardState, LossNode
+from mmcon.losses.backends.node import BackwardState, ForwardPass, LossNode, PassKind
 from mmcon.losses.problem import AnchorLosses, Problem
 
 
@@ -48,7 +48,14 @@ def supports(problem: Problem) -> bool:
 
 
 def plain_losses(problem: Problem, reverse: Problem | None, tile_size: int) -> list[AnchorLosses] | None:
-    """The losses of a problem, and of its reverse; None where exponentials leave the range of the dtype.
+    """The losses of a problem, and of its reverse; None where `plain_pass` is."""
+    with torch.no_grad():
+        found = plain_pass(problem, reverse, tile_size)
+    return None if found is None else found.by_direction()
+
+
+def plain_pass(problem: Problem, reverse: Problem | None, tile_size: int) -> PlainPass | None:
+    """The sums of a problem, and of its reverse; None where exponentials leave the range of the dtype.
 
     None too for one problem whose weights have no factors: `weight_tiles` computes their sums in several threads.
 
@@ -57,22 +64,24 @@ def plain_losses(problem: Problem, reverse: Problem | None, tile_size: int) -> l
         reverse: the candidates of `problem` as anchors, its anchors as candidates; None: not asked for.
         tile_size: the rows and the columns of a tile.
     """
-    with torch.no_grad():
-        first = _Direction.of(problem)
-        if reverse is None and first.factors is None:
-            return None
-        second = first if problem.square else None if reverse is None else _Direction.of(reverse)
-        state = _State(problem, first, second, tile_size, both=reverse is not None)
-        ((of_rows, of_columns),) = exponential_sums(state.pairs, read=state.reader())
-        if not first.has_exact(of_rows) or not (second is None or second.has_exact(of_columns)):
-            return None
-        directions, sums = [first], [of_rows]
-        if reverse is not None and second is not None:
-            directions, sums = [first, second], [of_rows, of_columns]
-        losses = [direction.losses(of_anchors) for direction, of_anchors in zip(directions, sums, strict=True)]
-    candidates = None if problem.square else problem.candidates
-    found = LossNode.apply(state, problem.anchors, candidates, problem.temperature, *losses)
-    return [AnchorLosses(x, direction.valid) for x, direction in zip(found, directions, strict=True)]
+    first = _Direction.of(problem)
+    if reverse is None and first.factors is None:
+        return None
+    second = first if problem.square else None if reverse is None else _Direction.of(reverse)
+    found = PlainPass(problem, first, second, tile_size, both=reverse is not None)
+    ((of_rows, of_columns),) = exponential_sums(found.pairs, read=found.reader())
+    if not first.has_exact(of_rows) or not (second is None or second.has_exact(of_columns)):
+        return None
+    for direction, sums in zip(found.directions, (of_rows, of_columns), strict=False):
+        direction.complete(torch.where(direction.valid, sums, 1).log())
+    return found
+
+
+def restored(problem: Problem, tile_size: int, saved: Float[Tensor, "_ a"]) -> PlainPass:
+    """The pass of a problem without its reverse from what it saved."""
+    first = _Direction.of(problem)
+    first.complete(saved[0])
+    return PlainPass(problem, first, first if problem.square else None, tile_size, both=False)
 
 
 @dataclass
@@ -115,11 +124,14 @@ class _Direction:
         """Whether sums of exponentials are exact, for anchors that have candidates."""
         return are_exact(sums, len(self.problem.candidates) - (self.problem.self_index >= 0).long())
 
-    def losses(self, sums: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
-        """The losses, from the sums of exponentials; completes the statistics."""
+    def complete(self, log_sum: Float[Tensor, " a"]) -> None:
+        """Set what follows from the sums over all tiles."""
+        normalize, self.log_sum = self.problem.settings.row_normalize, log_sum
+        self.divisor = torch.where(self.valid, self.weights, 1) if normalize else torch.ones_like(self.weights)
+
+    def losses(self) -> Float[Tensor, " a"]:
+        """The losses, from complete sums."""
         normalize, valid = self.problem.settings.row_normalize, self.valid
-        self.log_sum = torch.where(valid, sums, 1).log()
-        self.divisor = torch.where(valid, self.weights, 1) if normalize else torch.ones_like(self.weights)
         # With normalized rows the log-sum stays as it is: times the weights and divided by them it would lose digits.
         log_part = self.log_sum if normalize else self.weights * self.log_sum
         return torch.where(valid, log_part - self.weighted / self.divisor, 0)
@@ -152,7 +164,7 @@ class _Direction:
 
 
 @dataclass(frozen=True)
-class _State(BackwardState):
+class PlainPass(BackwardState, ForwardPass):
     """What the backward pass needs beside the embeddings."""
 
     problem: Problem
@@ -160,6 +172,33 @@ class _State(BackwardState):
     second: _Direction | None
     tile_size: int
     both: bool
+
+    @property
+    def kind(self) -> PassKind:
+        """The path of this module."""
+        return PassKind.PLAIN
+
+    @property
+    def directions(self) -> list[_Direction]:
+        """The directions whose losses are asked for."""
+        return [self.first] if self.second is None or not self.both else [self.first, self.second]
+
+    def losses(self) -> AnchorLosses:
+        """The losses of the first direction."""
+        return self.by_direction()[0]
+
+    def by_direction(self) -> list[AnchorLosses]:
+        """The losses of each direction."""
+        problem = self.problem
+        with torch.no_grad():
+            losses = [direction.losses() for direction in self.directions]
+        candidates = None if problem.square else problem.candidates
+        found = LossNode.apply(self, problem.anchors, candidates, problem.temperature, *losses)
+        return [AnchorLosses(x, direction.valid) for x, direction in zip(found, self.directions, strict=True)]
+
+    def saved(self) -> Float[Tensor, "1 a"]:
+        """The logarithms of the sums; the rest costs O(n)."""
+        return self.first.log_sum[None]
 
     @property
     def pairs(self) -> PairTiles:

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mmcon.losses.backends.exponentials import Block
-from mmcon.losses.backends.tiles import Tile, iterate_tiles
+from mmcon.losses.backends.tiles import Tile
 from mmcon.losses.negative_weights import debiased_with_derivatives
 from mmcon.losses.problem import Problem
 
@@ -114,8 +113,8 @@ class RowResults(NamedTuple):
     losses: Float[Tensor, " a"]
 
 
-def row_results(problem: Problem, statistics: RowStatistics, tile_size: int, blocks: Sequence[Block]) -> RowResults:
-    """The losses from complete statistics; with denominator `one`, by a second pass over positives."""
+def row_results(problem: Problem, statistics: RowStatistics) -> RowResults:
+    """The losses from complete statistics; with denominator `one`, after `add_pair_losses`."""
     settings, log_negatives, valid = problem.settings, statistics.log_negatives(problem), statistics.has_positive
     if settings.denominator == "negatives":
         valid = valid & torch.isfinite(log_negatives)
@@ -127,7 +126,6 @@ def row_results(problem: Problem, statistics: RowStatistics, tile_size: int, blo
     if settings.form == "in":
         losses = log_denominator - statistics.log_weighted_sum + divisor.log()
     elif settings.denominator == "one":
-        _add_pair_losses(problem, statistics, log_negatives, iterate_tiles(problem, tile_size, blocks))
         losses = statistics.weighted / divisor
     else:
         # With normalized rows log D stays as it is: times the weights and divided by them again it would lose digits.
@@ -138,10 +136,9 @@ def row_results(problem: Problem, statistics: RowStatistics, tile_size: int, blo
     return RowResults(valid, divisor, log_negatives, log_denominator, torch.where(valid, losses, 0))
 
 
-def _add_pair_losses(
-    problem: Problem, statistics: RowStatistics, log_negatives: Float[Tensor, " a"], pairs: Iterator[list[Tile]]
-) -> None:
+def add_pair_losses(problem: Problem, statistics: RowStatistics, pairs: Iterator[list[Tile]]) -> None:
     """The denominator of each positive needs the complete sum of negatives, and so a second pass."""
+    log_negatives = statistics.log_negatives(problem)
     for tiles in pairs:
         for tile in tiles:
             found = pair_losses(problem, tile, statistics.negative_count[tile.rows], log_negatives[tile.rows])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from jaxtyping import Float
+from torch import Tensor
+
 from mmcon.affinity import transforms_active
 from mmcon.errors import InputError
 from mmcon.losses.backends import plain
 from mmcon.losses.backends.dense import dense_both, dense_losses
-from mmcon.losses.backends.tiled import tiled_both, tiled_losses
+from mmcon.losses.backends.node import ForwardPass, PassKind
+from mmcon.losses.backends.tiled import restored, tiled_both, tiled_losses, tiled_pass
 from mmcon.losses.backends.triton import ClassWeights, supported_weights, triton_losses
 from mmcon.losses.problem import AnchorLosses, Problem
 from mmcon.losses.settings import WHERE
@@ -44,6 +48,20 @@ def compute(problem: Problem) -> AnchorLosses:
     if isinstance(weights, ClassWeights):
         return triton_losses(problem, weights)
     return {"dense": dense_losses, "tiled": tiled_losses}[backend](problem)
+
+
+def first_pass(problem: Problem) -> tuple[AnchorLosses, ForwardPass | None]:
+    """The losses by the backend of the settings, and the pass of `tiled`; None of another backend."""
+    backend, _ = _resolve(problem)
+    if backend != "tiled":
+        return compute(problem), None
+    found = tiled_pass(problem)
+    return found.losses(), found
+
+
+def losses_of_pass(problem: Problem, kind: PassKind, saved: Float[Tensor, "_ a"]) -> AnchorLosses:
+    """The losses of a problem whose `first_pass` saved some numbers; those of other backends are computed again."""
+    return compute(problem) if kind == PassKind.OTHER else restored(problem, kind, saved).losses()
 
 
 def compute_both(problem: Problem, reverse: Problem) -> tuple[AnchorLosses, AnchorLosses]:

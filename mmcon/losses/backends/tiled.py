@@ -6,6 +6,7 @@ computed again in the backward pass. Where `plain` supports the problem, it is u
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -16,7 +17,14 @@ from mmcon.errors import InputError
 from mmcon.losses.backends import exponentials, plain, weight_tiles
 from mmcon.losses.backends.exponentials import PairTiles, are_exact, exponential_sums
 from mmcon.losses.backends.group_blocks import Layout, as_given, grouped, in_order
-from mmcon.losses.backends.row_statistics import RowResults, RowStatistics, negative_powers, row_results
+from mmcon.losses.backends.node import ForwardPass, PassKind
+from mmcon.losses.backends.row_statistics import (
+    RowResults,
+    RowStatistics,
+    add_pair_losses,
+    negative_powers,
+    row_results,
+)
 from mmcon.losses.backends.tiled_gradients import TiledGradients
 from mmcon.losses.backends.tiles import iterate_tiles
 from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
@@ -29,24 +37,49 @@ MAX_SHARE_OF_BLOCKS = 0.15
 
 def tiled_losses(problem: Problem, tile_size: int | None = None) -> AnchorLosses:
     """The loss of each anchor, and whether the anchor is valid, by tiles of `tile_size²` pairs."""
-    on_gpu = exponentials.GPU_TILE_SIZE if problem.anchors.is_cuda else None
-    if plain.supports(problem):
-        found = plain.plain_losses(problem, None, tile_size or on_gpu or exponentials.TILE_SIZE)
-        if found is not None:
-            return found[0]
-    layout = _layout(problem, tile_size or on_gpu or TILE_SIZE)
+    return tiled_pass(problem, tile_size).losses()
+
+
+@torch.no_grad()
+def tiled_pass(problem: Problem, tile_size: int | None = None) -> ForwardPass:
+    """The forward pass, by the fastest path that supports the problem."""
+    of_masks, of_exponentials = _tile_sizes(problem, tile_size)
+    found = plain.plain_pass(problem, None, of_exponentials) if plain.supports(problem) else None
+    if found is not None:
+        return found
+    layout = grouped(problem, of_masks)
     if (layout is None or layout.share_of_blocks() > MAX_SHARE_OF_BLOCKS) and weight_tiles.supports(problem):
-        losses = weight_tiles.weight_tile_losses(problem, tile_size or on_gpu or exponentials.TILE_SIZE)
-        if losses is not None:
-            return losses
-    return _general_losses(problem, layout, tile_size or on_gpu or TILE_SIZE)
+        found = weight_tiles.weight_tile_pass(problem, of_exponentials)
+        if found is not None:
+            return found
+    return _general_pass(problem, layout, of_masks)
+
+
+@torch.no_grad()
+def restored(problem: Problem, kind: PassKind, saved: Float[Tensor, "_ a"]) -> ForwardPass:
+    """The forward pass of a problem from its kind and what it saved, without its products."""
+    of_masks, of_exponentials = _tile_sizes(problem, None)
+    if kind == PassKind.PLAIN:
+        return plain.restored(problem, of_exponentials, saved)
+    if kind == PassKind.WEIGHTS:
+        return weight_tiles.restored(problem, of_exponentials, saved)
+    layout = grouped(problem, of_masks) if kind == PassKind.GROUPED else Layout.whole(problem)
+    assert layout is not None
+    has_positive = saved[1] > 0
+    statistics = RowStatistics(saved[0], has_positive, *saved[2:])
+    return _GeneralPass(problem, layout, statistics, row_results(problem, statistics), of_masks)
+
+
+def _tile_sizes(problem: Problem, tile_size: int | None) -> tuple[int, int]:
+    """The sizes of tiles with masks and weights, and of tiles of exponentials alone."""
+    size = tile_size or (exponentials.GPU_TILE_SIZE if problem.anchors.is_cuda else None)
+    return size or TILE_SIZE, size or exponentials.TILE_SIZE
 
 
 def tiled_both(problem: Problem, reverse: Problem, tile_size: int | None = None) -> tuple[AnchorLosses, AnchorLosses]:
     """`tiled_losses` of both directions of a pair of modalities, in one pass where `plain` supports them."""
     if plain.supports(problem) and plain.supports(reverse):
-        on_gpu = exponentials.GPU_TILE_SIZE if problem.anchors.is_cuda else None
-        found = plain.plain_losses(problem, reverse, tile_size or on_gpu or exponentials.TILE_SIZE)
+        found = plain.plain_losses(problem, reverse, _tile_sizes(problem, tile_size)[1])
         if found is not None:
             return found[0], found[1]
     return tiled_losses(problem, tile_size), tiled_losses(reverse, tile_size)
@@ -54,26 +87,45 @@ def tiled_both(problem: Problem, reverse: Problem, tile_size: int | None = None)
 
 def general_losses(problem: Problem, tile_size: int = TILE_SIZE) -> AnchorLosses:
     """`tiled_losses` for every setting, without `plain` and `weight_tiles`."""
-    return _general_losses(problem, _layout(problem, tile_size), tile_size)
-
-
-def _layout(problem: Problem, tile_size: int) -> Layout | None:
     with torch.no_grad():
-        return grouped(problem, tile_size)
+        found = _general_pass(problem, grouped(problem, tile_size), tile_size)
+    return found.losses()
 
 
-def _general_losses(problem: Problem, layout: Layout | None, tile_size: int) -> AnchorLosses:
-    parameters = _extra_parameters(problem)
-    with torch.no_grad():
-        found = None if layout is None else _row_results(layout, tile_size)
-        if layout is None or found is None:
-            layout = Layout.whole(problem)
-            found = _row_results(layout, tile_size)
+@dataclass(frozen=True)
+class _GeneralPass(ForwardPass):
+    """A pass with masks and weights, in the order of its layout."""
+
+    problem: Problem
+    layout: Layout
+    statistics: RowStatistics
+    results: RowResults
+    tile_size: int
+
+    @property
+    def kind(self) -> PassKind:
+        return PassKind.WHOLE if self.layout.rows is None else PassKind.GROUPED
+
+    def losses(self) -> AnchorLosses:
+        problem, parameters = self.problem, _extra_parameters(self.problem)
+        losses, valid = _TiledLoss.apply(
+            self.layout, self.statistics, self.results, self.tile_size,
+            problem.anchors, problem.candidates, problem.temperature, *parameters,
+        )  # fmt: skip
+        return AnchorLosses(losses, valid)
+
+    def saved(self) -> Float[Tensor, "9 a"]:
+        sums = [getattr(self.statistics, field.name) for field in fields(self.statistics)]
+        return torch.stack([values.to(self.problem.anchors.dtype) for values in sums])
+
+
+def _general_pass(problem: Problem, layout: Layout | None, tile_size: int) -> _GeneralPass:
+    found = None if layout is None else _row_results(layout, tile_size)
+    if layout is None or found is None:
+        layout = Layout.whole(problem)
+        found = _row_results(layout, tile_size)
     assert found is not None  # a whole problem has no pairs across blocks, whose exponentials may leave the range
-    losses, valid = _TiledLoss.apply(
-        layout, *found, tile_size, problem.anchors, problem.candidates, problem.temperature, *parameters
-    )
-    return AnchorLosses(losses, valid)
+    return _GeneralPass(problem, layout, *found, tile_size)
 
 
 def _across(layout: Layout, tile_size: int) -> PairTiles:
@@ -97,7 +149,9 @@ def _row_results(layout: Layout, tile_size: int) -> tuple[RowStatistics, RowResu
     for tiles in iterate_tiles(problem, tile_size, layout.blocks):
         for tile in tiles:
             statistics.add(problem, tile)
-    return statistics, row_results(problem, statistics, tile_size, layout.blocks)
+    if problem.settings.denominator == "one":
+        add_pair_losses(problem, statistics, iterate_tiles(problem, tile_size, layout.blocks))
+    return statistics, row_results(problem, statistics)
 
 
 class _TiledLoss(torch.autograd.Function):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mmcon.affinity import Affinity
 from mmcon.losses.backends.exponentials import Block, PairTiles, are_exact, by_threads, tile_gradients
-from mmcon.losses.backends.node import BackwardState, LossNode
+from mmcon.losses.backends.node import BackwardState, ForwardPass, LossNode, PassKind
 from mmcon.losses.problem import AnchorLosses, Problem
 
 SumsOfTiles = Callable[[PairTiles, Sequence[Block]], tuple[Float[Tensor, " a"], ...]]
@@ -47,18 +47,22 @@ def supports(problem: Problem) -> bool:
 
 
 def weight_tile_losses(problem: Problem, tile_size: int) -> AnchorLosses | None:
-    """The losses of a problem that `supports` accepts; None where exponentials leave the range of the dtype."""
+    """The losses of a problem that `supports` accepts; None where `weight_tile_pass` is."""
     with torch.no_grad():
-        if not _in_range(problem):
-            return None
-        weights = _Weights.of(problem, tile_size)
-        found = _losses(weights)
-    if found is None:
-        return None
-    losses, valid, state = found
-    candidates = None if problem.square else problem.candidates
-    (losses,) = LossNode.apply(state, problem.anchors, candidates, problem.temperature, losses)
-    return AnchorLosses(losses, valid)
+        found = weight_tile_pass(problem, tile_size)
+    return None if found is None else found.losses()
+
+
+def weight_tile_pass(problem: Problem, tile_size: int) -> WeightedPass | None:
+    """The sums of a problem that `supports` accepts; None where exponentials leave the range of the dtype."""
+    return _pass(_Weights.of(problem, tile_size)) if _in_range(problem) else None
+
+
+def restored(problem: Problem, tile_size: int, saved: Float[Tensor, "_ a"]) -> WeightedPass:
+    """The pass of a problem from what it saved."""
+    weight_sum, denominators, weighted, losses, valid = saved[:5]
+    divisor = _divisor(problem, valid > 0, weight_sum)
+    return WeightedPass(_Weights.of(problem, tile_size), valid > 0, divisor, weight_sum, denominators, weighted, losses)
 
 
 def _in_range(problem: Problem) -> bool:
@@ -162,7 +166,7 @@ class _Weights:
 
 
 @dataclass(frozen=True)
-class _WeightedState(BackwardState):
+class WeightedPass(BackwardState, ForwardPass):
     """What the backward pass needs beside the embeddings.
 
     Attributes:
@@ -172,6 +176,7 @@ class _WeightedState(BackwardState):
         weight_sum: Σ W.
         denominators: D; 1 for invalid anchors.
         weighted: A in the form `in`, Q with denominator `one`.
+        values: the losses.
     """
 
     weights: _Weights
@@ -180,6 +185,24 @@ class _WeightedState(BackwardState):
     weight_sum: Float[Tensor, " a"]
     denominators: Float[Tensor, " a"]
     weighted: Float[Tensor, " a"]
+    values: Float[Tensor, " a"]
+
+    @property
+    def kind(self) -> PassKind:
+        """The path of this module."""
+        return PassKind.WEIGHTS
+
+    def losses(self) -> AnchorLosses:
+        """The losses, with their node."""
+        problem = self.weights.problem
+        candidates = None if problem.square else problem.candidates
+        (losses,) = LossNode.apply(self, problem.anchors, candidates, problem.temperature, self.values)
+        return AnchorLosses(losses, self.valid)
+
+    def saved(self) -> Float[Tensor, "5 a"]:
+        """The sums, the losses, and which anchors have one."""
+        valid = self.valid.to(self.values.dtype)
+        return torch.stack([self.weight_sum, self.denominators, self.weighted, self.values, valid])
 
     @property
     def pairs(self) -> PairTiles:
@@ -225,8 +248,12 @@ class _WeightedState(BackwardState):
         return tile_gradients(self.pairs, of_tile, of_candidates=of_candidates)
 
 
-def _losses(weights: _Weights) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"], _WeightedState] | None:
-    """The losses, which anchors have one, and what the backward pass needs."""
+def _divisor(problem: Problem, valid: Bool[Tensor, " a"], weight_sum: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+    return torch.where(valid, weight_sum, 1) if problem.settings.row_normalize else torch.ones_like(weight_sum)
+
+
+def _pass(weights: _Weights) -> WeightedPass | None:
+    """The sums and the losses; None where a sum is not exact."""
     settings = weights.problem.settings
     weight_sum, denominators, weighted = _sums(weights)
     valid = weight_sum > 0
@@ -238,7 +265,7 @@ def _losses(weights: _Weights) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"],
         return None
     if settings.form == "in" and not are_exact(weighted, torch.where(valid, counts, 0)):
         return None
-    divisor = torch.where(valid, weight_sum, 1) if settings.row_normalize else torch.ones_like(weight_sum)
+    divisor = _divisor(weights.problem, valid, weight_sum)
     known = torch.where(valid, denominators, 1)
     if settings.denominator == "one":
         losses, weighted = _pair_sums(weights, known)
@@ -251,8 +278,7 @@ def _losses(weights: _Weights) -> tuple[Float[Tensor, " a"], Bool[Tensor, " a"],
         # With normalized rows log D stays as it is: times the weights and divided by them again it would lose digits.
         log_part = known.log() if settings.row_normalize else weight_sum * known.log()
         losses = log_part - weighted / divisor
-    state = _WeightedState(weights, valid, divisor, weight_sum, known, weighted)
-    return torch.where(valid, losses, 0), valid, state
+    return WeightedPass(weights, valid, divisor, weight_sum, known, weighted, torch.where(valid, losses, 0))
 
 
 def _sums(weights: _Weights) -> tuple[Float[Tensor, " a"], ...]:
