@@ -271,15 +271,24 @@ def stable_id(name: str | bytes | int) -> int:
 @lru_cache(maxsize=65536)
 def name_hash(name: str | bytes) -> int:
     """Hash a name to a signed 64-bit integer (blake2b, 8 bytes, little-endian)."""
-    # Not Python's `hash`, which differs between processes.
-    # A file name that is not UTF-8 has surrogates, which only `surrogatepass` encodes; other texts are unchanged.
-    data = name.encode("utf-8", "surrogatepass") if isinstance(name, str) else name
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(_digest(name), "little", signed=True)
 
 
 def stable_ids(names: Iterable[str | bytes | int]) -> Int[Tensor, " n"]:
     """The 64-bit ids of many samples, int64."""
-    return torch.tensor([stable_id(name) for name in names], dtype=torch.int64)
+    listed = list(names)
+    texts = [name for name in listed if not isinstance(name, int)]
+    if len(texts) < len(listed):
+        return torch.tensor([stable_id(name) for name in listed], dtype=torch.int64)
+    # Without the cache of `name_hash`: the names differ, and there may be a million.
+    return torch.from_numpy(np.frombuffer(b"".join(map(_digest, texts)), dtype="<i8").astype(np.int64))
+
+
+def _digest(name: str | bytes) -> bytes:
+    # Not Python's `hash`, which differs between processes.
+    # A file name that is not UTF-8 has surrogates, which only `surrogatepass` encodes; other texts are unchanged.
+    data = name.encode("utf-8", "surrogatepass") if isinstance(name, str) else name
+    return hashlib.blake2b(data, digest_size=8).digest()
 
 
 def _integers(name: str, value: FieldValues) -> Int[Tensor, "..."]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmcon.errors import DataError
 from mmcon.media.audio_files import AUDIO_CONTAINER_SUFFIXES, AUDIO_SUFFIXES
-from mmcon.media.frame_sequence import frame_files, natural_key
+from mmcon.media.frame_sequence import FRAME_SUFFIXES, natural_key
 from mmcon.media.video_files import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from mmcon.sources.labels import number_texts
 from mmcon.sources.listing import Listing, SplitOptions, printable, split_listing
@@ -27,6 +27,7 @@ SUFFIXES = {
     "audio": (*AUDIO_SUFFIXES, *AUDIO_CONTAINER_SUFFIXES),
     "video": (*VIDEO_SUFFIXES, *ANIMATION_SUFFIXES),
 }
+_KNOWN_SUFFIXES = {modality: frozenset(suffixes) for modality, suffixes in SUFFIXES.items()}
 
 
 def list_folder(
@@ -111,12 +112,19 @@ def split_folders(root: Path) -> list[str]:
 
     A single split folder counts only if it is named `train` or is the only folder: `Train` next to `Bus` is a class.
     """
-    folders = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+    folders = _folders(root)
     train = match_split(folders, "train")
     held_out = [name for name in folders if is_held_out(name)]
     if train is None or not (held_out or train == "train" or folders == [train]):
         return []
     return [train, *held_out]
+
+
+def _folders(root: Path) -> list[str]:
+    """The names of the visible sub-folders, sorted."""
+    with os.scandir(root) as entries:
+        seen = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(e.name for e in seen if (os.path.isdir(e.path) if e.is_symlink() else e.is_dir()))
 
 
 def _split_folders(where: str, root: Path, split: str) -> tuple[list[Path], bool]:
@@ -157,15 +165,16 @@ def _find(root: Path, bases: Sequence[Path], modality: str) -> _Found:
     found = _Found()
     for base in bases:
         files = [file for folder in _walk(base, found.closed) for file in _files_in(*folder, modality, found.others)]
-        files.sort(key=natural_key if modality == "video" else lambda file: file.split("/"))
+        # A null byte sorts below every letter, so that a folder's files stay together, as if the path were split.
+        files.sort(key=natural_key if modality == "video" else lambda file: file.replace("/", "\0"))
         found.classes += [file.partition("/")[0] if "/" in file else "" for file in files]
         below = "" if base == root else f"{base.name}/"
         found.files += [f"{below}{file}" for file in files]
     return found
 
 
-def _walk(base: Path, closed: list[str]) -> Iterator[tuple[Path, str, list[str], list[str]]]:
-    """Every folder below a base: the base, its path in the base, its folders and its files; links are followed."""
+def _walk(base: Path, closed: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Every folder below a base: its path in the base, its folders and its files; links are followed."""
     above: dict[str, set[tuple[int, int]]] = {}  # the identities of a folder and of those that it is in
     for place, inner, files in os.walk(
         base, followlinks=True, onerror=lambda error: closed.append(str(error.filename))
@@ -178,23 +187,17 @@ def _walk(base: Path, closed: list[str]) -> Iterator[tuple[Path, str, list[str],
         above[place] = outer | {identity}
         inner[:] = [name for name in inner if not name.startswith(".")]
         inside = os.path.relpath(place, base).replace(os.sep, "/")
-        yield base, "" if inside == "." else f"{inside}/", inner, files
+        yield "" if inside == "." else f"{inside}/", inner, files
 
 
-def _files_in(
-    base: Path, inside: str, folders: list[str], names: list[str], modality: str, others: Counter[str]
-) -> list[str]:
+def _files_in(inside: str, folders: list[str], names: list[str], modality: str, others: Counter[str]) -> list[str]:
     """The files of a modality in one folder; a folder that contains only the frames of a video is one video."""
-    if modality == "video" and inside and not folders and len(frame_files(base / inside)) > 1:
+    visible, known = [name for name in names if name[0] != "."], _KNOWN_SUFFIXES[modality]
+    suffixes = [name[name.rfind(".") :].lower() if "." in name else "" for name in visible]
+    if modality == "video" and inside and not folders and sum(suffix in FRAME_SUFFIXES for suffix in suffixes) > 1:
         return [inside.removesuffix("/")]
-    own, known = [], SUFFIXES[modality]
-    for name in names:
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix in known and not name.startswith("."):
-            own.append(f"{inside}{name}")
-        elif not name.startswith("."):
-            others[printable(suffix)] += 1
-    return own
+    others.update(printable(suffix) for suffix in suffixes if suffix not in known)
+    return [f"{inside}{name}" for name, suffix in zip(visible, suffixes, strict=True) if suffix in known]
 
 
 def _check(where: str, bases: Sequence[Path], found: _Found, modality: str) -> None:
@@ -238,8 +241,8 @@ def _labeled(
         classes = []
     if found.others:
         notes.append(f"{found.others.total():,} files left out that are not {modality} files: {_counts(found.others)}")
-    beside = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith(".") and f not in bases)
-    beside = [printable(name) for name in beside if root not in bases and name not in split_folders(root)]
+    used = {*split_folders(root), *(base.name for base in bases)}
+    beside = [] if root in bases else [printable(name) for name in _folders(root) if name not in used]
     if beside:
         notes.append(f"folders beside those of the splits left out: {', '.join(beside[:5])}")
     if found.closed:

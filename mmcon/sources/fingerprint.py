@@ -8,8 +8,8 @@ that it is cheap for large data.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmcon.random import stable_ids
+from mmcon.sources.file_states import file_states
 
 # Asking for the sizes of so many files takes less than a second on a local disk.
 MEASURED = 100_000
@@ -69,10 +70,9 @@ def file_sizes(items: Sequence[Any], root: Path) -> list[int]:
         items: paths, bytes, (archive, offset, size), mappings with `bytes` or `path`, or handles on these.
         root: the folder that paths are relative to.
     """
-    # Calls to the system are made from several threads, since each waits for a network drive.
-    chunks = [items[start : start + 4096] for start in range(0, len(items), 4096)]
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        return [size for part in pool.map(lambda chunk: [_size(item, root) for item in chunk], chunks) for size in part]
+    held = [_size_or_path(item, str(root)) for item in items]
+    measured = iter(file_states(path for path in held if isinstance(path, str))[:, 0].tolist())
+    return [next(measured) if isinstance(size, str) else size for size in held]
 
 
 def text_marks(texts: Sequence[Any]) -> list[int]:
@@ -80,7 +80,8 @@ def text_marks(texts: Sequence[Any]) -> list[int]:
     return stable_ids("\0".join(map(str, text)) if isinstance(text, tuple) else str(text) for text in texts).tolist()
 
 
-def _size(item: Any, root: Path) -> int:
+def _size_or_path(item: Any, root: str) -> int | str:
+    """The size of an item that is in memory or in an archive (-1: neither), else the path of its file."""
     if isinstance(item, Mapping):
         item = item["bytes"] if item.get("bytes") is not None else item.get("path")
     if isinstance(item, tuple) and len(item) == 3 and isinstance(item[2], int):
@@ -88,13 +89,10 @@ def _size(item: Any, root: Path) -> int:
     if isinstance(item, bytes):
         return len(item)
     if isinstance(item, str | Path):
-        try:
-            return (root / item).stat().st_size
-        except (OSError, ValueError):
-            return -1
+        return os.path.join(root, item)
     inner = (getattr(item, name, None) for name in ("source", "file", "video"))
     # The path of a handle has the root already.
-    return next((_size(held, Path()) for held in inner if held is not None), -1)
+    return next((_size_or_path(held, "") for held in inner if held is not None), -1)
 
 
 def _digest(values: Int[Tensor, " n"]) -> str:

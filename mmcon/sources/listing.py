@@ -6,7 +6,7 @@ of a modality (`image_source`, `audio_source`, ...) makes a source from it. So a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,15 @@ class Listing:
         """The path of a sample's file; of a member of an archive, the archive's path and its name; else its name."""
         cell = self.cells[position] if isinstance(self.cells, list) and not self.versions else None
         return name_of_file(cell, self.names[position], self.root)
+
+    def positions_of(self, files: Collection[str]) -> list[int]:
+        """The indices of the samples whose files are among some (see `file`)."""
+        known = frozenset(files)
+        if known and self.folder:  # without a path for each of a million files
+            start = printable(str(self.root / "f"))[:-1]
+            below = {file.removeprefix(start) for file in known if file.startswith(start)}
+            return [i for i, name in enumerate(self.names) if name in below]
+        return [i for i in range(len(self.names)) if self.file(i) in known] if known else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +268,7 @@ def file_of(item: Any, root: Path = Path()) -> Path | None:
 
 def printable(name: str) -> str:
     """A file name that can be printed and written: bytes that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def _take(column: Any, keep: Sequence[int]) -> Any:

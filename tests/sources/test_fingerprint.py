@@ -1,11 +1,14 @@
 """Fingerprints: equal for equal data, and different for each kind of change that a resumed run must notice."""
 
+import os
+
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 from torchvision.io import write_png
 
+from mmcon.sources import file_states
 from mmcon.sources.base import DatasetSource, Subset, TensorSource
 from mmcon.sources.factory import create_source
 from mmcon.sources.fingerprint import MEASURED, file_sizes, fingerprint_changes, fingerprint_of
@@ -118,3 +121,15 @@ def test_a_million_samples_ask_for_the_sizes_of_a_part():
     (rows,) = asked
     assert len(rows) == len(rows.unique()) == MEASURED
     assert (int(rows[0]), int(rows[-1])) == (0, 1_299_987)  # 99,999 · 13
+
+
+@pytest.mark.parametrize("seconds", [0, 1000])
+def test_a_slow_disk_is_asked_by_several_threads(seconds, tmp_path, monkeypatch):
+    monkeypatch.setattr(file_states, "_SLOW_SECONDS", seconds)
+    monkeypatch.setattr(file_states, "_CHUNK", 7)
+    files = [tmp_path / str(size) for size in range(300)]
+    for size, file in enumerate(files[::2]):
+        file.write_bytes(b"." * size)
+        os.utime(file, ns=(0, size))
+    expected = [[i // 2, i // 2] if i % 2 == 0 else [-1, 0] for i in range(300)]
+    assert file_states.file_states(map(str, files)).tolist() == expected
