@@ -45,7 +45,8 @@ class Progress:
         self.phase, self.total, self.done, self.epoch_length = phase, total, done, epoch_length
         self.enabled = enabled and not Progress._inside
         self.every_seconds = every_seconds
-        self._shown_at, self._shown_done = time.perf_counter(), done
+        self._shown_at = self._counted_at = time.perf_counter()
+        self._counted_done: int | None = None
         self._seconds = math.nan
         self._bar: Any = None
 
@@ -76,12 +77,16 @@ class Progress:
             loss: of the last step.
             timing: `views_per_second`, and `views`, the fraction of the time that they take.
         """
-        self.done = done
-        passed = time.perf_counter() - self._shown_at
+        self.done, now = done, time.perf_counter()
+        if self._counted_done is None:  # the first step also compiles, and starts workers: none of the others does
+            self._counted_at, self._counted_done = now, done
+        passed = now - self._shown_at
         is_last = done == self.total and self.epoch_length is not None
         if not self.enabled or (passed < (0.2 if self._bar is not None else self.every_seconds) and not is_last):
             return
-        self._average(passed, done)
+        self._average(now - self._counted_at, done - self._counted_done)
+        self._shown_at = self._counted_at = now
+        self._counted_done = done
         details = self._details(loss, timing or {})
         if self._bar is not None:
             self._bar.update(self._task, completed=done, details=details)
@@ -89,12 +94,11 @@ class Progress:
             of_total = "" if self.total is None else f"/{self.total}"
             print(f"{self.phase} {done}{of_total}  {details}", flush=True)
 
-    def _average(self, passed: float, done: int) -> None:
+    def _average(self, passed: float, steps: int) -> None:
         """Update the moving average of the seconds of a step; a longer time since the last update counts more."""
-        seconds = passed / max(1, done - self._shown_done)
-        share = 1 - math.exp(-passed / AVERAGED_SECONDS)
-        self._seconds = seconds if math.isnan(self._seconds) else self._seconds + share * (seconds - self._seconds)
-        self._shown_at, self._shown_done = time.perf_counter(), done
+        if steps > 0:
+            seconds, share = passed / steps, 1 - math.exp(-passed / AVERAGED_SECONDS)
+            self._seconds = seconds if math.isnan(self._seconds) else self._seconds + share * (seconds - self._seconds)
 
     def _details(self, loss: Float[Tensor, ""] | None, timing: Mapping[str, float]) -> str:
         cells = []
@@ -107,8 +111,10 @@ class Progress:
             cells.append(f"{timing['views_per_second']:,.0f} views/s")
         if "views" in timing:
             cells.append(f"{timing['views']:.0%} in views")
-        if self.total is not None:
-            cells.append(f"{_duration(self._seconds * (self.total - self.done))} left")
+        steps = math.inf if self.total is None else self.total - self.done
+        seconds = self._seconds * steps if steps else 0.0
+        if math.isfinite(seconds):
+            cells.append(f"{_duration(seconds)} left")
         return "  ".join(cells)
 
     def __exit__(

@@ -21,12 +21,22 @@ def test_a_line_has_epoch_loss_throughput_views_and_the_remaining_time(clock, ca
         clock[0] += 9
         progress.advance(11)
         assert capsys.readouterr().out == ""
-        clock[0] += 1
+        clock[0] += 9
         progress.advance(20, torch.tensor(1.25), {"views_per_second": 1234.4, "views": 0.05})
-        # Ten steps in ten seconds: twenty are left.
+        # Nine steps in nine seconds after the first: twenty are left.
         assert capsys.readouterr().out == "step 20/40  epoch 1/2  loss 1.2500  1,234 views/s  5% in views  0:20 left\n"
         progress.advance(40)  # the last step of a training always has a line
     assert capsys.readouterr().out.startswith("step 40/40  epoch 2/2")
+
+
+def test_the_first_step_tells_nothing_of_the_others(clock, capsys):
+    with Progress("step", 100, epoch_length=100) as progress:
+        clock[0] += 60  # it compiles
+        progress.advance(1)
+        assert capsys.readouterr().out == "step 1/100  epoch 1/1\n"
+        clock[0] += 20
+        progress.advance(21)
+        assert capsys.readouterr().out.endswith("1:19 left\n")
 
 
 def test_the_remaining_time_is_smoothed(clock):
