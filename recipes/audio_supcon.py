@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import mmcon
@@ -35,6 +35,8 @@ from mmcon.sources.base import Source
 from mmcon.training.optim import create_optimizer_and_schedule
 
 BUILT_IN = "mmcon/log-mel-conv"
+# Columns of the data by objective.
+NEEDED: dict[str | None, tuple[str, ...]] = {"cross-lingual": ("prompt", "language"), "supcon": ("label",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class Config(mmcon.RunConfig):
 
     data: str = "samples/speech"
     """bundled speech, a folder (one sub-folder per class), a manifest (.csv, .jsonl, .parquet), or a hub name"""
-    objective: Literal["supcon", "simclr", "cola", "cross-lingual"] = "cross-lingual"
+    objective: Literal["supcon", "simclr", "cola", "cross-lingual"] | None = None
+    """default: cross-lingual for data with prompts in languages, supcon for other labels, simclr without labels"""
     cross_weight: float = 0.7
     """cross-lingual: the weight of the same prompt in another language, beside 1 in the same language"""
     similarity: Literal["cosine", "bilinear"] = "cosine"
@@ -75,12 +78,13 @@ class Config(mmcon.RunConfig):
 def main(config: Config) -> None:
     """Train, then evaluate."""
     config = config.apply_tiny(max_steps=4, batch_size=16)
-    run = mmcon.Run.from_config(config, name=f"audio_{config.objective}")
 
     # Data: recordings, and the views and batches of them.
     opened: dict[str, Any] = {"modality": "audio", "rate_hz": config.sample_rate_hz}
     train, test = (mmcon.create_source(config.data, split=split, **opened) for split in ("train", "test"))
     train = config.labeled_subset(train)
+    config = replace(config, objective=config.objective or fitting_objective(train))
+    run = mmcon.Run.from_config(config, name=f"audio_{config.objective}")
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     sampler = make_sampler(config, train, world_size=run.world_size)
     loader = run.loader(train, {"audio": [make_view(config)] * config.views}, sampler)
@@ -149,6 +153,11 @@ def evaluation_view(config: Config) -> mmcon.ViewGenerator:
     return mmcon.create_view("audio/plain", rate_hz=config.sample_rate_hz, **window)
 
 
+def fitting_objective(train: Source) -> str:
+    """The objective that takes the most of the labels."""
+    return next((str(name) for name, needed in NEEDED.items() if {*needed} <= {*train.columns}), "simclr")
+
+
 def make_objective(config: Config, train: Source) -> mmcon.Objective:
     """The loss with the affinity of the objective."""
     similarity = BilinearSimilarity(config.projection_dim) if config.similarity == "bilinear" else None
@@ -159,7 +168,7 @@ def make_objective(config: Config, train: Source) -> mmcon.Objective:
 
     if config.objective in ("simclr", "cola"):
         return objective(SameSample())
-    needed = ("prompt", "language") if config.objective == "cross-lingual" else ("label",)
+    needed = NEEDED[config.objective]
     if any(name not in train.columns for name in needed):
         raise ConfigError(
             f"--objective {config.objective}",
@@ -181,7 +190,7 @@ def make_sampler(config: Config, train: Source, *, world_size: int = 1) -> Batch
     prompts is rounded down until the ranks divide the batch.
     """
     size = min(config.batch_size, len(train))
-    column = {"supcon": "label", "cross-lingual": "prompt"}.get(config.objective)
+    column = NEEDED.get(config.objective, (None,))[0]
     if column is None or column not in train.columns:
         return UniformSampler(train.ids, batch_size=size, seed=config.seed)
     labels, languages = train.columns[column], train.columns.get("language")

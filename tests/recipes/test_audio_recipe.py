@@ -105,7 +105,7 @@ def recipe(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"data": "FOLDER"}, "add them to the manifest"),
+        ({"data": "FOLDER", "objective": "cross-lingual"}, "add them to the manifest"),
         ({"data": "nowhere"}, "check --data"),
         ({"objective": "cola", "rate_hz": 8_000}, "--rate-hz 16000"),
         ({"encoder": "no/such-folder", "view": "audio/spech"}, "audio/speech"),
@@ -115,6 +115,14 @@ def test_bad_input_is_one_clear_error_with_the_fix(recipe, tmp_path, settings, m
     settings = {name: str(recordings(tmp_path / "data")) if v == "FOLDER" else v for name, v in settings.items()}
     with pytest.raises(MmconError, match=message):
         recipe.main(recipe.Config(output_dir=tmp_path / "run", cpu=True, tiny=True, **settings))
+
+
+def test_the_default_objective_takes_the_most_of_the_labels(recipe, tmp_path):
+    folder = recordings(tmp_path / "data")
+    assert recipe.fitting_objective(create_source("samples/speech", modality="audio", rate_hz=8_000)) == "cross-lingual"
+    assert recipe.fitting_objective(create_source(folder, modality="audio", rate_hz=8_000)) == "supcon"
+    unlabeled = create_source(min(path for path in folder.iterdir() if path.is_dir()), modality="audio", rate_hz=8_000)
+    assert recipe.fitting_objective(unlabeled) == "simclr"
 
 
 def test_all_translations_of_a_prompt_meet_in_a_batch(recipe):
