@@ -103,6 +103,14 @@ def check_whole(where: str, name: str, value: Any, *, least: int, fix: str = "")
     return whole
 
 
+def check_choice(where: str, name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise InputError for an unknown value of a setting, with the nearest known one."""
+    if value not in known:
+        raise InputError(
+            where, expected=f"{name} one of {', '.join(known)}", got=repr(value), fix=nearest(value, list(known))
+        )
+
+
 def nearest(name: str, known: list[str]) -> str:
     """The known names nearest to an unknown one, for a message: "did you mean …"."""
     import difflib

@@ -42,10 +42,23 @@ def test_type_checkers_see_the_names_that_are_loaded():
     assert seen == {name: mmcon._MODULE_OF.get(name, "mmcon") for name in mmcon.__all__}
 
 
-def test_the_import_is_lazy(python):
-    run = python(
-        "import sys, mmcon; assert mmcon.__version__; assert not {'torch', 'numpy', 'timm'} & set(sys.modules)"
-    )
+LAZY = """
+import contextlib, sys, mmcon
+from mmcon import cli
+assert mmcon.__version__
+for words in ([], ["--help"], ["train", "--help"], ["search", "--help"]):
+    with contextlib.suppress(SystemExit):
+        cli.main(words)
+heavy = {"torch", "numpy", "timm", "pandas", "scipy", "numba", "PIL", "rich", "tyro"} & set(sys.modules)
+assert not heavy, heavy
+import mmcon.inference
+heavy = {"torch._dynamo", "torch.distributed.tensor", "torchvision", "timm", "transformers", "scipy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_the_import_the_help_and_the_use_of_a_model_are_lazy(python):
+    run = python(LAZY)
     assert run.returncode == 0, run.stderr
 
 

@@ -17,7 +17,8 @@ from mmcon.affinity.factors import ClassFactor, Factor, factor_row_sums, self_ma
 from mmcon.affinity.flat import flattens
 from mmcon.affinity.groups import Groups, coarser
 from mmcon.batch import Index
-from mmcon.errors import InputError, nearest
+from mmcon.errors import InputError
+from mmcon.errors import check_choice as check_choice  # of settings of affinities too
 
 #: Rows at a time, to bound memory.
 CHUNK = 512
@@ -296,14 +297,6 @@ def check_weights(where: str, weights: Shaped[Tensor, "..."]) -> None:
     if not (low >= 0 and high < float("inf")):
         fix = "clamp or shift the weights to be non-negative, and mask NaN"
         raise InputError(where, expected="finite weights >= 0", got=f"weights from {low} to {high}", fix=fix)
-
-
-def check_choice(where: str, name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise InputError for an unknown value of a setting, with the nearest known one."""
-    if value not in known:
-        raise InputError(
-            where, expected=f"{name} one of {', '.join(known)}", got=repr(value), fix=nearest(value, list(known))
-        )
 
 
 def transforms_active() -> bool:

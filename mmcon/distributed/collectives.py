@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mmcon.batch import Index
 from mmcon.errors import InputError, MmconError
@@ -183,7 +182,9 @@ def barrier(group: Any) -> None:
 
 def full_tensor(tensor: Shaped[Tensor, " *shape"]) -> Shaped[Tensor, " *shape"]:
     """The full tensor of one that is sharded over ranks (FSDP2), which every rank must call; others are returned."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    # Not by its class, DTensor, whose import takes as long as a third of torch.
+    gathered = getattr(tensor, "full_tensor", None)
+    return tensor if gathered is None else gathered()
 
 
 class _Header(NamedTuple):

@@ -26,9 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmcon.affinity import check_choice
 from mmcon.batch import Index
-from mmcon.errors import DataError, InputError, check_whole
+from mmcon.errors import DataError, InputError, check_choice, check_whole
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.similarity_blocks import check_same_width, similarity_blocks
 from mmcon.files import create_folder, replace_file

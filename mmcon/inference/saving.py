@@ -19,12 +19,12 @@ from mmcon.media import AudioHandle, Instances, TextHandle
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.pretrained import model_load_errors
 from mmcon.models.saving import INSIDE, inside_folder
-from mmcon.objective.objective import Objective
 from mmcon.sources.base import Source
 from mmcon.views import ViewGenerator
 
 if TYPE_CHECKING:
     from mmcon.inference.loaded_model import LoadedModel
+    from mmcon.objective.objective import Objective  # imports torch.compile, which takes half as long as torch
 
 _log = logging.getLogger(__name__)
 
