@@ -39,7 +39,6 @@ from mmcon.cli import (
     transfer,
     views,
 )
-from mmcon.cli.waiting_policy import set_waiting_policy
 from mmcon.errors import MmconError
 
 #: The modules of the commands, in the order of the help.
@@ -87,7 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     options = create_parser().parse_args(arguments)
     options.words = list(arguments)
-    set_waiting_policy()
     try:
         return options.run(options) or 0
     except MmconError as error:

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from mmcon.cli import waiting_policy
-from mmcon.cli.waiting_policy import set_waiting_policy
+from mmcon import waiting_policy
+from mmcon.waiting_policy import set_waiting_policy
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,11 @@ def test_without_a_known_load_nothing_is_set(monkeypatch, caplog):
         set_waiting_policy()
     assert "Load averages are unobtainable" in caplog.text
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_a_program_that_imports_the_package_before_torch_has_the_policy(python):
+    """So has a recipe that a launcher starts."""
+    code = "import os; os.getloadavg = lambda: (1e4, 0, 0); import mmcon; print(os.environ['GOMP_SPINCOUNT'])"
+    unset = dict.fromkeys(("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"), "")
+    code = "import os; [os.environ.pop(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')]; " + code
+    assert python(code, env=unset).stdout == "1000\n"
