@@ -22,10 +22,9 @@ from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, DataError, check_whole
-from mmcon.loading.left_out import check_share, log_once, pass_over
 from mmcon.loading.mixup_partners import check_partners, mixing_child
-from mmcon.loading.opening import Unreadable
 from mmcon.loading.pipeline import CollatedGroup, Views, apply_batched_views, collate_group, group_views
+from mmcon.loading.unreadable_samples import Unreadable, check_share, log_once, pass_over
 from mmcon.loading.worker_processes import WorkerStream
 from mmcon.loading.workers import (
     DEATH_ERRORS,

@@ -1,43 +1,23 @@
-"""From samples of a batch to handles with drawn parameters; samples that cannot be opened are left out and named.
+"""From samples of a batch to handles with drawn parameters.
 
-All samples of a batch are opened and drawn at once. Only after a failure they are opened one by one, and samples that
-failed are not tried again. Draws are keyed by sample, so that those of the others do not change.
+Draws are keyed by sample: they do not change if `unreadable_samples` leaves out other samples of the batch.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from mmcon.batch import Index
-from mmcon.errors import DataError
+from mmcon.loading.unreadable_samples import Unreadable, open_readable
 from mmcon.random import Keys, keys
 from mmcon.samplers.base import BatchPlan
 from mmcon.sources.base import Source
-from mmcon.views import Meta, Params, ViewGenerator, check_params, in_scope, meta_of
-
-#: What the machine or a network disk may lack for a moment.
-PASSING = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.ETIMEDOUT, errno.ESTALE}
-
-
-class Unreadable(NamedTuple):
-    """Why a sample was left out.
-
-    Attributes:
-        file: the path of its file, or its name in the source.
-        reason: the error.
-        unopened: whether it could not be opened, whatever its views would be.
-    """
-
-    file: str
-    reason: str
-    unopened: bool = False
+from mmcon.views import Params, ViewGenerator, check_params, in_scope
 
 
 class OpenedSamples(NamedTuple):
@@ -86,7 +66,8 @@ class Opening:
         If nothing can be opened, there are no handles and no parameters, and the index has no columns.
         """
         source, batch, generator = self.source, self.batch, self.generator
-        handles, meta, kept, failures = self._open(batch.indices[slots % len(batch)])
+        sample_indices = batch.indices[slots % len(batch)]
+        handles, meta, kept, failures = open_readable(source, sample_indices, self.modality, self.left_out)
         slots = slots if kept is None else slots[kept]
         if not len(slots):
             return OpenedSamples([], {}, Index({}), keys(seed=self.seed), slots, failures)
@@ -116,40 +97,3 @@ class Opening:
     def file_of(self, slot: int | Int[Tensor, ""]) -> str:
         """The path of the file of a slot's sample."""
         return self.source.name_of(int(self.batch.indices[slot % len(self.batch)]))
-
-    def _open(self, indices: Int[Tensor, " n"]) -> tuple[Any, Meta, Int[Tensor, " m"] | None, dict[int, Unreadable]]:
-        """Handles, what their headers say, the rows of those that can be opened (None: all), and the failures."""
-        kept, failures = None, {}
-        samples = self.source.ids[indices].tolist() if self.left_out else []
-        if not self.left_out.keys().isdisjoint(samples):
-            failures = {sample: self.left_out[sample] for sample in samples if sample in self.left_out}
-            kept = torch.tensor([i for i, sample in enumerate(samples) if sample not in failures], dtype=torch.int64)
-            if not len(kept):
-                return [], {}, kept, failures
-        try:
-            handles = self.source.open(indices if kept is None else indices[kept])
-            return handles, meta_of(handles, self.modality), kept, failures
-        except (DataError, OSError):
-            pass  # the samples that fail are found and reported below, one by one
-        opened = {}
-        for row in dict.fromkeys(indices.tolist() if kept is None else indices[kept].tolist()):
-            try:
-                handle = self.source.open([row])
-                meta_of(handle, self.modality)
-                opened[row] = handle
-            except (DataError, OSError) as error:
-                reason = Unreadable(self.source.name_of(row), str(error), unopened=not _passes(error))
-                failures[int(self.source.ids[row])] = reason
-        kept = torch.tensor([i for i, row in enumerate(indices.tolist()) if row in opened], dtype=torch.int64)
-        if not len(kept):
-            return [], {}, kept, failures
-        rows = indices[kept].tolist()
-        stacked = isinstance(opened[rows[0]], Tensor)
-        handles = torch.cat([opened[row] for row in rows]) if stacked else [opened[row][0] for row in rows]
-        return handles, meta_of(handles, self.modality), kept, failures
-
-
-def _passes(error: Exception) -> bool:
-    """Whether a file may be readable later: the machine or its network lacked something, not the file."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    return isinstance(cause, OSError) and cause.errno in PASSING

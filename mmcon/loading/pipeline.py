@@ -16,9 +16,9 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mmcon.batch import Index, ViewBatch, tree_map
-from mmcon.errors import DataError
 from mmcon.loading.mixup_partners import add_partners, apply_mixing, as_own_partners, mixing_child, with_partner_columns
-from mmcon.loading.opening import OpenedSamples, Opening, Unreadable
+from mmcon.loading.opening import OpenedSamples, Opening
+from mmcon.loading.unreadable_samples import READ_ERRORS, Unreadable, try_each
 from mmcon.samplers.base import BatchPlan
 from mmcon.sources.base import Source
 from mmcon.views import Params, ViewGenerator, collate, select_samples
@@ -210,7 +210,7 @@ def _decode(
     """Decode and collate all samples; after a failure, decode one by one, so that only unreadable ones are left out."""
     try:
         samples = collate(group.generator.apply_ragged(opened.handles, opened.params))
-    except (DataError, OSError):
+    except READ_ERRORS:
         return _decode_one_by_one(group, opening, opened, own, partners)
     index = opened.index if partners is None else with_partner_columns(opened.index, partners)
     return CollatedGroup(group, samples, opened.params, index, partners, opened.failures)
@@ -219,16 +219,16 @@ def _decode(
 def _decode_one_by_one(
     group: ViewGroup, opening: Opening, opened: OpenedSamples, own: int, partners: Int[Tensor, " n"] | None
 ) -> CollatedGroup:
-    decoded: dict[int, Any] = {}
-    failures = dict(opened.failures)
-    for row in range(len(opened.keys)):
+    def decode(row: int) -> Any:
         params = select_samples(opened.params, slice(row, row + 1))
-        try:
-            decoded[row] = collate(group.generator.apply_ragged([opened.handles[row]], params))
-        except (DataError, OSError) as error:
-            if row < own:  # the rank that owns a partner reports it
-                reason = f"{error} (key: {opened.keys.describe(row)})"
-                failures[int(opened.keys.fields[row, 2])] = Unreadable(opening.file_of(opened.slots[row]), reason)
+        return collate(group.generator.apply_ragged([opened.handles[row]], params))
+
+    decoded, errors = try_each(decode, range(len(opened.keys)))
+    failures = dict(opened.failures)
+    for row, error in errors.items():
+        if row < own:  # the rank that owns a partner reports it
+            reason = f"{error} (key: {opened.keys.describe(row)})"
+            failures[int(opened.keys.fields[row, 2])] = Unreadable(opening.file_of(opened.slots[row]), reason)
     # A sample that fails in one view is left out of all, so that no single view counts as a sample; its other views
     # may still be partners.
     kept = [row for row in decoded if row < own and int(opened.keys.fields[row, 2]) not in failures]

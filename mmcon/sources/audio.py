@@ -12,7 +12,7 @@ from typing import Literal
 from mmcon.media import AudioFormat
 from mmcon.sources.base import DatasetSource
 from mmcon.sources.listing import Listing, handle_opener
-from mmcon.sources.unreadable import without_quarantined
+from mmcon.sources.quarantine import without_quarantined
 
 
 def audio_source(

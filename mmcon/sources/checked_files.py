@@ -13,16 +13,15 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from mmcon.errors import MmconError
 from mmcon.files import replace_file
-from mmcon.random import name_hash
+from mmcon.random import name_hash, stable_ids
+from mmcon.sources.file_states import file_states
 
 # Fewer files are read in a second or two.
 RECORDED = 1_000
@@ -35,26 +34,28 @@ class CheckedFiles:
 
     Args:
         check: what was checked, and how; another check has a record of its own.
-        paths: the files.
+        folder: the folder.
+        names: the paths of the files below it.
     """
 
-    def __init__(self, check: str, paths: Sequence[str]) -> None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcon"
-        self.file = folder / f"{name_hash(check) & (1 << 64) - 1:016x}.npy"
+    def __init__(self, check: str, folder: str, names: Sequence[str]) -> None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcon"
+        self.file = cache / f"{name_hash(check) & (1 << 64) - 1:016x}.npy"
         self.began = time.time_ns()
-        chunks = [paths[start : start + 4096] for start in range(0, len(paths), 4096)]
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            states = chain.from_iterable(pool.map(lambda chunk: [_state(path) for path in chunk], chunks))
-            self.states: Int64[np.ndarray, "n 3"] = np.array(list(states), dtype=np.int64).reshape(-1, 3)
-        before = {*map(tuple, self._read().tolist())}
-        self.known = [state in before for state in map(tuple, self.states.tolist())]
+        states = file_states(f"{folder}/{name}" for name in names)
+        # The hash of the name, the size and the time of modification.
+        self.states: Int64[np.ndarray, "n 3"] = np.column_stack([stable_ids(names).numpy(), states])
+        self._recorded = self._read()
+        self.known: Bool[np.ndarray, " n"] = _are_among(self.states, self._recorded)
         self.passed: list[int] = []
 
     def save(self) -> None:
         """Record the files that were known or passed; a folder that cannot be written to is logged."""
-        good = np.array(self.known)
+        good = self.known.copy()
         good[self.passed] = True
         good &= (self.states[:, 1] >= 0) & (self.states[:, 2] < self.began - _RECENT_SECONDS * 10**9)
+        if not self.passed and good.sum() == len(self._recorded):
+            return
         content = io.BytesIO()
         np.save(content, self.states[good])
         try:
@@ -75,16 +76,18 @@ class CheckedFiles:
         return np.zeros((0, 3), dtype=np.int64)
 
 
-def checked_files(check: str, paths: Sequence[str]) -> CheckedFiles | None:
+def checked_files(check: str, folder: str, names: Sequence[str]) -> CheckedFiles | None:
     """The record of a check of many files; None for few files, or if it is switched off."""
     off = os.environ.get("MMCON_CACHE", "").lower() in ("off", "0", "no", "false")
-    return None if off or len(paths) < RECORDED else CheckedFiles(check, paths)
+    return None if off or len(names) < RECORDED else CheckedFiles(check, folder, names)
 
 
-def _state(path: str) -> tuple[int, int, int]:
-    """The hash of the path, the size and the time of modification of a file; a size of -1 if there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return name_hash(path), -1, 0
-    return name_hash(path), found.st_size, found.st_mtime_ns
+def _are_among(rows: Int64[np.ndarray, "n 3"], known: Int64[np.ndarray, "m 3"]) -> Bool[np.ndarray, " n"]:
+    """Which rows are among the known ones, whose first numbers are all different."""
+    if np.array_equal(rows, known):  # nothing changed since: without a search for each of a million
+        return np.ones(len(rows), dtype=bool)
+    if not len(known):
+        return np.zeros(len(rows), dtype=bool)
+    known = known[known[:, 0].argsort()]
+    place = known[:, 0].searchsorted(rows[:, 0]).clip(max=len(known) - 1)
+    return (known[place] == rows).all(1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from mmcon.errors import DataError
@@ -12,8 +14,8 @@ from mmcon.media.image import MAX_PIXELS
 from mmcon.sources.base import DatasetSource
 from mmcon.sources.checked_files import checked_files
 from mmcon.sources.listing import Listing, handle_opener
+from mmcon.sources.quarantine import keep_readable
 from mmcon.sources.splits import is_train
-from mmcon.sources.unreadable import keep_readable, read_quarantine
 
 # Folders of at most this many files are checked by default: reading all headers takes about half a minute.
 CHECKED = 100_000
@@ -49,20 +51,19 @@ def image_source(
 
     record = None
     if level != "none" and listing.folder:
-        paths = [f"{listing.root.resolve()}/{cell}" for cell in listing.cells]
-        record = checked_files(f"{level} {max_pixels} {listing.split} {listing.root.resolve()}", paths)
+        folder = str(listing.root.resolve())
+        record = checked_files(f"{level} {max_pixels} {listing.split} {folder}", folder, listing.cells)
 
     def attempt(position: int) -> None:
-        if level == "none" or (record is not None and record.known[position]):
-            return
         handle = opener(listing.cells[position], listing.names[position])
         _ = handle.facts if level == "headers" else handle.decode()
         if record is not None:
             record.passed.append(position)
 
-    kept = listing
-    if level != "none" or read_quarantine(quarantine):
-        kept, _ = keep_readable(listing, attempt, max_failures=max_failures, quarantine=quarantine)
+    unread: Sequence[int] = range(len(listing.names)) if level != "none" else ()
+    if record is not None:
+        unread = np.flatnonzero(~record.known).tolist()
+    kept, _ = keep_readable(listing, attempt, unread, max_failures=max_failures, quarantine=quarantine)
     if record is not None:
         record.save()
     if listing.folder and kept.labels is not None and is_train(listing.split):

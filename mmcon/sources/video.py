@@ -22,7 +22,7 @@ from mmcon.sources.base import DatasetSource, Positions, Source
 from mmcon.sources.fingerprint import file_sizes
 from mmcon.sources.labels import is_missing
 from mmcon.sources.listing import Listing, file_of, handle_opener, name_of_file
-from mmcon.sources.unreadable import keep_readable, without_quarantined
+from mmcon.sources.quarantine import keep_readable, without_quarantined
 
 GIGABYTE = 1 << 30
 _FACTS = {
@@ -141,7 +141,9 @@ def video_source(
         opener = handle_opener("video", frames_per_second=frames_per_second, decoder=decoder, cache=cache)
         options = {**listing.options, "max_failures": max_failures}
         return DatasetSource(listing.cells, handle=opener, names=listing.names, modality="video", **options)
-    kept, clips = keep_readable(listing, open_clip, max_failures=max_failures, quarantine=quarantine)
+    every = range(len(listing.names))
+    kept, opened = keep_readable(listing, open_clip, every, max_failures=max_failures, quarantine=quarantine)
+    clips = [opened[position] for position in sorted(opened)]
     columns, notes = _numbers(kept)
     options = kept.options | {"notes": (*kept.notes, *notes)}
     return ClipSource(clips, columns=columns, max_failures=max_failures, **options)

@@ -17,16 +17,15 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mmcon.errors import DataError
-from mmcon.loading.left_out import check_share
 from mmcon.loading.loader import ViewLoader
-from mmcon.loading.opening import Unreadable
+from mmcon.loading.unreadable_samples import Unreadable, check_share
 from mmcon.media.decoding import decoder_errors
 from mmcon.registry import create_view
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import DatasetSource
 from mmcon.sources.factory import create_source
 from mmcon.sources.joined import JoinedSource
-from mmcon.sources.unreadable import read_quarantine
+from mmcon.sources.quarantine import read_quarantine
 from mmcon.views import Chain, ViewGenerator
 
 N, BAD = 12, 4

@@ -102,5 +102,33 @@ def test_a_cache_that_cannot_be_written_to_costs_no_run(photos, reads, monkeypat
     assert "is not recorded" in caplog.text
 
 
+def test_a_recorded_folder_asks_for_each_file_once(photos, reads, monkeypatch):
+    """Three calls for every part of every path made most of the time in which a large folder opened."""
+    opened(photos, reads)
+    asked = []
+    for name, call in (("stat", os.stat), ("lstat", os.lstat)):
+
+        def ask(path, *args, call=call, **options):
+            asked.append(str(path))
+            return call(path, *args, **options)
+
+        monkeypatch.setattr(os, name, ask)
+    opened(photos, reads)
+    of_files = [path for path in asked if path.endswith(".png")]
+    assert len(of_files) == len(set(of_files)) == 20
+    assert len(asked) - len(of_files) < 40  # of folders
+
+
+def test_an_unchanged_record_is_not_written_again(photos, reads, tmp_path):
+    opened(photos, reads)
+    (record,) = (tmp_path / "cache" / "mmcon").iterdir()
+    os.utime(record, (OLD, OLD))
+    opened(photos, reads)
+    assert record.stat().st_mtime == pytest.approx(OLD, abs=1)
+    (photos / "cat" / "0.png").unlink()
+    opened(photos, reads)
+    assert record.stat().st_mtime > OLD + 1
+
+
 def test_the_limit_of_the_check_is_as_documented():
     assert (image.CHECKED, checked_files.RECORDED) == (100_000, 1_000)

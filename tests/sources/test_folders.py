@@ -12,7 +12,7 @@ from PIL import Image
 from mmcon.errors import DataError, InputError
 from mmcon.sources.base import DatasetSource, Subset, TensorSource
 from mmcon.sources.factory import create_source
-from mmcon.sources.unreadable import read_quarantine, report_failures
+from mmcon.sources.quarantine import read_quarantine, report_failures
 
 
 def image(suffix="png", shade=0):
@@ -164,3 +164,21 @@ def test_a_line_of_the_quarantine_file_that_was_cut_off_does_not_take_the_next_w
     file.write_text('{"file": "a.png", "reason": "x"}\n{"file": "b.p')
     report_failures("here", {"a.png": "x", "b.png": "y", "c.png": "z"}, 100, 0.1, file)
     assert read_quarantine(file) == ["a.png", "b.png", "c.png"]
+
+
+def test_files_are_in_the_order_of_the_parts_of_their_paths(tmp_path):
+    names = ["a/z.png", "a/b/c.png", "a!/b.png", "a b/c.png", "a.b/c.png", "a/B.png", "é/ä.png", "é/z/a.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(image())
+    assert list(create_source(tmp_path, split="all").names) == sorted(names, key=lambda name: name.split("/"))
+
+
+def test_a_quarantine_file_lists_paths_below_any_root(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    for root, bad in ((".", "cat/3.png"), (photos, f"{photos}/cat/3.png")):
+        (photos.parent / "listed.jsonl").write_text(json.dumps({"file": bad, "reason": ""}) + "\n")
+        for check in ("none", "headers"):
+            source = create_source(root, split="all", check=check, quarantine=photos.parent / "listed.jsonl")
+            assert len(source) == 39
+            assert "cat/3.png" not in source.names

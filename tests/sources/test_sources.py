@@ -13,8 +13,8 @@ from mmcon.sources.base import DatasetSource, Subset, TensorSource, channels_of,
 from mmcon.sources.bundled.fashion_images import fashion
 from mmcon.sources.factory import create_source
 from mmcon.sources.joined import JoinedSource
+from mmcon.sources.quarantine import read_quarantine
 from mmcon.sources.splits import held_out, held_out_fold, match_split
-from mmcon.sources.unreadable import read_quarantine
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """Check files when a source is opened: leave out unreadable ones and list them in a quarantine file.
 
-A handle in `mmcon.media` raises the DataError of a file. Files that fail during training are left out in
-`mmcon.loading.pipeline`; `mmcon.training.logging` lists those of a run.
+A handle in `mmcon.media` raises the DataError of a file. Samples that fail during training are left out in
+`mmcon.loading.unreadable_samples`; `mmcon.training.logging` lists those of a run.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -26,44 +26,54 @@ T = TypeVar("T")
 
 def keep_readable(
     listing: Listing,
-    attempt: Callable[[int], Any],
+    attempt: Callable[[int], T],
+    positions: Sequence[int],
     *,
     max_failures: float,
     quarantine: str | Path | None,
-) -> tuple[Listing, list[Any]]:
-    """Return the readable samples with their opened values; leave out and report the rest.
+) -> tuple[Listing, dict[int, T]]:
+    """Return the readable samples, and the opened values by the index in the whole listing; report and drop the rest.
 
     Args:
         listing: the samples.
         attempt: opens the sample at an index; DataError or OSError means that it is unreadable.
+        positions: the indices of the samples to open; the others count as readable.
         max_failures: the highest accepted share of unreadable files.
         quarantine: a file to which unreadable files are written, one JSON line each; files that it already lists are
             left out without reading.
     """
-    known = set(read_quarantine(quarantine))
 
-    def read(position: int) -> tuple[Any, str | None]:
-        if known and listing.file(position) in known:
-            return None, "listed in the quarantine file"
+    def read(position: int) -> tuple[int, Any, str | None]:
         try:
-            return attempt(position), None
+            return position, attempt(position), None
         except (DataError, OSError) as error:
-            return None, str(error).partition("\n")[0]
+            return position, None, str(error).partition("\n")[0]
 
-    n = len(listing.names)
-    # In chunks, since a task for each file takes as long as a header that is in memory.
-    chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    with pillow_is_quiet(), ThreadPoolExecutor(max_workers=8) as pool:
-        done = pool.map(lambda chunk: [read(position) for position in chunk], chunks)
-        found = list(chain.from_iterable(_with_progress(done, len(chunks), f"{n:,} {listing.modality} files")))
-    failures = {listing.file(i): why for i, (_, why) in enumerate(found) if why is not None}
-    report_failures(listing.where, failures, len(found), max_failures, quarantine)
+    unreadable = dict.fromkeys(listing.positions_of(read_quarantine(quarantine)), "listed in the quarantine file")
+    todo = [position for position in positions if position not in unreadable] if unreadable else positions
+    values = {}
+    for position, value, why in _read_all(read, todo, f"{len(todo):,} {listing.modality} files"):
+        if why is None:
+            values[position] = value
+        else:
+            unreadable[position] = why
+    n, failures = len(listing.names), {listing.file(i): unreadable[i] for i in sorted(unreadable)}
+    report_failures(listing.where, failures, n, max_failures, quarantine)
     if not failures:
-        return listing, [value for value, _ in found]
+        return listing, values
     listed = f", listed in {quarantine}" if quarantine else f", such as {next(iter(failures))}"
-    keep = [i for i, (_, why) in enumerate(found) if why is None]
     note = f"{len(failures):,} unreadable {listing.modality} files left out{listed}"
-    return listing.select(keep, note), [found[i][0] for i in keep]
+    return listing.select([i for i in range(n) if i not in unreadable], note), values
+
+
+def _read_all(read: Callable[[int], T], positions: Sequence[int], what: str) -> Iterator[T]:
+    """What a function returns for each position, with a bar of the progress."""
+    # In chunks, since a task for each file takes as long as a header that is in memory.
+    chunks = [positions[start : start + CHUNK] for start in range(0, len(positions), CHUNK)]
+    if chunks:
+        with pillow_is_quiet(), ThreadPoolExecutor(max_workers=8) as pool:
+            done = pool.map(lambda chunk: [read(position) for position in chunk], chunks)
+            yield from chain.from_iterable(_with_progress(done, len(chunks), what))
 
 
 def _with_progress(done: Iterable[T], total: int, what: str) -> Iterator[T]:
@@ -86,12 +96,11 @@ def read_quarantine(file: str | Path | None) -> list[str]:
 
 def without_quarantined(listing: Listing, quarantine: str | Path | None) -> Listing:
     """The samples whose files a quarantine file does not list; no file is read."""
-    known = set(read_quarantine(quarantine))
-    keep = [i for i in range(len(listing.names)) if listing.file(i) not in known] if known else []
-    left_out = len(listing.names) - len(keep)
-    if not known or not left_out:
+    listed = {*listing.positions_of(read_quarantine(quarantine))}
+    if not listed:
         return listing
-    return listing.select(keep, f"{left_out:,} {listing.modality} files left out, which {quarantine} lists")
+    keep = [i for i in range(len(listing.names)) if i not in listed]
+    return listing.select(keep, f"{len(listed):,} {listing.modality} files left out, which {quarantine} lists")
 
 
 def report_failures(
