@@ -2,12 +2,14 @@
 
     export_model(mmcon.load("runs/photos"), "onnx", "photos-onnx", space="shared")
 
-An export is a folder with the weights or the program, the preprocessing and a card. It is loaded back by the library
-that it is for, and must give the features of the model before anything is written at its place.
+An export is a folder with the weights or the program, the preprocessing and a card; or a program alone, which has the
+preprocessing within. It is loaded back by the library that it is for, and must give the features of the model before
+anything is written at its place.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,15 +21,17 @@ import numpy as np
 import torch
 from torch import nn
 
+import mmcon
 from mmcon.batch import count_rows
-from mmcon.errors import InputError, UnknownNameError, nearest
+from mmcon.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError, nearest
 from mmcon.files import create_folder
 from mmcon.inference import export_program, export_weights
 from mmcon.inference.export_weights import Part
 from mmcon.inference.inputs import check_modality
 from mmcon.inference.loaded_model import LoadedModel
 from mmcon.inference.model_card import CARD, model_card
-from mmcon.inference.preprocessing import write_preprocessing
+from mmcon.inference.preprocessing import preprocessing_content, write_preprocessing
+from mmcon.inference.programs import PROGRAMS, program_about
 from mmcon.inference.saving import copied_preprocessing
 from mmcon.inference.sharing import exported_format
 from mmcon.loading.loader import one_pass
@@ -44,8 +48,6 @@ _WRITERS: dict[str, Callable[[Part, Path], tuple[str, float | None]]] = {
     "torch-export": export_program.write_torch_export,
 }
 FORMATS = tuple(_WRITERS)
-#: Formats of programs, which take a space; weights of libraries have no projection head.
-PROGRAMS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Export:
     Attributes:
         format: its format.
         folder: the folder.
-        files: its files.
+        files: what was written there.
         difference: the largest difference from the model after loading it back, relative to the largest feature; None
             if the library that loads it is not installed.
     """
@@ -84,35 +86,43 @@ def export_model(
         model: the loaded model; programs run on its device.
         format: "torchvision", "timm" or "transformers" (weights under their key names), "sentence-transformers",
             "onnx", or "torch-export".
-        output: the folder, new or of an earlier export in this format; of a program also its file, .onnx or .pt2.
+        output: the folder, new or of an earlier export in this format; or a file .onnx or .pt2, in any folder, which
+            gets the program with its preprocessing and no card.
         modality: of a model of several.
         space: of a program, the shared space whose embeddings it returns; None: the features.
         normalize: of a program, rows of length one.
         examples: two inputs or more, as for `encode`, on which the export is checked; by default noise or words.
 
     Raises:
-        InputError: the format does not fit the encoder, the folder is not free, or the export differs from the model.
+        InputError: the format does not fit the encoder, the folder or the file is not free, the export differs from the
+            model, or a file alone would lack the tokenizer of its program.
         MissingDependencyError: "onnx" without its packages.
     """
     if format not in FORMATS:
         raise UnknownNameError("export", expected="a format", got=repr(format), fix=nearest(format, list(FORMATS)))
     modality = _checked_modality(model, format, modality, space)
     part = _part(model, modality, space, normalize, examples)
-    folder, file = _place(Path(output).expanduser(), format)
+    folder, file, alone = _place(Path(output).expanduser(), format)
     create_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as scratch:
         written = Path(scratch)
-        use, difference = _WRITERS[format](replace(part, file=file), written)
+        preprocessing = copied_preprocessing({part.modality: part.preprocessing}, written)
+        if alone and any(written.iterdir()):
+            fix = f"--output {folder / Path(file).stem}"
+            raise InputError("export", expected="a folder, for the tokenizer", got=f"the file {file}", fix=fix)
+        about = {"format": format, "modality": modality, "space": space, "unit_rows": normalize}
+        about |= {"dim": model.embedding_dim(modality, space), "mmcon": mmcon.__version__}
+        about |= {"fingerprint": model.fingerprint, "preprocessing": preprocessing_content(preprocessing)}
+        use, difference = _WRITERS[format](replace(part, file=file, about=json.dumps(about)), written)
         if difference is not None and not difference <= TOLERANCE:
             expected = f"the rows of the model, to {TOLERANCE:.0e} of the largest"
             raise InputError(f"export to {format}", expected=expected, got=f"a difference of {difference:.2g}")
-        write_preprocessing(written, copied_preprocessing({part.modality: part.preprocessing}, written))
-        card = model_card(
-            model, name=folder.absolute().name, use=use, notes=_notes(part, format, difference), export=format,
-            library=format if format in ("timm", "transformers", "sentence-transformers") else "mmcon",
-        )  # fmt: skip
-        card.save(written / CARD)
-        files = _move(written, folder, format)
+        if not alone:
+            write_preprocessing(written, preprocessing)
+            library = format if format in ("timm", "transformers", "sentence-transformers") else "mmcon"
+            named: dict[str, Any] = {"name": folder.absolute().name, "library": library, "export": format}
+            model_card(model, use=use, notes=_notes(part, format, difference), **named).save(written / CARD)
+        files = _move(written, folder)
     return Export(format, folder, files, difference)
 
 
@@ -190,19 +200,30 @@ def _examples(modality: str, media: Any) -> list[Any] | None:
     return ["a red apple", "two", "a longer text of several words"] if modality == "text" else None
 
 
-def _place(output: Path, format: str) -> tuple[Path, str]:
-    """The folder of an export, and the name of its program."""
+def _place(output: Path, format: str) -> tuple[Path, str, bool]:
+    """The folder of an export, the name of its program, and whether the program is written without the rest."""
     suffix = PROGRAMS.get(format, "")
-    folder, file = (output.parent, output.name) if suffix and output.suffix == suffix else (output, f"model{suffix}")
-    taken = folder.is_dir() and any(folder.iterdir())
-    if folder.is_file() or (taken and exported_format(folder) != format):
+    if suffix and output.suffix == suffix and not output.is_dir():
+        if output.exists() and not _is_export(output, format):
+            fix, got = f"--output {output.with_stem(output.stem + '-2')}", f"{output}, which is another file"
+            raise InputError("export", expected=f"a new file, or an earlier export to {format}", got=got, fix=fix)
+        return output.parent, output.name, True
+    taken = output.is_dir() and any(output.iterdir())
+    if output.is_file() or (taken and exported_format(output) != format):
         raise InputError(
             "export",
             expected=f"a new folder, or that of an earlier export to {format}",
-            got=f"{folder}, which has other files",
-            fix=f"--output {folder / format}",
+            got=f"{output}, which has other files",
+            fix=f"--output {output / format}",
         )
-    return folder, file
+    return output, f"model{suffix}", False
+
+
+def _is_export(file: Path, format: str) -> bool:
+    try:
+        return program_about(file)["format"] == format
+    except (CheckpointError, MissingDependencyError):
+        return False
 
 
 def _notes(part: Part, format: str, difference: float | None) -> list[str]:
@@ -218,7 +239,7 @@ def _notes(part: Part, format: str, difference: float | None) -> list[str]:
     ]
 
 
-def _move(written: Path, folder: Path, format: str) -> tuple[Path, ...]:
+def _move(written: Path, folder: Path) -> tuple[Path, ...]:
     """Move finished files to their place; the card is last, since it says that the folder is an export."""
     found = sorted((path for path in written.rglob("*") if path.is_file()), key=lambda path: path.name == CARD)
     placed = []

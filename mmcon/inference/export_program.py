@@ -9,30 +9,30 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmcon.batch import tree_map
 from mmcon.errors import InputError, MissingDependencyError, MmconError
 from mmcon.inference.export_weights import Part, relative_difference
+from mmcon.inference.programs import FILE, KEY, OUTPUT, ProgramEncoder, flat_views
 from mmcon.models.audio import TransformersAudio
 from mmcon.models.precomputed import PrecomputedFeatures
 
-OUTPUT = "embeddings"
 # A file of ONNX holds two gigabytes; larger weights are a file beside it.
 _LARGEST_FILE = 1.8e9
 
 
 def is_program(encoder: nn.Module) -> bool:
     """Whether an encoder can be a program: those with a feature extractor on the CPU in front cannot."""
-    return not isinstance(encoder, TransformersAudio | PrecomputedFeatures)
+    return not isinstance(encoder, TransformersAudio | PrecomputedFeatures | ProgramEncoder)
 
 
 def write_torch_export(part: Part, folder: Path) -> tuple[str, float]:
     """Write a program of torch.export, and run it with two batch sizes."""
     file = folder / part.file
     with _trace_errors("torch.export"):
-        torch.export.save(_traced(part), file)
+        torch.export.save(_traced(part), file, extra_files={FILE: part.about})
         loaded = torch.export.load(file).module()
     difference = max(relative_difference(loaded(views), expected) for views, expected in _cases(part))
     use = f'import torch\n\nprogram = torch.export.load("{part.file}").module()\nembeddings = program({_named(part)})'
@@ -51,17 +51,18 @@ def write_onnx(part: Part, folder: Path) -> tuple[str, float]:
     except ImportError as error:
         expected, fix = "onnx, onnxscript and onnxruntime", 'pip install "mmcon[export]"'
         raise MissingDependencyError("export to onnx", expected=expected, got=str(error), fix=fix) from error
-    names = list(_flat(part.views))
+    names = list(flat_views(part.views))
     weights = sum(p.nbytes for p in _Program(part).state_dict().values())
     with _trace_errors("onnx"):
         program = torch.onnx.export(_traced(part), dynamo=True, verbose=False, input_names=names, output_names=[OUTPUT])
         assert program is not None
         program.rename_axes({program.model.graph.inputs[0].shape[0]: "batch"})  # type: ignore[index]
+        program.model.metadata_props[KEY] = part.about
         program.save(folder / part.file, external_data=weights > _LARGEST_FILE)
     session = onnxruntime.InferenceSession(folder / part.file, providers=["CPUExecutionProvider"])
     difference = 0.0
     for views, expected in _cases(part):
-        inputs = {name: tensor.cpu().numpy() for name, tensor in _flat(views).items()}
+        inputs = {name: tensor.cpu().numpy() for name, tensor in flat_views(views).items()}
         found = torch.from_numpy(session.run([OUTPUT], inputs)[0])
         difference = max(difference, relative_difference(found, expected.cpu()))
     fed = ", ".join(f'"{name}": {name}' for name in names)
@@ -115,14 +116,6 @@ def _cases(part: Part) -> list[tuple[Any, Float[Tensor, "n d"]]]:
     with torch.no_grad():
         one = tree_map(lambda x: x[:1], part.views)
         return [(views, _Program(part).eval()(views)) for views in (one, part.views)]
-
-
-def _flat(views: Any, path: str = "") -> dict[str, Shaped[Tensor, "n ..."]]:
-    """The tensors of stacked views by name; a tensor alone is `views`."""
-    if isinstance(views, Mapping):
-        found = [_flat(value, f"{path}_{name}" if path else str(name)) for name, value in views.items()]
-        return {name: tensor for part in found for name, tensor in part.items()}
-    return {path or "views": views}
 
 
 def _named(part: Part) -> str:

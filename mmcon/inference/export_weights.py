@@ -44,6 +44,7 @@ class Part:
         head: the projection head of a space; None: features.
         normalize: whether the rows of a program have length one.
         file: the name of a program.
+        about: the JSON that is written into a program.
     """
 
     modality: str
@@ -53,6 +54,7 @@ class Part:
     head: nn.Module | None = None
     normalize: bool = True
     file: str = "model"
+    about: str = ""
 
 
 def fitting_formats(encoder: nn.Module) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from mmcon.evaluation.view_rows import combine_views
 from mmcon.inference.inputs import UnreadableWarning, check_modality, input_source
 from mmcon.inference.predictions import Predictions, zero_shot_probabilities
 from mmcon.inference.preprocessing import VERSION, Preprocessing
+from mmcon.inference.programs import check_lengths
 from mmcon.inference.row_format import checked_dim, formatted_rows
 from mmcon.inference.sharing import HubModel
 from mmcon.loading.loader import one_pass
@@ -219,6 +220,7 @@ class LoadedModel(HubModel):
         if space is not None:
             self._check_space(space, modality)
         own = self.preprocessing[modality]
+        check_lengths(self.model.encoders[self.model.towers[modality][0]], normalize or space is not None)
         failures: dict[int, str] = {}
         loader = one_pass(
             source,

@@ -8,16 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmcon.errors import CheckpointError
 from mmcon.evaluation.calibrated_probe import load_probes
 from mmcon.inference.loaded_model import TEMPERATURE, LoadedModel, checked_device
-from mmcon.inference.preprocessing import Preprocessing, read_preprocessing
+from mmcon.inference.preprocessing import Preprocessing, parse_preprocessing, read_preprocessing
+from mmcon.inference.programs import PROGRAMS, open_program
 from mmcon.models import saving
 from mmcon.models.contrastive_model import ContrastiveModel
+from mmcon.models.shared_spaces import SharedSpace
 
 
-def load(name: str | Path, *, revision: str | None = None, device: torch.device | str | None = None) -> LoadedModel:
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    trusted: bool = False,
+) -> LoadedModel:
     """Open a trained model for use, in evaluation mode. Loading runs no code of the folder and unpickles nothing.
 
     >>> model = mmcon.load("runs/imagenet_supcon")  # doctest: +SKIP
@@ -25,9 +34,10 @@ def load(name: str | Path, *, revision: str | None = None, device: torch.device 
     Args:
         name: a run folder (its model/ is taken), a folder that `mmcon.inference.save_model` wrote, or the name of such
             a model on the hub; or what `mmcon.inference.load_encoder` takes, such as "timm/resnet50", with published
-            weights.
+            weights; or a program that `mmcon export` wrote, its folder or its file, which has rows but no gradients.
         revision: the revision of a hub name.
         device: the device of the weights; by default the CPU.
+        trusted: open a program of torch.export (.pt2) too, whose loader in torch may run code of the file.
 
     Raises:
         CheckpointError: there is no such model, a file is damaged or of another format, or the model was saved without
@@ -38,6 +48,9 @@ def load(name: str | Path, *, revision: str | None = None, device: torch.device 
     from mmcon.inference.sharing import exported_format
 
     device = None if device is None else checked_device(device)
+    path = Path(name).expanduser()
+    if path.suffix in PROGRAMS.values() and path.is_file():
+        return _load_program(path, str(name), device, trusted)
     local = model_folder(name)
     if local is None and is_foreign(str(name)):
         return load_encoder(str(name), pretrained=True, device=device)
@@ -46,9 +59,12 @@ def load(name: str | Path, *, revision: str | None = None, device: torch.device 
         # Of a hub name, the encoder needs more files than a model of mmcon has.
         return load_encoder(local or str(name), pretrained=True, revision=revision, device=device)
     if not _is_own(folder) and (format := exported_format(folder)) is not None:
-        fix = "load the model that it was made of; README.md there says how the program is run"
-        where = f"load {str(folder)!r}"
-        raise CheckpointError(where, expected="weights with their configuration", got=f"an export to {format}", fix=fix)
+        found = sorted(folder.glob(f"*{PROGRAMS[format]}")) if format in PROGRAMS else []
+        if len(found) == 1:
+            return _load_program(found[0], str(name), device, trusted)
+        expected = f"one program *{PROGRAMS[format]}" if format in PROGRAMS else "weights with their configuration"
+        got, fix = f"{len(found)} in an export to {format}", "load the model that it was made of, or export it again"
+        raise CheckpointError(f"load {str(folder)!r}", expected=expected, got=got, fix=fix)
     model = ContrastiveModel.from_pretrained(folder)
     preprocessing, temperature = read_preprocessing(folder) or (_usual_preprocessing(folder, model), None)
     missing = sorted(set(model.towers) - set(preprocessing))
@@ -58,6 +74,23 @@ def load(name: str | Path, *, revision: str | None = None, device: torch.device 
     loaded = LoadedModel(
         model, preprocessing, name=str(name), probes=load_probes(folder), temperature=temperature or TEMPERATURE
     )
+    return loaded if device is None else loaded.to(device)
+
+
+def _load_program(file: Path, name: str, device: torch.device | None, trusted: bool) -> LoadedModel:
+    """A program as a model of one modality, with the space of its rows if they are embeddings."""
+    if file.suffix == PROGRAMS["torch-export"] and not trusted:
+        expected = "trusted=True, since torch may run code of such a file when it opens it"
+        fix = "mmcon.load(name, trusted=True) for a file of someone you trust, or --format onnx, which holds no code"
+        raise CheckpointError(f"load {name!r}", expected=expected, got="a program of torch.export", fix=fix)
+    encoder, about = open_program(file)
+    modality, space = about["modality"], about["space"]
+    spaces = {} if space is None else {space: SharedSpace(dim=encoder.feature_dim, head="linear")}
+    model = ContrastiveModel({modality: encoder}, spaces)
+    for heads in model.heads.values():  # the program has the head
+        heads[modality].layers = nn.Identity()  # type: ignore[index,union-attr]
+    preprocessing, temperature = parse_preprocessing(lambda: about["preprocessing"], file.parent)
+    loaded = LoadedModel(model, preprocessing, name=name, temperature=temperature or TEMPERATURE)
     return loaded if device is None else loaded.to(device)
 
 

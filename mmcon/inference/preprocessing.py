@@ -7,7 +7,7 @@ loading runs no code but that of registered components.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -90,9 +90,16 @@ def write_preprocessing(
     folder: Path, by_modality: Mapping[str, Preprocessing], *, temperature: float | None = None
 ) -> None:
     """Write `preprocessing.json`: the preprocessing by modality, and the temperature of the training."""
-    modalities = {name: own.to_json() for name, own in by_modality.items()}
-    content = {"version": VERSION, "modalities": modalities, "temperature": temperature}
+    content = preprocessing_content(by_modality, temperature=temperature)
     replace_file(folder / FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def preprocessing_content(
+    by_modality: Mapping[str, Preprocessing], *, temperature: float | None = None
+) -> dict[str, Any]:
+    """The content of `preprocessing.json`."""
+    modalities = {name: own.to_json() for name, own in by_modality.items()}
+    return {"version": VERSION, "modalities": modalities, "temperature": temperature}
 
 
 def read_preprocessing(folder: Path) -> tuple[dict[str, Preprocessing], float | None] | None:
@@ -103,9 +110,22 @@ def read_preprocessing(folder: Path) -> tuple[dict[str, Preprocessing], float | 
     """
     if not (folder / FILE).is_file():
         return None
+    return parse_preprocessing(lambda: json.loads((folder / FILE).read_text(encoding="utf-8")), folder)
+
+
+def parse_preprocessing(read: Callable[[], Any], folder: Path) -> tuple[dict[str, Preprocessing], float | None]:
+    """The preprocessing by modality and the temperature, from the content of `preprocessing.json`.
+
+    Args:
+        read: returns the content.
+        folder: in which the tokenizers are.
+
+    Raises:
+        CheckpointError: it is damaged, or of another version.
+    """
     where, expected = f"load {str(folder)!r}", f"a complete {FILE} of version {VERSION}"
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = read()
         if content["version"] != VERSION:
             got, fix = f"version {content['version']!r}", "load it with the version of mmcon that saved it"
             raise CheckpointError(where, expected=expected, got=got, fix=fix)

@@ -1,5 +1,6 @@
 """Exports: each is loaded back by the library that it is for, and has the features of the model."""
 
+import copy
 import json
 
 import numpy as np
@@ -136,14 +137,15 @@ def test_onnx_and_torch_export_have_the_embeddings_for_any_batch_size(tmp_path):
         (found,) = session.run(None, {"views": views[:rows].numpy()})
         np.testing.assert_allclose(found, expected[:rows], atol=1e-5)
 
-    with pytest.raises(CheckpointError, match="got an export to onnx"):
+    check_program(mmcon.load(tmp_path / "onnx"), model, images, "image", space="shared")
+    (tmp_path / "onnx" / "model.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"one program \*.onnx; got 0 in an export to onnx"):
         mmcon.load(tmp_path / "onnx")
 
-    file = tmp_path / "words" / "words.pt2"
-    with pytest.raises(InputError, match=r"a new folder.*which has other files"):  # of the user, not to be overwritten
-        export_model(model, "torch-export", tmp_path / file.name, modality="text")
+    file = tmp_path / "words.pt2"  # beside other files, none of which changes
     made = export_model(model, "torch-export", file, modality="text", normalize=False)
-    assert file in made.files
+    assert made.files == (file,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "onnx", "words.pt2"]
     program = torch.export.load(file).module()
     texts = ["a cat", "a dog", "a", "two cats", "no"]
     view = mmcon.create_view("text/tokens", vocabulary=64, max_tokens=8)
@@ -152,6 +154,33 @@ def test_onnx_and_torch_export_have_the_embeddings_for_any_batch_size(tmp_path):
     for rows in (1, 5):
         found = program({name: ids[:rows] for name, ids in tokens.items()})
         torch.testing.assert_close(found, expected[:rows], atol=1e-5, rtol=1e-4)
+    with pytest.raises(CheckpointError, match=r"torch may run code[\s\S]*trusted=True\) for a file of someone"):
+        mmcon.load(file)
+    check_program(mmcon.load(file, trusted=True), model, texts, "text", normalize=False)
+
+
+def check_program(program, model, inputs, modality, **options):
+    """A loaded program has the rows of its model, by the same preprocessing, and refuses what it cannot do."""
+    assert (program.modalities, set(program.spaces)) == ((modality,), {*options.values()} & {"shared"})
+    expected = model.encode(inputs, modality=modality, show_progress=False, **options)
+    found = program.encode(inputs, batch_size=2, show_progress=False, **options)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    lengths = {"normalize": options.get("normalize", True)}  # without a space: what the program returns
+    torch.testing.assert_close(program.encode(inputs, show_progress=False, **lengths), found)
+    assert program.fingerprint not in ("", model.fingerprint)
+    refused = [
+        lambda: program.encode(inputs, space="another"),
+        lambda: program.save_pretrained("nowhere"),
+        lambda: export_model(program, "onnx", "nowhere"),
+        lambda: copy.deepcopy(program.model),
+        lambda: program.model.encoders[modality](inputs),
+        lambda: program.classify(inputs),
+    ]
+    if "space" in options:  # the rows have length one
+        refused.append(lambda: program.encode(inputs, normalize=False))
+    for call in refused:
+        with pytest.raises(InputError):
+            call()
 
 
 def test_a_format_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
@@ -175,10 +204,19 @@ def test_other_files_are_not_overwritten(tmp_path):
     model = mmcon.load(bert_folder(tmp_path / "bert"))
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "README.md").write_text("mine")
-    for output, format in (("project", "transformers"), ("project/model.pt2", "torch-export")):
-        with pytest.raises(InputError, match=r"a new folder, or that of an earlier export[\s\S]*--output"):
-            export_model(model, format, tmp_path / "project" / ".." / output)
-    assert [path.name for path in (tmp_path / "project").iterdir()] == ["README.md"]
+    (tmp_path / "project" / "mine.pt2").write_text("mine")
+    refused = {
+        ("project", "transformers"): "a new folder, or that of an earlier export",
+        ("project", "torch-export"): "a new folder, or that of an earlier export",
+        ("project/mine.pt2", "torch-export"): "a new file, or an earlier export to torch-export",
+        ("project/new.pt2", "torch-export"): r"a folder, for the tokenizer[\s\S]*project/new",  # it is a folder beside
+    }
+    for (output, format), message in refused.items():
+        with pytest.raises(InputError, match=message):
+            export_model(model, format, tmp_path / output)
+    assert {path.name: path.read_text() for path in (tmp_path / "project").iterdir()} == {
+        "README.md": "mine", "mine.pt2": "mine"
+    }  # fmt: skip
     for _ in range(2):  # an earlier export in the format is replaced
         export_model(model, "transformers", tmp_path / "new")
 
