@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,12 @@ def test_every_page_is_in_the_navigation_of_the_site():
     listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(listed)
     assert len(listed) == len(set(listed))
+
+
+def test_the_page_of_installation_has_every_extra_and_no_other():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    listed = (ROOT / "docs" / "install.md").read_text().partition("| extra |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", listed, re.MULTILINE)) == set(extras)
 
 
 def test_the_readme_is_short_runs_and_names_both_commands():

@@ -25,7 +25,10 @@ def add_parser(commands: Any) -> None:
         "torch-export; one that does not fit the encoder is refused with those that do",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, help="a new folder; of a program also its file, .onnx or .pt2"
+        "--output",
+        type=Path,
+        required=True,
+        help="a new folder, which gets a card too; or a file .onnx or .pt2 anywhere: the program, preprocessing within",
     )
     parser.add_argument("--modality", help="of a model of several")
     parser.add_argument(
