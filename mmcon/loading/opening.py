@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmcon.batch import Index
 from mmcon.loading.unreadable_samples import Unreadable, open_readable
+from mmcon.portable_math import one_thread
 from mmcon.random import Keys, keys
 from mmcon.samplers.base import BatchPlan
 from mmcon.sources.base import Source
@@ -82,7 +83,10 @@ class Opening:
             step=batch.step,
         )
         meta = {**meta, **{name: fact[indices] for name, fact in source.facts.items()}}
-        params = generator.draw(in_scope(table, generator.scope), meta)
+        with (
+            one_thread()
+        ):  # roots of a few numbers by two threads wait for each other, for milliseconds on a busy machine
+            params = generator.draw(in_scope(table, generator.scope), meta)
         check_params(generator.name or self.modality, params, len(table))
         fields = ((1, "epoch"), (2, "sample"), (3, "occurrence"), (4, "view"))
         index = Index(

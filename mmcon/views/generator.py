@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int, Shaped
 from torch import Tensor
 
 from mmcon.errors import InputError
-from mmcon.portable_math import on_one_thread
+from mmcon.portable_math import on_one_thread, one_thread
 from mmcon.random import Keys
 
 if TYPE_CHECKING:
@@ -161,7 +161,9 @@ class ViewGenerator(ABC):
                 got=f"a batch of {len(batch)}",
                 fix="a single sample is a batch of one: x[None], or a list of it",
             )
-        return self.apply(batch, self.draw(in_scope(keys, self.scope), meta_of(batch, self.modality)))
+        with one_thread():  # see `mmcon.loading.opening`
+            params = self.draw(in_scope(keys, self.scope), meta_of(batch, self.modality))
+        return self.apply(batch, params)
 
     @final
     def as_transform(self, *, seed: int, view: int = 0) -> SampleTransform:

@@ -118,3 +118,24 @@ def test_functions_that_use_global_random_states_run_one_at_a_time(two_threads):
     assert set(running) == {threading.current_thread()}
     torch.set_num_threads(1)
     assert torch.equal(views, view(samples, table))
+
+
+def test_parameters_are_drawn_by_one_intra_op_thread(two_threads):
+    """A square root of a few numbers is a parallel region too, whose threads wait for each other."""
+    seen = []
+
+    class Counting(mmcon.ViewGenerator):
+        def draw(self, keys, meta):
+            seen.append(torch.get_num_threads())
+            return {}
+
+        def apply(self, batch, params):
+            seen.append(torch.get_num_threads())
+            return batch
+
+    source = mmcon.TensorSource(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    sampler = mmcon.create_sampler("sampler/uniform", labels=torch.zeros(4, dtype=torch.int64), batch_size=4, seed=0)
+    next(iter(mmcon.ViewLoader(source, {"image": [Counting()]}, sampler, seed=0)))
+    assert seen == [1, 2]
+    Counting()(source.values, mmcon.keys(sample=torch.arange(4)))
+    assert seen == [1, 2] * 2
