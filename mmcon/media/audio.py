@@ -24,6 +24,7 @@ What a file may contain, and how it is handled:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,8 +197,9 @@ class AudioHandle:
                     got=f"a file that ends after {start + span.shape[1]}",
                     fix="replace the file, or fill the end with AudioFormat(on_short='zero')",
                 )
-            span = nn.functional.pad(span, (0, missing))
-        if not bool(torch.isfinite(span).all()):
+            span = nn.functional.pad(span, (0, missing)) if missing else span
+        # A finite sum has finite terms; only another one needs a look at each.
+        if not math.isfinite(float(span.sum())) and not bool(torch.isfinite(span).all()):
             if self.audio_format.on_non_finite == "error":
                 raise DataError(
                     f"audio {self.id!r}",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from mmcon_views.audio import log_mel, waveform_ops
 
 import mmcon
 from mmcon.errors import DataError, InputError
@@ -222,3 +223,21 @@ def test_sounds_without_an_axis_of_channels_are_refused_with_what_to_write():
         with pytest.raises(InputError, match=r"expected a s\w+ `(b )?c t`; got shape") as raised:
             mmcon.create_view("audio/crop")(given, k)
         assert fix in str(raised.value)
+
+
+def test_noise_and_spectra_do_not_depend_on_how_many_rows_are_computed_at_once(monkeypatch):
+    seeds = torch.arange(5) - 2
+    noise = waveform_ops.white_noise(seeds, 2, 1_001, torch.device("cpu"))
+    power = log_mel.LogMel(rate_hz=16_000).power(noise)
+    monkeypatch.setattr(waveform_ops, "_CACHED", 1)
+    monkeypatch.setattr(log_mel, "_CACHED", 1)
+    assert torch.equal(waveform_ops.white_noise(seeds, 2, 1_001, torch.device("cpu")), noise)
+    assert torch.equal(log_mel.LogMel(rate_hz=16_000).power(noise), power)
+
+
+def test_a_window_does_not_share_memory_with_a_recording_that_is_kept():
+    recording = torch.randn(1, 800)
+    handle = AudioHandle(recording, source_rate_hz=16_000)
+    (view,) = mmcon.create_view("audio/crop", window_seconds=0.05).apply([handle], {"start": torch.tensor([0])})
+    view["signal"].zero_()
+    assert recording.abs().sum() > 0

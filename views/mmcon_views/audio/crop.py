@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -98,7 +99,10 @@ class WaveformCrop(ViewGenerator):
             span, length = span.repeat(1, math.ceil(self.window / length))[:, : self.window], self.window
         elif missing:
             span = torch.nn.functional.pad(span, (0, missing))
-        return {"signal": span.clone(), "length": torch.tensor(length)}
+        # A part of a whole recording is copied, so that the rest of it is freed; what was decoded for it is its own.
+        from_file = isinstance(getattr(sample, "source", None), str | Path | bytes)
+        span = span if from_file and span is whole and span.is_contiguous() else span.clone()
+        return {"signal": span, "length": torch.tensor(length)}
 
     def output_meta(self, meta: Meta, params: Params) -> Meta:
         """The lengths and the width of the windows."""

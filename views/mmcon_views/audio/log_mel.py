@@ -22,6 +22,9 @@ from mmcon.views import Meta, Params, ViewGenerator
 from mmcon_views.audio import waveform_ops as ops
 from mmcon_views.audio.waveform import silence_padded
 
+# Samples whose spectra are computed at once on a CPU: eight recordings of two seconds.
+_CACHED = 1 << 18
+
 
 @lru_cache(maxsize=32)
 def mel_bank(rate_hz: int, fft: int, bands: int, low_hz: float, high_hz: float) -> Float[Tensor, "bins bands"]:
@@ -103,6 +106,11 @@ class LogMel(ViewGenerator):
 
     def power(self, signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c frames bins"]:
         """The power spectrogram."""
+        # Some rows at a time on a CPU: all frames of a batch, which overlap, would not stay in its cache.
+        rows = max(1, _CACHED // signal[0].numel()) if signal.device.type == "cpu" else len(signal)
+        return torch.cat([self._power(some) for some in signal.split(rows)])
+
+    def _power(self, signal: Float[Tensor, "b c t"]) -> Float[Tensor, "b c frames bins"]:
         b, c, t = signal.shape
         # Zeros at the ends: a reflection would mirror the signal only in rows that fill the width of the batch.
         spectrum = torch.stft(
@@ -115,7 +123,8 @@ class LogMel(ViewGenerator):
             pad_mode="constant",
             return_complex=True,
         )
-        return torch.view_as_real(spectrum).square().sum(-1).transpose(-1, -2).reshape(b, c, -1, self.fft // 2 + 1)
+        power = spectrum.real.square().add_(spectrum.imag.square())
+        return power.transpose(-1, -2).reshape(b, c, -1, self.fft // 2 + 1)
 
     def _frames(self, length: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
         return (length // self.hop + 1) * (length > 0)

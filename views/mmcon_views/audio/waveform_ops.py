@@ -17,6 +17,8 @@ from mmcon.portable_math import exp
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
+# Elements of an intermediate result of noise: half a megabyte of int64.
+_CACHED = 1 << 16
 
 
 def valid(length: Int[Tensor, " b"], t: int) -> Bool[Tensor, "b t"]:
@@ -58,17 +60,26 @@ def white_noise(seed: Int[Tensor, " b"], channels: int, t: int, device: torch.de
     """
     pairs = -(-t // 32) * 16  # whole SIMD vectors, so that no vector spans two rows
     at = torch.arange(1, channels * pairs + 1, device=device) * _GOLDEN
-    z = seed.to(device)[:, None] + at
-    # torch shifts signed integers with their sign; the masks make the shifts those of unsigned ones.
-    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX_1
-    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _MIX_2
-    z = z ^ ((z >> 31) & ((1 << 33) - 1))
-    # 24 bits are the mantissa of a float32; the half keeps the logarithm's argument above 0.
-    first = (((z >> 40) & 0xFFFFFF).to(torch.float32) + 0.5) * 2.0**-24
-    angle = (((z >> 8) & 0xFFFFFF).to(torch.float32) + 0.5) * (2.0**-24 * 2 * math.pi)
-    radius = (-2 * first.log()).sqrt()
-    both = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+    both = torch.empty(len(seed), channels * pairs, 2, device=device)
+    # Few rows at a time on a CPU, so that intermediate results stay in its cache.
+    rows = max(1, _CACHED // max(1, len(at))) if both.device.type == "cpu" else max(1, len(seed))
+    for some, out in zip(seed.to(device).split(rows), both.split(rows), strict=True):
+        _box_muller(some[:, None] + at, out)
     return both.view(len(seed), channels, 2 * pairs)[..., :t]
+
+
+def _box_muller(z: Int[Tensor, "b n"], out: Float[Tensor, "b n 2"]) -> None:
+    """Normal numbers from the counters of SplitMix64; `z` is overwritten."""
+    # torch shifts signed integers with their sign; the masks make the shifts those of unsigned ones.
+    z = z.bitwise_xor_((z >> 30).bitwise_and_((1 << 34) - 1)).mul_(_MIX_1)
+    z = z.bitwise_xor_((z >> 27).bitwise_and_((1 << 37) - 1)).mul_(_MIX_2)
+    z = z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
+    # 24 bits are the mantissa of a float32; the half keeps the logarithm's argument above 0.
+    first = (z >> 40).bitwise_and_(0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24)
+    angle = (z >> 8).bitwise_and_(0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24 * 2 * math.pi)
+    radius = first.log_().mul_(-2).sqrt_()
+    torch.mul(radius, angle.cos(), out=out[..., 0])
+    torch.mul(radius, angle.sin(), out=out[..., 1])
 
 
 def color_noise(noise: Float[Tensor, "b c t"], slope_db: Float[Tensor, " b"]) -> Float[Tensor, "b c t"]:
