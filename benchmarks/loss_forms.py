@@ -49,7 +49,10 @@ def unit_rows(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 def floor(anchors: Tensor, candidates: Tensor | None, trained: int) -> None:
-    """Each pair once: its product and its exponential, again in the backward pass, and the products of gradients."""
+    """Each pair once: its product and its exponential, again in the backward pass, and the products of gradients.
+
+    The exponential is `exp2`, the fastest of PyTorch's on a CPU.
+    """
     square = candidates is None
     others = anchors if candidates is None else candidates
     of_anchors, of_candidates = torch.zeros_like(anchors), torch.zeros_like(others)
@@ -58,7 +61,7 @@ def floor(anchors: Tensor, candidates: Tensor | None, trained: int) -> None:
             for columns in slices(len(others), TILE_SIZE):
                 if square and columns.start < rows.start:
                     continue
-                e = matmul_nt(anchors[rows], others[columns]).exp_()
+                e = matmul_nt(anchors[rows], others[columns]).exp2_()
                 if backward:
                     of_anchors[rows] += matmul_nn(e, others[columns])
                     if trained == 2 or (square and rows != columns):

@@ -313,7 +313,9 @@ class SideFeatures(Pairwise, flattened=(*OF_COLUMNS, "kernel", "temperature", "f
         cosine = rows @ columns.T
         if self.kernel == "softmax":
             # The shift by the largest cosine keeps weights in (0, 1]; normalization over a row cancels it.
-            weights = torch.exp((cosine - 1) / self.temperature)
+            # Exponentials to base 2 take a third of the time on a CPU.
+            scale, exponents = self.temperature * math.log(2), cosine.sub_(1)
+            weights = (exponents / scale if isinstance(scale, Tensor) else exponents.div_(scale)).exp2_()
         elif self.kernel == "half":
             # Rounding may give a cosine below -1.
             weights = (cosine / 2 + 0.5).clamp_min(0)

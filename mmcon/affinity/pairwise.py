@@ -184,12 +184,13 @@ def equal(rows: Shaped[Tensor, " r"], columns: Shaped[Tensor, " c"], dtype: torc
 
 
 def at_least(weights: Float[Tensor, "*shape"], floor: float) -> Float[Tensor, "*shape"]:
-    """The weights, with 0 for those below a floor."""
+    """The weights, with 0 for those below a floor; weights without a gradient are overwritten."""
     if floor == 0:
         return weights
     # Not by a product with `weights >= floor`: booleans take ten times as long.
     limit, below = torch.tensor(floor, dtype=weights.dtype), torch.tensor(-torch.inf, dtype=weights.dtype)
-    return torch.nn.functional.threshold(weights, float(torch.nextafter(limit, below)), 0.0)
+    inplace = has_values(weights) and not weights.requires_grad
+    return torch.nn.functional.threshold(weights, float(torch.nextafter(limit, below)), 0.0, inplace=inplace)
 
 
 def check_finite(where: str, name: str, values: Shaped[Tensor, "..."]) -> None:

@@ -24,12 +24,14 @@ from torch import Tensor
 
 from mmcon.affinity import Factor, factor_row_sums
 from mmcon.losses.backends.exponentials import (
+    LOG_2,
     PairTiles,
     Term,
     TileFunction,
     are_exact,
     exponential_gradients,
     exponential_sums,
+    transpose,
 )
 from mmcon.losses.backends.node import BackwardState, ForwardPass, LossNode, PassKind
 from mmcon.losses.problem import AnchorLosses, Problem
@@ -126,6 +128,8 @@ class _Direction:
 
     def complete(self, log_sum: Float[Tensor, " a"]) -> None:
         """Set what follows from the sums over all tiles."""
+        if self.factors is None:
+            self.weighted = self.weighted * LOG_2
         normalize, self.log_sum = self.problem.settings.row_normalize, log_sum
         self.divisor = torch.where(self.valid, self.weights, 1) if normalize else torch.ones_like(self.weights)
 
@@ -252,7 +256,7 @@ class PlainPass(BackwardState, ForwardPass):
             if second is None or second.factors is not None or not tiles.has_second_direction(rows, columns):
                 return
             if not symmetric:
-                weights = second.problem.affinity.tile(columns, rows).T
+                weights = transpose(second.problem.affinity.tile(columns, rows))
                 product = torch.mul(s, weights, out=tiles.buffer(s))
             second.add(columns, 0, weights, product)
 
@@ -269,7 +273,7 @@ class PlainPass(BackwardState, ForwardPass):
             if first.factors is None:
                 of_s.addcmul_(factor, first.problem.affinity.tile(rows, columns).to(of_s.dtype), value=-1)
             if second is not None and second.factors is None and v_second is not None and not symmetric:
-                reverse = second.problem.affinity.tile(columns, rows).T
+                reverse = transpose(second.problem.affinity.tile(columns, rows))
                 of_s.addcmul_(v_second[columns], reverse.to(of_s.dtype), value=-1)
 
         return subtract if self._needs_tiles() else None

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmcon.affinity import Affinity
-from mmcon.losses.backends.exponentials import Block, PairTiles, are_exact, by_threads, tile_gradients
+from mmcon.losses.backends.exponentials import LOG_2, Block, PairTiles, are_exact, by_threads, tile_gradients, transpose
 from mmcon.losses.backends.node import BackwardState, ForwardPass, LossNode, PassKind
 from mmcon.losses.problem import AnchorLosses, Problem
 
@@ -92,10 +92,10 @@ class _Side(NamedTuple):
         for anchors, axis in self.anchors:
             sums[anchors] += values.sum(axis)
 
-    def spread(self, values: Float[Tensor, " a"]) -> Float[Tensor, "_ _"]:
-        """The values of the anchors of each pair, added where both rows are anchors."""
+    def spread(self, values: Float[Tensor, " a"], out: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+        """The values of the anchors of each pair, added where both rows are anchors; written to `out`."""
         first, *rest = (_along(values[anchors], axis) for anchors, axis in self.anchors)
-        return first + rest[0] if rest else first
+        return torch.add(first, rest[0], out=out) if rest else out.copy_(first)
 
 
 @dataclass(frozen=True)
@@ -126,22 +126,25 @@ class _Weights:
         symmetric = problem.affinity.symmetric and (negatives is None or negatives.symmetric)
         return _Weights(problem, pairs, symmetric)
 
-    def sides(self, pairs: PairTiles, rows: slice, columns: slice, *, gradient: bool = False) -> list[_Side]:
+    def sides(
+        self, pairs: PairTiles, rows: slice, columns: slice, *, gradient: bool = False, factors: bool = True
+    ) -> list[_Side]:
         """The weights of a tile for its rows, and for its columns where these are anchors too.
 
-        A tile on the diagonal has both directions in its rows: its sums have one side, its gradient two.
+        A tile on the diagonal has both directions in its rows: its sums have one side, its gradient two. Without
+        `factors` those of the terms in the denominator are left out.
         """
         both = pairs.square if gradient else pairs.has_second_direction(rows, columns)
-        weights = self._of_tile(pairs, rows, columns, transposed=False)
+        weights = self._of_tile(pairs, rows, columns, transposed=False, factors=factors)
         if not both:
             return [_Side(*weights, ((rows, 1),))]
         if self.symmetric:
             return [_Side(*weights, ((rows, 1), (columns, 0)))]
-        reverse = self._of_tile(pairs, rows, columns, transposed=True)
+        reverse = self._of_tile(pairs, rows, columns, transposed=True, factors=factors)
         return [_Side(*weights, ((rows, 1),)), _Side(*reverse, ((columns, 0),))]
 
     def _of_tile(
-        self, pairs: PairTiles, rows: slice, columns: slice, *, transposed: bool
+        self, pairs: PairTiles, rows: slice, columns: slice, *, transposed: bool, factors: bool
     ) -> tuple[Float[Tensor, "r c"], Float[Tensor, "r c"] | None]:
         """W and M of a tile; `transposed`: of its columns for its rows."""
         problem, dtype = self.problem, pairs.anchors.dtype
@@ -149,20 +152,20 @@ class _Weights:
 
         def tile(affinity: Affinity) -> Float[Tensor, "r c"]:
             values = affinity.tile(*at).to(dtype)
-            return values.T if transposed else values
+            return transpose(values) if transposed else values
 
         weights = pairs.without_self(rows, columns, tile(problem.affinity))
-        if problem.is_softmax:
+        if problem.is_softmax or not factors:
             return weights, None
         # Numbers, not booleans, whose products and `where` take ten to thirty times as long. Self pairs have a factor
         # here, and an exponential of 0.
-        is_zero = torch.eq(weights, 0, out=torch.empty_like(weights))
+        is_zero = torch.eq(weights, 0, out=pairs.buffer(weights, 3 + transposed))
         if problem.negative_affinity is None:
             return weights, is_zero
-        factors = tile(problem.negative_affinity)
+        terms = tile(problem.negative_affinity)
         if not problem.all_are_negatives:
-            factors = factors * is_zero
-        return weights, factors + (1 - is_zero) if problem.settings.denominator == "all" else factors
+            terms = terms * is_zero
+        return weights, terms + (1 - is_zero) if problem.settings.denominator == "all" else terms
 
 
 @dataclass(frozen=True)
@@ -222,25 +225,23 @@ class WeightedPass(BackwardState, ForwardPass):
         else:
             of_exponentials = v * (self.weighted if form == "one" else self.weight_sum / d)
             of_weights = v
+        of_positives = v * d
 
         def of_tile(pairs: PairTiles, rows: slice, columns: slice, s: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
-            e, total = s.exp_(), None
-            for side in self.weights.sides(pairs, rows, columns, gradient=True):
-                factor = side.spread(of_exponentials)
+            e, total = s.exp2_(), None
+            for i, side in enumerate(self.weights.sides(pairs, rows, columns, gradient=True)):
+                other, part = pairs.buffer(e), side.spread(of_exponentials, pairs.buffer(e, 1 + i))
                 if side.factors is not None:
-                    factor = factor * side.factors
+                    part.mul_(side.factors)
                 if form == "in":
-                    part = (factor - side.spread(of_weights) * side.weights).mul_(e)
+                    part.addcmul_(side.spread(of_weights, other), side.weights, value=-1).mul_(e)
                 elif form == "out":
-                    part = (factor * e).addcmul_(side.spread(of_weights), side.weights, value=-1)
+                    part.mul_(e).addcmul_(side.spread(of_weights, other), side.weights, value=-1)
                 else:
-                    part = factor * e
+                    part.mul_(e)
                     for anchors, axis in side.anchors:
-                        own = _along(d[anchors], axis)
-                        other = (
-                            torch.add(e, own, out=pairs.buffer(e)).reciprocal_().mul_(_along((v * d)[anchors], axis))
-                        )
-                        part.addcmul_(side.weights, other, value=-1)
+                        share = torch.add(e, _along(d[anchors], axis), out=other).reciprocal_()
+                        part.addcmul_(share.mul_(side.weights), _along(of_positives[anchors], axis), value=-1)
                 total = part if total is None else total.add_(part)
             assert total is not None
             return total
@@ -293,14 +294,14 @@ def _sums(weights: _Weights) -> tuple[Float[Tensor, " a"], ...]:
                 side.add(weight_sum, side.weights)
                 if settings.form == "out" and settings.denominator != "one":
                     side.add(weighted, torch.mul(s, side.weights, out=pairs.buffer(s)))
-            e = s.exp_()
+            e = s.exp2_()
             pairs.leave_out(rows, columns, e)
             for side in sides:
                 terms = e if side.factors is None else torch.mul(e, side.factors, out=pairs.buffer(e))
                 side.add(denominators, terms)
                 if settings.form == "in":
                     side.add(weighted, torch.mul(e, side.weights, out=pairs.buffer(e)))
-        return weight_sum, denominators, weighted
+        return weight_sum, denominators, weighted.mul_(LOG_2) if settings.form == "out" else weighted
 
     return _total(weights, of_tiles)
 
@@ -311,8 +312,8 @@ def _pair_sums(weights: _Weights, denominators: Float[Tensor, " a"]) -> tuple[Fl
     def of_tiles(pairs: PairTiles, tiles: Sequence[Block]) -> tuple[Float[Tensor, " a"], ...]:
         losses, shares = (pairs.anchors.new_zeros(len(pairs.anchors)) for _ in range(2))
         for rows, columns, s in pairs.similarities(tiles):
-            e = s.exp_()
-            for side in weights.sides(pairs, rows, columns):
+            e = s.exp2_()
+            for side in weights.sides(pairs, rows, columns, factors=False):
                 for anchors, axis in side.anchors:
                     own = _along(denominators[anchors], axis)
                     shares[anchors] += torch.add(e, own, out=pairs.buffer(e)).reciprocal_().mul_(side.weights).sum(axis)
