@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -259,14 +260,21 @@ def _check(conditions: _Conditions) -> None:
     check_whole(WHERE, "range_min", conditions.range_min, least=0)
     check_choice(WHERE, "sampling", conditions.sampling, ("top", "random"))
     end = conditions.range_max
-    if end is not None and end < conditions.range_min + conditions.num_negatives:
+    if (
+        end is not None
+        and check_whole(WHERE, "range_max", end, least=1) < conditions.range_min + conditions.num_negatives
+    ):
         expected = "range_max of at least range_min + num_negatives"
         got = f"range_max={end}, range_min={conditions.range_min}, num_negatives={conditions.num_negatives}"
         raise InputError(WHERE, expected=expected, got=got)
+    for name in ("max_score", "min_score"):
+        score = getattr(conditions, name)
+        if score is not None and (not isinstance(score, Real) or math.isnan(score)):
+            raise InputError(WHERE, expected=f"a number as {name}", got=repr(score))
     for name in ("absolute_margin", "relative_margin"):
         margin = getattr(conditions, name)
-        if margin is not None and not 0 <= margin < math.inf:
-            raise InputError(WHERE, expected=f"a finite {name} >= 0", got=str(margin))
+        if margin is not None and (not isinstance(margin, Real) or not 0 <= float(margin) < math.inf):
+            raise InputError(WHERE, expected=f"a finite {name} >= 0", got=repr(margin))
 
 
 def _check_origins(*tables: EmbeddingTable) -> None:

@@ -6,8 +6,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmcon.affinity import check_choice
+from mmcon.affinity import check_choice, has_values
 from mmcon.errors import InputError
+
+
+def check_labels(where: str, labels: Int[Tensor, " n"], classes: int | None = None) -> None:
+    """Raise InputError for labels below 0, or of no class; on a GPU labels are not read, since that would wait.
+
+    A negative label, such as -1 for "unlabeled", would be the last class, or a class of its own.
+
+    Args:
+        where: the component, for the message.
+        labels: class indices.
+        classes: the number of classes; None: any.
+    """
+    if labels.is_cuda or not has_values(labels) or not len(labels):
+        return
+    low, high = (int(bound) for bound in torch.aminmax(labels))
+    if low < 0 or (classes is not None and high >= classes):
+        expected = "labels from 0" if classes is None else f"labels from 0 to {classes - 1}"
+        fix = "leave out samples without a label" if low < 0 else "a classifier with as many outputs as classes"
+        raise InputError(where, expected=expected, got=f"labels from {low} to {high}", fix=fix)
 
 
 def cross_entropy(
@@ -20,9 +39,13 @@ def cross_entropy(
         labels: class indices.
         label_smoothing: the probability of the target that is spread over all classes.
 
+    Raises:
+        InputError: a label is not among the classes.
+
     >>> round(cross_entropy(torch.eye(2), torch.tensor([0, 1])).item(), 4)
     0.3133
     """
+    check_labels("cross_entropy", labels, logits.shape[1])
     return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
@@ -66,10 +89,11 @@ def margin_logits(
         margin: m >= 1; 1 gives the plain logits.
 
     Raises:
-        InputError: a margin below 1.
+        InputError: a margin below 1, or a label that is not among the classes.
     """
     if margin < 1:
         raise InputError("max_margin", expected="an integer margin >= 1", got=str(margin))
+    check_labels("max_margin", labels, len(class_weights))
     logits = features @ class_weights.T
     norms = features.norm(dim=1) * class_weights[labels].norm(dim=1)
     cosine = logits.gather(1, labels[:, None])[:, 0] / norms.clamp_min(torch.finfo(norms.dtype).eps)
@@ -101,17 +125,17 @@ def triplet(
         A scalar; 0 without a triplet.
 
     Raises:
-        InputError: an unknown `mining`.
+        InputError: an unknown `mining`, or a label below 0.
 
     >>> z = torch.tensor([[0.0], [1.0], [3.0], [3.5]])
     >>> triplet(z, torch.tensor([0, 0, 1, 1]), margin=2.0).item()
     0.375
     """
     check_choice("triplet", "mining", mining, ("hard", "all"))
-    # From differences: the form by products loses the digits of small distances.
-    squares = (embeddings[:, None] - embeddings).square().sum(2)
-    # The gradient of the root is infinite at 0.
-    distance = torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
+    check_labels("triplet", labels)
+    # From differences, in n² memory: the form by products loses the digits of small distances. The gradient is 0 at 0.
+    wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    distance = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
     same = labels[:, None] == labels
     positive, negative = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
     if mining == "hard":

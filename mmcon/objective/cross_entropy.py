@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmcon.batch import ViewBatch
+from mmcon.losses.baselines import check_labels
 from mmcon.sources.base import Source, class_counts, class_weights
 
 
@@ -33,7 +34,11 @@ class CrossEntropy(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, scores: Float[Tensor, "n classes"], batch: ViewBatch) -> Float[Tensor, ""]:
-        """The loss of classifier scores."""
+        """The loss of classifier scores.
+
+        Raises:
+            InputError: a label is not among the classes.
+        """
         table = batch.index[self.modality]
         labels = [(table["label"], torch.ones_like(scores[:, 0]))]
         if "partner_label" in table:
@@ -41,6 +46,7 @@ class CrossEntropy(nn.Module):
             labels = [(table["label"], share), (table["partner_label"], 1 - share)]
         losses, weights = scores.new_zeros(()), scores.new_zeros(())
         for label, share in labels:
+            check_labels("cross-entropy", label, scores.shape[1])
             losses = losses + (share * functional.cross_entropy(scores, label, self.weights, reduction="none")).sum()
             weights = weights + (share if self.weights is None else share * self.weights[label]).sum()
         return losses / weights

@@ -57,7 +57,7 @@ class Prediction(nn.Module):
 
     def forward(
         self,
-        embeddings: Embeddings,
+        embeddings: Embeddings | Float[Tensor, "..."],
         batch: ViewBatch | Mapping[str, Index] | Index,
         targets: Embeddings | None = None,
     ) -> Float[Tensor, ""]:
@@ -71,11 +71,11 @@ class Prediction(nn.Module):
         Raises:
             InputError: the embeddings lack the space or its predictions.
         """
-        tables = tables_by_modality(embeddings, batch)
         own, q = self._rows(embeddings, self.space), self._rows(embeddings, predicted(self.space))
         local = own if targets is None else self._rows(targets, self.space)
         if targets is not None or self.stop_gradient:
             local = {name: rows.detach() for name, rows in local.items()}
+        tables = tables_by_modality(embeddings, batch)
         gathered = collectives.gather(local, {name: tables[name[1]] for name in local})
         # A tuple of its own: the targets are not the anchors, so that they are candidates in one process too.
         step, names = GlobalBatch(q, gathered, gathered._replace()), sorted(gathered.embeddings)
@@ -89,11 +89,11 @@ class Prediction(nn.Module):
         }
         return self.weight * _mean_over_ranks(2 - 2 * (anchors * means).sum(1), valid)
 
-    def _rows(self, embeddings: Embeddings, space: str) -> dict[tuple[str, str], Float[Tensor, "_ d"]]:
-        if space not in embeddings:
-            fix = "wrap the model: Predictor(model, hidden_dim=...)"
-            raise InputError("Prediction", expected=f"embeddings of {space!r}", got=str(sorted(embeddings)), fix=fix)
-        return {(self.space, modality): rows for modality, rows in embeddings[space].items()}
+    def _rows(
+        self, embeddings: Embeddings | Float[Tensor, "..."], space: str
+    ) -> dict[tuple[str, str], Float[Tensor, "_ d"]]:
+        rows = _rows_of("Prediction", embeddings, space, fix="wrap the model: Predictor(model, hidden_dim=...)")
+        return {(self.space, modality): own for modality, own in rows.items()}
 
 
 @final
@@ -120,15 +120,18 @@ class FeatureRegression(nn.Module):
         self.target, self.space = target, space
         self.last_rows: dict[str, tuple[Float[Tensor, "n d"], int]] = {}
 
-    def forward(self, embeddings: Embeddings, batch: ViewBatch | Mapping[str, Index] | Index) -> Float[Tensor, ""]:
+    def forward(
+        self, embeddings: Embeddings | Float[Tensor, "..."], batch: ViewBatch | Mapping[str, Index] | Index
+    ) -> Float[Tensor, ""]:
         """The loss of the global batch; its gradient is averaged over ranks by data parallelism.
 
         Raises:
-            InputError: the embeddings and the features of the teacher differ in width.
+            InputError: the embeddings lack the space, or they and the features of the teacher differ in width.
         """
+        found = _rows_of("FeatureRegression", embeddings, self.space, fix="space=... as in the model")
         tables = tables_by_modality(embeddings, batch)
         losses = []
-        for modality, rows in embeddings[self.space].items():
+        for modality, rows in found.items():
             features = tables[modality][self.target]
             if features.shape != rows.shape:
                 got = f"embeddings {tuple(rows.shape)}, column {self.target!r} {tuple(features.shape)}"
@@ -138,6 +141,16 @@ class FeatureRegression(nn.Module):
             self.last_rows[f"{self.space}/{modality}"] = rows.detach(), len(rows)
         every = torch.cat(losses)
         return _mean_over_ranks(every, torch.ones_like(every, dtype=torch.bool))
+
+
+def _rows_of(
+    where: str, embeddings: Embeddings | Float[Tensor, "..."], space: str, *, fix: str
+) -> Mapping[str, Float[Tensor, "_ d"]]:
+    """The rows of a space by modality."""
+    if not isinstance(embeddings, Mapping) or space not in embeddings:
+        of = sorted(embeddings) if isinstance(embeddings, Mapping) else type(embeddings).__name__
+        raise InputError(where, expected=f"embeddings of {space!r}", got=str(of), fix=fix)
+    return embeddings[space]
 
 
 def _mean_targets(

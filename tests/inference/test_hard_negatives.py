@@ -8,7 +8,7 @@ import torch
 
 from mmcon.errors import DataError, InputError
 from mmcon.evaluation import similarity_blocks
-from mmcon.inference import EmbeddingTable, mine_hard_negatives
+from mmcon.inference import EmbeddingTable, hard_negatives, mine_hard_negatives
 from mmcon.inference.embedding_table import EmbeddingOrigin
 from mmcon.sources.factory import create_source
 
@@ -114,10 +114,20 @@ def test_triplets_have_a_row_for_each_negative_and_columns_need_all():
     assert mined.table().num_rows == int((mined.negative_rows >= 0).all(1).sum())
 
 
+@pytest.mark.parametrize("name", ["range_max", "max_score", "relative_margin"])
+def test_text_in_place_of_a_number_is_refused(name):
+    conditions = hard_negatives._Conditions(3, 0, None, None, None, None, None, "top")
+    # Not by the function itself, whose annotations the tests check first.
+    with pytest.raises(InputError, match=f"{name}(.|\n)*'4'"):
+        hard_negatives._check(conditions._replace(**{name: "4"}))
+
+
 BAD = {
     "num_negatives as a whole number from 1": {"num_negatives": 0},
     "range_max of at least": {"range_max": 2},
     "a finite absolute_margin >= 0; got -1": {"absolute_margin": -1.0},
+    "a number as max_score; got nan": {"max_score": math.nan},
+    "a number as min_score; got nan": {"min_score": math.nan},
     "an anchor with both; got 0 without a positive, 9 without a negative": {"max_score": -1.0},
 }
 

@@ -83,6 +83,19 @@ def test_triplet_worked_example():
     assert float(triplet(z, torch.zeros(4).long(), margin=2.0)) == 0
 
 
+def test_distances_of_triplets_are_exact_where_rows_are_near_or_equal():
+    z = (1 + 1e-4 * draw(6, 4)).float()
+    z = torch.cat([z, z[:2]]).requires_grad_()
+    y = torch.arange(8) % 2
+    wide = z.detach().double().requires_grad_()
+    loss, expected = triplet(z, y, margin=1e-3), triplet(wide, y, margin=1e-3)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(z.grad.double(), wide.grad, rtol=1e-3, atol=1e-4)
+    assert triplet(z.detach().bfloat16(), y, margin=1e-3).isfinite()
+
+
 def test_diagnostics_of_one_positive_each():
     z, y = unit(8, 6), torch.arange(8) % 4
     found = diagnose(z, None, SameLabel(y), temperature=0.3, independent_negatives=True)

@@ -55,6 +55,20 @@ def test_the_triplet_objective_is_the_loss_of_all_rows_in_the_one_space():
         TripletLoss(margin=0.0)
 
 
+@pytest.mark.parametrize("label", [-1, -100, 3])
+def test_labels_of_no_class_are_refused(label):
+    """-1 was the last class of a margin, and a class of its own in triplets; -100 left its row out of cross-entropy."""
+    batch = batch_of(label=torch.tensor([0, 1, 2, 0, 1, label]))
+    got = f"labels from 0.*; got labels from {min(label, 0)} to {max(label, 2)}"
+    with pytest.raises(InputError, match=got):
+        MarginClassifier(Tower(), 3)(batch)
+    with pytest.raises(InputError, match=got):
+        CrossEntropy(TensorSource(torch.zeros(N, 1), labels=LABELS))(torch.zeros(2 * N, 3), batch)
+    if label < 0:
+        with pytest.raises(InputError, match=got):
+            TripletLoss(margin=0.5)({"shared": {"image": torch.cat(batch.views["image"])}}, batch)
+
+
 def test_mixed_samples_are_refused_by_losses_of_one_label():
     batch = batch_of(partner_label=LABELS, share=torch.full((N,), 0.5))
     rows = torch.cat(batch.views["image"])

@@ -117,6 +117,14 @@ def test_embeddings_regress_the_features_of_a_teacher():
         objective({"shared": {"image": z}}, Index({"t": torch.ones(6, 7)}))
 
 
+@pytest.mark.parametrize(("given", "got"), [({"other": {}}, r"\['other'\]"), (unit(6, 4), "Tensor")])
+def test_embeddings_of_another_space_or_of_none_are_refused(given, got):
+    with pytest.raises(InputError, match=f"FeatureRegression(.|\n)*embeddings of 'shared'; got {got}"):
+        FeatureRegression(target="t")(given, Index({"t": unit(6, 4)}))
+    with pytest.raises(InputError, match=f"Prediction(.|\n)*embeddings of 'shared'; got {got}"):
+        Prediction()(given, TABLE)
+
+
 def test_what_a_prediction_lacks_is_named():
     with pytest.raises(InputError, match=r"embeddings of 'shared \(predicted\)'; got \['shared'\](.|\n)*Predictor"):
         Prediction()({"shared": {"image": unit(6, 4)}}, TABLE)
