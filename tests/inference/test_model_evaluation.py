@@ -85,7 +85,7 @@ def test_features_of_texts_that_changed_or_of_another_column_are_replaced(tmp_pa
         rows = [f"{i},{text} {i},other {i}" for i in range(12)]
         (tmp_path / "t.csv").write_text("\n".join(["id,name,title", *rows]))
         options = {"id_column": "id", "text_columns": columns, "test_share": 0.5}
-        opened = _open(model, str(tmp_path / "t.csv"), tmp_path / "out", "text", [], [], options, "cpu")
+        opened, _ = _open(model, str(tmp_path / "t.csv"), [], tmp_path / "out", "text", [], [], options, "cpu")
         found = opened.features("test")
         return found.values.clone(), found.metadata["data"]
 
@@ -103,7 +103,7 @@ def test_data_in_other_files_get_the_views_and_their_combination_of_the_features
     views = [mmcon.create_view("image/plain", size=size) for size in (16, 12)]
     saved = save_model(model, tmp_path / "two", views={"image": views}, source=data)
     save_pictures(tmp_path / "photos", 20)
-    opened = _open(mmcon.load(saved), str(tmp_path / "photos"), tmp_path / "out", None, [], [], {}, "cpu")
+    opened, _ = _open(mmcon.load(saved), str(tmp_path / "photos"), [], tmp_path / "out", None, [], [], {}, "cpu")
     own = opened.features("test")
     found = opened.given(own, own, seed=0).features(opened.test)
     torch.testing.assert_close(found.values, own.values)
