@@ -2,6 +2,7 @@
 
     uv run python benchmarks/loss.py                 # peers: about five minutes on two cores
     uv run python benchmarks/loss.py --floor         # every form beside its floor
+    uv run python benchmarks/loss.py --floor --quick --n 16384      # the same once: three to five minutes, estimated
     uv run python benchmarks/loss.py --size          # growth with n, up to 65,536 rows
     uv run python benchmarks/loss.py --cpu-time --threads 1 --rounds 5 --floor      # on a busy machine
 
@@ -104,7 +105,7 @@ def side_by_side(title: str, losses: Losses, inputs: tuple[Tensor, ...], rounds:
         )
 
 
-def floors(n: int, d: int, rounds: int, clock: Clock, only: list[str]) -> None:
+def floors(n: int, d: int, rounds: int, clock: Clock, only: list[str], *, warm_up: bool = True) -> None:
     """Print each form beside its floor, call by call."""
     print(f"\nForms and their floors, n = {n}, d = {d}, {torch.get_num_threads()} threads, {rounds} rounds\n")
     print("| | ms | floor, ms | times the floor | extra MiB |\n|---|---|---|---|---|", flush=True)
@@ -114,8 +115,9 @@ def floors(n: int, d: int, rounds: int, clock: Clock, only: list[str]) -> None:
         run = lambda case=case: step(case.loss, case.inputs, case.trained)  # noqa: E731
         anchors, candidates = case.inputs[0], case.inputs[1] if len(case.inputs) == 2 else None
         bare = lambda a=anchors, c=candidates, case=case: floor(a, c, case.trained)  # noqa: E731
-        run()
-        bare()
+        if warm_up:
+            run()
+            bare()
         times = [(seconds(run, clock), seconds(bare, clock)) for _ in range(rounds)]
         ours, least = (statistics.median(side) * 1e3 for side in zip(*times, strict=True))
         ratio = statistics.median(a / b for a, b in times)
@@ -240,6 +242,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", default=[""], help="of `--floor`, the cases whose name contains one of these"
     )
+    parser.add_argument("--quick", action="store_true", help="of `--floor`, one round without a call to warm up")
     parser.add_argument("--size", action="store_true", help="growth with n instead of the comparison")
     parser.add_argument(
         "--cpu-time", action="store_true", help="processor time instead of wall time, for one thread on a busy machine"
@@ -251,7 +254,8 @@ def main() -> None:
         growth(options.d)
         return
     if options.floor:
-        floors(options.n, options.d, options.rounds, clock, options.only)
+        rounds = 1 if options.quick else options.rounds
+        floors(options.n, options.d, rounds, clock, options.only, warm_up=not options.quick)
         return
     cross_modal(options.n, options.d, options.rounds, clock)
     class_labels(options.n, options.d, options.rounds, clock)
