@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmcon.batch import ViewBatch
 from mmcon.loading.loader import ViewLoader
 from mmcon.registry import create_view
 from mmcon.samplers.uniform import UniformSampler
@@ -53,21 +55,47 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def ours(folder: Path, batch_size: int, workers: int = 0) -> Callable[[], int]:
+def ours(folder: Path, batch_size: int) -> Callable[[], int]:
+    batches = endless(our_loader(folder, batch_size, workers=0))
+    return lambda: len(next(batches).views["image"][0])
+
+
+def our_loader(folder: Path, batch_size: int, workers: int) -> ViewLoader:
     source = create_source(str(folder), modality="image", split="train")
-    view = create_view("image/simclr", size=SIZE)
-    batches = iter(())
+    view, sampler = create_view("image/simclr", size=SIZE), UniformSampler(source.ids, batch_size=batch_size, seed=0)
+    return ViewLoader(source, {"image": [view, view]}, sampler, seed=0, workers=workers)
 
-    def run() -> int:
-        nonlocal batches
-        batch = next(batches, None)
-        if batch is None:
-            sampler = UniformSampler(source.ids, batch_size=batch_size, seed=0)
-            batches = iter(ViewLoader(source, {"image": [view, view]}, sampler, seed=0, workers=workers))
-            batch = next(batches)
-        return len(batch.views["image"][0])
 
-    return run
+def endless(loader: ViewLoader) -> Iterator[ViewBatch]:
+    """The batches of all epochs; workers stay."""
+    while True:
+        yield from loader
+
+
+def with_workers(folder: Path, batch_size: int, workers: int, batches: int) -> dict[str, float]:
+    """Milliseconds a sample: wall time, and processor time of the training process and of all workers."""
+    before = {child.pid for child in multiprocessing.active_children()}
+    stream = endless(our_loader(folder, batch_size, workers))
+    for _ in range(2 * workers + 2):  # what was fetched ahead
+        next(stream)
+    pids = [child.pid for child in multiprocessing.active_children() if child.pid not in before]
+
+    def clocks() -> tuple[float, float, float]:
+        return time.perf_counter(), time.process_time(), sum(processor_seconds(pid) for pid in pids if pid)
+
+    began = clocks()
+    for _ in range(batches):
+        next(stream)
+    return {
+        name: 1e3 * (end - start) / (batches * batch_size)
+        for name, start, end in zip(("wall", "main", "workers"), began, clocks(), strict=True)
+    }
+
+
+def processor_seconds(process: int) -> float:
+    """What a process has used so far (Linux)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def each_file(transform: Callable[[Path], torch.Tensor], files: list[Path], batch: int, threads: int) -> Callable:
@@ -189,6 +217,14 @@ def main() -> None:
                 seen = measure(runs, options.repeats, clock)
             for name, rate in seen.items():
                 print(f"| {threads} | {name} | {rate:.0f} | {rate / seen['mmcon']:.2f} |", flush=True)
+        print("\n| workers | ms a sample | training process, ms | workers, ms | bound, ms |\n|---|---|---|---|---|")
+        torch.set_num_threads(1)
+        for workers in range(1, cores + 1):
+            with busy_programs(cores if options.busy else 0):
+                ms = with_workers(Path(scratch), options.batch_size, workers, 4 * options.repeats)
+            bound = max(ms["main"], ms["workers"] / workers)
+            numbers = (ms["wall"], ms["main"], ms["workers"], bound)
+            print(f"| {workers} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |", flush=True)
 
 
 if __name__ == "__main__":
