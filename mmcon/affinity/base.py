@@ -301,6 +301,7 @@ def check_weights(where: str, weights: Shaped[Tensor, "..."]) -> None:
 
 def transforms_active() -> bool:
     """Whether a transform of `torch.func` (grad, vmap, jvp, ...) is at work."""
+    # `torch.func` has no public question for this; PyTorch itself asks here before it calls a function.
     return torch._C._are_functorch_transforms_active()
 
 
