@@ -68,8 +68,8 @@ def fitting_formats(encoder: nn.Module) -> tuple[str, ...]:
     network, name = encoder.network, _name_of(encoder)
     if _transformers_owner(encoder) is not None:
         return ("transformers",)
-    # A stem for small images and other numbers of channels are changes that torchvision has no option for.
-    small = isinstance(getattr(network, "maxpool", None), nn.Identity)
+    # First layers for small images and other numbers of channels are changes that torchvision has no option for.
+    small = getattr(encoder, "small_images", False)
     library = type(network).__module__.partition(".")[0]
     if library == "torchvision" and name in (*torchvision_names(), *TORCHVISION):
         return () if small or encoder.mean.numel() != 3 else ("torchvision",)

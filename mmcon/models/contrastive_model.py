@@ -30,6 +30,7 @@ from mmcon.models.evaluation_mode import evaluation_mode
 from mmcon.models.precomputed import PrecomputedFeatures
 from mmcon.models.projection_heads import ProjectionHead
 from mmcon.models.shared_spaces import SharedSpace
+from mmcon.models.small_images import has_resnet_stem
 from mmcon.models.view_stacks import encode_stacks, feature_width, split_by_view
 
 
@@ -243,12 +244,22 @@ def _create_encoders(config: dict[str, Any], folder: Path) -> dict[str, nn.Modul
                 fix=f"from_pretrained(..., encoders={{{tower.partition(':')[0]!r}: a new module of the same kind}})",
             )
         else:
-            options = {name: saving.inside_folder(value, folder) for name, value in made_from.items()}
-            encoders[tower] = create_encoder(**{**options, "pretrained": False})
+            encoders[tower] = _create_encoder(made_from, folder)
     return {
         modality: encoders[modality] if towers == [modality] else [encoders[t] for t in towers]
         for modality, towers in config["modalities"].items()
     }
+
+
+def _create_encoder(made_from: dict[str, Any], folder: Path) -> nn.Module:
+    """The encoder that `create_encoder` built of these arguments, without published weights."""
+    options = {name: saving.inside_folder(value, folder) for name, value in made_from.items()} | {"pretrained": False}
+    encoder: Any = create_encoder(**options)
+    # A model that does not state it kept the resolution only if it had a ResNet's stem with random weights.
+    stated, pretrained = made_from.get("small_images") is not None, made_from.get("pretrained")
+    if encoder.made_from["small_images"] and not stated and (pretrained or not has_resnet_stem(encoder)):
+        encoder = create_encoder(**options | {"small_images": False})
+    return encoder
 
 
 def _check_encoder(tower: str, encoder: Any) -> None:

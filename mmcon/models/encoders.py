@@ -20,6 +20,7 @@ from torch import nn
 
 from mmcon.errors import InputError, UnknownNameError, nearest
 from mmcon.models.image import ImageEncoder
+from mmcon.models.pretrained import missing_folder
 from mmcon.registry import Entry, create, entries, lookup, supported_options
 
 # Options of `create_encoder` that only some encoders take, with their defaults.
@@ -50,8 +51,8 @@ def create_encoder(
         modality: the modality of the views.
         pretrained: load published weights; otherwise weights are random.
         image_size: side of the input images in pixels, if known.
-        small_images: replace a stem that divides the resolution by four with one that keeps it (3×3, stride 1, no
-            pooling). By default True if `image_size` is at most 64 and the weights are random.
+        small_images: let the first layers keep the resolution, which most convolutional networks divide by four. By
+            default True if `image_size` is at most 64 and the weights are random.
         in_channels: channels of the input images. A single channel is repeated to three, so keep 3 for gray images
             with published weights.
         options: passed to the library or to the registered factory.
@@ -61,9 +62,10 @@ def create_encoder(
 
     Raises:
         UnknownNameError: the encoder does not exist; the message has the nearest names.
-        InputError: the encoder does not take an option.
+        InputError: the encoder does not take an option, or the name is a path without a folder.
         DataError: the weights or the configuration cannot be read, such as a hub name without a network.
     """
+    _check_folder(name)
     common = {"pretrained": pretrained, "image_size": image_size, "small_images": small_images}
     common |= {"in_channels": in_channels}
     if not _is_registered(name) and modality != "image":
@@ -72,6 +74,8 @@ def create_encoder(
         encoder = _create_registered(name, modality, common, options)
     else:
         encoder = _library_factory(name)(name, **common, **options)
+    if any(getattr(module, "small_images", False) is True for module in encoder.modules()):
+        common["small_images"] = True  # a saved model states it, so that it does not change with the default
     encoder.made_from = {"name": name, "modality": modality, **common, **options}  # type: ignore[assignment]
     return encoder
 
@@ -99,6 +103,15 @@ def describe_encoder(name: str) -> str:
         return lookup("encoder", name).describe()
     factory = _library_factory(name)
     return Entry(name, "encoder", "image", factory, factory.__module__).describe()
+
+
+def _check_folder(name: str) -> None:
+    """Check that a name that is a path leads to a folder; the hub is asked for other names alone."""
+    if name.startswith(("timm/", "mmcon/")) or _is_registered(name):
+        return
+    if (missing := missing_folder(name)) is not None:
+        got, fix = missing
+        raise InputError(f"create_encoder({name!r})", expected="the folder of a model", got=got, fix=fix)
 
 
 def _is_registered(name: str) -> bool:

@@ -24,6 +24,7 @@ class ImageEncoder(nn.Module):
         mean, std: by channel, of images in [0, 1].
         image_size: the side in pixels of the network's training images, if known.
         fixed_size: whether the network takes only this size (a fixed number of position embeddings).
+        small_images: whether the first layers keep the resolution.
 
     Attributes:
         made_from: the arguments of `create_encoder` that built it; None if it was not built by name.
@@ -41,6 +42,7 @@ class ImageEncoder(nn.Module):
         std: Sequence[float],
         image_size: int | None = None,
         fixed_size: bool = False,
+        small_images: bool = False,
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std) <= 0:
@@ -48,6 +50,7 @@ class ImageEncoder(nn.Module):
         # Channels last makes convolutions about a quarter faster, on CPUs and on the tensor cores of GPUs.
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.feature_dim, self.image_size, self.fixed_size = feature_dim, image_size, fixed_size
+        self.small_images = small_images
         self.made_from: dict[str, Any] | None = None
         self._range_is_known = False
         # Not persistent: the statistics follow from the encoder's name; a state dict contains only learned weights.

@@ -1,4 +1,4 @@
-"""Input of image networks: the range of pixels, other numbers of channels, small images, and loading errors."""
+"""Input of image networks: the range of pixels, other numbers of channels, and loading errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from mmcon.errors import InputError
 from mmcon.models.pretrained import model_load_errors
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Up to this side in pixels, a stem that divides the resolution by four leaves too few positions (8 × 8 of 32 × 32).
-SMALL_IMAGE_SIZE = 64
 # Pixels in [0, 1] and standardized channels stay below it; an image in 0-255 exceeds it unless it is black.
 LARGEST_PIXEL = 10.0
 
@@ -59,7 +57,7 @@ def replace_input_channels(network: nn.Module, channels: int) -> None:
     from timm.models import adapt_input_conv
 
     path, first = next((path, m) for path, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    replacement = _conv_like(first, channels, first.kernel_size, first.stride, first.padding)
+    replacement = conv_like(first, channels, first.kernel_size, first.stride, first.padding)
     with torch.no_grad():
         replacement.weight.copy_(adapt_input_conv(channels, first.weight))
         if first.bias is not None and replacement.bias is not None:
@@ -67,34 +65,6 @@ def replace_input_channels(network: nn.Module, channels: int) -> None:
     network.set_submodule(path, replacement)
 
 
-def fit_stem(
-    network: nn.Module, name: str, *, small_images: bool | None, image_size: int | None, pretrained: bool
-) -> None:
-    """Replace a ResNet's stem by one that keeps the resolution, if requested or, by default, for small images.
-
-    Raises:
-        InputError: `small_images=True`, but the network has no ResNet stem or has published weights.
-    """
-    default = small_images is None
-    wanted = small_images or (default and not pretrained and image_size is not None and image_size <= SMALL_IMAGE_SIZE)
-    if not wanted:
-        return
-    conv, pool = getattr(network, "conv1", None), getattr(network, "maxpool", None)
-    has_stem = isinstance(conv, nn.Conv2d) and conv.stride == (2, 2) and isinstance(pool, nn.MaxPool2d)
-    if default and not has_stem:
-        return
-    if not has_stem or pretrained:
-        raise InputError(
-            f"create_encoder({name!r})",
-            expected="small_images=True with a ResNet's stem (conv1 of stride 2, maxpool) that starts at random",
-            got="published weights" if has_stem else f"{type(network).__name__}",
-            fix="leave small_images out, or choose a ResNet such as resnet18 without published weights",
-        )
-    assert isinstance(conv, nn.Conv2d)
-    stem = _conv_like(conv, conv.in_channels, (3, 3), (1, 1), (1, 1))
-    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-    network.conv1, network.maxpool = stem, nn.Identity()
-
-
-def _conv_like(conv: nn.Conv2d, channels: int, kernel: Any, stride: Any, padding: Any) -> nn.Conv2d:
+def conv_like(conv: nn.Conv2d, channels: int, kernel: Any, stride: Any, padding: Any) -> nn.Conv2d:
+    """A convolution of random weights with the output channels and the bias of another one."""
     return nn.Conv2d(channels, conv.out_channels, kernel, stride, padding, bias=conv.bias is not None)

@@ -12,8 +12,9 @@ from torch import nn
 
 from mmcon.errors import InputError, UnknownNameError, nearest
 from mmcon.models.image import ImageEncoder
-from mmcon.models.image_input import channel_statistics, fit_stem, image_load_errors
+from mmcon.models.image_input import channel_statistics, image_load_errors
 from mmcon.models.residual_blocks import start_as_shortcuts
+from mmcon.models.small_images import fit_stem
 
 
 @cache
@@ -51,9 +52,10 @@ def timm_encoder(
         network = timm.create_model(target, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
     if not pretrained and not options.get("checkpoint_path"):
         start_as_shortcuts(network)
-    fit_stem(network, name, small_images=small_images, image_size=image_size, pretrained=pretrained)
     config = resolve_model_data_config(network)
     fixed = "img_size" in options or bool(getattr(network, "pretrained_cfg", {}).get("fixed_input_size", False))
+    asked = False if fixed and small_images is None else small_images
+    small = fit_stem(network, name, small_images=asked, image_size=image_size, pretrained=pretrained)
     return ImageEncoder(
         network,
         feature_dim=_feature_dim(network, name),
@@ -61,6 +63,7 @@ def timm_encoder(
         std=channel_statistics(config["std"], in_channels),
         image_size=image_size or config["input_size"][-1],
         fixed_size=fixed and not options.get("dynamic_img_size", False),
+        small_images=small,
     )
 
 

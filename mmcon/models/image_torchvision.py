@@ -13,11 +13,14 @@ from mmcon.models.image_input import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     channel_statistics,
-    fit_stem,
     image_load_errors,
     replace_input_channels,
 )
 from mmcon.models.residual_blocks import start_as_shortcuts
+from mmcon.models.small_images import fit_stem
+
+# Networks with classifiers at inner layers too, which return a tuple in training; pretrained ones come without.
+_AUXILIARY = ("googlenet", "inception_v3")
 
 
 @cache
@@ -44,6 +47,8 @@ def torchvision_encoder(
     fixed_size = name.startswith("vit_")
     if fixed_size and image_size:
         options = {"image_size": image_size, **options}
+    if name in _AUXILIARY and not pretrained:
+        options = {"aux_logits": False, "init_weights": True, **options}
     with image_load_errors(name):
         network = models.get_model(name, weights=weights, **options)
     feature_dim = _remove_classifier(network, name, keep_dropout="dropout" in options)
@@ -51,7 +56,7 @@ def torchvision_encoder(
         start_as_shortcuts(network)
     if in_channels != 3:
         replace_input_channels(network, in_channels)
-    fit_stem(network, name, small_images=small_images, image_size=image_size, pretrained=pretrained)
+    small = fit_stem(network, name, small_images=small_images, image_size=image_size, pretrained=pretrained)
     preset = weights.transforms() if weights is not None else None
     return ImageEncoder(
         network,
@@ -60,18 +65,19 @@ def torchvision_encoder(
         std=channel_statistics(getattr(preset, "std", IMAGENET_STD), in_channels),
         image_size=preset.crop_size[0] if preset is not None else (image_size or (224 if fixed_size else None)),
         fixed_size=fixed_size,
+        small_images=small,
     )
 
 
 def _remove_classifier(network: nn.Module, name: str, *, keep_dropout: bool) -> int:
-    """Replace the last linear layer by the identity, and return its input width.
+    """Replace the last linear layer (of SqueezeNet a 1×1 convolution) by the identity, and return its input width.
 
     Dropout in the classifier is switched off, unless it is an option of the caller: features of random weights differ
     less between images than by dropout.
     """
     for attribute in ("fc", "classifier", "heads", "head"):
         head: nn.Module = getattr(network, attribute, None) or nn.Identity()
-        linears = [(path, m) for path, m in head.named_modules() if isinstance(m, nn.Linear)]
+        linears = [(path, m) for path, m in head.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         if not linears:
             continue
         path, linear = linears[-1]
@@ -79,7 +85,7 @@ def _remove_classifier(network: nn.Module, name: str, *, keep_dropout: bool) -> 
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         network.set_submodule(f"{attribute}.{path}" if path else attribute, nn.Identity())
-        return linear.in_features
+        return linear.in_features if isinstance(linear, nn.Linear) else linear.in_channels
     raise InputError(
         f"create_encoder({name!r})",
         expected="a network that ends in a linear classifier, whose input is the feature",

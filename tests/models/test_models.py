@@ -12,6 +12,7 @@ from mmcon.models.batch_norm import GlobalBatchNorm, synchronize_batch_norm
 from mmcon.models.contrastive_model import ContrastiveModel
 from mmcon.models.encoders import create_encoder, list_encoders
 from mmcon.models.image import ImageEncoder
+from mmcon.models.image_torchvision import _remove_classifier
 from mmcon.models.shared_spaces import SharedSpace
 from mmcon.registry import register_encoder
 
@@ -64,8 +65,60 @@ def test_small_images_get_a_stem_that_keeps_resolution():
     large = create_encoder("resnet18", image_size=224).network
     assert (large.conv1.stride, isinstance(large.maxpool, nn.MaxPool2d)) == ((2, 2), True)
     assert create_encoder("resnet18", image_size=32, small_images=False).network.conv1.stride == (2, 2)
-    with pytest.raises(InputError, match="ResNet's stem"):
-        create_encoder("mobilenet_v3_small", small_images=True)
+    with pytest.raises(InputError, match="begins with a convolution of stride 2"):
+        create_encoder("squeezenet1_1", small_images=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_y_400mf", "timm/tf_mobilenetv3_small_075"],
+)
+def test_convolutional_networks_keep_the_resolution_of_small_images_in_their_first_layers(name):
+    encoder, sides = create_encoder(name, image_size=28), []
+    assert encoder.small_images
+    assert encoder.training
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == 1:
+            module.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))
+    with torch.no_grad():
+        encoder(images(2, c=3, side=28))
+    assert (sides[0], max(sides[-3:])) == (28, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "stated", "kept"),
+    [
+        ("shufflenet_v2_x0_5", False, True, True),
+        ("shufflenet_v2_x0_5", False, None, False),  # saved by an earlier version, which knew ResNet's stem alone
+        ("resnet18", False, None, True),
+        ("resnet18", True, None, False),
+    ],
+)
+def test_a_saved_model_keeps_its_first_layers(tmp_path, name, published, stated, kept):
+    encoder = create_encoder(name, image_size=32, small_images=kept)
+    encoder.made_from |= {"pretrained": published, "small_images": stated}
+    model = ContrastiveModel({"image": encoder}, {"shared": SharedSpace(dim=4)})
+    model.save_pretrained(tmp_path)
+    loaded = ContrastiveModel.from_pretrained(tmp_path)
+    assert loaded.encoders["image"].small_images == kept
+    x = images(2, c=3, side=32)
+    torch.testing.assert_close(loaded.features(x, "image"), model.features(x, "image"))
+
+
+def test_a_new_model_states_that_it_keeps_the_resolution():
+    assert create_encoder("shufflenet_v2_x0_5", image_size=32).made_from["small_images"] is True
+    assert create_encoder("shufflenet_v2_x0_5", image_size=128).made_from["small_images"] is None
+    fixed = create_encoder("timm/levit_128s", image_size=32)  # its layers are made for the divided resolution
+    assert not fixed.small_images
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet"])
+def test_networks_without_a_plain_last_layer_give_features_in_training_too(name):
+    encoder = create_encoder(name, image_size=64).train()
+    features = encoder(images(2, c=3, side=64))
+    assert features.shape == (2, encoder.feature_dim)
+    features.sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
 def test_normalisation_is_the_encoders_own():
@@ -130,9 +183,27 @@ def test_unknown_names(name, near):
         create_encoder(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("runs/frist", "no folder 'frist' in runs(.|\n)*did you mean 'first'|known are first"),
+        ("./gone", "no folder 'gone'"),
+        ("/nowhere/at/all", "no folder /nowhere/at"),
+        ("runs/first/weights.pt", "the file runs/first/weights.pt(.|\n)*give its folder: runs/first"),
+    ],
+)
+@pytest.mark.parametrize("modality", ["image", "audio", "text"])
+def test_a_path_without_a_folder_is_not_looked_for_on_the_hub(name, message, modality, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "weights.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        create_encoder(name, modality=modality)
+
+
 def test_networks_without_a_usable_feature():
     with pytest.raises(InputError, match="linear classifier"):
-        create_encoder("squeezenet1_0")
+        _remove_classifier(nn.Sequential(nn.Linear(2, 2)), "mine", keep_dropout=False)
     maps = ImageEncoder(nn.Conv2d(3, 4, 3), feature_dim=4, mean=[0.5] * 3, std=[0.5] * 3)
     with pytest.raises(InputError, match="one vector an image"):
         maps(images(2, c=3))
