@@ -253,12 +253,13 @@ def _create_encoders(config: dict[str, Any], folder: Path) -> dict[str, nn.Modul
 
 def _create_encoder(made_from: dict[str, Any], folder: Path) -> nn.Module:
     """The encoder that `create_encoder` built of these arguments, without published weights."""
-    options = {name: saving.inside_folder(value, folder) for name, value in made_from.items()} | {"pretrained": False}
+    options: dict[str, Any] = {name: saving.inside_folder(value, folder) for name, value in made_from.items()}
+    options["pretrained"] = False
     encoder: Any = create_encoder(**options)
     # A model that does not state it kept the resolution only if it had a ResNet's stem with random weights.
     stated, pretrained = made_from.get("small_images") is not None, made_from.get("pretrained")
     if encoder.made_from["small_images"] and not stated and (pretrained or not has_resnet_stem(encoder)):
-        encoder = create_encoder(**options | {"small_images": False})
+        encoder = create_encoder(**{**options, "small_images": False})
     return encoder
 
 
