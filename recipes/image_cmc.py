@@ -67,7 +67,7 @@ def main(config: Config) -> None:
     # Data: all views of an image have the same crop.
     train, test = config.open_splits(quarantine=run.folder / QUARANTINE)
     train = config.labeled_subset(train)
-    config = config.fit_batch_size(len(train), run.print)
+    config = config.fit_batch_size(len(train), run.print, ranks=run.world_size)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     if channels_of(train) != 3:
         raise ConfigError("--data", expected="images in color", got=f"{train.name}: gray", fix="--data samples/emoji")

@@ -82,12 +82,12 @@ def main(config: Config) -> None:
     # Data: two views of an image, and of a teacher its features of the whole image.
     train, test = config.open_splits(quarantine=run.folder / QUARANTINE, tiny_step=8)
     train = config.labeled_subset(train)
-    config = config.fit_batch_size(len(train), run.print)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     view = mmcon.create_view(config.view, size=config.side, area=(config.crop_area, 1.0))
     sampled = train
     if config.teacher:
         sampled = with_teacher(train, mmcon.load(config.teacher, device=run.device), num_workers=config.workers)
+    config = config.fit_batch_size(len(sampled), run.print, ranks=run.world_size)
     sampler = UniformSampler(sampled.ids, batch_size=config.batch_size, seed=config.seed)
     loader = run.loader(sampled, {"image": [view, view]}, sampler)
 

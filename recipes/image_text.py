@@ -100,10 +100,10 @@ def main(config: Config) -> None:
         pairs.train.add_column("side", side.index["sample"], side.values)
     plain = plain_views(config, pairs.text)
     source, views, network = config.labeled_subset(pairs.train), training_views(config), model
-    config = config.fit_batch_size(len(source), run.print)
     if config.precompute:
         source = precompute_features(model.to(run.device), source, plain, device=run.device)
         views, network = {name: [mmcon.views.Identity()] for name in plain}, model.with_precomputed_features()
+    config = config.fit_batch_size(len(source), run.print, ranks=run.world_size)
     sampler = UniformSampler(source.ids, batch_size=config.batch_size, seed=config.seed)
     loader = run.loader(source, views, sampler)
 

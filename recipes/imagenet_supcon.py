@@ -112,7 +112,7 @@ def main(config: Config) -> None:
     # Data: samples with stable ids, the views of each, and the samples of each batch.
     train, test = config.open_splits(quarantine=run.folder / QUARANTINE, tiny_step=10)
     train = config.labeled_subset(train)
-    config = config.fit_batch_size(len(train), run.print)
+    config = config.fit_batch_size(len(train), run.print, ranks=run.world_size)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     size, view = config.side, make_view(config, config.view)
     if config.mix != "none":

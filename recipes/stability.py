@@ -186,8 +186,7 @@ class Sweep:
         flags = {**METHODS[method], **flags, "seed": seed}
         factor *= flags.pop("rate_factor", 1.0)
         settings = {**self.base, **flags}
-        if factor != 1.0:
-            settings["learning_rate"] = factor * (settings["learning_rate"] or self._default_rate(settings))
+        settings["learning_rate"] = factor * (settings["learning_rate"] or self._default_rate(settings))
         return {"method": method, "flags": settings, "search": search}
 
     def _default_rate(self, settings: Mapping[str, Any]) -> float:

@@ -38,7 +38,7 @@ EXEMPT = {
     "the one place that seeds models, from a key": [("mmcon/training/seeds.py", ["torch.manual_seed"])],
     INITIAL: [
         ("mmcon/evaluation/linear_classifier.py", ["torch.nn.init.normal_"]),
-        ("mmcon/models/image_input.py", ["torch.nn.init.kaiming_normal_"]),
+        ("mmcon/models/small_images.py", ["torch.nn.init.kaiming_normal_"]),
         ("mmcon/models/resnet_tiny.py", ["torch.nn.init.kaiming_normal_"]),
         ("mmcon/models/text.py", ["torch.nn.init.normal_"]),
     ],

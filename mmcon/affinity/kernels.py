@@ -99,8 +99,9 @@ class LabelKernel(Pairwise, flattened=(*OF_COLUMNS, "kernel", "width", "floor"))
         return bool(self._kernel((span.amax(0) - span.amin(0)).square().sum().sqrt()) > 0)
 
     def _kernel(self, distance: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
-        """K of distances, which are overwritten."""
-        scaled = distance / self.width if isinstance(self.width, Tensor) else distance.div_(self.width)
+        """K of distances, which may be overwritten."""
+        keeps = isinstance(self.width, Tensor) or distance.requires_grad
+        scaled = distance / self.width if keeps else distance.div_(self.width)
         return at_least(KERNELS[self.kernel](scaled), self.floor)
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:

@@ -102,6 +102,10 @@ def export_model(
         raise UnknownNameError("export", expected="a format", got=repr(format), fix=nearest(format, list(FORMATS)))
     modality = _checked_modality(model, format, modality, space)
     part = _part(model, modality, space, normalize, examples)
+    averaged = len(part.preprocessing.views) > 1 and part.preprocessing.combine == "mean"
+    if format in PROGRAMS and normalize and space is None and averaged:
+        expected = "features as they are: `encode` averages those of several views, and then normalizes"
+        raise InputError("export", expected=expected, got="normalize=True", fix="normalize=False, or --no-normalize")
     folder, file, alone = _place(Path(output).expanduser(), format)
     create_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as scratch:

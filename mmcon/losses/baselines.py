@@ -40,7 +40,7 @@ def cross_entropy(
         label_smoothing: the probability of the target that is spread over all classes.
 
     Raises:
-        InputError: a label is not among the classes.
+        InputError: a label is not among the classes (labels on a GPU are not read).
 
     >>> round(cross_entropy(torch.eye(2), torch.tensor([0, 1])).item(), 4)
     0.3133

@@ -73,7 +73,7 @@ def _forward(tensors: list[Shaped[Tensor, "..."]], numbers: list[float], integer
             rows = found.saved()
             saved[: len(rows)] = rows
     kind = PassKind.OTHER if found is None else found.kind
-    return losses.clone(), valid.clone(), saved, torch.tensor(int(kind))
+    return losses.clone(), valid.clone(), saved, torch.tensor(int(kind), device="cpu")
 
 
 def _forward_shapes(
@@ -101,9 +101,11 @@ def _backward(
         problem = _problem(Flat(leaves, numbers, integers, text))
         losses, _ = losses_of_pass(problem, PassKind(int(kind)), saved)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    # A copy: the engine may use a gradient that it is given for another input too.
+    if not losses.requires_grad:  # of tensors that no loss depends on, such as labels
+        return [torch.zeros_like(leaf) for leaf in wanted]
     found = torch.autograd.grad(losses, wanted, gradient, allow_unused=True, materialize_grads=True)
-    return [x.clone() for x in found]
+    # Copies, in the layout of the tensors: the engine may use a gradient that it is given for another input too.
+    return [torch.empty_like(leaf).copy_(x) for leaf, x in zip(wanted, found, strict=True)]
 
 
 def _backward_shapes(

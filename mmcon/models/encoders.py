@@ -14,6 +14,7 @@ the encoder.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -74,7 +75,8 @@ def create_encoder(
         encoder = _create_registered(name, modality, common, options)
     else:
         encoder = _library_factory(name)(name, **common, **options)
-    if any(getattr(module, "small_images", False) is True for module in encoder.modules()):
+    takes = not _is_registered(name) or "small_images" in lookup("encoder", name).options
+    if takes and any(getattr(module, "small_images", False) is True for module in encoder.modules()):
         common["small_images"] = True  # a saved model states it, so that it does not change with the default
     encoder.made_from = {"name": name, "modality": modality, **common, **options}  # type: ignore[assignment]
     return encoder
@@ -107,8 +109,8 @@ def describe_encoder(name: str) -> str:
 
 def _check_folder(name: str) -> None:
     """Check that a name that is a path leads to a folder; the hub is asked for other names alone."""
-    if name.startswith(("timm/", "mmcon/")) or _is_registered(name):
-        return
+    if name.startswith(("timm/", "mmcon/")) or _is_registered(name) or len(Path(name).parts) == 1:
+        return  # a word may be a name of torchvision, whatever the working directory has
     if (missing := missing_folder(name)) is not None:
         got, fix = missing
         raise InputError(f"create_encoder({name!r})", expected="the folder of a model", got=got, fix=fix)

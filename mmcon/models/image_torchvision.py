@@ -47,8 +47,9 @@ def torchvision_encoder(
     fixed_size = name.startswith("vit_")
     if fixed_size and image_size:
         options = {"image_size": image_size, **options}
-    if name in _AUXILIARY and not pretrained:
-        options = {"aux_logits": False, "init_weights": True, **options}
+    if name in _AUXILIARY:  # stated, since torchvision's default depends on the weights, and a saved model has others
+        options = {"transform_input": in_channels == 3, **options}
+        options |= {} if pretrained else {"aux_logits": False, "init_weights": True}
     with image_load_errors(name):
         network = models.get_model(name, weights=weights, **options)
     feature_dim = _remove_classifier(network, name, keep_dropout="dropout" in options)

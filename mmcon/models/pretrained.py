@@ -27,7 +27,10 @@ def missing_folder(name: str | Path) -> tuple[str, str] | None:
     if not path.parent.is_dir():
         return f"no folder {path.parent}", "check the path"
     beside = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir())
-    return f"no folder {path.name!r} in {path.parent}", nearest(path.name, beside[:1000])
+    near = nearest(path.name, beside[:1000])
+    if may_be_hub_name and not written_as_path:
+        near += f"; for {name} of the hub, start where no folder is called {path.parent}"
+    return f"no folder {path.name!r} in {path.parent}", near
 
 
 @contextmanager

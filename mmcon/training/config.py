@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +111,7 @@ class RunConfig(RunSettings):
     batch_size: int = 128
     """samples per step, over all ranks"""
     clip_norm: float | None = 10.0
-    """clip the norm of the gradients to this value, which only spikes exceed; None: never"""
+    """clip the norm of the gradients to this value; None: never"""
     label_fraction: float | None = None
     """train on this fraction of each class, at least one sample; of data without labels, on this fraction of all"""
     labels_per_class: int | None = None
@@ -146,14 +145,15 @@ class RunConfig(RunSettings):
             return train
         return few_labels(train, per_class=self.labels_per_class, share=self.label_fraction, seed=self.seed)
 
-    def fit_batch_size(self: R, samples: int, log: Callable[[str], None]) -> R:
+    def fit_batch_size(self: R, samples: int, log: Callable[[str], None], *, ranks: int = 1) -> R:
         """The configuration with a batch size for a training split of fewer samples than one batch has.
 
-        It is the largest power of two that gives two steps or more per epoch; the default learning rate follows it.
+        An epoch has two steps, of as many samples as the ranks divide; the default learning rate follows.
         """
         if not 0 < samples < self.batch_size:
             return self
-        size = min(2 ** max(int(math.log2(samples)) - 1, 1), samples)
+        size = max(samples // 2, min(samples, 2))
+        size = max(size - size % ranks, min(samples, ranks))
         few = f"{samples:,} training samples, fewer than the batch size of {self.batch_size}"
         log(f"batches of {size}: there are {few}")
         return replace(self, batch_size=size)

@@ -468,3 +468,52 @@ def test_inverted_residual_blocks_start_as_their_shortcuts(name):
     first = next(m for m in blocks[0].modules() if isinstance(m, torch.nn.Conv2d))
     x = torch.rand(2, first.in_channels, 8, 8)
     assert torch.equal(blocks[0](x), x)
+
+
+@register_encoder("test/around-a-network", modality="image")
+class AroundANetwork(nn.Module):
+    """It takes no `small_images`, and has a network that keeps the resolution."""
+
+    def __init__(self, image_size: int = 32):
+        super().__init__()
+        self.network = create_encoder("resnet18", image_size=image_size)
+        self.feature_dim = self.network.feature_dim
+
+    def forward(self, views):
+        return self.network(views)
+
+
+def test_an_encoder_around_another_is_loaded_again(tmp_path):
+    encoder = create_encoder("test/around-a-network", image_size=32)
+    model = ContrastiveModel({"image": encoder}, {}).eval()
+    model.save_pretrained(tmp_path)
+    again, images = ContrastiveModel.from_pretrained(tmp_path), torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(again.features(images, "image"), model.features(images, "image"))
+
+
+def test_published_weights_that_normalize_within_are_loaded_again(tmp_path, monkeypatch):
+    """torchvision's GoogLeNet normalizes its input if its weights are published, and only then."""
+    from torchvision import models
+
+    get_model = models.get_model
+
+    def published(name, weights=None, **options):
+        defaults = {"transform_input": True, "aux_logits": False, "init_weights": False} if weights else {}
+        return get_model(name, weights=None, **{**defaults, **options})
+
+    monkeypatch.setattr(models, "get_model", published)
+    model = ContrastiveModel({"image": create_encoder("googlenet", pretrained=True)}, {}).eval()
+    model.save_pretrained(tmp_path)
+    again, images = ContrastiveModel.from_pretrained(tmp_path), torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(again.features(images, "image"), model.features(images, "image"))
+
+
+def test_a_file_of_the_working_directory_hides_no_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet18").write_text("notes")
+    assert create_encoder("resnet18", image_size=32).feature_dim == 512
+    (tmp_path / "owner").mkdir()
+    with pytest.raises(
+        InputError, match=r"no folder 'model' in owner[\s\S]*of the hub, start where no folder is called owner"
+    ):
+        create_encoder("owner/model")

@@ -53,11 +53,11 @@ def test_every_method_has_the_same_search_and_the_best_rate_is_used(recipe, trai
     search = [job for job in trained if job["search"]]
     assert [job["method"] for job in search] == ["supcon"] * 3 + ["triplet"] * 3
     rates = [job["flags"]["learning_rate"] for job in search]
-    assert rates == pytest.approx([0.0012, None, 0.012] * 2)
+    assert rates == pytest.approx([0.0012, 0.004, 0.012] * 2)
     # Triplet has no temperature. Two orders and two temperatures, two seeds.
     others = [job["method"] for job in trained if not job["search"]]
     assert (others.count("supcon"), others.count("triplet")) == (8, 4)
-    assert {job["flags"]["learning_rate"] for job in trained if not job["search"]} == {None}
+    assert {job["flags"]["learning_rate"] for job in trained if not job["search"]} == {0.004}
     lines = [json.loads(line) for line in (tmp_path / "sweep" / "runs.jsonl").read_text().splitlines()]
     assert len({line["run"] for line in lines}) == len(lines) == len(trained) == 18
     results = json.loads((tmp_path / "sweep" / "results.json").read_text())
@@ -132,7 +132,7 @@ def test_a_search_without_a_run_that_ends_is_refused_and_one_failed_rate_is_not(
         recipe.main(recipe.Config(**settings, output_dir=tmp_path / "none"))
     assert all("error" in json.loads(line) for line in (tmp_path / "none" / "runs.jsonl").read_text().splitlines())
     trained.clear()
-    monkeypatch.setattr(recipe, "train", failing([None]))  # the default rate, which would be the best
+    monkeypatch.setattr(recipe, "train", failing(rates[1:2]))  # the default rate, which would be the best
     recipe.main(recipe.Config(**settings, output_dir=tmp_path / "some"))
     (rate,) = {job["flags"]["learning_rate"] for job in trained if not job["search"]}
     assert rate == pytest.approx(0.0012)

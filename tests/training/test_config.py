@@ -46,13 +46,25 @@ def test_dimensions_to_cut_to_are_checked_before_the_run():
 
 
 @pytest.mark.parametrize(
-    ("samples", "size"), [(1000, 64), (64, 64), (63, 16), (40, 16), (16, 8), (5, 2), (3, 2), (1, 1)]
+    ("samples", "ranks", "size"),
+    [
+        (1000, 1, 64),
+        (64, 1, 64),
+        (63, 1, 31),
+        (63, 4, 28),
+        (40, 3, 18),
+        (16, 8, 8),
+        (5, 1, 2),
+        (3, 1, 2),
+        (1, 1, 1),
+        (5, 4, 4),
+    ],
 )
-def test_a_batch_is_smaller_than_few_samples(samples, size):
+def test_a_batch_is_smaller_than_few_samples(samples, ranks, size):
     lines = []
-    config = RunConfig(batch_size=64).fit_batch_size(samples, lines.append)
+    config = RunConfig(batch_size=64).fit_batch_size(samples, lines.append, ranks=ranks)
     assert config.batch_size == size
-    assert size == 64 or samples < 4 or samples // size >= 2  # steps an epoch
+    assert size == 64 or samples < max(4, 2 * ranks) or samples // size >= 2  # steps an epoch
     assert lines == ([] if size == 64 else [f"batches of {size}: there are {samples} training samples, fewer than the "
                                             "batch size of 64"])  # fmt: skip
 
