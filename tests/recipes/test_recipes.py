@@ -170,7 +170,7 @@ def recipe(monkeypatch):
         ({"encoder": "resnet51"}, "resnet50"),
         ({"view": "image/simcrl"}, "image/simclr"),
         ({"views": 1, "batch_size": 12}, "class-aware"),
-        ({"batch_size": 2_000_000}, "batch_size"),
+        ({"batch_size": 0}, "batch_size"),
     ],
 )
 def test_bad_input_is_one_clear_error_with_the_fix(recipe, tmp_path, settings, message):
