@@ -106,7 +106,8 @@ def test_unknown_names_are_refused_before_the_work(recipe, settings, message):
 @pytest.mark.slow
 def test_a_run_that_fails_is_a_line_and_a_run_that_ends_leaves_its_figures(recipe, tmp_path):
     sweep = recipe.Sweep(recipe.Config(tiny=True, cpu=True, max_steps=1, batch_size=32), tmp_path)
-    jobs = [sweep.job("supcon", flags, 0, factor=1.0, search=False) for flags in ({}, {"encoder": "resnet51"})]
+    job = sweep.job("supcon", {}, 0, factor=1.0, search=False)
+    jobs = [job, {**job, "flags": {**job["flags"], "encoder": "resnet51"}}]
     good, bad = (recipe.train(job, tmp_path / str(i), False) for i, job in enumerate(jobs))
     assert 0 < good["linear_probe"] < 1
     assert "resnet50" in bad["error"]
