@@ -91,7 +91,9 @@ class ItemReceiver:
 
     def __init__(self, workers: int) -> None:
         self.number = next(_numbers)
-        self.in_use: Int[Tensor, "workers blocks"] = torch.zeros(workers, BLOCKS, dtype=torch.int64).share_memory_()
+        with torch.inference_mode(False):  # an evaluation begins in it, and its last items may end outside
+            self.in_use: Int[Tensor, "workers blocks"] = torch.zeros(workers, BLOCKS, dtype=torch.int64)
+            self.in_use.share_memory_()
         self._blocks: dict[tuple[int, int], Tensor] = {}
         _receivers[self.number] = self
 
@@ -162,15 +164,16 @@ class _Pickler(ForkingPickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self.large: list[Tensor] = []
-        self._index: dict[int, int] = {}
+        # With the tensor, so that no other object gets its id.
+        self._index: dict[int, tuple[int, Tensor]] = {}
 
     def persistent_id(self, obj: Any) -> int | None:
         if not _is_plain(obj) or obj.numel() * obj.element_size() < LARGE:
             return None
         if id(obj) not in self._index:
-            self._index[id(obj)] = len(self.large)
+            self._index[id(obj)] = len(self.large), obj
             self.large.append(_dense(obj))
-        return self._index[id(obj)]
+        return self._index[id(obj)][0]
 
     def reducer_override(self, obj: Any) -> Any:
         if not _is_plain(obj):

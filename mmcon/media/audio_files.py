@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmcon.errors import DataError, MissingDependencyError
 from mmcon.media.audio_headers import read_promise
-from mmcon.media.decoding import DAMAGED, decoder_errors, decoder_messages_logged, file_size, restart_time_limit
+from mmcon.media.decoding import DAMAGED, decoder_errors, file_size, restart_time_limit, standard_error_dropped
 from mmcon.media.packet_times import read_packet_times, states_no_length, stream_start
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _soundfile(source: str | Path | bytes, counted: bool) -> AudioHeader:
         # libsndfile stops at its estimate.
         raise ValueError("an MP3 that does not state its length")
     # libmpg123 writes to the standard error what it finds in a file that is named .mp3 and is none.
-    with decoder_messages_logged(_where(source)), soundfile.SoundFile(_binary(source)) as file:
+    with standard_error_dropped(), soundfile.SoundFile(_binary(source)) as file:
         if file.format == "RAW":  # by the suffix alone
             raise ValueError("a file without a header")
         if not file.frames and file.format == "OGG":
@@ -159,7 +159,7 @@ def _read_by_soundfile(
             return _read_blocks(file, length)
 
     # For each span that begins inside an MP3, libmpg123 writes to the standard error that frames before it lack.
-    with decoder_messages_logged(_where(source)) if header.estimated else nullcontext():
+    with standard_error_dropped() if header.estimated else nullcontext():
         try:
             samples = read(start, length)
         except soundfile.LibsndfileError:  # libsndfile may fail near the end of a truncated file
@@ -190,10 +190,6 @@ def _read_until_failure(
         got = len(blocks[-1])
         start, length, size = start + got, length - got, size if got else 0
     return np.concatenate(blocks)
-
-
-def _where(source: str | Path | bytes) -> str:
-    return "audio from bytes" if isinstance(source, bytes) else str(source)
 
 
 def _binary(source: str | Path | bytes) -> Any:

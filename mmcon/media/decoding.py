@@ -11,24 +11,19 @@ process began its current decoding, and ends a worker that takes too long (`mmco
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import stat
-import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
 
 from mmcon.errors import DataError, MmconError
-
-_log = logging.getLogger(__name__)
 
 DAMAGED = "replace or remove the file; `mmcon doctor --data PATH` lists all such files"
 """The usual fix of a file that cannot be decoded."""
@@ -43,13 +38,8 @@ _KINDS = (
 
 # Where a worker process records when its current decoding began: one number of shared memory, 0 between decodings.
 _began: Float64[np.ndarray, "1"] | None = None
-# Messages of libjpeg; and of libmpg123, which also writes them for spans that begin inside a sound file.
-_OF_IMAGES = re.compile(
-    "Corrupt JPEG data|Premature end of JPEG|Invalid SOS param|Inconsistent progression|Unknown Adobe color"
-)
-_OF_SOUNDS = re.compile(r"Warning: |Note: |\[.*mpg123|\s*$")
-# Of samples that are decoded at the same time, so many are named in a message.
-_NAMED = 5
+# How many blocks drop the standard error, and a copy of it meanwhile.
+_lock, _dropping, _kept_standard_error = threading.Lock(), 0, -1
 
 
 @contextmanager
@@ -92,87 +82,26 @@ def pillow_is_quiet() -> Iterator[None]:
 
 
 @contextmanager
-def decoder_messages_logged(name: str) -> Iterator[None]:
-    """Log what libraries in C write to the standard error in a `with` block: they cannot be told to be quiet.
+def standard_error_dropped() -> Iterator[None]:
+    """Drop what the process writes to the standard error in a `with` block: libraries in C cannot be told to be quiet.
 
-    Blocks may overlap in several threads; the message then names all samples. What is no message of a decoder, but of
-    another thread, is written to the standard error at the end.
-
-    Args:
-        name: the sample.
+    Blocks may overlap in several threads. What other threads write meanwhile is dropped too, so the block is short.
     """
-    _messages.begin(name)
+    global _kept_standard_error, _dropping
+    with _lock:
+        if not _dropping:
+            _kept_standard_error, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        _dropping += 1
     try:
         yield
     finally:
-        _messages.end()
-
-
-class _Messages:
-    """The standard error of the process, which goes to a file in memory while decoders run."""
-
-    def __init__(self) -> None:
-        self._lock, self._blocks, self._names = threading.Lock(), 0, list[str]()
-        self._kept, self._file = -1, -1
-
-    def begin(self, name: str) -> None:
-        with self._lock:
-            self._blocks += 1
-            self._names.append(name)
-            if self._blocks == 1:
-                with suppress(OSError):  # a program without a standard error
-                    self._kept = os.dup(2)
-                    self._file = _memory_file() if self._file < 0 else self._file
-                    os.dup2(self._file, 2)
-
-    def end(self) -> None:
-        with self._lock:
-            self._blocks -= 1
-            if self._blocks:
-                return
-            names, self._names = self._names, []
-            if self._kept < 0:
-                return
-            self._restore()
-            if not (size := os.lseek(self._file, 0, os.SEEK_CUR)):
-                return
-            content = os.pread(self._file, size, 0)
-            os.lseek(self._file, 0, os.SEEK_SET)
-            os.ftruncate(self._file, 0)
-        lines = content.decode(errors="surrogateescape").splitlines(keepends=True)
-        shown = ", ".join([*names[:_NAMED], *(["…"] if len(names) > _NAMED else [])])
-        for level, kind in ((logging.INFO, _OF_IMAGES), (logging.DEBUG, _OF_SOUNDS)):
-            found = dict.fromkeys(text for line in lines if kind.match(line) and (text := line.strip()))
-            lines = [line for line in lines if not kind.match(line)]
-            if found:
-                _log.log(level, "decoding %s: %s", shown, "; ".join(found))
-        if lines:
-            os.write(2, "".join(lines).encode(errors="surrogateescape"))
-
-    def begin_again(self) -> None:
-        """In a fork: blocks of other threads do not end there, and the file belongs to the parent."""
-        if self._kept >= 0:
-            self._restore()
-        if self._file >= 0:
-            os.close(self._file)
-        self.__init__()
-
-    def _restore(self) -> None:
-        os.dup2(self._kept, 2)
-        os.close(self._kept)
-        self._kept = -1
-
-
-def _memory_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("mmcon-decoder-messages")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-_messages = _Messages()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_messages.begin_again)
+        with _lock:
+            _dropping -= 1
+            if not _dropping:
+                os.dup2(_kept_standard_error, 2)
+                os.close(_kept_standard_error)
 
 
 def file_size(path: str | Path, name: str) -> int:

@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmcon.errors import DataError, InputError
-from mmcon.media.decoding import decoder_errors, decoder_messages_logged, file_size, pillow_is_quiet
+from mmcon.media.decoding import decoder_errors, file_size, pillow_is_quiet
 from mmcon.media.image_pixels import orientation_of, read_region, upright_size
 
 _log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class ImageHandle:
             return None
         from torchvision.io import decode_jpeg
 
-        with decoder_errors(repr(self)), decoder_messages_logged(self.id):
+        with decoder_errors(repr(self)):
             try:
                 # Not torchvision's `read_file`, whose process ends where a file is cut off while it is read.
                 if isinstance(self.source, bytes):

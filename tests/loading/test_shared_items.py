@@ -48,6 +48,36 @@ def test_layouts_of_images_and_tensors_that_occur_twice_are_kept(ends):
     assert found is again
 
 
+class OfATensor:
+    """Its state is a tensor that nothing else holds, and that is not in one piece."""
+
+    def __init__(self, value=0.0):
+        self.value = value
+
+    def __reduce__(self):
+        return OfATensor, (), torch.full((LARGE, 2), self.value).T
+
+    def __setstate__(self, state):
+        self.value = float(state[0, 0])
+
+
+def test_tensors_of_a_moment_are_not_taken_for_one_another(ends):
+    found = ends[1].pack([OfATensor(float(i)) for i in range(6)]).unpack()
+    assert [of.value for of in found] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_block_is_freed_outside_of_the_inference_that_began_the_workers(monkeypatch):
+    problems = []
+    monkeypatch.setattr("sys.unraisablehook", problems.append)
+    with torch.inference_mode():
+        receiver = ItemReceiver(1)
+        found = ItemPacker(receiver.number, receiver.in_use, 0).pack(large(1.0)).unpack()
+        assert receiver.in_use.sum() == 1
+    del found
+    assert receiver.in_use.sum() == 0
+    assert not problems
+
+
 def test_a_batch_arrives_as_it_was(ends):
     index = Index({"sample": torch.arange(4), "label": torch.tensor([0, 1, 0, 1])})
     batch = ViewBatch({"image": (torch.rand(4, 3, 64, 64),)}, {"image": index}, {"image": ({"p": index["label"]},)}, 7)

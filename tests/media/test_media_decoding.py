@@ -11,7 +11,7 @@ import pytest
 
 from mmcon.errors import DataError, InputError
 from mmcon.media import decoding
-from mmcon.media.decoding import decoder_errors, decoder_messages_logged, file_size
+from mmcon.media.decoding import decoder_errors, file_size
 
 
 @pytest.mark.parametrize(
@@ -85,43 +85,3 @@ def test_filters_of_warnings_are_changed_in_the_main_thread_alone():
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(filters).result() == before
     assert list(warnings.filters) == before
-
-
-def test_messages_of_decoders_are_logged_and_what_others_write_meanwhile_is_passed_on(capfd, caplog):
-    with caplog.at_level("DEBUG"):
-        with decoder_messages_logged("a.jpg"):
-            with decoder_messages_logged("b.mp3"):
-                os.write(2, b"Corrupt JPEG data: bad Huffman code\n\nNote: missing 2 frames\nof a thread \xff\n")
-            assert capfd.readouterr().err == ""
-        if not (child := os.fork()):
-            with decoder_messages_logged("c.jpg"):
-                os.write(2, b"Premature end of JPEG file\n")
-            os.write(2, b"of a fork\n")
-            os._exit(0)
-        os.waitpid(child, 0)
-    levels = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert levels == [
-        ("INFO", "decoding a.jpg, b.mp3: Corrupt JPEG data: bad Huffman code"),
-        ("DEBUG", "decoding a.jpg, b.mp3: Note: missing 2 frames"),
-    ]
-    assert capfd.readouterr().err == "of a thread \ufffd\nof a fork\n"
-
-
-def test_a_fork_amid_a_decoding_has_the_standard_error_again(capfd):
-    with decoder_messages_logged("a.jpg"):
-        if not (child := os.fork()):
-            os.write(2, b"of a fork\n")
-            os._exit(0)
-        os.waitpid(child, 0)
-        assert capfd.readouterr().err == "of a fork\n"
-
-
-def test_a_program_without_a_standard_error_decodes_too():
-    kept = os.dup(2)
-    os.close(2)
-    try:
-        with decoder_messages_logged("a.jpg"):
-            pass
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

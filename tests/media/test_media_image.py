@@ -320,15 +320,6 @@ def damaged_jpeg(size=(96, 128)):
     return bytes(content)
 
 
-def test_what_a_decoder_says_of_a_damaged_file_is_logged_with_its_name_and_not_printed(tmp_path, capfd, caplog):
-    (tmp_path / "bent.jpg").write_bytes(damaged_jpeg())
-    with caplog.at_level("INFO"):
-        pixels = ImageHandle(tmp_path / "bent.jpg").decode()
-    assert pixels.shape == (3, 96, 128)
-    assert "bent.jpg: Corrupt JPEG data" in caplog.text
-    assert capfd.readouterr().err == ""
-
-
 def test_a_header_is_read_once_for_all_views_of_a_file_that_stays_as_it_is(tmp_path, monkeypatch):
     path = tmp_path / "photo.jpg"
     path.write_bytes(saved(Image.fromarray(ramp()), "JPEG"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.api import PContext
 
-from mmcon.loading import left_out, loader
+from mmcon.loading import loader, unreadable_samples
 from mmcon.media import frame_sequence, image
 from mmcon.operations.fault_injection import FAULTS, LONGEST_WAIT_SECONDS
 from mmcon.operations.folder_faults import LONGEST_END_SECONDS
@@ -71,7 +71,7 @@ NUMBERS = [
     ("after three losses in a row", 3, loader.LOST_WORKERS),
     ("above one half a message", 0.5, logging.SLOW_DATA_FRACTION),
     ("says so every minute", 60, streaming.SILENT_SECONDS),
-    ("five are always accepted", 5, left_out.FEW_FAILURES),
+    ("five are always accepted", 5, unreadable_samples.FEW_FAILURES),
     ("at most 105 million pixels", 105, round(image.MAX_PIXELS / 1e6)),
     ("Above 16 million pixels, a file has a byte for 4,096", (16, 4_096),
      (image._SMALL_PIXELS // 1_000_000, image.PIXELS_PER_BYTE)),
