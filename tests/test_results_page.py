@@ -28,7 +28,7 @@ def test_the_first_table_is_derived_from_the_files_without_the_tool():
     lines = results_page.PAGE.read_text().splitlines()
     for name, title in results_page.TITLES.items():
         values = [json.loads(file.read_text())["linear_probe"] for file in files[name]]
-        (line,) = [line for line in lines if line.startswith(f"| {title} | 0.0")]
+        line = next(line for line in lines if line.startswith(f"| {title} | 0.0"))
         assert str(t_interval(values)) == line.split(" | ")[2]
 
 

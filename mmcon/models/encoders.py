@@ -14,7 +14,6 @@ the encoder.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -109,7 +108,7 @@ def describe_encoder(name: str) -> str:
 
 def _check_folder(name: str) -> None:
     """Check that a name that is a path leads to a folder; the hub is asked for other names alone."""
-    if name.startswith(("timm/", "mmcon/")) or _is_registered(name) or len(Path(name).parts) == 1:
+    if name.startswith(("timm/", "mmcon/")) or _is_registered(name) or not {"/", "\\"} & {*name}:
         return  # a word may be a name of torchvision, whatever the working directory has
     if (missing := missing_folder(name)) is not None:
         got, fix = missing

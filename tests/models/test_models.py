@@ -470,7 +470,7 @@ def test_inverted_residual_blocks_start_as_their_shortcuts(name):
     assert torch.equal(blocks[0](x), x)
 
 
-@register_encoder("test/around-a-network", modality="image")
+@register_encoder("around/a-network", modality="image")
 class AroundANetwork(nn.Module):
     """It takes no `small_images`, and has a network that keeps the resolution."""
 
@@ -484,7 +484,7 @@ class AroundANetwork(nn.Module):
 
 
 def test_an_encoder_around_another_is_loaded_again(tmp_path):
-    encoder = create_encoder("test/around-a-network", image_size=32)
+    encoder = create_encoder("around/a-network", image_size=32)
     model = ContrastiveModel({"image": encoder}, {}).eval()
     model.save_pretrained(tmp_path)
     again, images = ContrastiveModel.from_pretrained(tmp_path), torch.rand(2, 3, 32, 32)
