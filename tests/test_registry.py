@@ -100,8 +100,18 @@ def test_a_name_of_another_kind_is_recognized():
         mmcon.create_sampler("image/simclr")
 
 
-@pytest.mark.parametrize("kind", ["view", "sampler", "encoder", "source"])
-def test_every_listed_name_is_described(kind):
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [
+        ("view", "image/simclrs"),
+        ("sampler", "sampler/uniforms"),
+        ("source", "samples/fashions"),
+        ("encoder", "mmcon/resnet-tinys"),
+        ("encoder", "text/embedding-ba"),
+        ("encoder", "transformers/audi"),
+    ],
+)
+def test_every_listed_name_is_described(kind, missing):
     names = getattr(mmcon, f"list_{kind}s")()
     assert len(names) >= 5
     for name in names:
@@ -109,7 +119,7 @@ def test_every_listed_name_is_described(kind):
         assert described.startswith(f"{name}  (")
         assert described.splitlines()[1], f"{name} has no docstring"
     with pytest.raises(UnknownNameError, match="did you mean"):
-        getattr(mmcon, f"describe_{kind}")(names[0] + "s")
+        getattr(mmcon, f"describe_{kind}")(missing)
 
 
 def test_components_are_created_by_name():

@@ -14,6 +14,7 @@ the encoder.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,8 @@ from mmcon.registry import Entry, create, entries, lookup, supported_options
 
 # Options of `create_encoder` that only some encoders take, with their defaults.
 _COMMON_DEFAULTS = {"pretrained": False, "image_size": None, "small_images": None, "in_channels": 3}
+# The first words of registered names of this package, which are no owners on a hub.
+_OWN_PREFIXES = ("mmcon/", "text/", "transformers/")
 # By modality, the registered encoder that wraps any transformers model, and its option for the hub name or folder.
 _TRANSFORMERS = {
     "audio": ("transformers/audio", "model"),
@@ -108,7 +111,7 @@ def describe_encoder(name: str) -> str:
 
 def _check_folder(name: str) -> None:
     """Check that a name that is a path leads to a folder; the hub is asked for other names alone."""
-    if name.startswith(("timm/", "mmcon/")) or _is_registered(name) or not {"/", "\\"} & {*name}:
+    if name.startswith(("timm/", *_OWN_PREFIXES)) or _is_registered(name) or not {"/", "\\"} & {*name}:
         return  # a word may be a name of torchvision, whatever the working directory has
     if (missing := missing_folder(name)) is not None:
         got, fix = missing
@@ -119,9 +122,13 @@ def _is_registered(name: str) -> bool:
     return any(entry.name == name for entry in entries("encoder"))
 
 
+def _may_be_on_hub(name: str) -> bool:
+    return "/" in name and not name.startswith(_OWN_PREFIXES)
+
+
 def _as_transformers(name: str, modality: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The registered encoder that wraps a transformers model, and its options including the model's name."""
-    if modality not in _TRANSFORMERS or "/" not in name or name.startswith("mmcon/"):
+    if modality not in _TRANSFORMERS or not (_may_be_on_hub(name) or Path(name).is_dir()):
         raise UnknownNameError(
             f"create_encoder({name!r})",
             expected=f"a registered encoder of modality {modality!r}, or owner/model of a hub, or a folder",
@@ -168,7 +175,7 @@ def _library_factory(name: str) -> Callable[..., ImageEncoder]:
         return image_torchvision.torchvision_encoder
     if image_timm.is_timm_folder(name):
         return image_timm.timm_encoder
-    if not name.startswith("mmcon/") and ("/" in name or image_transformers.is_model_folder(name)):
+    if _may_be_on_hub(name) or image_transformers.is_model_folder(name):
         return image_transformers.transformers_encoder
     raise UnknownNameError(
         f"create_encoder({name!r})",
