@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 import mmcon
 from mmcon.affinity import SameLabel, SameSample, SideFeatures
+from mmcon.batch import Index
 from mmcon.errors import ConfigError
 from mmcon.evaluation.cross_modal_report import class_prompts, evaluate_image_text
 from mmcon.evaluation.features import Features, extract_features, precompute_features
@@ -51,6 +53,8 @@ class Config(ImageRunConfig):
     text_column: str = "text"
     label_column: str | None = None
     """column of a table with the classes of the images, for class-aware and for zero-shot classification"""
+    negatives: tuple[str, ...] = ()
+    """clip: text columns of a table with hard negatives of the image, as `mine_hard_negatives` writes them"""
     objective: Literal["clip", "class-aware", "graded", "cwcl"] = "clip"
     """clip: the paired sample alone is positive; class-aware: others of its class too; graded: all, by the similarity
     of their texts under a frozen encoder (both directions); cwcl: graded from images to texts, clip from texts to
@@ -85,6 +89,10 @@ def main(config: Config) -> None:
     config = config.apply_tiny(max_steps=6)
     if config.precompute and {config.image_tuning, config.text_tuning} != {"frozen"}:
         raise ConfigError("--precompute", expected="--image-tuning frozen --text-tuning frozen", got="trained encoders")
+    if config.negatives and (config.objective != "clip" or config.data == "samples/emoji" or config.precompute):
+        got = f"--objective {config.objective} --data {config.data}{' --precompute' * config.precompute}"
+        expected = "--objective clip and --data TABLE, without --precompute"
+        raise ConfigError("--negatives", expected=expected, got=got)
     run = mmcon.Run.from_config(config, name=f"image_text_{config.objective}")
 
     # Model: an encoder per modality, and a projection head of each into the shared space.
@@ -93,7 +101,8 @@ def main(config: Config) -> None:
     untrained = copy.deepcopy(model)
 
     # Data: images and texts joined by sample; either may be missing.
-    pairs = open_image_text_pairs(config.data, config.image_column, config.text_column, config.label_column)
+    columns = config.image_column, config.text_column, config.label_column
+    pairs = open_image_text_pairs(config.data, *columns, negatives=config.negatives)
     run.print("\n".join(f"{name}: {source.describe()}" for name, source in pairs.tests.items()))
     if config.objective in ("graded", "cwcl"):
         side = side_features(config, pairs, run.device)
@@ -152,11 +161,14 @@ def tokens(config: Config) -> mmcon.ViewGenerator:
 
 
 def training_views(config: Config) -> dict[str, list[mmcon.ViewGenerator]]:
-    """A crop of the image; one of the texts (captions, or name and keywords) with some words deleted."""
+    """A crop of the image; one of its texts (captions, or name and keywords), and its negatives, less some words."""
     image = mmcon.create_view("image/simclr", size=config.side, area=(0.6, 1.0), strength=0.3, grayscale=0.0)
-    choose = mmcon.create_view("any/instance"), mmcon.create_view("text/any-column")
-    words = mmcon.create_view("text/word-delete", share=config.word_delete)
-    return {"image": [image], "text": [mmcon.Chain(*choose, words, tokens(config))]}
+    columns = [mmcon.create_view("text/any-column")]
+    if config.negatives:
+        named = config.text_column, *config.negatives
+        columns = [mmcon.create_view("text/column", column=name) for name in named]
+    instance, words = mmcon.create_view("any/instance"), mmcon.create_view("text/word-delete", share=config.word_delete)
+    return {"image": [image], "text": [mmcon.Chain(instance, column, words, tokens(config)) for column in columns]}
 
 
 def plain_views(config: Config, column: str) -> dict[str, list[mmcon.ViewGenerator]]:
@@ -173,6 +185,10 @@ def make_objective(config: Config, pairs: ImageTextPairs) -> mmcon.Objective:
         settings = presets.cwcl(graded="image", other="text", temperature=temperature)
     else:
         settings = presets.clip(first="image", second="text", temperature=temperature)
+    if config.negatives:  # each is a view of the text, which the image is repelled from
+        texts = tuple(f"text:{number}" for number in range(1 + len(config.negatives)))
+        blocks = [mmcon.Block("image", texts, weight=0.5), mmcon.Block("text:0", "image", weight=0.5)]
+        settings |= {"affinity": partners, "blocks": blocks}
     if config.objective == "class-aware":
         if pairs.train.labels is None:
             raise ConfigError("--objective class-aware", expected="labels", got="none", fix="--label-column COLUMN")
@@ -180,6 +196,11 @@ def make_objective(config: Config, pairs: ImageTextPairs) -> mmcon.Objective:
     if config.objective == "graded":
         settings["affinity"] = SideFeatures("side", temperature=config.side_temperature)
     return mmcon.Objective(**settings, truncate=config.truncate_dims)
+
+
+def partners(anchors: Index, candidates: Index) -> Bool[Tensor, "a c"]:
+    """Image and text of one sample are positives, its hard negatives (texts from the second view on) excepted."""
+    return (anchors["sample"][:, None] == candidates["sample"]) & (candidates["view"] == 0)
 
 
 def side_features(config: Config, pairs: ImageTextPairs, device: torch.device) -> Features:

@@ -87,6 +87,21 @@ def wav2vec_folder(folder):
     return folder
 
 
+def whisper_folder(folder):
+    """A tiny Whisper that hears two seconds, with its feature extractor, as transformers saves it; the folder."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=100, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1, max_source_positions=100, num_mel_bins=16,
+    )  # fmt: skip
+    WhisperModel(config).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=2).save_pretrained(folder)
+    return folder
+
+
 def check_saved_model(run, source, name="trained_encoder"):
     """Check that the model of a run encodes the held-out samples as its evaluation did; the loaded model.
 

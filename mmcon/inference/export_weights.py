@@ -62,7 +62,7 @@ def fitting_formats(encoder: nn.Module) -> tuple[str, ...]:
     if isinstance(encoder, TextTransformer):
         return "transformers", "sentence-transformers"
     if isinstance(encoder, TransformersAudio):
-        return () if encoder.kind == "whisper" else ("transformers",)  # its encoder alone is no model of transformers
+        return ("transformers",)
     if not isinstance(encoder, ImageEncoder | VideoEncoder):
         return ()
     network, name = encoder.network, _name_of(encoder)
@@ -140,14 +140,18 @@ def write_transformers(part: Part, folder: Path) -> tuple[str, float]:
     options = {"add_pooling_layer": False} if "pooler" in network._modules and network.pooler is None else {}
     network.save_pretrained(folder)
     processor = _save_processor(part, folder)
-    with model_load_errors("export to transformers", expected="a model that AutoModel loads", fix="--format onnx"):
-        loaded, info = AutoModel.from_pretrained(folder, output_loading_info=True, trust_remote_code=False, **options)
+    # AutoModel makes a whole Whisper, whose encoder is a class of its own.
+    whisper = isinstance(part.encoder, TransformersAudio) and part.encoder.kind == "whisper"
+    loader = type(network) if whisper else AutoModel
+    with model_load_errors("export to transformers", expected="a model that transformers loads", fix="--format onnx"):
+        loaded, info = loader.from_pretrained(folder, output_loading_info=True, trust_remote_code=False, **options)
     wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if wrong or type(loaded) is not type(network):
         got = str(wrong) if wrong else f"{type(loaded).__name__} in place of {type(network).__name__}"
-        raise InputError("export to transformers", expected="a model that AutoModel loads completely", got=got)
+        raise InputError("export to transformers", expected="a model that transformers loads completely", got=got)
     given = "".join(f", {option}={value}" for option, value in options.items())
-    use = f'from transformers import AutoModel, {processor}\n\nmodel = AutoModel.from_pretrained("."{given})'
+    names = f"{processor}\nfrom {loader.__module__} import {loader.__name__}" if whisper else f"AutoModel, {processor}"
+    use = f'from transformers import {names}\n\nmodel = {loader.__name__}.from_pretrained("."{given})'
     return f'{use}\nprocessor = {processor}.from_pretrained(".")', _difference_with(part, owner, attribute, loaded)
 
 

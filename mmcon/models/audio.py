@@ -91,7 +91,7 @@ class TransformersAudio(nn.Module):
     def __init__(
         self, *, model: str, pretrained: bool = False, rate_hz: int = 16_000, revision: str | None = None
     ) -> None:
-        from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+        from transformers import AutoFeatureExtractor
 
         super().__init__()
         where = f"transformers/audio {model!r}"
@@ -100,15 +100,9 @@ class TransformersAudio(nn.Module):
             expected="a transformers audio model with its preprocessor_config.json",
             fix="give a folder that save_pretrained wrote (model and feature extractor), or check the network",
         ):
-            config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
-            network = (
-                AutoModel.from_pretrained(model, revision=revision, trust_remote_code=False)
-                if pretrained
-                else AutoModel.from_config(config, trust_remote_code=False)
-            )
+            self.network, config = _network(model, pretrained, revision)
             self.extractor = AutoFeatureExtractor.from_pretrained(model, revision=revision, trust_remote_code=False)
         self.kind = config.model_type
-        self.network = network.get_encoder() if self.kind == "whisper" else network
         self.feature_dim = int(getattr(config, "d_model", None) or config.hidden_size)
         self.rate_hz = rate_hz
         if self.extractor.sampling_rate != rate_hz:
@@ -155,6 +149,23 @@ class TransformersAudio(nn.Module):
         # Whisper merges two frames of 10 ms into one and pads to thirty seconds; padding frames are excluded.
         frames = (length / (self.rate_hz / 50)).ceil().clamp(1, hidden.shape[1]).to(hidden.device)
         return _masked_mean(hidden, _frame_mask(frames, hidden.shape[1]))
+
+
+def _network(model: str, pretrained: bool, revision: str | None) -> tuple[Any, Any]:
+    """The network and its configuration; of Whisper the encoder, of a whole model or saved alone."""
+    from transformers import AutoConfig, AutoModel
+
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(model, **options)
+    if config.architectures == ["WhisperEncoder"]:  # AutoModel would make a decoder of random weights beside it
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        return WhisperEncoder.from_pretrained(model, **options) if pretrained else WhisperEncoder(config), config
+    if pretrained:
+        network = AutoModel.from_pretrained(model, **options)
+    else:
+        network = AutoModel.from_config(config, trust_remote_code=False)
+    return network.get_encoder() if config.model_type == "whisper" else network, config
 
 
 def _uses_mask(config: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,7 +35,12 @@ class ImageTextPairs:
 
 
 def open_image_text_pairs(
-    data: str, image_column: str | None = None, text_column: str = "text", label_column: str | None = None
+    data: str,
+    image_column: str | None = None,
+    text_column: str = "text",
+    label_column: str | None = None,
+    *,
+    negatives: Sequence[str] = (),
 ) -> ImageTextPairs:
     """The bundled pairs, or those of a table.
 
@@ -44,6 +49,7 @@ def open_image_text_pairs(
         image_column: the column of the images in a table; None: guessed.
         text_column: the column of the texts in a table.
         label_column: the column of the classes in a table; None: no labels.
+        negatives: columns of a table with further texts, which are hard negatives of the image.
     """
 
     def opened(name: str, split: str, **options: Any) -> JoinedSource:
@@ -52,7 +58,7 @@ def open_image_text_pairs(
     if data == "samples/emoji":
         sets = {name: opened("samples/emoji-pairs", split, vendor=vendor) for name, split, vendor in _EMOJI_SETS}
         return ImageTextPairs(sets["training pairs"], sets, "name")
-    columns: dict[str, Any] = {"media_column": image_column, "text_columns": (text_column,)}
+    columns: dict[str, Any] = {"media_column": image_column, "text_columns": (text_column, *negatives)}
     columns["label_column"] = label_column or "none"
     train, test = (opened(data, split, **columns) for split in ("train", "test"))
     return ImageTextPairs(train, {"training pairs": train, "held out": test}, text_column)

@@ -6,7 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from inference_cases import bert_folder, image_model, image_text_model, save_pictures, vit_folder, wav2vec_folder
+from inference_cases import (
+    bert_folder,
+    image_model,
+    image_text_model,
+    save_pictures,
+    vit_folder,
+    wav2vec_folder,
+    whisper_folder,
+)
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
 
@@ -107,6 +115,23 @@ def test_transformers_loads_images_texts_and_sounds_completely(tmp_path, picture
     export_model(sounds, "transformers", tmp_path / "sounds")
     tone = np.sin(np.arange(8000) / 8000 * 2 * np.pi * 440).astype(np.float32)
     check_loaded_back(sounds, tmp_path / "sounds", [(tone, 8000)])
+
+
+def test_transformers_loads_the_encoder_of_whisper_without_its_decoder(tmp_path):
+    from transformers import AutoFeatureExtractor
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    model = mmcon.inference.load_encoder(whisper_folder(tmp_path / "whisper"), window_seconds=2.0)
+    export_model(model, "transformers", tmp_path / "out")
+    assert "model = WhisperEncoder.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+    network, info = WhisperEncoder.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    tone = np.sin(np.arange(32_000) / 16_000 * 2 * np.pi * 440).astype(np.float32)
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    heard = extractor(tone, sampling_rate=16_000, return_tensors="pt").input_features
+    expected = model.encode((tone, 16_000), normalize=False)
+    torch.testing.assert_close(network.eval()(heard).last_hidden_state.mean(1), expected, atol=1e-5, rtol=1e-4)
+    check_loaded_back(model, tmp_path / "out", [(tone, 16_000)])
 
 
 @pytest.mark.slow  # the import of the peer takes seconds

@@ -159,12 +159,39 @@ def load(monkeypatch):
     return of
 
 
+def test_mined_texts_are_candidates_of_images_and_no_partners(load, tmp_path):
+    """The loss by hand: of images over their texts and all negatives, of texts over images alone."""
+    from PIL import Image
+
+    rows = ["anchor,positive,negative_1,split"]
+    for i in range(8):
+        Image.new("RGB", (32, 32), (30 * i, 90, 250 - 30 * i)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,shade {i},shade {(i + 1) % 8},{'train' if i % 2 else 'test'}")
+    (tmp_path / "mined.csv").write_text("\n".join(rows) + "\n")
+    recipe = load("image_text")
+    columns = {"image_column": "anchor", "text_column": "positive", "negatives": ("negative_1",)}
+    config = recipe.Config(data=str(tmp_path / "mined.csv"), **columns, image_size=32, temperature=0.5, word_delete=0.0)
+    pairs = recipe.open_image_text_pairs(config.data, "anchor", "positive", negatives=config.negatives)
+    batch = next(one_pass(pairs.train, recipe.training_views(config), batch_size=4))
+    model = mmcon.ContrastiveModel(recipe.make_encoders(config), {"shared": mmcon.SharedSpace(dim=8)}).eval()
+    embeddings = model(batch)
+    loss = recipe.make_objective(config, pairs)(embeddings, batch)
+    images, texts = embeddings["shared"]["image"], embeddings["shared"]["text"]
+    assert (len(images), len(texts)) == (4, 8)  # the texts, then the negatives
+    assert not torch.allclose(texts[:4], texts[4:])
+    similarity, own = images @ texts.T / 0.5, torch.arange(4)
+    cross_entropy = torch.nn.functional.cross_entropy
+    expected = (cross_entropy(similarity, own) + cross_entropy(similarity[:, :4].T, own)) / 2
+    torch.testing.assert_close(loss, expected)
+
+
 BAD = {
     "two different views": ("image_cmc", {"channels": ("chroma", "chroma")}),
     "in color": ("image_cmc", {"data": "samples/fashion"}),
     "--image-tuning frozen": ("image_text", {"precompute": True, "image_tuning": "frozen"}),
     "laier": ("image_text", {"image_tuning": "laier*"}),
     "nowhere.csv": ("image_text", {"data": "nowhere.csv"}),
+    "--objective clip and --data TABLE": ("image_text", {"negatives": ("negative_1",)}),
     r"\['sound'\]": ("multimodal", {"pairs": ("image-sound",)}),
     "MODALITY=VALUE": ("multimodal", {"data": ("photos/",)}),
     "a source of modality 'text'": ("multimodal", {"data": ("text=samples/emoji",)}),
