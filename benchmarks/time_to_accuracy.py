@@ -47,7 +47,7 @@ from mmcon.evaluation.probe import linear_probe
 from mmcon.loading.loader import ViewLoader
 from mmcon.models.classifier import Classifier
 from mmcon.models.encoders import create_encoder
-from mmcon.objective.cross_entropy import CrossEntropy
+from mmcon.objective.baseline_objectives import CrossEntropy
 from mmcon.random import keys
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import TensorSource

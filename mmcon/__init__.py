@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mmcon.waiting_policy import set_waiting_policy as _set_waiting_policy
+from mmcon.openmp_wait_policy import set_wait_policy as _set_wait_policy
 
 # Here, since torch reads the policy when it is loaded, and every way to start a training imports this package.
-_set_waiting_policy()
+_set_wait_policy()
 
 __version__ = "0.1.0"
 

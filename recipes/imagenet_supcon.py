@@ -29,10 +29,8 @@ from mmcon.evaluation.online_probe import OnlineProbe
 from mmcon.losses import LearnableTemperature
 from mmcon.models.classifier import Classifier
 from mmcon.models.ema import MomentumEncoder
-from mmcon.objective.cross_entropy import CrossEntropy
-from mmcon.objective.max_margin import MarginClassifier
+from mmcon.objective.baseline_objectives import CrossEntropy, MarginClassifier, TripletLoss
 from mmcon.objective.queue import Queue
-from mmcon.objective.triplet_loss import TripletLoss
 from mmcon.operations import dry_run
 from mmcon.registry import supported_options
 from mmcon.samplers.factory import create_batch_sampler

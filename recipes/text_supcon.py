@@ -32,7 +32,7 @@ from mmcon.evaluation.shown_samples import show_samples
 from mmcon.evaluation.text import bag_of_words, evaluate_texts, text_metrics_json, text_metrics_table
 from mmcon.models.classifier import Classifier
 from mmcon.models.export import export_sentence_transformers
-from mmcon.objective.cross_entropy import CrossEntropy
+from mmcon.objective.baseline_objectives import CrossEntropy
 from mmcon.registry import create
 from mmcon.samplers.base import BatchSampler
 from mmcon.sources.base import Source, Subset

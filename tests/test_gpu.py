@@ -20,7 +20,7 @@ from mmcon.distributed.fsdp import full_state, shard
 from mmcon.loading.loader import ViewLoader
 from mmcon.losses import weighted_supcon
 from mmcon.losses.backends.dense import dense_losses
-from mmcon.losses.problem import prepare
+from mmcon.losses.loss_inputs import prepare
 from mmcon.losses.settings import LossSettings
 from mmcon.models.batch_norm import synchronize_batch_norm
 from mmcon.models.ema import MomentumEncoder

@@ -18,7 +18,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 
 # The layers, from the bottom. A module imports only modules of its own layer or of lower ones.
 LAYERS = [
-    ["mmcon.errors", "mmcon.waiting_policy"],
+    ["mmcon.errors", "mmcon.openmp_wait_policy"],
     ["mmcon.files"],
     ["mmcon.portable_math"],
     ["mmcon.random"],

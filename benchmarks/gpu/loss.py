@@ -23,7 +23,7 @@ from torch.nn import functional
 from mmcon.affinity import SameLabel
 from mmcon.losses import weighted_supcon
 from mmcon.losses.backends.selection import compute
-from mmcon.losses.problem import prepare
+from mmcon.losses.loss_inputs import prepare
 from mmcon.losses.settings import LossSettings
 
 WIDTH, CLASSES, TEMPERATURE = 128, 1000, 0.07

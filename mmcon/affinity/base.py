@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity.factors import ClassFactor, Factor, factor_row_sums, self_mask
-from mmcon.affinity.flat import flattens
+from mmcon.affinity.graph_arguments import flattens
 from mmcon.affinity.groups import Groups, coarser
 from mmcon.batch import Index
 from mmcon.errors import InputError

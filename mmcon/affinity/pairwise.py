@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity.base import Affinity, has_values
-from mmcon.affinity.flat import flattens
+from mmcon.affinity.graph_arguments import flattens
 from mmcon.batch import Index, Numbers, as_column
 from mmcon.errors import InputError
 

@@ -22,11 +22,7 @@ from torch import Tensor
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError, DataError, check_whole
-from mmcon.loading.mixup_partners import check_partners, mixing_child
-from mmcon.loading.pipeline import CollatedGroup, Views, apply_batched_views, collate_group, group_views
-from mmcon.loading.unreadable_samples import Unreadable, check_share, log_once, pass_over
-from mmcon.loading.worker_processes import WorkerStream
-from mmcon.loading.workers import (
+from mmcon.loading.lost_workers import (
     DEATH_ERRORS,
     TrackedDataset,
     find_fatal_item,
@@ -35,6 +31,10 @@ from mmcon.loading.workers import (
     next_item,
     worker_death_error,
 )
+from mmcon.loading.mixup_partners import check_partners, mixing_child
+from mmcon.loading.pipeline import CollatedGroup, Views, apply_batched_views, collate_group, group_views
+from mmcon.loading.unreadable_samples import Unreadable, check_share, log_once, pass_over
+from mmcon.loading.worker_processes import WorkerStream
 from mmcon.samplers.base import BatchPlan, BatchSampler, EpochOrder, without_repeats
 from mmcon.sources.base import Source
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmcon.batch import Index, ViewBatch, tree_map
 from mmcon.loading.mixup_partners import add_partners, apply_mixing, as_own_partners, mixing_child, with_partner_columns
-from mmcon.loading.opening import OpenedSamples, Opening
+from mmcon.loading.open_and_draw import OpenedSamples, Opening
 from mmcon.loading.unreadable_samples import READ_ERRORS, Unreadable, try_each
 from mmcon.samplers.base import BatchPlan
 from mmcon.sources.base import Source

@@ -1,8 +1,8 @@
 """The loss under `torch.compile`: one node of the graph, or, for what a node cannot carry, no part of the graph.
 
-The node takes the arguments of a call in parts (`mmcon.affinity.flat`) and computes all that depends on values: checks,
-the choice of a backend, the loops over tiles. So there is one graph for every number of rows, and its losses are those
-without `torch.compile`, to the bit. For the backward pass it keeps a few numbers of each anchor.
+The node takes the arguments of a call in parts (`mmcon.affinity.graph_arguments`) and computes all that depends on
+values: checks, the choice of a backend, the loops over tiles. So there is one graph for every number of rows, and its
+losses are those without `torch.compile`, to the bit. For the backward pass it keeps a few numbers of each anchor.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from mmcon.affinity.flat import Flat, flatten, has_gradient, unflatten, with_gradients
-from mmcon.losses.backends.node import SAVED_ROWS, PassKind
+from mmcon.affinity.graph_arguments import Flat, flatten, has_gradient, unflatten, with_gradients
+from mmcon.losses.backends.autograd_node import SAVED_ROWS, PassKind
 from mmcon.losses.backends.selection import first_pass, losses_of_pass
-from mmcon.losses.problem import AnchorLosses, Problem, check_positives, check_weights_again, prepare
+from mmcon.losses.loss_inputs import AnchorLosses, Problem, check_positives, check_weights_again, prepare
 from mmcon.losses.settings import LossSettings
 
 Target = TypeVar("Target", bound=Callable[..., Any])

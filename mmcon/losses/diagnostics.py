@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mmcon.affinity import as_affinity
-from mmcon.losses.problem import default_self_index
+from mmcon.losses.loss_inputs import default_self_index
 
 #: Anchors at a time, to bound memory.
 CHUNK = 512

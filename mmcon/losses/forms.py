@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmcon.affinity import self_mask
+from mmcon.losses.loss_inputs import AnchorLosses, Problem
 from mmcon.losses.negative_weights import log_debiased
-from mmcon.losses.problem import AnchorLosses, Problem
 
 
 def out_form(

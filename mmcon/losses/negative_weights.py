@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mmcon.affinity.flat import flattens
+from mmcon.affinity.graph_arguments import flattens
 from mmcon.errors import InputError
 
 

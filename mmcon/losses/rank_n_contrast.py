@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmcon.errors import InputError
-from mmcon.losses.problem import default_self_index
+from mmcon.losses.loss_inputs import default_self_index
 from mmcon.losses.reduction import reduce_losses
 from mmcon.losses.settings import check_temperature
 

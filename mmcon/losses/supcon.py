@@ -19,8 +19,8 @@ from mmcon.affinity.pairwise import Numbers, as_column
 from mmcon.errors import InputError
 from mmcon.losses.backends.selection import BackendChoice, choose_backend, compute, compute_both
 from mmcon.losses.compilation import losses_in_graph, outside_graphs
+from mmcon.losses.loss_inputs import AnchorLosses, check_positives, check_weights_again, prepare
 from mmcon.losses.negative_weights import HardNegatives
-from mmcon.losses.problem import AnchorLosses, check_positives, check_weights_again, prepare
 from mmcon.losses.settings import OPTIONS, LossSettings, Similarity, check_temperature
 
 AffinityLike = Affinity | Tensor | Callable[..., Tensor]

@@ -6,7 +6,7 @@
 
 Libraries raise almost any type on a damaged file (`struct.error`, `IndexError`, `RuntimeError`), so that no list of
 types is complete. Native code that does not return cannot be interrupted; so the training process reads when a worker
-process began its current decoding, and ends a worker that takes too long (`mmcon.loading.workers`).
+process began its current decoding, and ends a worker that takes too long (`mmcon.loading.lost_workers`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcon.affinity import Affinity
-from mmcon.losses.problem import AnchorLosses
+from mmcon.losses.loss_inputs import AnchorLosses
 from mmcon.losses.settings import LossSettings
 from mmcon.losses.supcon import anchor_losses, both_directions
 

@@ -24,7 +24,7 @@ from mmcon.batch import Index, ViewBatch
 from mmcon.distributed import collectives
 from mmcon.errors import ConfigError, InputError
 from mmcon.losses.compilation import outside_graphs
-from mmcon.losses.problem import AnchorLosses
+from mmcon.losses.loss_inputs import AnchorLosses
 from mmcon.losses.settings import LossSettings, check_options
 from mmcon.objective.block_losses import BlockInputs, losses_of_blocks
 from mmcon.objective.block_metrics import BlockMetrics, ObjectiveMetrics

@@ -2,6 +2,7 @@
 
 Parameters can be read, logged and replayed. `apply` uses no randomness. So a view depends only on its key and its
 sample: not on the worker, the rank or the rest of the batch.
+This package is the contract; the built-in generators are in the package `mmcon_views` (in the folder `views/`).
 
 >>> class Brightness(ViewGenerator):
 ...     modality = "image"

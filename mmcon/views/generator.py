@@ -161,7 +161,7 @@ class ViewGenerator(ABC):
                 got=f"a batch of {len(batch)}",
                 fix="a single sample is a batch of one: x[None], or a list of it",
             )
-        with one_thread():  # see `mmcon.loading.opening`
+        with one_thread():  # see `mmcon.loading.open_and_draw`
             params = self.draw(in_scope(keys, self.scope), meta_of(batch, self.modality))
         return self.apply(batch, params)
 

@@ -23,7 +23,7 @@ from mmcon.distributed.fsdp import (
 )
 from mmcon.errors import ConfigError
 from mmcon.loading.loader import ViewLoader
-from mmcon.objective.cross_entropy import CrossEntropy
+from mmcon.objective.baseline_objectives import CrossEntropy
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import TensorSource
 from mmcon.training.checkpoint import Checkpoints, load_checkpoint

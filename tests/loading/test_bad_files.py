@@ -377,7 +377,7 @@ class Deadly(ViewGenerator):
 
 @pytest.mark.parametrize("how", ["crash", "hang"])
 def test_a_sample_that_crashes_or_hangs_its_worker_costs_itself(how, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("mmcon.loading.workers.POLL_SECONDS", 0.5)
+    monkeypatch.setattr("mmcon.loading.lost_workers.POLL_SECONDS", 0.5)
     source = folder(tmp_path, "image")()
     bad = int(source.ids[BAD // 2])
 
@@ -402,7 +402,7 @@ def test_a_sample_that_crashes_or_hangs_its_worker_costs_itself(how, tmp_path, m
 
 
 def test_workers_that_are_killed_from_outside_are_replaced(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("mmcon.loading.workers.POLL_SECONDS", 0.5)
+    monkeypatch.setattr("mmcon.loading.lost_workers.POLL_SECONDS", 0.5)
     source = folder(tmp_path, "image")()
     sampler = UniformSampler(source.ids, batch_size=4, seed=0)
     view = VIEWS["image"]()
@@ -433,7 +433,7 @@ class EndsWorkers(ViewGenerator):
 
 
 def test_workers_that_are_lost_three_times_in_a_row_without_a_sample_end_the_run(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("mmcon.loading.workers.POLL_SECONDS", 0.5)
+    monkeypatch.setattr("mmcon.loading.lost_workers.POLL_SECONDS", 0.5)
     source = folder(tmp_path, "image")()
     view = Chain(EndsWorkers(), VIEWS["image"]())
     sampler = UniformSampler(source.ids, batch_size=2, seed=0)
@@ -472,7 +472,7 @@ def test_a_text_of_an_archive_that_was_cut_is_left_out(tmp_path):
 
 @pytest.mark.slow
 def test_a_dataset_that_waits_for_a_fifo_is_ended_by_the_time_limit_of_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmcon.loading.workers.POLL_SECONDS", 0.5)
+    monkeypatch.setattr("mmcon.loading.lost_workers.POLL_SECONDS", 0.5)
     source = dataset(tmp_path, "image")()
     replace_by_fifo(bad_file(tmp_path, "image"))
     loader = loader_of(source, "image", workers=1, decode_seconds=1.0)

@@ -16,7 +16,7 @@ from mmcon.errors import ConfigError, InputError
 from mmcon.loading.loader import ViewLoader
 from mmcon.loading.mixup_partners import add_partners
 from mmcon.loading.streaming import StreamLoader
-from mmcon.objective.cross_entropy import CrossEntropy
+from mmcon.objective.baseline_objectives import CrossEntropy
 from mmcon.objective.queue import Queue
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.base import TensorSource

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmcon.batch import Index, ViewBatch
+from mmcon.loading.lost_workers import TrackedDataset, iterate_items
 from mmcon.loading.shared_items import BLOCKS, LARGE, ItemPacker, ItemReceiver
-from mmcon.loading.workers import TrackedDataset, iterate_items
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from torch.utils.data._utils import signal_handling
 
 from mmcon.errors import ConfigError
 from mmcon.loading import worker_processes
-from mmcon.loading.workers import TrackedDataset, iterate_items
+from mmcon.loading.lost_workers import TrackedDataset, iterate_items
 
 # Each way to end, in a fork: its status, the seconds that it took, and the workers that it left.
 PROGRAM = """
 import json, os, signal, sys, time
-from mmcon.loading.workers import TrackedDataset, iterate_items
+from mmcon.loading.lost_workers import TrackedDataset, iterate_items
 
 class Left(Exception):
     pass
@@ -100,7 +100,7 @@ def test_the_handler_of_ended_children_is_restored_after_a_failed_start(monkeypa
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         raise RuntimeError("no more threads")
 
-    monkeypatch.setattr("mmcon.loading.workers.DataLoader", fail)
+    monkeypatch.setattr("mmcon.loading.lost_workers.DataLoader", fail)
     with pytest.raises(RuntimeError, match="no more threads"):
         iterate_items(TrackedDataset(abs, 1), range(3), workers=1)
     assert signal.getsignal(signal.SIGCHLD) == before
@@ -131,7 +131,7 @@ def test_workers_do_not_end_those_of_a_loader_that_was_open_before(python):
     """A forked worker has copies of the open loaders, and may be the first process that collects them."""
     code = """
         import gc
-        from mmcon.loading.workers import TrackedDataset, iterate_items
+        from mmcon.loading.lost_workers import TrackedDataset, iterate_items
 
         def item(number):
             gc.collect()
@@ -155,7 +155,7 @@ def test_few_open_files_suffice_and_too_few_are_named(python):
     code = """
         import os, resource, torch
         from mmcon.errors import ConfigError
-        from mmcon.loading.workers import TrackedDataset, iterate_items
+        from mmcon.loading.lost_workers import TrackedDataset, iterate_items
 
         def limit(files):
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, 4096))

@@ -11,7 +11,7 @@ from mmcon.losses import LossSettings, presets, weighted_supcon
 from mmcon.losses.backends import weight_tiles
 from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.backends.tiled import tiled_losses
-from mmcon.losses.problem import prepare
+from mmcon.losses.loss_inputs import prepare
 
 
 def unit_rows(n, seed=0):

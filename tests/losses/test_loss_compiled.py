@@ -9,7 +9,7 @@ from loss_cases import unit
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmcon.affinity import CandidateWeights, LabelKernel, SameLabel, SameSample, TimeKernel
-from mmcon.affinity.flat import flatten, unflatten
+from mmcon.affinity.graph_arguments import flatten, unflatten
 from mmcon.errors import InputError
 from mmcon.losses import HardNegatives, SupConLoss, weighted_supcon
 

@@ -7,7 +7,7 @@ from loss_cases import D, by_loops, columns, rectangular_presets, square_presets
 from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.backends.selection import supported_backends
 from mmcon.losses.backends.tiled import general_losses, tiled_losses
-from mmcon.losses.problem import prepare
+from mmcon.losses.loss_inputs import prepare
 from mmcon.losses.settings import LossSettings
 from mmcon.losses.supcon import weighted_supcon
 

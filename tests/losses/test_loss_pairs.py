@@ -12,7 +12,7 @@ from mmcon.losses.backends.dense import dense_both, dense_losses
 from mmcon.losses.backends.exponentials import are_exact
 from mmcon.losses.backends.group_blocks import grouped
 from mmcon.losses.backends.tiled import general_losses, tiled_both
-from mmcon.losses.problem import prepare
+from mmcon.losses.loss_inputs import prepare
 from mmcon.losses.supcon import both_directions, reduce
 
 A, C, WIDTH = 19, 14, 5

@@ -21,7 +21,7 @@ from mmcon.errors import InputError
 from mmcon.losses import HardNegatives, LossSettings
 from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.backends.tiled import general_losses, tiled_losses
-from mmcon.losses.problem import AnchorLosses, prepare
+from mmcon.losses.loss_inputs import AnchorLosses, prepare
 from mmcon.losses.supcon import reduce
 
 #: Rounding errors of the dtype, times the largest exponent that a row may have and the sum of its weights.

@@ -25,7 +25,7 @@ install_import_hook("mmcon", "beartype.beartype")
 from mmcon.affinity import SameLabel
 from mmcon.losses.backends.dense import dense_losses
 from mmcon.losses.backends.triton import supported_weights, triton_losses
-from mmcon.losses.problem import prepare
+from mmcon.losses.loss_inputs import prepare
 from mmcon.losses.settings import LossSettings
 
 operands, tolerance = getattr(torch, sys.argv[1]), float(sys.argv[2])

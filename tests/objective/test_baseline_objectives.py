@@ -8,9 +8,7 @@ from torch import nn
 from mmcon.batch import Index, ViewBatch
 from mmcon.errors import ConfigError, InputError
 from mmcon.losses import max_margin, triplet
-from mmcon.objective.cross_entropy import CrossEntropy
-from mmcon.objective.max_margin import MarginClassifier
-from mmcon.objective.triplet_loss import TripletLoss
+from mmcon.objective.baseline_objectives import CrossEntropy, MarginClassifier, TripletLoss
 from mmcon.sources.base import TensorSource
 
 N, WIDTH = 6, 4

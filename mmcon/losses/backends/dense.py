@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmcon.losses.forms import form_losses
-from mmcon.losses.problem import AnchorLosses, Problem
+from mmcon.losses.loss_inputs import AnchorLosses, Problem
 
 
 def dense_losses(problem: Problem) -> AnchorLosses:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmcon.affinity import Affinity, CandidateWeights, Groups, coarser
 from mmcon.losses.backends.exponentials import Block
-from mmcon.losses.problem import Problem
+from mmcon.losses.loss_inputs import Problem
 
 #: The least rows of a block, on a CPU and on a GPU, where small operations wait for their launch.
 CPU_ROWS, GPU_ROWS = 128, 1024

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mmcon.affinity import Factor, factor_row_sums
+from mmcon.losses.backends.autograd_node import BackwardState, ForwardPass, LossNode, PassKind
 from mmcon.losses.backends.exponentials import (
     LOG_2,
     PairTiles,
@@ -33,8 +34,7 @@ from mmcon.losses.backends.exponentials import (
     exponential_sums,
     transpose,
 )
-from mmcon.losses.backends.node import BackwardState, ForwardPass, LossNode, PassKind
-from mmcon.losses.problem import AnchorLosses, Problem
+from mmcon.losses.loss_inputs import AnchorLosses, Problem
 
 
 def supports(problem: Problem) -> bool:

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmcon.losses.backends.tiles import Tile
+from mmcon.losses.loss_inputs import Problem
 from mmcon.losses.negative_weights import debiased_with_derivatives
-from mmcon.losses.problem import Problem
 
 EMPTY = float("-inf")
 

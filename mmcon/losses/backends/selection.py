@@ -10,11 +10,11 @@ from torch import Tensor
 from mmcon.affinity import transforms_active
 from mmcon.errors import InputError
 from mmcon.losses.backends import plain
+from mmcon.losses.backends.autograd_node import ForwardPass, PassKind
 from mmcon.losses.backends.dense import dense_both, dense_losses
-from mmcon.losses.backends.node import ForwardPass, PassKind
 from mmcon.losses.backends.tiled import restored, tiled_both, tiled_losses, tiled_pass
 from mmcon.losses.backends.triton import ClassWeights, supported_weights, triton_losses
-from mmcon.losses.problem import AnchorLosses, Problem
+from mmcon.losses.loss_inputs import AnchorLosses, Problem
 from mmcon.losses.settings import WHERE
 
 #: Up to this many pairs a full matrix takes 1 MiB in float32 and is faster than the bookkeeping of tiles.

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mmcon.errors import InputError
 from mmcon.losses.backends import exponentials, plain, weight_tiles
+from mmcon.losses.backends.autograd_node import ForwardPass, PassKind
 from mmcon.losses.backends.exponentials import PairTiles, are_exact, exponential_sums
 from mmcon.losses.backends.group_blocks import Layout, as_given, grouped, in_order
-from mmcon.losses.backends.node import ForwardPass, PassKind
 from mmcon.losses.backends.row_statistics import (
     RowResults,
     RowStatistics,
@@ -27,7 +27,7 @@ from mmcon.losses.backends.row_statistics import (
 )
 from mmcon.losses.backends.tiled_gradients import TiledGradients
 from mmcon.losses.backends.tiles import iterate_tiles
-from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
+from mmcon.losses.loss_inputs import AnchorLosses, Problem, check_single_backward
 from mmcon.losses.settings import WHERE
 
 TILE_SIZE = 512

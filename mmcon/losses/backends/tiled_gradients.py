@@ -18,7 +18,7 @@ from mmcon.losses.backends.row_statistics import (
     pair_losses,
 )
 from mmcon.losses.backends.tiles import Tile
-from mmcon.losses.problem import Problem
+from mmcon.losses.loss_inputs import Problem
 
 
 class TiledGradients:

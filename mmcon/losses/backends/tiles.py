@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmcon.losses.backends.exponentials import Block, slices
 from mmcon.losses.backends.matmul import matmul_nt
-from mmcon.losses.problem import Problem
+from mmcon.losses.loss_inputs import Problem
 
 
 class Tile(NamedTuple):

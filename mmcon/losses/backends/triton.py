@@ -28,7 +28,7 @@ from torch.nn.functional import pad as pad_columns
 
 from mmcon.affinity import Affinity, ClassFactor, SameLabel
 from mmcon.losses.backends.dense import dense_losses
-from mmcon.losses.problem import AnchorLosses, Problem, check_single_backward
+from mmcon.losses.loss_inputs import AnchorLosses, Problem, check_single_backward
 
 if TYPE_CHECKING:
     from mmcon.losses.backends.triton_kernels import Operand

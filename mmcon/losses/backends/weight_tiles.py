@@ -27,9 +27,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmcon.affinity import Affinity
+from mmcon.losses.backends.autograd_node import BackwardState, ForwardPass, LossNode, PassKind
 from mmcon.losses.backends.exponentials import LOG_2, Block, PairTiles, are_exact, by_threads, tile_gradients, transpose
-from mmcon.losses.backends.node import BackwardState, ForwardPass, LossNode, PassKind
-from mmcon.losses.problem import AnchorLosses, Problem
+from mmcon.losses.loss_inputs import AnchorLosses, Problem
 
 SumsOfTiles = Callable[[PairTiles, Sequence[Block]], tuple[Float[Tensor, " a"], ...]]
 

@@ -1,7 +1,7 @@
 """How long torch's threads should spin at a barrier before they sleep: a training step, quiet and beside busy programs.
 
-    python benchmarks/waiting_policy.py                   # both arms: no other program, and one busy one for each core
-    python benchmarks/waiting_policy.py --arms as-it-is   # on a machine that is busy already
+    python benchmarks/openmp_wait_policy.py                   # no other program, and a busy one for each core
+    python benchmarks/openmp_wait_policy.py --arms as-it-is   # on a machine that is busy already
 
 libgomp, which torch's wheels for Linux bring, reads `OMP_WAIT_POLICY` and `GOMP_SPINCOUNT` when it is loaded. So each
 policy runs in a process of its own: forward, loss, backward and optimizer of the small encoder of the bundled images,

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from mmcon import waiting_policy
-from mmcon.waiting_policy import set_waiting_policy
+from mmcon import openmp_wait_policy
+from mmcon.openmp_wait_policy import set_wait_policy
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from mmcon.waiting_policy import set_waiting_policy
     ],
 )
 def test_threads_spin_briefly_on_a_busy_machine_unless_a_policy_is_given(load, environment, expected):
-    assert waiting_policy.waiting_policy(load, 8, environment) == expected
+    assert openmp_wait_policy.wait_policy(load, 8, environment) == expected
 
 
 def test_the_policy_is_set_before_torch_loads_and_not_after(monkeypatch):
@@ -28,12 +28,12 @@ def test_the_policy_is_set_before_torch_loads_and_not_after(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (1e4, 0.0, 0.0))
     monkeypatch.setitem(sys.modules, "torch", sys)
-    set_waiting_policy()
+    set_wait_policy()
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that what is set is removed after the test
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    set_waiting_policy()
+    set_wait_policy()
     assert os.environ["GOMP_SPINCOUNT"] == "1000"
 
 
@@ -46,7 +46,7 @@ def test_without_a_known_load_nothing_is_set(monkeypatch, caplog):
     monkeypatch.setattr(os, "getloadavg", unknown)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     with caplog.at_level("INFO"):
-        set_waiting_policy()
+        set_wait_policy()
     assert "Load averages are unobtainable" in caplog.text
     assert "GOMP_SPINCOUNT" not in os.environ
 

@@ -1,4 +1,4 @@
-"""The node of the autograd graph of a loss that is computed tile by tile."""
+"""The autograd node of a loss that is computed tile by tile, and what its backward pass needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmcon.losses.backends.exponentials import PairTiles
-from mmcon.losses.problem import AnchorLosses, check_single_backward
+from mmcon.losses.loss_inputs import AnchorLosses, check_single_backward
 
 #: The most numbers of an anchor that `ForwardPass.saved` has.
 SAVED_ROWS = 9

@@ -1,4 +1,4 @@
-"""Objects as lists of tensors and numbers and a text, which the node of a compiled graph can carry.
+"""Objects as arguments of a node of a compiled graph: lists of tensors and numbers, and a text.
 
 A graph holds tensors and numbers, not objects. A class whose objects are described by some of their attributes names
 them by `flattens`; tracing follows `flatten`, and the node builds the objects again by `unflatten`.

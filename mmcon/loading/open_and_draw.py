@@ -1,4 +1,4 @@
-"""From samples of a batch to handles with drawn parameters.
+"""Open the samples of a batch, headers only, and draw the parameters of their views.
 
 Draws are keyed by sample: they do not change if `unreadable_samples` leaves out other samples of the batch.
 """

@@ -1,4 +1,4 @@
-"""Validated inputs (`Problem`) and outputs (`AnchorLosses`) of a backend of the weighted loss."""
+"""The inputs of the weighted loss, checked once for all backends (`Problem`), and what a backend returns."""
 
 from __future__ import annotations
 
