@@ -1,7 +1,7 @@
 """The documents: their Python blocks run, their links lead to files, and the README keeps its length.
 
 The blocks of a page run as one program, in order, in an empty folder that holds a small trained model. A block that
-begins with ```python no-run is left out; the README has none of those.
+begins with ```python no-run is left out: it needs the hub.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from inference_cases import image_model, image_text_model, save_pictures
 
 import mmcon
 from mmcon.evaluation.calibrated_probe import fit_calibrated_probe
@@ -29,8 +30,8 @@ RUN = [
     pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.parent != ROOT else [])
     for page in [*PAGES, *NOTEBOOKS]
 ]
-# Models that pages load, by the run that would have trained them.
-TRAINED = ("runs/imagenet_supcon/model",)
+# Pages with a block that does not run, since it downloads from the hub.
+HUB_PAGES = ["encoders.md", "sharing.md"]
 
 
 def test_notebooks_have_outputs_without_errors():
@@ -64,17 +65,20 @@ def program_of(text):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with an untrained model of small images at the place of each trained one."""
+    """A folder with a few photos, and with untrained models of small images at the places of trained ones."""
     folder = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
     encoder = mmcon.create_encoder("mmcon/resnet-tiny", image_size=28, in_channels=1)
     model = mmcon.ContrastiveModel({"image": encoder}, {"shared": mmcon.SharedSpace(dim=32)})
     source, views = mmcon.create_source("samples/fashion", split="test"), [mmcon.create_view("image/plain", size=28)]
-    few = Subset(source, range(200))
-    for place in TRAINED:
-        saved = mmcon.load(save_model(model, folder / place, views={"image": views}, source=source))
-        features = saved.encode_source(few, normalize=False)
-        fit_calibrated_probe(features, source.classes, l2=0.1).save(folder / place, "image")
+    few, place = Subset(source, range(200)), folder / "runs" / "imagenet_supcon" / "model"
+    saved = mmcon.load(save_model(model, place, views={"image": views}, source=source))
+    features = saved.encode_source(few, normalize=False)
+    fit_calibrated_probe(features, source.classes, l2=0.1).save(place, "image")
+    for name in ("imagenet_simclr", "imagenet_triplet"):
+        image_model(folder / "runs" / name / "model")
+    image_text_model(folder / "runs" / "image_text" / "model")
+    save_pictures(folder / "photos", 40)
     return folder
 
 
@@ -132,4 +136,7 @@ def test_the_readme_is_short_runs_and_names_both_commands():
     assert len(text.splitlines()) <= 150
     assert "pip install uv && uv run accelerate launch recipes/imagenet_supcon.py" in text
     assert "pip install uv && uv run pytest -n 2" in text
-    assert "no-run" not in text
+
+
+def test_blocks_that_do_not_run_need_the_hub():
+    assert [page.name for page in PAGES if "```python no-run" in page.read_text()] == HUB_PAGES
