@@ -56,7 +56,7 @@ class Ready:
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[ViewBatch]:
+    def each_step(self) -> Iterator[ViewBatch]:
         return (self.batches[i % len(self.batches)] for i in range(self.steps))
 
 
