@@ -267,3 +267,22 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(CheckpointError, match=r"tensors and plain values(.|\n)*UnpicklingError(.|\n)*nothing of this"):
         load_checkpoint(kept.newest())
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("held", [[1, 2], "text", {"model": 1}, {"step": "three"}])
+def test_a_file_of_plain_values_that_is_no_state_is_refused(three, held):
+    torch.save(held, three.all()[-1] / "state.pt")
+    with pytest.raises(CheckpointError, match=r"TypeError: no state of a run"):
+        load_checkpoint(three.all()[-1], checked=True)
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(three, monkeypatch):
+    """As on a network disk, where another program holds a file open."""
+
+    def busy(*_, **__):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.rmdir", busy)
+        three.save(40, state(40))
+    assert load_checkpoint(three.newest())["step"] == 40
