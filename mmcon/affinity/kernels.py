@@ -84,7 +84,7 @@ class LabelKernel(Pairwise, flattened=(*OF_COLUMNS, "kernel", "width", "floor"))
 
     @property
     def never_zero(self) -> bool:  # pyright: ignore
-        """Whether the weight at the largest distance is above 0: `exp(-x²/2)` is 0 in float32 from x = 14.5 on.
+        """Whether the weight at the largest distance is above 0: `exp(-x²/2)` is 0 from x = 11.8 on.
 
         On a GPU, where reading labels would wait for the device, it is `infinite_support`.
         """
@@ -102,7 +102,8 @@ class LabelKernel(Pairwise, flattened=(*OF_COLUMNS, "kernel", "width", "floor"))
         """K of distances, which may be overwritten."""
         keeps = isinstance(self.width, Tensor) or distance.requires_grad
         scaled = distance / self.width if keeps else distance.div_(self.width)
-        return at_least(KERNELS[self.kernel](scaled), self.floor)
+        weights = KERNELS[self.kernel](scaled)
+        return at_least(weights, self.floor) if self.floor or self.kernel in INFINITE_SUPPORT else weights
 
     def pair_weights(self, *values: Pair) -> Float[Tensor, "r c"]:
         rows, columns = (v if v.is_floating_point() else v.to(self.dtype) for v in values[0])

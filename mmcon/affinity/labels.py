@@ -321,4 +321,4 @@ class SideFeatures(Pairwise, flattened=(*OF_COLUMNS, "kernel", "temperature", "f
             weights = (cosine / 2 + 0.5).clamp_min(0)
         else:
             weights = cosine.clamp_min(0)
-        return at_least(weights, self.floor)
+        return at_least(weights, self.floor) if self.floor or self.kernel == "softmax" else weights

@@ -183,10 +183,13 @@ def equal(rows: Shaped[Tensor, " r"], columns: Shaped[Tensor, " c"], dtype: torc
     return (rows[:, None] == columns).to(dtype)
 
 
+#: Weights below it are 0: an anchor with no larger one would divide its gradient by a sum that float32 cannot invert.
+LEAST_WEIGHT = 2.0**-100
+
+
 def at_least(weights: Float[Tensor, "*shape"], floor: float) -> Float[Tensor, "*shape"]:
-    """The weights, with 0 for those below a floor; weights without a gradient are overwritten."""
-    if floor == 0:
-        return weights
+    """The weights, with 0 for those below a floor or `LEAST_WEIGHT`; weights without a gradient are overwritten."""
+    floor = max(floor, LEAST_WEIGHT)
     # Not by a product with `weights >= floor`: booleans take ten times as long.
     limit, below = torch.tensor(floor, dtype=weights.dtype), torch.tensor(-torch.inf, dtype=weights.dtype)
     inplace = has_values(weights) and not weights.requires_grad

@@ -13,7 +13,7 @@ from torch import nn
 from mmcon.errors import InputError, UnknownNameError, nearest
 from mmcon.models.image import ImageEncoder
 from mmcon.models.image_input import channel_statistics, image_load_errors
-from mmcon.models.residual_blocks import start_as_shortcuts
+from mmcon.models.random_weights import prepare_random_weights
 from mmcon.models.small_images import fit_stem
 
 
@@ -51,7 +51,7 @@ def timm_encoder(
     with image_load_errors(name):
         network = timm.create_model(target, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
     if not pretrained and not options.get("checkpoint_path"):
-        start_as_shortcuts(network)
+        prepare_random_weights(network, options)
     config = resolve_model_data_config(network)
     fixed = "img_size" in options or bool(getattr(network, "pretrained_cfg", {}).get("fixed_input_size", False))
     asked = False if fixed and small_images is None else small_images

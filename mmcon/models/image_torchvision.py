@@ -16,7 +16,7 @@ from mmcon.models.image_input import (
     image_load_errors,
     replace_input_channels,
 )
-from mmcon.models.residual_blocks import start_as_shortcuts
+from mmcon.models.random_weights import prepare_random_weights
 from mmcon.models.small_images import fit_stem
 
 # Networks with classifiers at inner layers too, which return a tuple in training; pretrained ones come without.
@@ -54,7 +54,7 @@ def torchvision_encoder(
         network = models.get_model(name, weights=weights, **options)
     feature_dim = _remove_classifier(network, name, keep_dropout="dropout" in options)
     if not pretrained:
-        start_as_shortcuts(network)
+        prepare_random_weights(network, options)
     if in_channels != 3:
         replace_input_channels(network, in_channels)
     small = fit_stem(network, name, small_images=small_images, image_size=image_size, pretrained=pretrained)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmcon.errors import InputError
 from mmcon.models.image import ImageEncoder
 from mmcon.models.image_input import IMAGENET_MEAN, IMAGENET_STD, channel_statistics, image_load_errors
+from mmcon.models.random_weights import prepare_random_weights
 
 
 def is_model_folder(name: str) -> bool:
@@ -43,6 +44,7 @@ def transformers_encoder(
     else:
         size = {"image_size": image_size} if image_size else {}
         model, config = _random_weights(name, revision, {**options, **size}, in_channels)
+        prepare_random_weights(model, options)
     network = _PooledVision(getattr(model, "vision_model", model), config)
     mean, std, preferred_size = _preprocessing(name, revision)
     fixed = hasattr(config, "patch_size") and isinstance(getattr(config, "image_size", None), int)

@@ -22,6 +22,7 @@ from mmcon.errors import InputError
 from mmcon.models.encoders import create_encoder
 from mmcon.models.image_input import IMAGENET_MEAN, IMAGENET_STD, check_pixel_range
 from mmcon.models.pretrained import model_load_errors
+from mmcon.models.random_weights import prepare_random_weights
 from mmcon.registry import register_encoder
 
 TORCHVISION = ("mc3_18", "r2plus1d_18", "r3d_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
@@ -152,6 +153,8 @@ def torchvision_video(name: str, *, pretrained: bool = False, **options: Any) ->
     weights: Any = models.get_model_weights(name).DEFAULT if pretrained else None  # type: ignore[attr-defined]
     with model_load_errors(name, expected="readable weights", fix="pretrained=False needs none"):
         network = models.get_model(name, weights=weights, **options)
+    if not pretrained:
+        prepare_random_weights(network, options)
     preset = weights.transforms() if weights is not None else None
     fixed = name.startswith("mvit")
     return VideoEncoder(

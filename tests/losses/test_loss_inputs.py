@@ -113,6 +113,18 @@ def test_a_kernel_that_rounds_to_zero_does_not_claim_to_be_above_it():
     assert (far + near).never_zero
 
 
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_an_anchor_whose_weights_round_to_nothing_has_no_positives_and_a_finite_gradient(backend):
+    """exp(-14.3² / 2) = 4e-45, the least number of float32, is too small to be divided by."""
+    times = torch.tensor([0.0, 0.3, 0.5, 14.8])
+    affinity = TimeKernel(times, width_seconds=1.0, group=None)
+    assert affinity.row_sums(torch.arange(4))[1].tolist() == [True, True, True, False]
+    rows = torch.nn.functional.normalize(draw(4, 8), dim=1).requires_grad_()
+    weighted_supcon(rows, None, affinity, temperature=0.1, backend=backend).backward()
+    assert rows.grad is not None
+    assert bool(rows.grad.isfinite().all())
+
+
 def test_a_batch_of_one_class_has_a_loss_here_and_none_in_pytorch_metric_learning():
     rows, labels = torch.ones(3, 4), torch.zeros(3, dtype=torch.int64)
     assert float(SupConLoss()(rows, labels)) == pytest.approx(math.log(2))

@@ -470,6 +470,34 @@ def test_inverted_residual_blocks_start_as_their_shortcuts(name):
     assert torch.equal(blocks[0](x), x)
 
 
+def test_running_statistics_of_random_weights_follow_a_short_training():
+    """Evaluation normalizes by them: after 100 batches they are nearly those of a batch, not those of the start."""
+    torch.manual_seed(0)
+    encoder = create_encoder("mnasnet0_5", image_size=32)  # of torchvision with a momentum of .0003
+    x = images(8, 3, 32)
+    with torch.no_grad():
+        for _ in range(100):  # the statistics of the start still count for .9¹⁰⁰ = 3e-5
+            of_training = encoder(x)
+        of_evaluation = encoder.eval()(x)
+    # The running variance is the unbiased one, and the features of evaluation were those of no image, 0.9 apart.
+    assert float((of_evaluation - of_training).norm() / of_training.norm()) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "options", "momentum"),
+    [
+        ("mobilenet_v3_small", "image", {}, 0.1),
+        ("timm/tf_mobilenetv3_small_minimal_100", "image", {}, 0.1),
+        ("timm/mobilenetv3_small_050", "image", {"bn_momentum": 0.03}, 0.03),
+        ("s3d", "video", {}, 0.1),
+    ],
+)
+def test_the_momentum_of_batch_norms_with_random_weights(name, modality, options, momentum):
+    encoder = create_encoder(name, modality=modality, **options)
+    norms = [m for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert {norm.momentum for norm in norms} == {momentum}
+
+
 @register_encoder("around/a-network", modality="image")
 class AroundANetwork(nn.Module):
     """It takes no `small_images`, and has a network that keeps the resolution."""
