@@ -48,6 +48,8 @@ _WRITERS: dict[str, Callable[[Part, Path], tuple[str, float | None]]] = {
     "torch-export": export_program.write_torch_export,
 }
 FORMATS = tuple(_WRITERS)
+# Names of encoders that fit a format, for messages.
+_ENCODERS = {"timm": "timm/resnet18", "torchvision": "resnet18"}
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,10 @@ def _checked_modality(model: LoadedModel, format: str, modality: str | None, spa
         encoder = _encoder(model, modality)
         name = (getattr(encoder, "made_from", None) or {}).get("name", type(encoder).__name__)
         expected = f"a format that fits the encoder {name!r}: {', '.join(fits) or 'none'}"
-        raise InputError(
-            "export", expected=expected, got=repr(format), fix=f"choose {next(iter(fits))}" if fits else whole
-        )
+        fix = f"choose {next(iter(fits))}" if fits else whole
+        if name.startswith("mmcon/") and format not in PROGRAMS:
+            fix += f", or train an encoder of {format}, such as --encoder {_ENCODERS.get(format, 'OWNER/NAME')}"
+        raise InputError("export", expected=expected, got=repr(format), fix=fix)
     if space is not None and format not in PROGRAMS:
         fix = f"leave the space out, or choose {' or '.join(PROGRAMS)}"
         raise InputError(f"export to {format}", expected="features, without a projection head", got="a space", fix=fix)

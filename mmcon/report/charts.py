@@ -50,7 +50,9 @@ class Chart:
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Charts of everything that metrics.jsonl has; what stays 0, such as unreadable samples, has none."""
+    """Charts of everything that metrics.jsonl has from its second line on; what stays 0 has none, as a single point."""
+    if len(lines) < 2:
+        return []
     names = {name: None for line in lines for name, value in line.items() if is_number(value)}
     names = [name for name in names if name not in ("step", "epoch")]
     names = [name for name in names if any(is_number(line.get(name)) and line[name] for line in lines)]
@@ -76,7 +78,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> Chart:
     x = {"field": "value", "type": "quantitative", "title": None, "scale": {"domain": [low, high], "nice": True}}
     x["axis"] = {"tickCount": 5}
     y = {"field": "metric", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 220}}
-    color = {"field": "encoder", "type": "nominal", "title": None, "sort": None, "legend": {"columns": 3}}
+    color = {"field": "encoder", "type": "nominal", "title": None, "sort": None}
     offset = {"yOffset": {"field": "encoder", "sort": None}}
     tips = [{"field": n, "title": n, **({"format": ".4f"} if n in ("value", "low", "high") else {})}
             for n in ("metric", "encoder", "value", "low", "high")]  # fmt: skip
@@ -152,14 +154,15 @@ def confusion_chart(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> 
     return Chart("Confusion", about, spec)
 
 
-def map_chart(groups: Sequence[str], title: str) -> Chart:
+def map_chart(groups: Sequence[str], title: str, *, samples: int) -> Chart:
     """The embedding map. The page fills in its data, `points`: x, y, i (the sample) and group.
 
     Args:
         groups: the names of the colors: classes or modalities. More than ten are not told apart by a legend.
         title: of the groups.
+        samples: the number of points; few are drawn larger.
     """
-    few = len(groups) <= 10
+    few, size = 0 < len(groups) <= 10, 34 if samples > 200 else 90
     color = {"field": "group", "type": "nominal", "title": title, "sort": list(groups)}
     color |= {"scale": {"domain": list(groups)}, "legend": {} if few else None}
     hover = {"type": "point", "on": "pointerover", "nearest": True, "fields": ["i"], "clear": "pointerout"}
@@ -172,14 +175,15 @@ def map_chart(groups: Sequence[str], title: str) -> Chart:
         "view": {"stroke": None},
         "layer": [
             {"params": [{"name": "hover", "select": hover}],
-             "mark": {"type": "point", "filled": True, "size": 34, "opacity": 0.75, "aria": False},
+             "mark": {"type": "point", "filled": True, "size": size, "opacity": 0.75, "aria": False},
              "encoding": {**encoding, "color": color, **({"shape": {**color}} if few else {})}},
             {"transform": [{"filter": "datum.i === chosen"}],
              "mark": {"type": "point", "size": 320, "strokeWidth": 2.5, "aria": False, "style": "chosen"},
              "encoding": encoding},
         ],
     }  # fmt: skip
-    about = f"Test samples as points, near each other where their embeddings are; colors: {title}"
+    colors = f"; colors: {title}" if groups else ""
+    about = f"Test samples as points, near each other where their embeddings are{colors}"
     return Chart("Embedding map", about, spec)
 
 

@@ -32,6 +32,7 @@
     if (!spec || !window.vegaEmbed) return;
     Object.assign(spec, { width: "container", autosize: { type: "fit-x", contains: "padding" } });
     const style = config();
+    style.legend.columns = element.clientWidth < 480 ? 2 : 3;
     if (name === "map") {
       spec.datasets = { points: points() };
       style.legend.columns = element.clientWidth < 560 ? 3 : 5;

@@ -197,9 +197,10 @@ def _map(samples: Mapping[str, Any]) -> Chart | None:
     if not samples.get("maps"):
         return None
     if len(samples["modalities"]) > 1:
-        return map_chart(samples["modalities"], "modality")
+        return map_chart(samples["modalities"], "modality", samples=len(samples["samples"]))
     present = sorted({sample["label"] for sample in samples["samples"]} - {-1})
-    return map_chart([samples["classes"][label] for label in present], "class")
+    names = [samples["classes"][label] for label in present]
+    return map_chart(names, "class", samples=len(samples["samples"]))
 
 
 def _commands(files: RunFiles) -> list[tuple[str, str]]:

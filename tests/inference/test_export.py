@@ -210,7 +210,9 @@ def check_program(program, model, inputs, modality, **options):
 
 def test_a_format_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
     model = mmcon.load(image_model(tmp_path / "model"))
-    with pytest.raises(InputError, match=r"fits the encoder 'mmcon/resnet-tiny': onnx, torch-export; got 'timm'"):
+    with pytest.raises(
+        InputError, match=r"'mmcon/resnet-tiny': onnx, torch-export; got 'timm'\.\s+Fix: .* --encoder timm/"
+    ):
         export_model(model, "timm", tmp_path / "out")
     with pytest.raises(UnknownNameError, match="did you mean 'onnx'"):
         export_model(model, "onx", tmp_path / "out")

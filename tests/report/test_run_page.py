@@ -112,7 +112,7 @@ def test_files_with_values_of_another_form_are_left_out_and_named(folder, tmp_pa
         assert f"the run page leaves out a file: {name}" in caplog.text
     assert re.findall(r'<section id="([a-z-]+)"', page) == ["run"]
     assert "Configuration, 2 settings" in page
-    assert "1 unreadable files" in page
+    assert "1 unreadable file<" in page
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", '"x"', "[" * 2_000])
@@ -149,11 +149,12 @@ def test_evaluations_in_the_folder_are_on_the_page(tmp_path):
 
 def test_baselines_are_columns_beside_the_trained_encoder():
     """The two ways in which recipes name a figure, linear_probe_top1 and linear_probe: top1, meet in one row."""
+    shares = {"ant": 0.9, "bee": 0.8, "cat": 0.1, "cow": 0.6, "dog": 0.7, "emu": 1.0}
     results = {
         "linear_probe": {"top1": 0.9, "top5": 1.0},
         "linear_probe_top1_interval": [0.8, 0.95],
         "random_encoder": {"linear_probe_top1": 0.5},
-        "linear_probe_top1_by_class": {"cat": 0.1, "dog": 0.7},
+        "linear_probe_top1_by_class": shares,
         "warnings": ["w"],
     }
     (table,) = result_tables(results)
@@ -164,7 +165,7 @@ def test_baselines_are_columns_beside_the_trained_encoder():
     ]
     assert table.rows[0][1][0].interval == (0.8, 0.95)
     assert [row["encoder"] for row in interval_rows([table])] == ["trained", "random encoder"]
-    assert class_shares(results) == {"cat": 0.1, "dog": 0.7}
+    assert class_shares(results) == shares
 
 
 def test_encoders_under_kinds_of_views_are_tables():
@@ -177,12 +178,21 @@ def test_encoders_under_kinds_of_views_are_tables():
     assert len(plain.rows) == 3
 
 
+def test_top_5_of_five_classes_is_no_figure():
+    shares = dict.fromkeys("abcde", 0.6)
+    results = {"knn": {"top1": 0.6, "top5": 1.0}, "probe_top1_by_class": shares}
+    assert [name for name, _ in result_tables(results)[0].rows] == ["k-NN top-1"]
+    results["probe_top1_by_class"] = shares | {"f": 0.6}
+    assert [name for name, _ in result_tables(results)[0].rows] == ["k-NN top-1", "k-NN top-5"]
+
+
 def test_every_number_of_the_log_is_in_a_chart():
     lines = [{"step": s, "epoch": 0, "loss": 1 / s, "loss/a/x>y": 2.0, "own_number": s, "text": "t", "zero": 0,
               "nan": float("nan"), "forward": 0.5, "waiting_for_data": 0.5} for s in range(1, 4)]  # fmt: skip
     titles = [chart.title for chart in curves(lines)]
     assert titles == ["Loss", "Where the time goes", "own number"]
     assert "total: 1 at first, 0.3333 at step 3" in curves(lines)[0].about
+    assert curves(lines[:1]) == []  # a point is no curve
 
 
 def test_long_logs_are_averaged_in_groups():
@@ -275,7 +285,8 @@ def test_a_page_of_200_classes_stays_small(tmp_path):
     classes = [f"class {i}" for i in range(200)]
     source = TensorSource(values, labels=torch.arange(2_500) % 200, classes=classes)
     assert write_report(made_run(tmp_path, source=source)).stat().st_size < 10_000_000
-    assert len(map_chart(classes, "class").spec["layer"]) == 2
+    assert len(map_chart(classes, "class", samples=500).spec["layer"]) == 2
+    assert map_chart([], "class", samples=3).spec["layer"][0]["encoding"]["color"]["legend"] is None
 
 
 # --- pages of runs at work -------------------------------------------------------------------------------------------
