@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from mmcon.affinity import Dense, Hierarchy, LabelKernel, MultiLabel, SameLabel, SideFeatures
+from mmcon.affinity import Dense, Hierarchy, LabelKernel, MixedLabel, MultiLabel, SameLabel, SideFeatures
 from mmcon.affinity.factors import ClassFactor
+from mmcon.batch import as_column
 from mmcon.errors import InputError
 
 
@@ -133,3 +134,30 @@ def test_labels_that_are_equal_as_floats_are_different_classes():
 def test_a_weight_at_the_floor_stays():
     weights = LabelKernel(torch.tensor([0.0, 1.0, 1.2]), width=2.0, kernel="linear", floor=0.5).dense()
     assert weights[0].tolist() == [1.0, 0.5, 0.0]
+
+
+def test_whether_a_kernel_reaches_zero_is_decided_at_the_precision_of_the_labels():
+    """Times in seconds since 1970 are a minute apart: float32 holds every 128th second, and would see no distance."""
+    times = torch.tensor([2.0**30, 2.0**30 + 60], dtype=torch.float64)
+    assert not LabelKernel(times, width=1.0).never_zero
+    assert LabelKernel(times, width=10.0).never_zero
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (([0, 1], [1, 0], [0.5, 1.5]), r"a share from 0 to 1.*torch.float32 of shape \(2,\), from 0.5 to 1.5"),
+        (([0, 1], [1, 0], [0, 1]), r"a share from 0 to 1.*torch.int64 of shape \(2,\), from 0 to 1"),
+        (([0, 1], [0.5, 1.0], [0.5, 1.0]), r"integers, one a row; got torch.float32 of shape \(2,\)\."),
+        ((torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0).long()), r"torch.int64 of shape \(0,\)\."),
+    ],
+)
+def test_columns_of_mixed_labels_that_do_not_fit_are_named_with_their_range(columns, message):
+    with pytest.raises(InputError, match=message):
+        MixedLabel(*(as_column("test", column) for column in columns))
+
+
+def test_weights_without_values_are_not_known_to_be_symmetric():
+    labels, table = torch.zeros(3, dtype=torch.int64, device="meta"), torch.eye(2, device="meta")
+    assert not Hierarchy(labels, table=table).symmetric
+    assert Hierarchy(torch.tensor([0, 1]), table=torch.eye(2)).symmetric
