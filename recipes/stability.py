@@ -235,8 +235,8 @@ class Sweep:
                     yield study, name, method, seed, self.job(method, flags, seed, factor=factor, search=False)
 
     def study_jobs(self) -> Iterator[dict[str, Any]]:
-        """The runs of all studies; one that several studies have is made once."""
-        return (job for *_, job in self.points())
+        """The runs of all studies, seed by seed, so that a sweep that is ended early has every point; each run once."""
+        return (job for *_, job in sorted(self.points(), key=lambda point: point[3]))
 
     def run(self, jobs: Mapping[str, dict[str, Any]]) -> None:
         """Make the runs that are not done, several at a time, and write what is known after each."""

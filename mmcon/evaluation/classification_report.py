@@ -19,7 +19,6 @@ from mmcon.evaluation.calibration import Calibration, calibration
 from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.knn import knn_scores
-from mmcon.evaluation.probe import fit_probe
 from mmcon.evaluation.sgd_probe import fit_sgd_probe
 from mmcon.evaluation.statistics import Classification, Interval, class_indices, classify, wilson
 
@@ -177,8 +176,7 @@ def evaluate_probe(given: EvaluationInput) -> ClassificationResult:
     solver = given.options.get("solver", "lbfgs")
     if solver not in ("lbfgs", "sgd"):
         raise ConfigError("evaluate, option solver", expected="lbfgs or sgd", got=repr(solver))
-    fit = fit_sgd_probe if solver == "sgd" else fit_probe
-    probe = fit(given.train, seed=given.seed)
+    probe = given.probe if solver == "lbfgs" else fit_sgd_probe(given.train, seed=given.seed)
     logits = probe.logits(given.test.values.to(probe.weight))
     settings = {"solver": solver, "l2": probe.l2, "held_out_top1": {str(k): v for k, v in probe.held_out.items()}}
     settings |= {"learning_rate": probe.learning_rate} if solver == "sgd" else {}

@@ -19,7 +19,6 @@ from torch import Tensor
 from mmcon.errors import ConfigError
 from mmcon.evaluation.evaluation_list import EvaluationInput
 from mmcon.evaluation.imagenet_c import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, BENCHMARK, EFFECTS, published_sources
-from mmcon.evaluation.probe import fit_probe
 from mmcon.evaluation.statistics import Interval, bootstrap
 from mmcon.registry import create
 from mmcon.sources.base import Source
@@ -207,7 +206,7 @@ def evaluate_corruptions(given: EvaluationInput) -> CorruptionResult:
     reference = CorruptionErrors.load(str(name)) if name else None
     effects, severities = _chosen("effects", options, EFFECTS), _chosen("severities", options, SEVERITIES)
     passes = _published(given, str(folder), effects, severities) if folder else _drawn(given, effects, severities)
-    probe = fit_probe(given.train, seed=given.seed)
+    probe = given.probe
     clean = 1 - probe.evaluate(given.test).top1
     errors: dict[str, dict[int, float]] = {}
     wrong: list[tuple[Tensor, Bool[Tensor, " n"]]] = []

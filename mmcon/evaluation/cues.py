@@ -199,7 +199,7 @@ def evaluate_cues(given: EvaluationInput) -> CueResult:
     if given.modality not in KINDS:
         raise ConfigError("cues", expected=f"a modality among {list(KINDS)}", got=repr(given.modality))
     correlation = number_option(given.options, "cue_correlation", CORRELATION, lowest=0, highest=1)
-    clean = fit_probe(given.train, seed=given.seed).evaluate(given.test).interval()
+    clean = given.probe.evaluate(given.test).interval()
     # A tint would give the encoder three channels instead of one.
     gray = given.modality == "image" and _channels(given.train_source) == 1
     notes = ("color is left out: the images are gray",) if gray else ()

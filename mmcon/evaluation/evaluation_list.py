@@ -12,12 +12,14 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from mmcon.errors import ConfigError, UnknownNameError, nearest
 from mmcon.evaluation.features import Features, extract_features
+from mmcon.evaluation.probe import LinearProbe, fit_probe
 from mmcon.evaluation.second_stage import Encode
 from mmcon.loading.loader import one_pass
 from mmcon.sources.base import Source
@@ -94,6 +96,11 @@ class EvaluationInput:
     batch_size: int = 256
     workers: int = 0
     seed: int = 0
+
+    @cached_property
+    def probe(self) -> LinearProbe:
+        """The linear probe of the training features, which is fitted once for all evaluations."""
+        return fit_probe(self.train, seed=self.seed)
 
     def features(self, source: Source, view: ViewGenerator | None = None, *, title: str = "features") -> Features:
         """Features of every sample of a source in one pass, a row each; by default of the preprocessing alone.

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmcon.errors import ConfigError, InputError
 from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features
-from mmcon.evaluation.probe import LinearProbe, fit_probe
+from mmcon.evaluation.probe import LinearProbe
 from mmcon.evaluation.similarity_blocks import check_same_width, similarity_blocks
 from mmcon.sources.base import channels_of
 
@@ -126,7 +126,7 @@ def evaluate_outliers(given: EvaluationInput) -> OutlierResult:
     neighbors = number_option(given.options, "outlier_neighbors", NEIGHBORS, lowest=1, highest=len(given.train))
     sets = {name: given.features(source, title=f"features of {name}") for name, source in sources.items()}
     labeled = "label" in given.train.index
-    probe = fit_probe(given.train, seed=given.seed) if labeled else None
+    probe = given.probe if labeled else None
     return compare_scores(outlier_scores(given.train, probe, neighbors=neighbors), given.test, sets, kinds)
 
 

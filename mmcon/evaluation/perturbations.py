@@ -19,7 +19,6 @@ from torch import Tensor
 from mmcon.errors import ConfigError
 from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features
-from mmcon.evaluation.probe import fit_probe
 from mmcon.evaluation.statistics import Interval, bootstrap
 from mmcon.registry import create
 from mmcon.views import Chain
@@ -129,7 +128,7 @@ def evaluate_perturbations(given: EvaluationInput) -> PerturbationResult:
     steps = number_option(given.options, "perturbation_steps", STEPS, lowest=1)
     if any(kind not in [*LARGEST] for kind in chosen):
         raise ConfigError("perturbations", expected=f"kinds among {list(LARGEST)}", got=str(list(chosen)))
-    probe = fit_probe(given.train, seed=given.seed)
+    probe = given.probe
     kinds = {}
     for kind in chosen:
         amounts = tuple(LARGEST[kind][0] * (step + 1) / steps for step in range(steps))

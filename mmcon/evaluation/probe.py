@@ -23,6 +23,8 @@ from mmcon.training.progress import Progress
 L2_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 #: The largest matrix whose eigenvectors are computed, which takes seconds; above it, columns are scaled one by one.
 LARGEST_ROTATION = 4096
+#: With more rows for each column, the coefficients are rotated in every step, and not the rows once.
+ROWS_A_COLUMN = 8
 #: The change of the loss at which a fit ends that serves the choice of the strength only.
 SEARCH_CHANGE = 1e-5
 
@@ -120,7 +122,9 @@ def fit_probe(
         raise InputError("fit_probe", expected="at least two classes", got=f"{len(classes)}")
     values = train.values.to(labels.device)
     mean, scale = scaling_statistics(values, scaling)
-    x = ((torch.nn.functional.normalize(values, dim=1) if scaling == "unit" else values) - mean) / scale
+    # The one copy of the features, changed in place: there may be gigabytes of them.
+    x = torch.nn.functional.normalize(values, dim=1) if scaling == "unit" else values.clone()
+    x.sub_(mean).div_(scale)
     problem = _Problem.of(x, class_indices(labels, classes, where="fit_probe"), len(classes), max_iterations)
 
     accuracies: dict[float, float] = {}
@@ -156,17 +160,19 @@ def held_out_samples(ids: Int[Tensor, " n"], *, share: float, seed: int = 0) -> 
 class _Problem:
     """The regression in coordinates in which L-BFGS needs few steps; its solution is that of the given columns.
 
-    The columns are centered, which the free bias allows, and rotated to their principal axes, which leaves the penalty
-    as it is. Along an axis of variance σ² the curvature is about σ²/k + l2; the coefficients are scaled by its root.
+    The columns are centered, which the free bias allows. The coefficients are those along the principal axes, which
+    leaves the penalty as it is; they are scaled by the root of the curvature, which along an axis of variance σ² is
+    about σ²/k + l2.
 
     Attributes:
-        x: the rotated rows.
+        x: the rows; rotated, if they are few.
         y: the class of each row.
         classes: the number of classes k.
         max_iterations: maximum number of L-BFGS steps.
         center: what was subtracted from the columns.
-        axes: the principal axes of the columns; None: they were not rotated.
-        variance: of the rotated columns.
+        axes: the principal axes of the columns; None: the columns themselves.
+        variance: of the columns along the axes.
+        rotated: whether `x` is along the axes.
     """
 
     x: Float[Tensor, "n r"]
@@ -176,15 +182,19 @@ class _Problem:
     center: Float[Tensor, " d"]
     axes: Float[Tensor, "d r"] | None
     variance: Float[Tensor, " r"]
+    rotated: bool
 
     @staticmethod
     def of(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], classes: int, max_iterations: int) -> _Problem:
+        """The regression on rows that are centered in place."""
         center = x.mean(0)
-        x = x - center
-        axes = _principal_axes(x) if min(x.shape) <= LARGEST_ROTATION else None
-        rotated = x if axes is None else x @ axes
-        variance = rotated.square().mean(0)
-        return _Problem(rotated, y, classes, max_iterations, center, axes, variance)
+        x.sub_(center)
+        if min(x.shape) > LARGEST_ROTATION:
+            return _Problem(x, y, classes, max_iterations, center, None, x.square().mean(0), False)
+        axes, variance = _principal_axes(x)
+        if len(x) < ROWS_A_COLUMN * x.shape[1]:
+            return _Problem(x @ axes, y, classes, max_iterations, center, axes, variance, True)
+        return _Problem(x, y, classes, max_iterations, center, axes, variance, False)
 
     def rows(self, keep: Bool[Tensor, " n"]) -> _Problem:
         """The regression on some of the rows, in the same coordinates."""
@@ -192,7 +202,12 @@ class _Problem:
 
     def top1(self, theta: Float[Tensor, "p k"]) -> float:
         """The share of the rows whose class has the highest logit."""
-        return ((self.x @ theta[:-1] + theta[-1]).argmax(1) == self.y).double().mean().item()
+        return (self.logits(theta).argmax(1) == self.y).double().mean().item()
+
+    def logits(self, theta: Float[Tensor, "p k"]) -> Float[Tensor, "n k"]:
+        """The logits of the rows."""
+        weight = theta[:-1] if self.axes is None or self.rotated else self.axes @ theta[:-1]
+        return torch.addmm(theta[-1], self.x, weight)
 
     def minimize(self, l2: float, start: Float[Tensor, "p k"], least_change: float = 1e-9) -> Float[Tensor, "p k"]:
         """L-BFGS from `start`, until the loss changes less; the last row of the parameters is the bias."""
@@ -206,8 +221,7 @@ class _Problem:
         def closure() -> Float[Tensor, ""]:
             optimizer.zero_grad()
             theta = phi * scale
-            logits = self.x @ theta[:-1] + theta[-1]
-            loss = torch.nn.functional.cross_entropy(logits, self.y) + 0.5 * l2 * theta[:-1].square().sum()
+            loss = torch.nn.functional.cross_entropy(self.logits(theta), self.y) + 0.5 * l2 * theta[:-1].square().sum()
             loss.backward()
             return loss
 
@@ -221,15 +235,19 @@ class _Problem:
         return weight, theta[-1] - self.center @ weight
 
 
-def _principal_axes(x: Float[Tensor, "n d"]) -> Float[Tensor, "d r"]:
-    """Orthonormal axes that span the rows: all directions or, of fewer rows than columns, those of the rows."""
+def _principal_axes(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d r"], Float[Tensor, " r"]]:
+    """Orthonormal axes that span the rows, and the variance along each.
+
+    They are all directions or, of fewer rows than columns, those of the rows.
+    """
     n, d = x.shape
     if d <= n:
-        return torch.linalg.eigh(x.T @ x / n).eigenvectors
+        values, vectors = torch.linalg.eigh(x.T @ x / n)
+        return vectors, values.clamp(min=0)
     rows = x.double()  # the eigenvalues are squares, which float32 would cut off
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     kept = values > 1e-12 * values[-1]
-    return (rows.T @ (vectors[:, kept] / values[kept].sqrt())).to(x.dtype)
+    return (rows.T @ (vectors[:, kept] / values[kept].sqrt())).to(x.dtype), (values[kept] / n).to(x.dtype)
 
 
 def _choose_strength(

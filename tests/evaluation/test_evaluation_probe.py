@@ -17,9 +17,9 @@ def blobs(n: int = 600, classes: int = 6, d: int = 12, spread: float = 1.5, seed
     return Features(centres[label] + spread * noise, index)
 
 
-@pytest.mark.parametrize("l2", [1e-1, 1e-3])
-def test_solution_is_scikit_learns(l2):
-    train, test = blobs(), blobs(seed=1)
+@pytest.mark.parametrize(("l2", "n"), [(1e-1, 600), (1e-3, 600), (1e-1, 90)])  # of few rows, the rows are rotated
+def test_solution_is_scikit_learns(l2, n):
+    train, test = blobs(n=n), blobs(seed=1)
     theirs = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-10, max_iter=5000).fit(train.values, train.labels)
     ours = fit_probe(train, scaling="none", l2=l2, max_iterations=500)
     torch.testing.assert_close(ours.weight.T, torch.from_numpy(theirs.coef_), atol=1e-3, rtol=0)

@@ -15,7 +15,8 @@ from sklearn.neighbors import NearestNeighbors
 import mmcon
 from mmcon.batch import Index
 from mmcon.errors import ConfigError, DataError, InputError
-from mmcon.evaluation import outliers, perturbations
+from mmcon.evaluation import evaluation_list, outliers, perturbations
+from mmcon.evaluation.classification_report import evaluate_probe
 from mmcon.evaluation.corruptions import ALEXNET, CorruptionErrors, CorruptionResult, evaluate_corruptions
 from mmcon.evaluation.evaluation_list import EvaluationInput, EvaluationResult
 from mmcon.evaluation.features import Features, extract_features
@@ -94,6 +95,17 @@ def test_means_that_were_not_measured_are_none():
     assert json.loads(json.dumps(extra.to_json(), allow_nan=False))["mean_error"] is None
     strongest = CorruptionErrors("m", 0.1, {effect: {5: 0.5} for effect in BENCHMARK})
     assert CorruptionResult(strongest, None, ALEXNET, 10, False).mean_corruption_error() is None
+
+
+def test_one_probe_serves_all_evaluations(clothes, monkeypatch):
+    fits = []
+    monkeypatch.setattr(evaluation_list, "fit_probe", lambda *a, **o: fits.append(a) or fit_probe(*a, **o))
+    few = {"effects": ["contrast"], "severities": [1], "perturbations": ["noise"], "perturbation_steps": 1}
+    at = given(*clothes, options=few)
+    error = 1 - evaluate_probe(at).classification.top1
+    assert evaluate_corruptions(at).model.clean == pytest.approx(error)
+    perturbations.evaluate_perturbations(at)
+    assert len(fits) == 1
 
 
 def test_corruptions_are_drawn_by_key_on_any_images(clothes, tmp_path):

@@ -141,7 +141,7 @@ def test_an_evaluation_that_fails_does_not_end_the_others(run, monkeypatch):
     def fail(*_, **__):
         raise InputError("probe", expected="luck", got="none")
 
-    monkeypatch.setattr("mmcon.evaluation.classification_report.fit_probe", fail)
+    monkeypatch.setattr("mmcon.evaluation.evaluation_list.fit_probe", fail)
     failed, done = evaluate_model(run, on=["probe", "knn"], seed=5)
     assert "expected luck" in failed.error
     assert (done.name, done.error) == ("knn", "")
