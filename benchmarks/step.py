@@ -57,6 +57,7 @@ class Ready:
         return self.steps
 
     def each_step(self) -> Iterator[ViewBatch]:
+        """The batches in turn."""
         return (self.batches[i % len(self.batches)] for i in range(self.steps))
 
 
