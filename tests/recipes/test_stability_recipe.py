@@ -55,6 +55,8 @@ def test_every_method_has_the_same_search_and_the_best_rate_is_used(recipe, trai
     rates = [job["flags"]["learning_rate"] for job in search]
     assert rates == pytest.approx([0.0012, 0.004, 0.012] * 2)
     # Triplet has no temperature. Two orders and two temperatures, two seeds.
+    seeds = [job["flags"]["seed"] for job in trained if not job["search"]]
+    assert seeds == sorted(seeds)  # a sweep that is ended early has every point
     others = [job["method"] for job in trained if not job["search"]]
     assert (others.count("supcon"), others.count("triplet")) == (8, 4)
     assert {job["flags"]["learning_rate"] for job in trained if not job["search"]} == {0.004}
