@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from mmcon.errors import InputError
 from mmcon.random import keys
-from mmcon.samplers.block_schedule import block_shares
+from mmcon.samplers.block_schedule import _with_exact_sum, block_shares
 from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.samplers.class_streams import ClassStreams
 
 
 def make(sizes, seed, places, piece, frequencies, whole_classes):
@@ -205,3 +206,19 @@ def test_ten_million_rows_fit_in_a_gibibyte():
         check=True,
     )
     assert int(done.stdout) * 1024 < 2**30
+
+
+@pytest.mark.parametrize(
+    ("units", "total", "expected"),
+    # Of at most 5: what is missing goes where most room is, and what is too much is taken from the largest.
+    [([5, 3, 0], 7, [4, 3, 0]), ([5, 3, 0], 9, [5, 3, 1]), ([5, 3, 0], 14, [5, 4, 5]), ([4, 4, 4], 12, [4, 4, 4])],
+)
+def test_rounding_neither_loses_nor_adds_a_block(units, total, expected):
+    assert _with_exact_sum(torch.tensor(units), total=total, most=5).tolist() == expected
+
+
+def test_classes_too_small_for_a_new_permutation_in_each_cycle_keep_one():
+    """Blocks of 4 keep what two cycles share apart from 3 · (4 - 1) = 9 samples on, or where they divide a cycle."""
+    sizes = {9: True, 10: True, 8: True, 7: False, 4: True, 3: False}
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor([*sizes]))
+    assert ClassStreams(labels, block_size=4, seed=0).reshuffled.tolist() == [*sizes.values()]

@@ -9,16 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcon.errors import CheckpointError, InputError
+from mmcon.errors import CheckpointError, ConfigError, InputError
 from mmcon.random import keys
 from mmcon.registry import entries, list_views
 from mmcon.samplers.class_balanced import ClassAwareSampler
+from mmcon.samplers.factory import create_batch_sampler
 from mmcon.samplers.fixed_order import FixedOrderSampler
 from mmcon.samplers.grouped import GroupSampler
 from mmcon.samplers.hard_classes import HardClassSampler
 from mmcon.samplers.mixture import MixtureSampler
 from mmcon.samplers.multi_label import MultiLabelSampler
 from mmcon.samplers.no_duplicates import NoDuplicatesSampler
+from mmcon.samplers.uniform import UniformSampler
+from mmcon.sources.base import TensorSource
 from mmcon.testing import check_sampler
 
 LABELS = torch.arange(8).repeat_interleave(torch.arange(5, 13))
@@ -140,3 +143,57 @@ def test_confused_classes_share_a_batch_and_the_snapshot_is_state():
 def test_errors_name_the_fix(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_sampler_without_a_snapshot_has_no_state():
+    sampler = HardClassSampler(LABELS, batch_size=12, seed=0)
+    assert sampler.state_dict() == {}
+    before = sampler.epoch_order(1)[0].tolist()
+    sampler.refresh(torch.randn(len(LABELS), 3, generator=torch.Generator().manual_seed(0)), LABELS)
+    assert sampler.epoch_order(1)[0].tolist() != before
+    sampler.load_state_dict({})
+    assert sampler.epoch_order(1)[0].tolist() == before
+
+
+def images(labels):
+    """A source of as many images, with labels or without."""
+    given = {} if labels is None else {"labels": torch.tensor(labels), "classes": [str(i) for i in set(labels)]}
+    return TensorSource(torch.zeros(12, 1, 2, 2, dtype=torch.uint8), **given)
+
+
+SIX_CLASSES, ONE_CLASS = [0, 1, 2, 3, 4, 5] * 2, [0] * 12
+FLAGS = {"seed": 0, "batch_size": 12, "objective": "supcon", "views": 2}
+
+
+@pytest.mark.parametrize(
+    ("labels", "name", "flags", "message"),
+    [
+        (SIX_CLASSES, "uniform", {"views": 1, "batch_size": 11}, "at least 12 for 6 classes; got 11, and one view"),
+        (ONE_CLASS, "uniform", {}, "labels of at least two classes"),
+        (None, "uniform", {}, "labels of at least two classes"),
+        (None, "balanced", {"objective": "simclr"}, "--sampler balanced: expected labels"),
+    ],
+)
+def test_flags_that_give_no_positives_are_refused(labels, name, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        create_batch_sampler(images(labels), name, **FLAGS | flags)
+
+
+@pytest.mark.parametrize(
+    ("labels", "name", "flags"),
+    [
+        (SIX_CLASSES, "uniform", {"views": 1}),
+        (SIX_CLASSES, "uniform", {"batch_size": 6}),
+        (ONE_CLASS, "uniform", {"objective": "simclr", "views": 1}),
+        (None, "uniform", {"objective": "simclr"}),
+        (SIX_CLASSES, "balanced", {}),
+        (SIX_CLASSES, "no-duplicates", {"objective": "simclr", "batch_size": 6}),
+    ],
+)
+def test_flags_give_the_sampler_that_they_name(labels, name, flags):
+    given = FLAGS | flags
+    sampler = create_batch_sampler(images(labels), name, **given)
+    expected = {"uniform": UniformSampler, "balanced": ClassAwareSampler, "no-duplicates": NoDuplicatesSampler}
+    assert type(sampler) is expected[name]
+    assert (sampler.batch_size, sampler.seed) == (given["batch_size"], 0)
+    assert getattr(sampler, "frequencies", name) == name
