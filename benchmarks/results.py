@@ -102,8 +102,8 @@ def trials() -> Iterator[Trial]:
         for method in METHODS:
             yield Trial("main", method, method, seed, BUDGET)
     for seed in SEEDS:
-        for temperature in (0.05, 0.2):
-            for method in ("supcon", "simclr"):
+        for temperature in (0.02, 0.05, 0.2):
+            for method in ("supcon", "supcon-in", "simclr"):
                 flags = BUDGET | {"temperature": temperature}
                 yield Trial("temperature", f"{method}-{temperature:g}", method, seed, flags)
         for cue in ("patch", "color"):
@@ -111,7 +111,7 @@ def trials() -> Iterator[Trial]:
                 flags = {"data": f"planted/{cue}", "epochs": BUDGET["epochs"], "batch_size": BUDGET["batch_size"]}
                 yield Trial("cues", f"{cue}-{method}", method, seed, flags)
         for batch_size in (16, 256):
-            for method in ("supcon", "simclr"):
+            for method in METHODS:
                 flags = BUDGET | {"batch_size": batch_size}
                 yield Trial("batch-size", f"{method}-{batch_size}", method, seed, flags)
         for method in ("supcon", "cross-entropy"):

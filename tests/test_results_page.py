@@ -79,3 +79,41 @@ def test_a_figure_by_seed_is_compared_by_the_interval_of_its_difference():
     assert found["error"].startswith("better, by -0.099")
     assert "not different" in results_page.seed_differences({"main": runs}, figures, "supcon")["error"]
     assert results_page.seed_differences({"main": runs}, figures, "max-margin") == {}
+
+
+def test_the_sweeps_are_derived_from_the_files_without_the_tool():
+    """The cells of both tables, and the lines of the picture, are the means over the files."""
+    page, folder = results_page.PAGE.read_text(), ROOT / "benchmarks" / "results"
+    axes = results_page.sweep_figure(results_page.read()).axes
+    for number, (group, (title, values, methods)) in enumerate(results_page.SWEEPS.items()):
+        rows = page.partition(f"### {title}\n")[2].partition("\n\n###")[0].splitlines()
+        lines = {line.get_label(): line for line in axes[number].get_lines()}
+        for method in methods:
+            cells = next(row for row in rows if row.startswith(f"| {results_page.TITLES[method]} |")).split(" | ")
+            drawn = dict(zip(*lines[results_page.TITLES[method]].get_data(), strict=True))
+            seeds = []
+            for value, cell in zip(values, cells[1:], strict=False):
+                name = f"main/{method}" if value == results_page.PLAIN[group] else f"{group}/{method}-{value}"
+                files = sorted(folder.glob(f"{name}-seed-?.json"))
+                seeds.append({file.stem[-1]: json.loads(file.read_text())["linear_probe"] for file in files})
+                found = [*seeds[-1].values()]
+                assert cell.removesuffix(" *") == (str(t_interval(found)) if len(found) > 1 else f"{found[0]:.3f}")
+            common = set.intersection(*map(set, seeds))
+            means = [sum(of[seed] for seed in common) / len(common) for of in seeds]
+            assert drawn == pytest.approx(dict(zip(map(float, values), means, strict=True)))
+    assert "(figures/sweeps.svg)" in page
+    assert "<svg" in results_page.FIGURE.read_text()
+
+
+def test_a_value_that_differs_has_a_star_and_a_spread_is_by_seed(monkeypatch):
+    monkeypatch.setattr(results_page, "SWEEPS", {"temperature": ("Temperature", ("0.02", "0.1"), ("supcon", "simclr"))})
+    good, bad = [1] * 8, [0] * 8
+    both = {"supcon": run(good, 0) | run(good, 1), "simclr": run(good, 0) | run(good, 1)}
+    swept = {"supcon-0.02": run(bad, 0) | run(bad, 1), "simclr-0.02": run(good, 0) | run([*good[1:], 0], 1)}
+    (_, table), findings = results_page.sweep_section({"main": both, "temperature": swept}, "temperature")
+    rows = [line.split(" | ") for line in table.splitlines()[2:]]
+    assert [row[1].endswith(" *") for row in rows] == [True, False]
+    # The spread of SimCLR is 0 with the one seed and 1/8 with the other; that of SupCon is 1 with both.
+    assert rows[1][3].startswith("0.062")
+    assert findings[0][0].startswith("temperature, best less worst, SupCon, out and SimCLR: worse, by 0.93")
+    assert not findings[0][1]

@@ -10,14 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from mmcon.evaluation.comparison import LEVEL
 from mmcon.evaluation.statistics import bootstrap, holm, paired_permutation, t_interval
 
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "benchmarks" / "results"
+FIGURE = ROOT / "docs" / "figures" / "sweeps.svg"
 TITLES = {
     "supcon": "SupCon, out",
     "supcon-in": "SupCon, in",
@@ -26,6 +29,14 @@ TITLES = {
     "max-margin": "max-margin",
 }
 OWN, DASH = "supcon", "–"
+BETTER, SAME = "the first is better", "not different"
+#: Of each sweep: the title, the values of the setting, and the methods that have it.
+SWEEPS = {
+    "temperature": ("Temperature", ("0.02", "0.05", "0.1", "0.2"), ("supcon", "supcon-in", "simclr")),
+    "batch-size": ("Batch size", ("16", "64", "256"), tuple(TITLES)),
+}
+#: The values of the other studies.
+PLAIN = {"temperature": "0.1", "batch-size": "64"}
 
 #: The runs of one name by seed.
 Runs = Mapping[int, Mapping[str, Any]]
@@ -33,7 +44,7 @@ Results = Mapping[str, Mapping[str, Runs]]
 #: The parts of a section, and what was found: each finding, and whether it shows the claim of the method.
 Section = tuple[list[str], list[tuple[str, bool]]]
 #: From a run to a number.
-Figure = Callable[[Mapping[str, Any]], float]
+NumberOf = Callable[[Mapping[str, Any]], float]
 
 
 def read(folder: Path = RESULTS) -> Results:
@@ -49,7 +60,7 @@ def runs_of(results: Results, group: str, name: str) -> Runs:
     return results.get(group, {}).get(name, {})
 
 
-def cell(runs: Runs, figure: Figure) -> str:
+def cell(runs: Runs, figure: NumberOf) -> str:
     """The mean over seeds with Student's interval, the figure of a single seed, or a dash."""
     values = [figure(run) for run in runs.values()]
     if not values:
@@ -93,10 +104,10 @@ def accuracy_differences(pairs: Mapping[str, tuple[Runs, Runs]]) -> tuple[str, d
 
 
 def verdict(difference: float, p: float) -> str:
-    return "not different" if p >= LEVEL else "the first is better" if difference > 0 else "the second is better"
+    return SAME if p >= LEVEL else BETTER if difference > 0 else "the second is better"
 
 
-def seed_differences(results: Results, figures: Mapping[str, tuple[Figure, bool]], other: str) -> dict[str, str]:
+def seed_differences(results: Results, figures: Mapping[str, tuple[NumberOf, bool]], other: str) -> dict[str, str]:
     """By figure of the main runs, SupCon (out) against another method, by the interval of the difference over seeds.
 
     Args:
@@ -123,9 +134,9 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def main_figures() -> dict[str, tuple[Figure, bool]]:
+def main_figures() -> dict[str, tuple[NumberOf, bool]]:
     """The figures of a main run beside its accuracy, and whether higher is better."""
-    found: dict[str, tuple[Figure, bool]] = {"k-NN": (lambda run: run["knn"], True)}
+    found: dict[str, tuple[NumberOf, bool]] = {"k-NN": (lambda run: run["knn"], True)}
     for budget in ("1 a class", "5 a class", "25 a class"):
         found[f"probe with {budget}"] = (lambda run, budget=budget: mean(run["few_labels"][budget]), True)
     found["error under corruptions"] = (lambda run: run["corruptions"]["mean_error"], False)
@@ -162,7 +173,7 @@ def larger_section(results: Results) -> Section:
         methods = {name: runs_of(results, group, name) for name in ("supcon", "simclr", "cross-entropy")}
         accuracy, tests, verdicts = accuracy_tables(methods)
         parts += [f"### {title}", about, accuracy, tests]
-        findings += [(f"{title}, {n}: {result}", result == "the first is better") for n, result in verdicts.items()]
+        findings += [(f"{title}, {n}: {result}", result == BETTER) for n, result in verdicts.items()]
     return parts, findings
 
 
@@ -172,7 +183,7 @@ def main_section(results: Results) -> Section:
     figures = main_figures()
     rows = [[name, *(cell(runs, of) for runs in methods.values())] for name, (of, _) in figures.items()]
     against = seed_differences(results, figures, "cross-entropy")
-    findings = [(f"{name}: {result}", result == "the first is better") for name, result in verdicts.items()]
+    findings = [(f"{name}: {result}", result == BETTER) for name, result in verdicts.items()]
     suffix = "SupCon (out) and cross-entropy"
     findings += [(f"{name}, {suffix}: {result}", result.startswith("better")) for name, result in against.items()]
     parts = [
@@ -195,19 +206,93 @@ def rate_of(runs: Runs) -> str:
     return ", ".join(rates) or DASH
 
 
-def sweep_section(results: Results, title: str, group: str, values: Sequence[str], own: str) -> list[str]:
-    """A table of accuracies by the value of one setting; the runs at `own` are the main ones."""
-    rows = []
-    for method in ("supcon", "simclr"):
-        of = {
-            v: runs_of(results, "main", method) if v == own else runs_of(results, group, f"{method}-{v}")
-            for v in values
-        }
-        means = [mean([run["linear_probe"] for run in runs.values()]) for runs in of.values() if runs]
-        spread = f"{max(means) - min(means):.3f}" if len(means) == len(values) else DASH
-        rows.append([TITLES[method], *(cell(runs, lambda run: run["linear_probe"]) for runs in of.values()), spread])
-    note = ["The rate follows the root of the batch size from the searched one at 64."] if group == "batch-size" else []
-    return [f"## {title}", *note, table(["linear probe", *values, "best less worst"], rows)]
+def sweep_of(results: Results, group: str, method: str) -> dict[str, Runs]:
+    """The runs of a method by the value of a setting; those at the value of the other studies are the main ones."""
+    values = SWEEPS[group][1]
+    main = runs_of(results, "main", method)
+    return {v: main if v == PLAIN[group] else runs_of(results, group, f"{method}-{v}") for v in values}
+
+
+def by_seed(of: Mapping[str, Runs]) -> dict[int, list[float]]:
+    """The accuracies at all values of a setting, by seed that every value has."""
+    seeds = set.intersection(*(set(runs) for runs in of.values()))
+    return {seed: [runs[seed]["linear_probe"] for runs in of.values()] for seed in sorted(seeds)}
+
+
+def spreads(of: Mapping[str, Runs]) -> dict[int, float]:
+    """By seed that every value has, the best accuracy less the worst."""
+    return {seed: max(found) - min(found) for seed, found in by_seed(of).items()}
+
+
+def sweep_section(results: Results, group: str) -> Section:
+    """A table of accuracies by the value of one setting, and which values differ from that of the other studies."""
+    title, values, methods = SWEEPS[group]
+    found, plain = {method: sweep_of(results, group, method) for method in methods}, PLAIN[group]
+    pairs = {
+        f"{method} {value}": (runs, of[plain])
+        for method, of in found.items()
+        for value, runs in of.items()
+        if value != plain
+    }
+    _, verdicts = accuracy_differences(pairs)
+    rows, findings = [], list[tuple[str, bool]]()
+    for method, of in found.items():
+        cells = [
+            cell(runs, lambda run: run["linear_probe"])
+            + ("" if verdicts.get(f"{method} {value}", SAME) == SAME else " *")
+            for value, runs in of.items()
+        ]
+        spread = spreads(of)
+        rows.append([TITLES[method], *cells, str(t_interval([*spread.values()])) if len(spread) > 1 else DASH])
+        own = spreads(found[OWN])
+        seeds = sorted({*own} & {*spread})
+        if method != OWN and len(seeds) > 1:
+            result = seed_result([own[seed] - spread[seed] for seed in seeds], higher=False)
+            text = f"{title.lower()}, best less worst, {TITLES[OWN]} and {TITLES[method]}: {result}"
+            findings.append((text, result.startswith("better")))
+    return [f"### {title}", table(["linear probe", *values, "best less worst"], rows)], findings
+
+
+def batch_size_tests(results: Results) -> Section:
+    """SupCon (out) against cross-entropy at each batch size."""
+    own, other = (sweep_of(results, "batch-size", method) for method in (OWN, "cross-entropy"))
+    names = f"{TITLES[OWN]} and {TITLES['cross-entropy']}"
+    tests, verdicts = accuracy_differences({f"{names}, {v}": (own[v], other[v]) for v in own})
+    return [tests], [(f"batch size, {n}: {result}", result == BETTER) for n, result in verdicts.items()]
+
+
+def sweeps_section(results: Results) -> Section:
+    """Both sweeps."""
+    sections = [*(sweep_section(results, group) for group in SWEEPS), batch_size_tests(results)]
+    parts = ["## Temperature and batch size", SWEEP, *(part for of, _ in sections for part in of)]
+    return parts, [finding for _, of in sections for finding in of]
+
+
+def sweep_figure(results: Results) -> Figure:
+    """The means by temperature and by batch size over the seeds that every value has, and each seed as a point."""
+    drawn = Figure(figsize=(9, 3.8), layout="constrained")
+    every = drawn.subplots(1, len(SWEEPS), sharey=True)
+    for axes, (group, (title, values, methods)) in zip(every, SWEEPS.items(), strict=True):
+        for method in methods:
+            seeds = [*by_seed(sweep_of(results, group, method)).values()]
+            accuracies = {float(v): list(found) for v, found in zip(values, zip(*seeds, strict=True), strict=False)}
+            color = f"C{[*TITLES].index(method)}"
+            axes.plot([*accuracies], [*map(mean, accuracies.values())], "o-", color=color, label=TITLES[method])
+            for at, own in accuracies.items():
+                axes.scatter([at] * len(own), own, s=8, alpha=0.4, color=color)
+        axes.set(xscale="log", xlabel=title.lower())
+        axes.set_xticks([*map(float, values)], values)
+        axes.minorticks_off()
+    every[0].set(ylabel="linear probe")
+    drawn.legend(*every[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return drawn
+
+
+def write_figure(results: Results) -> None:
+    """The picture of both sweeps; equal files make an equal picture."""
+    matplotlib.rcParams["svg.hashsalt"] = "mmcon"
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    sweep_figure(results).savefig(FIGURE, format="svg", metadata={"Date": None})
 
 
 def cue_section(results: Results) -> Section:
@@ -237,9 +322,7 @@ def few_label_section(results: Results) -> Section:
         {f"{TITLES[OWN]} and {TITLES['cross-entropy']}": (runs["supcon-10"], runs["cross-entropy-10"])}
     )
     text = "Encoder and probe see 10 images a class alone, for 100 epochs."
-    findings = [
-        (f"10 images a class, {n}: {result}", result == "the first is better") for n, result in verdicts.items()
-    ]
+    findings = [(f"10 images a class, {n}: {result}", result == BETTER) for n, result in verdicts.items()]
     parts = ["## Few labels for the training itself", text, table(["method", "linear probe", "k-NN"], rows), tests]
     return parts, findings
 
@@ -288,8 +371,9 @@ def budget(results: Results) -> str:
 
 def page(folder: Path = RESULTS) -> str:
     results = read(folder)
-    sections = main_section(results), larger_section(results), few_label_section(results), cue_section(results)
-    (methods, _), (larger, _), (few, _), (cues, _) = sections
+    makers = main_section, larger_section, few_label_section, sweeps_section, cue_section
+    sections = [make(results) for make in makers]
+    methods, larger, few, sweeps, cues = (parts for parts, _ in sections)
     findings = [finding for _, found in sections for finding in found]
     parts = [
         HEAD,
@@ -303,8 +387,7 @@ def page(folder: Path = RESULTS) -> str:
         *search_section(results),
         *larger,
         *few,
-        *sweep_section(results, "Temperature", "temperature", ("0.05", "0.1", "0.2"), "0.1"),
-        *sweep_section(results, "Batch size", "batch-size", ("16", "64", "256"), "64"),
+        *sweeps,
         *cues,
         "## Figures of other pages",
         "These were measured for the pages that they link to, and are not made from the files of this page.",
@@ -350,6 +433,15 @@ correction for the comparisons of a table. Other figures are compared by the int
 without a correction. "Not different" means that no difference was found, not that there is none. Max-margin has the
 margin 4 from the first step on, without the annealing that its paper suggests for margins that large."""
 
+SWEEP = """The runs and their rates are those above, but for the one setting. The rate was searched at temperature .1
+and batches of 64, with the same budget for all methods; at other batch sizes it follows the root of the batch size. The
+passes are the same, so a larger batch has fewer steps. A star marks a value that differs from .1, or from 64, by paired
+permutations over the test images, with Holm's correction for all values of a table. "Best less worst" is the mean over
+seeds; a figure without an interval is of one seed. The picture has the seeds that all values of a method have. The same
+for any data, method and setting: [`recipes/stability.py`](stability.md).
+
+![Linear probe by temperature and by batch size](figures/sweeps.svg)"""
+
 SEARCH = """Half of the images of a main run, one seed, the same for all methods."""
 
 CUES = """A mark that goes with the class in 95 % of the training images. The encoder is trained on 1,000 of these, and
@@ -371,4 +463,5 @@ package."""
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    write_figure(read())
     print(PAGE)
