@@ -35,6 +35,7 @@ from mmcon.inference.programs import PROGRAMS, program_about
 from mmcon.inference.saving import copied_preprocessing
 from mmcon.inference.sharing import exported_format
 from mmcon.loading.loader import one_pass
+from mmcon.models.small_images import SMALL_IMAGE_SIZE
 
 #: The largest difference from the model, relative to the largest feature.
 TOLERANCE = 1e-4
@@ -157,14 +158,24 @@ def _checked_modality(model: LoadedModel, format: str, modality: str | None, spa
         encoder = _encoder(model, modality)
         name = (getattr(encoder, "made_from", None) or {}).get("name", type(encoder).__name__)
         expected = f"a format that fits the encoder {name!r}: {', '.join(fits) or 'none'}"
-        fix = f"choose {next(iter(fits))}" if fits else whole
-        if name.startswith("mmcon/") and format not in PROGRAMS:
-            fix += f", or train an encoder of {format}, such as --encoder {_ENCODERS.get(format, 'OWNER/NAME')}"
+        fix = f"choose {fits[0]}{_way_to(format, encoder, name)}" if fits else whole
         raise InputError("export", expected=expected, got=repr(format), fix=fix)
     if space is not None and format not in PROGRAMS:
         fix = f"leave the space out, or choose {' or '.join(PROGRAMS)}"
         raise InputError(f"export to {format}", expected="features, without a projection head", got="a space", fix=fix)
     return modality
+
+
+def _way_to(format: str, encoder: nn.Module, name: str) -> str:
+    """What to train instead for an export to a library, as the end of a sentence; "" if there is no such way."""
+    if format in PROGRAMS:
+        return ""
+    if name.startswith("mmcon/"):
+        return f", or train an encoder of {format}, such as --encoder {_ENCODERS.get(format, 'OWNER/NAME')}"
+    if getattr(encoder, "small_images", False):
+        needed = f"--image-size above {SMALL_IMAGE_SIZE}, or --pretrained"
+        return f"; this one has first layers for small images, which {format} has not: train with {needed}"
+    return ""
 
 
 def _part(model: LoadedModel, modality: str, space: str | None, normalize: bool, examples: Any) -> Part:
