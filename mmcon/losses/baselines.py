@@ -135,6 +135,8 @@ def triplet(
     check_labels("triplet", labels)
     # From differences, in n² memory: the form by products loses the digits of small distances. The gradient is 0 at 0.
     wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    if not len(labels):
+        return wide.sum()  # 0, in the graph: a rank without samples takes part in the backward pass
     distance = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
     same = labels[:, None] == labels
     positive, negative = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same

@@ -9,6 +9,7 @@ from loss_cases import D, draw, unit
 from mmcon.affinity import SameLabel
 from mmcon.errors import InputError
 from mmcon.losses import (
+    HardNegatives,
     LearnableTemperature,
     cross_entropy,
     diagnose,
@@ -133,3 +134,24 @@ def test_a_temperature_beyond_its_bound_comes_back():
     assert float(temperature.log_logit_scale.grad) != 0
     with pytest.raises(InputError, match="minimum <= initial"):
         LearnableTemperature(initial=0.001, minimum=0.01)
+
+
+def test_the_triplet_loss_averages_over_anchors_with_a_positive_and_a_negative():
+    """Of 0, 1 | 3 the last has no positive: (1 - 3 + 3) and (1 - 2 + 3), a mean of 1.5 over two anchors."""
+    z = torch.tensor([[0.0], [1.0], [3.0]])
+    assert triplet(z, torch.tensor([0, 0, 1]), margin=3.0).item() == 1.5
+    assert triplet(z, torch.tensor([0, 0, 0]), margin=3.0).item() == 0
+    assert triplet(z, torch.tensor([0, 1, 2]), margin=3.0).item() == 0
+
+
+def test_labels_without_values_and_no_labels_are_not_read():
+    none = torch.zeros(0, dtype=torch.int64)
+    assert triplet(torch.zeros(0, 2), none, margin=1.0).item() == 0
+    assert cross_entropy(torch.zeros(3, 2, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta")).is_meta
+
+
+@pytest.mark.parametrize("options", [{"class_prior": 1.0}, {"class_prior": -0.1}, {"concentration": -0.5}])
+def test_hard_negatives_outside_their_range_are_refused(options):
+    assert HardNegatives(concentration=0.0, class_prior=0.0)
+    with pytest.raises(InputError, match=r"HardNegatives.*class_prior in \[0, 1\)"):
+        HardNegatives(**options)

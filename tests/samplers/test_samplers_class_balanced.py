@@ -145,6 +145,7 @@ def test_without_a_shape_the_batch_size_decides():
     sampler = ClassAwareSampler(labels, batch_size=512, seed=0)
     assert (sampler.classes_per_batch, sampler.samples_per_class) == (8, 64)
     assert ClassAwareSampler(labels, batch_size=6, seed=0).classes_per_batch == 3
+    assert ClassAwareSampler(labels, batch_size=16, seed=0).classes_per_batch == 4  # four samples of each
 
 
 @pytest.mark.parametrize(

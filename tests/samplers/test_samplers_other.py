@@ -197,3 +197,10 @@ def test_flags_give_the_sampler_that_they_name(labels, name, flags):
     assert type(sampler) is expected[name]
     assert (sampler.batch_size, sampler.seed) == (given["batch_size"], 0)
     assert getattr(sampler, "frequencies", name) == name
+
+
+def test_a_temperature_below_one_sharpens_the_mixture():
+    """Of 200 and 100 samples at temperature ½: in proportion to the squares, 4 to 1."""
+    labels = torch.repeat_interleave(torch.arange(2), torch.tensor([200, 100]))
+    sampler = MixtureSampler(labels, batch_size=5, seed=0, order="temperature", temperature=0.5)
+    assert sampler.schedule.share.tolist() == pytest.approx([0.8, 0.2])
