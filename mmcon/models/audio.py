@@ -156,7 +156,7 @@ def _network(model: str, pretrained: bool, revision: str | None) -> tuple[Any, A
     from transformers import AutoConfig, AutoModel
 
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(model, **options)
+    config: Any = AutoConfig.from_pretrained(model, **options)
     if config.architectures == ["WhisperEncoder"]:  # AutoModel would make a decoder of random weights beside it
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
