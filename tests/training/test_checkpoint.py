@@ -286,3 +286,12 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(three, mo
         patched.setattr("os.rmdir", busy)
         three.save(40, state(40))
     assert load_checkpoint(three.newest())["step"] == 40
+
+
+def test_folders_are_flushed_before_and_after_the_rename(three, monkeypatch):
+    """Else a power failure could leave the name without its files, or lose the name."""
+    flushed = []
+    path = three.folder / "step-000000040"
+    monkeypatch.setattr(checkpoint, "sync_folder", lambda folder: flushed.append((folder.name[:6], path.exists())))
+    three.save(40, state(40))
+    assert flushed == [(".step-", False), ("checkp", True)]
