@@ -108,14 +108,14 @@ class VideoFile(VideoHandle):
             for frame in shown:
                 # `shown` holds the frames, so that their ids stay unique.
                 if id(frame) not in images:
-                    images[id(frame)] = self._image(frame, size)
+                    images[id(frame)] = self._image(frame, size, opened)
         return torch.stack([images[id(frame)] for frame in shown])
 
     def decode_all(self, shorter_side: int | None) -> FrameStack:
         """Decode the whole file, with frames sorted by time."""
         size = scaled_size(self.header.height, self.header.width, shorter_side)
         with _opened(self.file, self.name) as opened:
-            shown = [(time, self._image(frame, size), end) for time, frame, end in self._timed(opened.frames())]
+            shown = [(t, self._image(frame, size, opened), end) for t, frame, end in self._timed(opened.frames())]
         shown.sort(key=lambda item: item[0])
         times = [time for time, _, _ in shown]
         self._check_end(self.header.duration_seconds - 1 / self.rate, max((end for _, _, end in shown), default=0.0))
@@ -138,9 +138,8 @@ class VideoFile(VideoHandle):
             if from_start:
                 break
             shown = None
-        raise DataError(
-            self.name, expected=f"a frame at {times[0]:.2f} s", got=f"frames that end at {last:.2f} s", fix=_DAMAGED
-        )
+        ends = f"frames that end at {last:.2f} s"
+        raise DataError(self.name, expected=f"a frame at {times[0]:.2f} s", got=ends, fix=_DAMAGED)
 
     def _shown_without_others(
         self, opened: _OpenContainer, times: Sequence[float], seek: float | None
@@ -198,10 +197,10 @@ class VideoFile(VideoHandle):
             before = time
             yield time, frame, time + max(0.0, lasts - 1 / self.rate)
 
-    def _image(self, frame: Any, size: tuple[int, int]) -> UInt8[Tensor, "c h w"]:
+    def _image(self, frame: Any, size: tuple[int, int], opened: _OpenContainer) -> UInt8[Tensor, "c h w"]:
         height, width = size[::-1] if self.quarter_turns % 2 else size
         # Scaling and color conversion in one pass: an RGB image of full size never exists.
-        rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+        rgb = opened.reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR").to_ndarray()
         return torch.rot90(torch.from_numpy(rgb).permute(2, 0, 1), self.quarter_turns, (1, 2)).contiguous()
 
     def _check_end(self, time: float, last: float) -> None:
@@ -317,7 +316,9 @@ class _OpenContainer:
 
     def _open(self) -> Any:
         import av
+        from av.video.reformatter import VideoReformatter
 
+        self.reformatter = VideoReformatter()  # a new one for each frame doubles the time
         container = av.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else str(self.file))
         for stream in container.streams.video:
             # A damaged frame may state any size, and a decoder reserves its memory first.

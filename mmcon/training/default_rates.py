@@ -11,7 +11,14 @@ from torch import nn
 if TYPE_CHECKING:
     from mmcon.training.config import RunConfig
 
-Family = Literal["small", "convolutional", "transformer", "pretrained convolutional", "pretrained transformer"]
+Family = Literal[
+    "small",
+    "convolutional",
+    "grouped convolutional",
+    "transformer",
+    "pretrained convolutional",
+    "pretrained transformer",
+]
 
 #: Encoders with fewer parameters, token embeddings aside, and at most so many batch norms are "small". A deep network
 #: with few parameters (a narrow MobileNet) collapses at the rate and with the head of small ones.
@@ -45,6 +52,8 @@ class RateRule:
 
 RULES: dict[tuple[Family, str], RateRule] = {
     ("convolutional", "adamw"): RateRule(5e-4, 256, 0.5, "trials in docs/encoders.md"),
+    # Weights of 1×1 convolutions are larger at random than those of 3×3 ones, and AdamW moves both by the same step.
+    ("grouped convolutional", "adamw"): RateRule(1e-3, 256, 0.5, "trials in docs/encoders.md"),
     ("transformer", "adamw"): RateRule(5e-4, 256, 0.5, "DINO (Caron et al. 2021), DeiT (Touvron et al. 2021)"),
     ("pretrained convolutional", "adamw"): RateRule(1e-4, 256, 0.5, "a fifth of that of random weights"),
     ("pretrained transformer", "adamw"): RateRule(
@@ -52,11 +61,13 @@ RULES: dict[tuple[Family, str], RateRule] = {
     ),
     ("small", "sgd"): RateRule(0.05, 256, 1.0, "SupContrast (Khosla et al. 2020)"),
     ("convolutional", "sgd"): RateRule(0.05, 256, 1.0, "SupContrast (Khosla et al. 2020), MoCo (He et al. 2020)"),
+    ("grouped convolutional", "sgd"): RateRule(0.05, 256, 1.0, "as other convolutions"),
     ("transformer", "sgd"): RateRule(0.01, 256, 1.0, "a fifth of that of convolutions"),
     ("pretrained convolutional", "sgd"): RateRule(0.01, 256, 1.0, "a fifth of that of random weights"),
     ("pretrained transformer", "sgd"): RateRule(0.002, 256, 1.0, "a fifth of that of random weights"),
     ("small", "lars"): RateRule(0.3, 256, 1.0, "SimCLR (Chen et al. 2020)"),
     ("convolutional", "lars"): RateRule(0.3, 256, 1.0, "SimCLR (Chen et al. 2020)"),
+    ("grouped convolutional", "lars"): RateRule(0.3, 256, 1.0, "as other convolutions"),
     ("transformer", "lars"): RateRule(0.3, 256, 1.0, "SimCLR (Chen et al. 2020)"),
     ("pretrained convolutional", "lars"): RateRule(0.06, 256, 1.0, "a fifth of that of random weights"),
     ("pretrained transformer", "lars"): RateRule(0.06, 256, 1.0, "a fifth of that of random weights"),
@@ -91,7 +102,7 @@ def default_rates(config: RunConfig, modules: Iterable[nn.Module]) -> dict[str, 
 def default_head(encoders: Iterable[nn.Module]) -> Literal["mlp", "mlp-batch-norm"]:
     """The projection head: with a batch norm if some encoder is neither small nor pretrained."""
     families = {encoder_family(encoder) for encoder in encoders}
-    return "mlp-batch-norm" if families & {"convolutional", "transformer"} else "mlp"
+    return "mlp-batch-norm" if families - {"small", "pretrained convolutional", "pretrained transformer"} else "mlp"
 
 
 def encoder_family(encoder: nn.Module) -> Family:
@@ -108,7 +119,9 @@ def encoder_family(encoder: nn.Module) -> Family:
     transformer = by_layer > sum("BatchNorm" in name or "GroupNorm" in name for name in norms)
     if pretrained:
         return "pretrained transformer" if transformer else "pretrained convolutional"
-    return "transformer" if transformer else "convolutional"
+    # Depthwise (MobileNet, MNASNet, EfficientNet, ShuffleNet) or in groups (RegNet, ResNeXt).
+    is_grouped = any(isinstance(module, nn.Conv2d | nn.Conv3d) and module.groups > 1 for module in own)
+    return "transformer" if transformer else "grouped convolutional" if is_grouped else "convolutional"
 
 
 def _encoders(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

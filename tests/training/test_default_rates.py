@@ -42,7 +42,9 @@ def test_families():
     assert encoder_family(published(residual)) == "pretrained convolutional"
     assert encoder_family(published(transformer)) == "pretrained transformer"
     deep = create_encoder("timm/mobilenetv3_small_050")  # 570,000 parameters in 34 batch norms
-    assert encoder_family(deep) == "convolutional"
+    assert encoder_family(deep) == "grouped convolutional"
+    assert encoder_family(create_encoder("shufflenet_v2_x0_5")) == "grouped convolutional"
+    assert encoder_family(published(deep)) == "pretrained convolutional"
     frames = create_encoder("mmcon/frames", modality="video", frame_encoder="resnet18")
     assert encoder_family(frames) == "convolutional"
 
@@ -57,6 +59,14 @@ def test_rates_follow_the_batch_size():
     assert default_rates(mmcon.RunConfig(), [model])["encoders.image"][0] == 4e-3
     sgd = default_rates(Config(optimizer="sgd", batch_size=512), [model])["encoders.image"][0]
     assert sgd == pytest.approx(0.1)
+
+
+def test_networks_of_grouped_convolutions_have_twice_the_rate_of_others():
+    rates = [
+        default_rates(mmcon.RunConfig(batch_size=256), [mmcon.ContrastiveModel({"image": create_encoder(name)})])
+        for name in ("timm/mobilenetv3_small_050", "resnet18")
+    ]
+    assert [found["encoders.image"][0] for found in rates] == [1e-3, 5e-4]
 
 
 def test_every_family_has_a_rule_for_every_optimizer():
