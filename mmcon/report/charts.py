@@ -165,6 +165,8 @@ def map_chart(groups: Sequence[str], title: str, *, samples: int) -> Chart:
     few, size = 0 < len(groups) <= 10, 34 if samples > 200 else 90
     color = {"field": "group", "type": "nominal", "title": title, "sort": list(groups)}
     color |= {"scale": {"domain": list(groups)}, "legend": {} if few else None}
+    # A scale without values would draw no point of unlabeled samples.
+    grouped = ({"color": color} if groups else {}) | ({"shape": {**color}} if few else {})
     hover = {"type": "point", "on": "pointerover", "nearest": True, "fields": ["i"], "clear": "pointerout"}
     axis = {"type": "quantitative", "axis": None, "scale": {"zero": False, "padding": 12}}
     encoding = {"x": {"field": "x", **axis}, "y": {"field": "y", **axis}}
@@ -176,7 +178,7 @@ def map_chart(groups: Sequence[str], title: str, *, samples: int) -> Chart:
         "layer": [
             {"params": [{"name": "hover", "select": hover}],
              "mark": {"type": "point", "filled": True, "size": size, "opacity": 0.75, "aria": False},
-             "encoding": {**encoding, "color": color, **({"shape": {**color}} if few else {})}},
+             "encoding": {**encoding, **grouped}},
             {"transform": [{"filter": "datum.i === chosen"}],
              "mark": {"type": "point", "size": 320, "strokeWidth": 2.5, "aria": False, "style": "chosen"},
              "encoding": encoding},
