@@ -108,12 +108,13 @@ def test_the_sweeps_are_derived_from_the_files_without_the_tool():
 def test_a_value_that_differs_has_a_star_and_a_spread_is_by_seed(monkeypatch):
     monkeypatch.setattr(results_page, "SWEEPS", {"temperature": ("Temperature", ("0.02", "0.1"), ("supcon", "simclr"))})
     good, bad = [1] * 8, [0] * 8
-    both = {"supcon": run(good, 0) | run(good, 1), "simclr": run(good, 0) | run(good, 1)}
-    swept = {"supcon-0.02": run(bad, 0) | run(bad, 1), "simclr-0.02": run(good, 0) | run([*good[1:], 0], 1)}
+    both = {method: run(good, 0) | run(good, 1) | run(good, 2) for method in ("supcon", "simclr")}
+    swept = {"supcon-0.02": run(bad, 0) | run(bad, 1) | run(bad, 2)}
+    swept["simclr-0.02"] = run(good, 0) | run([*good[1:], 0], 1) | run(good, 2)
     (_, table), findings = results_page.sweep_section({"main": both, "temperature": swept}, "temperature")
     rows = [line.split(" | ") for line in table.splitlines()[2:]]
     assert [row[1].endswith(" *") for row in rows] == [True, False]
-    # The spread of SimCLR is 0 with the one seed and 1/8 with the other; that of SupCon is 1 with both.
-    assert rows[1][3].startswith("0.062")
-    assert findings[0][0].startswith("temperature, best less worst, SupCon, out and SimCLR: worse, by 0.93")
+    # The spread of SimCLR is 0, 1/8 and 0 by seed; that of SupCon is 1 with all.
+    assert rows[1][3].startswith("0.042")
+    assert findings[0][0].startswith("temperature, best less worst, SupCon, out and SimCLR: worse, by 0.958")
     assert not findings[0][1]

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from evaluation_cases import labeled_features
+from PIL import Image
 
 import mmcon
 from mmcon import cli
@@ -92,6 +93,33 @@ def test_the_command_evaluates_compares_and_goes_on(models, tmp_path, capsys):
     assert cli.main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == written
     assert {file: file.stat().st_mtime_ns for file in times} == times
+
+
+@pytest.fixture
+def colors(tmp_path):
+    """Small pictures of two classes, one more red and one more green."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 16), ("test", 8)):
+        for label in range(2):
+            (tmp_path / "colors" / split / f"class{label}").mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 150, (16, 16, 3), generator=generator)
+                pixels[..., label] += 60
+                file = tmp_path / "colors" / split / f"class{label}" / f"{number}.png"
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(file)
+    return tmp_path / "colors"
+
+
+@pytest.mark.slow
+def test_the_command_fine_tunes_models_of_several_seeds(models, colors, tmp_path, capsys):
+    words = ["transfer", *models, "--data", str(colors), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    words += ["--protocols", "linear", "fine-tuned"]
+    words += ["--option", "fine_tuning_epochs=1", "--option", "fine_tuning_rates=0.001"]
+    assert cli.main(words) == 0
+    written = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    found = {(a["metric"], len(a["by_seed"])): a["samples"] for a in written["accuracies"]}
+    assert found == {(metric, seeds): 16 for metric in ("linear_probe", "fine-tuning") for seeds in (1, 2)}
+    assert "fine-tuning" in capsys.readouterr().out
 
 
 def test_bad_input_is_refused_before_the_work(models, tmp_path):
