@@ -6,7 +6,7 @@ import pytest
 import torch
 from loss_cases import by_loops
 
-from mmcon.affinity import Dense, LabelKernel, SameLabel, TimeKernel
+from mmcon.affinity import Dense, LabelKernel, SameLabel
 from mmcon.losses import LossSettings, presets, weighted_supcon
 from mmcon.losses.backends import weight_tiles
 from mmcon.losses.backends.dense import dense_losses
@@ -168,23 +168,3 @@ def test_positives_of_the_least_weights_have_finite_gradients(form, denominator,
         results[backend] = losses.double(), gradient.double()
     for mine, expected in zip(results["tiled"], results["dense"], strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("settings", [{"form": "in"}, {"denominator": "one"}, {"denominator": "negatives"}])
-def test_blocks_of_groups_in_several_threads_agree_with_one(settings):
-    n, before = 1024, torch.get_num_threads()
-    groups = torch.arange(n) // 8
-    times, found = torch.arange(n) % 8 / 4, {}
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            rows, width = unit_rows(n).requires_grad_(), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-            temperature = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-            weights = TimeKernel(times.double(), group=groups, width_seconds=width)
-            loss = weighted_supcon(rows, None, weights, temperature=temperature, backend="tiled", **settings)
-            found[threads] = (loss, *torch.autograd.grad(loss, [rows, width, temperature]))
-    finally:
-        torch.set_num_threads(before)
-    assert found[1][2].abs() > 1e-4
-    for alone, together in zip(found[1], found[2], strict=True):
-        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-15)

@@ -136,10 +136,9 @@ def row_results(problem: Problem, statistics: RowStatistics) -> RowResults:
     return RowResults(valid, divisor, log_negatives, log_denominator, torch.where(valid, losses, 0))
 
 
-def add_pair_losses(
-    problem: Problem, statistics: RowStatistics, log_negatives: Float[Tensor, " a"], pairs: Iterator[list[Tile]]
-) -> None:
+def add_pair_losses(problem: Problem, statistics: RowStatistics, pairs: Iterator[list[Tile]]) -> None:
     """The denominator of each positive needs the complete sum of negatives, and so a second pass."""
+    log_negatives = statistics.log_negatives(problem)
     for tiles in pairs:
         for tile in tiles:
             found = pair_losses(problem, tile, statistics.negative_count[tile.rows], log_negatives[tile.rows])

@@ -6,7 +6,6 @@ computed again in the backward pass. Where `plain` supports the problem, it is u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from mmcon.errors import InputError
 from mmcon.losses.backends import exponentials, plain, weight_tiles
 from mmcon.losses.backends.autograd_node import ForwardPass, PassKind
-from mmcon.losses.backends.exponentials import Block, PairTiles, Result, are_exact, exponential_sums
+from mmcon.losses.backends.exponentials import PairTiles, are_exact, exponential_sums
 from mmcon.losses.backends.group_blocks import Layout, as_given, grouped, in_order
 from mmcon.losses.backends.row_statistics import (
     RowResults,
@@ -30,7 +29,6 @@ from mmcon.losses.backends.tiled_gradients import TiledGradients
 from mmcon.losses.backends.tiles import iterate_tiles
 from mmcon.losses.loss_inputs import AnchorLosses, Problem, check_single_backward
 from mmcon.losses.settings import WHERE
-from mmcon.views.thread_pool import map_parts
 
 TILE_SIZE = 512
 #: With more of all pairs than this in blocks of groups, tiles with weights are faster than masks and logarithms.
@@ -148,29 +146,12 @@ def _row_results(layout: Layout, tile_size: int) -> tuple[RowStatistics, RowResu
         if not all(are_exact(of_rows, counts) for of_rows, _ in sums):
             return None
         statistics.add_negatives(problem, [of_rows for of_rows, _ in sums], counts)
-
-    def add(blocks: Sequence[Block]) -> None:
-        for tiles in iterate_tiles(problem, tile_size, blocks):
-            for tile in tiles:
-                statistics.add(problem, tile)
-
-    _by_blocks(layout, add)
+    for tiles in iterate_tiles(problem, tile_size, layout.blocks):
+        for tile in tiles:
+            statistics.add(problem, tile)
     if problem.settings.denominator == "one":
-        log_negatives = statistics.log_negatives(problem)
-
-        def add_losses(blocks: Sequence[Block]) -> None:
-            add_pair_losses(problem, statistics, log_negatives, iterate_tiles(problem, tile_size, blocks))
-
-        _by_blocks(layout, add_losses)
+        add_pair_losses(problem, statistics, iterate_tiles(problem, tile_size, layout.blocks))
     return statistics, row_results(problem, statistics)
-
-
-def _by_blocks(layout: Layout, act: Callable[[Sequence[Block]], Result]) -> list[Result]:
-    """The results for parts of the blocks, one a thread: blocks have no row and no column in common."""
-    threads = torch.get_num_threads()
-    if threads == 1 or layout.problem.anchors.device.type != "cpu" or len(layout.blocks) < 2 * threads:
-        return [act(layout.blocks)]
-    return map_parts(act, [layout.blocks[i::threads] for i in range(threads)])
 
 
 class _TiledLoss(torch.autograd.Function):
@@ -200,15 +181,8 @@ class _TiledLoss(torch.autograd.Function):
             layout.problem, ctx.statistics, ctx.results, gradient, ctx.parameters,
             candidates_too=ctx.needs_input_grad[5],
         )  # fmt: skip
-
-        def add(blocks: Sequence[Block]) -> TiledGradients:
-            part = accumulated.part()
-            for tiles in iterate_tiles(layout.problem, ctx.tile_size, blocks):
-                part.add(tiles)
-            return part
-
-        for part in _by_blocks(layout, add):
-            accumulated.add_numbers(part)
+        for tiles in iterate_tiles(layout.problem, ctx.tile_size, layout.blocks):
+            accumulated.add(tiles)
         if bool((layout.negatives_across() > 0).any()):
             accumulated.add_negatives(_across(layout, ctx.tile_size))
         of_anchors, of_candidates, *others = accumulated.of_inputs()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -51,27 +49,11 @@ class TiledGradients:
         self.of_anchors = torch.zeros_like(problem.anchors)
         of_candidates = torch.zeros_like(problem.candidates) if candidates_too and not problem.square else None
         self.of_candidates = self.of_anchors if problem.square else of_candidates
-        self._clear_numbers()
+        self.of_parameters = [torch.zeros_like(parameter) for parameter in parameters]
+        self.of_inverse_temperature = torch.zeros_like(problem.temperature)
+        self.of_temperature = torch.zeros_like(problem.temperature)
         self.of_log_denominator = self._of_log_denominator()
         self.negative_share = torch.exp(results.log_negatives - results.log_denominator)
-
-    def _clear_numbers(self) -> None:
-        self.of_parameters = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.of_inverse_temperature = torch.zeros_like(self.problem.temperature)
-        self.of_temperature = torch.zeros_like(self.problem.temperature)
-
-    def part(self) -> TiledGradients:
-        """Gradients that a thread accumulates: rows are shared, and the sums over all tiles are its own."""
-        part = copy.copy(self)
-        part._clear_numbers()
-        return part
-
-    def add_numbers(self, part: TiledGradients) -> None:
-        """Add the sums over the tiles of a part."""
-        self.of_inverse_temperature += part.of_inverse_temperature
-        self.of_temperature += part.of_temperature
-        for total, of_part in zip(self.of_parameters, part.of_parameters, strict=True):
-            total += of_part
 
     def add(self, tiles: list[Tile]) -> None:
         """Add a tile, or a tile and its transpose."""
