@@ -90,6 +90,7 @@ def main(config: Config) -> None:
     loader = run.loader(train, {"audio": [make_view(config)] * config.views}, sampler)
     if sampler.batch_size != config.batch_size:
         run.print(f"batches of {sampler.batch_size} recordings: whole groups, in equal shards for the ranks")
+    config = replace(config, batch_size=sampler.batch_size)  # which the default learning rate follows
 
     # Model and loss.
     objective = make_objective(config, train)

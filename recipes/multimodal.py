@@ -19,7 +19,7 @@ After Girdhar et al. 2023 (ImageBind: modalities that are never paired are align
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, ClassVar, Literal
 
@@ -98,7 +98,8 @@ def main(config: Config) -> None:
     train = config.labeled_subset(train)
     run.print(f"train {train.describe()}\ntest  {test.describe()}")
     training_views = {modality: [make_view(config, modality)] * views for modality in names}
-    loader = run.loader(train, training_views, make_sampler(config, train))
+    sampler = make_sampler(config, train)
+    loader = run.loader(train, training_views, sampler)
 
     # Model: an encoder and a head for each modality. The objective lists the pairs of modalities, in both directions.
     encoders = make_encoders(config, list(names))
@@ -111,6 +112,7 @@ def main(config: Config) -> None:
         blocks=[mmcon.Block(*direction, weight=1 / len({pair, pair[::-1]})) for direction, pair in directions],
         truncate=config.truncate_dims,
     )
+    config = replace(config, batch_size=sampler.batch_size)  # which the default learning rate follows
     optimizer, schedule = create_optimizer_and_schedule(config, [model, objective], steps_per_epoch=len(loader))
     trained = run.prepare(model, optimizer, schedule, objective=objective)
 

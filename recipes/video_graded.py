@@ -13,7 +13,7 @@ are of whole held-out videos, with intervals over videos. A random encoder and r
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -123,6 +123,7 @@ def main(config: Config) -> None:
     settings = {"temperature": config.temperature, "truncate": config.truncate_dims}
     objective = mmcon.Objective(affinity=affinity, **settings)
     run.print("kernel widths: " + ", ".join(f"{name} {float(width):.3g}" for name, width in widths.items()))
+    config = replace(config, batch_size=sampler.batch_size)  # which the default learning rate follows
     optimizer, schedule = create_optimizer_and_schedule(
         config, [model, objective], steps_per_epoch=len(loader), warmup_steps=steps // 10
     )

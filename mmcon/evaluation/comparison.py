@@ -275,7 +275,7 @@ def _correct(tables: dict[str, Index]) -> Float[Tensor, "seeds n"]:
 
 def _accuracy(run: str, metric: str, seeds: list[str], correct: Float[Tensor, "seeds n"]) -> RunAccuracy:
     values, n = correct.mean(1).tolist(), correct.shape[1]
-    interval = wilson(int(correct.sum()), n) if len(values) == 1 else t_interval(values)
+    interval = wilson(int(correct.sum()), n) if len(values) == 1 else t_interval(values, shares=True)
     return RunAccuracy(run, metric, dict(zip(seeds, values, strict=True)), interval, n)
 
 

@@ -51,7 +51,7 @@ class LabelBudget:
     @property
     def interval(self) -> Interval | None:
         """Student's 95 % interval of the mean over draws; None for one draw."""
-        return t_interval(self.top1) if len(self.top1) > 1 else None
+        return t_interval(self.top1, shares=True) if len(self.top1) > 1 else None
 
 
 @dataclass(frozen=True)

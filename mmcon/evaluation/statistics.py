@@ -168,8 +168,14 @@ def bootstrap(
     return Interval(float(totals.sum() / counts.sum()), float(ends[0]), float(ends[1]), level, n)
 
 
-def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Student's t interval of a mean over at least two independent runs, such as seeds."""
+def t_interval(values: Sequence[float], *, level: float = 0.95, shares: bool = False) -> Interval:
+    """Student's t interval of a mean over at least two independent runs, such as seeds.
+
+    Args:
+        values: one a run.
+        level: of confidence.
+        shares: whether values are in [0, 1], as accuracies are; the ends then are too.
+    """
     n = len(values)
     if n < 2:
         raise InputError("t_interval", expected="at least two runs", got=f"{n}", fix="repeat with other seeds")
@@ -178,7 +184,8 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
 
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(numbers.std()) / n**0.5
     mean = float(numbers.mean())
-    return Interval(mean, mean - half, mean + half, level, n)
+    low, high = mean - half, mean + half
+    return Interval(mean, max(low, 0.0) if shares else low, min(high, 1.0) if shares else high, level, n)
 
 
 def mcnemar(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"]) -> PairedTest:

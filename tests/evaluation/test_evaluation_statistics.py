@@ -207,6 +207,14 @@ def test_t_interval_by_hand():
     assert t_interval([1.0, 2.0]).n == 2  # two runs are enough
 
 
+def test_t_interval_of_shares_ends_at_0_and_1():
+    assert t_interval([0.5, 0.75]).high > 1
+    assert t_interval([0.5, 0.75]).low < 0
+    of_shares = t_interval([0.5, 0.75], shares=True)
+    assert (of_shares.value, of_shares.low, of_shares.high) == (0.625, 0.0, 1.0)
+    assert t_interval([0.5, 0.51], shares=True) == t_interval([0.5, 0.51])
+
+
 def test_mcnemar_counts_items_and_discordant_pairs():
     one = torch.tensor([True, False])
     test = mcnemar(one, torch.tensor([False, False]))

@@ -39,6 +39,7 @@ def results(folder):
 def test_across_languages_on_bundled_speech(tmp_path):
     done = run(tmp_path / "run")
     assert done.returncode == 0, done.stderr
+    assert "the default of adamw for batches of 15" in done.stdout  # five prompts in three languages, of 16
     found = results(tmp_path / "run")
     assert {"voice_probe", "voice_knn", "recall", "mean_average_precision"} <= set(found)
     for name in ("random_encoder", "log-mel_statistics"):
