@@ -69,11 +69,14 @@ def extract_all(
         stem = run.folder / "features" / f"{name.replace(' ', '_')}-{split}"
         shards = [f"-rank{rank}" for rank in range(ranks)] if run.world_size > 1 else [""]
         files = [stem.with_name(f"{stem.name}{shard}.safetensors") for shard in shards]
+        failures: dict[int, str] = {}
         if run.rank < ranks:
-            shard = {"rank": run.rank, "world_size": ranks}
+            shard: dict[str, Any] = {"rank": run.rank, "world_size": ranks, "failures": failures}
             loader = one_pass(source, views, batch_size=batch_size, device=run.device, **shard)
             title, total = f"features of {name}, {split}", -(-len(source) // ranks)
             extract_features(encode, loader, title=title, total=total).save(files[run.rank])
+        rows = {sample: int((source.ids == sample).nonzero()[0]) for sample in failures}
+        run.add_unreadable({source.name_of(rows[sample]): reason for sample, reason in failures.items()})
         run.accelerator.wait_for_everyone()
         return Features.cat([Features.load(file) for file in files])
 

@@ -325,6 +325,11 @@ class Run:
         """Add values, such as diagnostics, to the log line of this step, if it gets one."""
         self._logger.note(values)
 
+    def add_unreadable(self, failures: Mapping[str, str]) -> None:
+        """List what another pass could not read, reasons by file, too. Every rank must call this."""
+        for found in gather_objects(dict(failures)):
+            self._failures |= found
+
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json and the unreadable samples, print the run folder, and close."""
         if self.is_main:
@@ -333,10 +338,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """End the trackers and the process group when all ranks have called this. A second call does nothing.
-
-        Other ranks wait without a timeout while the main rank evaluates.
-        """
+        """End the trackers and the process group when all ranks have called this; they wait without a timeout."""
         if self._closed:
             return
         self._closed = True

@@ -84,6 +84,9 @@ def test_a_folder_of_all_sorts_of_recordings_stopped_and_resumed(tmp_path):
     found = results(tmp_path / "whole")
     assert {"linear_probe", "knn", "recall"} <= set(found)
     assert found["unreadable_recordings"] == 3
+    lines = (tmp_path / "whole" / "quarantine.jsonl").read_text().splitlines()
+    named = {Path(json.loads(line)["file"]).name for line in lines}
+    assert named == {"nan.wav", "text.wav", "half.flac"}  # one of them is held out
     model = mmcon.load(tmp_path / "whole")
     assert model.classes == ("high", "low")
     assert len(model.classify([tmp_path / "data/low/0.wav", tmp_path / "data/high/1.wav"]).labels) == 2
