@@ -318,7 +318,7 @@ def table(study: tuple[str, Mapping[str, Mapping[str, Mapping[int, float]]]]) ->
 
 def interval(values: list[float]) -> str:
     """The mean, with Student's interval of several seeds."""
-    return str(t_interval(values)) if len(values) > 1 else f"{values[0]:.3f}"
+    return str(t_interval(values, shares=True)) if len(values) > 1 else f"{values[0]:.3f}"
 
 
 def plot(study: str, by_method: Mapping[str, Mapping[str, Mapping[int, float]]], points: list[str]) -> Any:

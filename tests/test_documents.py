@@ -4,6 +4,7 @@ The blocks of a page run as one program, in order, in an empty folder that holds
 begins with ```python no-run is left out: it needs the hub.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import yaml
 from inference_cases import image_model, image_text_model, save_pictures
 
 import mmcon
+from mmcon.cli import main as mmcon_command
 from mmcon.evaluation.calibrated_probe import fit_calibrated_probe
 from mmcon.inference import save_model
 from mmcon.sources.base import Subset
@@ -78,7 +80,13 @@ def trained(tmp_path_factory):
     for name in ("imagenet_simclr", "imagenet_triplet"):
         image_model(folder / "runs" / name / "model")
     image_text_model(folder / "runs" / "image_text" / "model")
-    save_pictures(folder / "photos", 40)
+    pictures = save_pictures(folder / "photos", 40)
+    rows = [f"{picture.relative_to(folder)},the name of picture {i}" for i, picture in enumerate(pictures)]
+    (folder / "pairs.csv").write_text("\n".join(["image,name", *rows]))
+    with contextlib.chdir(folder):
+        for modality, flags in (("image", []), ("text", ["--option", "id_column=image"])):
+            table = "embed", "runs/image_text", "pairs.csv", "--modality", modality, "--output", f"{modality}s.parquet"
+            assert mmcon_command([*table, *flags]) == 0
     return folder
 
 

@@ -39,7 +39,6 @@ def test_nothing_is_set_after_torch_has_loaded(monkeypatch):
 
 
 def test_a_program_that_imports_the_package_before_torch_has_the_policy(python):
-    """So has a recipe that a launcher starts."""
     unset = "[os.environ.pop(name, None) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')]"
     code = f"import os; {unset}; import mmcon; print(os.environ['GOMP_SPINCOUNT'])"
     assert python(code).stdout == "1000\n"

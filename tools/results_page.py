@@ -243,7 +243,9 @@ def sweep_section(results: Results, group: str) -> Section:
             for value, runs in of.items()
         ]
         spread = spreads(of)
-        rows.append([TITLES[method], *cells, str(t_interval([*spread.values()])) if len(spread) > 1 else DASH])
+        rows.append(
+            [TITLES[method], *cells, str(t_interval([*spread.values()], shares=True)) if len(spread) > 1 else DASH]
+        )
         own = spreads(found[OWN])
         seeds = sorted({*own} & {*spread})
         if method != OWN and len(seeds) > 2:  # two seeds may differ by the same, which says nothing
@@ -427,7 +429,7 @@ other work) for training and evaluation of a run. {count} runs are in the files.
     {command}"""
 
 NOTES = """The rate of each method is the better one of two on held-out training images; everything else is the same, so
-no method is tuned to its best. Means are over seeds with Student's 95 % interval (three to six seeds make it wide).
+no method is tuned to its best. Means are over seeds with Student's 95 % interval (two or three seeds make it wide).
 Differences of accuracy are tested by paired permutations over the test images, on the mean over seeds, with Holm's
 correction for the comparisons of a table. Other figures are compared by the interval of their difference over seeds,
 without a correction. "Not different" means that no difference was found, not that there is none. Max-margin has the
@@ -436,9 +438,10 @@ margin 4 from the first step on, without the annealing that its paper suggests f
 SWEEP = """The runs and their rates are those above, but for the one setting. The rate was searched at temperature .1
 and batches of 64, with the same budget for all methods; at other batch sizes it follows the root of the batch size. The
 passes are the same, so a larger batch has fewer steps. A star marks a value that differs from .1, or from 64, by paired
-permutations over the test images, with Holm's correction for all values of a table. "Best less worst" is the mean over
-seeds; a figure without an interval is of one seed. The picture has the seeds that all values of a method have. The same
-for any data, method and setting: [`recipes/stability.py`](stability.md).
+permutations over the test images, for the seeds that both have, with Holm's correction for all values of a table: it
+says nothing of other seeds, whose intervals are wide. "Best less worst" is the mean over seeds; a figure without an
+interval is of one seed. The picture has the seeds that all values of a method have. The same for any data, method and
+setting: [`recipes/stability.py`](stability.md).
 
 ![Linear probe by temperature and by batch size](figures/sweeps.svg)"""
 

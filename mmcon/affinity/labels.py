@@ -13,7 +13,7 @@ from torch import Tensor
 from mmcon.affinity.base import as_number, can_check, check_choice, check_weights, has_values
 from mmcon.affinity.factors import ClassFactor, Factor, LowRankFactor, MixtureFactor
 from mmcon.affinity.groups import Groups
-from mmcon.affinity.pairwise import OF_COLUMNS, Column, ColumnPair, Pair, Pairwise, at_least, equal
+from mmcon.affinity.pairwise import LEAST_WEIGHT, OF_COLUMNS, Column, ColumnPair, Pair, Pairwise, at_least, equal
 from mmcon.errors import InputError
 
 
@@ -299,8 +299,8 @@ class SideFeatures(Pairwise, flattened=(*OF_COLUMNS, "kernel", "temperature", "f
 
     @property
     def never_zero(self) -> bool:  # pyright: ignore
-        """Whether the weight of opposite features is above 0: `exp(-2 / temperature)` may round to 0."""
-        return self.infinite_support and math.exp(-2 / as_number(self.temperature)) > torch.finfo(self.dtype).tiny
+        """Whether the weight of opposite features, `exp(-2 / temperature)`, is above 0: weights below 2⁻¹⁰⁰ are 0."""
+        return self.infinite_support and math.exp(-2 / as_number(self.temperature)) > LEAST_WEIGHT
 
     def check(self, rows: Shaped[Tensor, "..."], columns: Shaped[Tensor, "..."]) -> None:
         for features in (rows, columns):

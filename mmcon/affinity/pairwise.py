@@ -191,7 +191,7 @@ def at_least(weights: Float[Tensor, "*shape"], floor: float) -> Float[Tensor, "*
     """The weights, with 0 for those below a floor or `LEAST_WEIGHT`; weights without a gradient are overwritten."""
     floor = max(floor, LEAST_WEIGHT)
     # Not by a product with `weights >= floor`: booleans take ten times as long.
-    limit, below = torch.tensor(floor, dtype=weights.dtype), torch.tensor(-torch.inf, dtype=weights.dtype)
+    limit, below = (torch.tensor(value, dtype=weights.dtype, device="cpu") for value in (floor, -torch.inf))
     inplace = has_values(weights) and not weights.requires_grad
     return torch.nn.functional.threshold(weights, float(torch.nextafter(limit, below)), 0.0, inplace=inplace)
 

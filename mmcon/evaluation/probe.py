@@ -122,7 +122,7 @@ def fit_probe(
         raise InputError("fit_probe", expected="at least two classes", got=f"{len(classes)}")
     values = train.values.to(labels.device)
     mean, scale = scaling_statistics(values, scaling)
-    # The one copy of the features, changed in place: there may be gigabytes of them.
+    # A copy of the features that is changed in place: there may be gigabytes of them.
     x = torch.nn.functional.normalize(values, dim=1) if scaling == "unit" else values.clone()
     x.sub_(mean).div_(scale)
     problem = _Problem.of(x, class_indices(labels, classes, where="fit_probe"), len(classes), max_iterations)

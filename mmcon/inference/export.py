@@ -158,7 +158,7 @@ def _checked_modality(model: LoadedModel, format: str, modality: str | None, spa
         encoder = _encoder(model, modality)
         name = (getattr(encoder, "made_from", None) or {}).get("name", type(encoder).__name__)
         expected = f"a format that fits the encoder {name!r}: {', '.join(fits) or 'none'}"
-        fix = f"choose {fits[0]}{_way_to(format, encoder, name)}" if fits else whole
+        fix = f"choose {fits[0]}{_way_to(format, encoder, name, modality)}" if fits else whole
         raise InputError("export", expected=expected, got=repr(format), fix=fix)
     if space is not None and format not in PROGRAMS:
         fix = f"leave the space out, or choose {' or '.join(PROGRAMS)}"
@@ -166,13 +166,14 @@ def _checked_modality(model: LoadedModel, format: str, modality: str | None, spa
     return modality
 
 
-def _way_to(format: str, encoder: nn.Module, name: str) -> str:
-    """What to train instead for an export to a library, as the end of a sentence; "" if there is no such way."""
-    if format in PROGRAMS:
+def _way_to(format: str, encoder: nn.Module, name: str, modality: str) -> str:
+    """What to train instead for an export of images to a library, as the end of a sentence; "" if nothing is known."""
+    if modality != "image" or format not in _ENCODERS:
         return ""
     if name.startswith("mmcon/"):
-        return f", or train an encoder of {format}, such as --encoder {_ENCODERS.get(format, 'OWNER/NAME')}"
-    if getattr(encoder, "small_images", False):
+        return f", or train an encoder of {format}, such as --encoder {_ENCODERS[format]}"
+    library = "timm" if name.startswith("timm/") else "torchvision"
+    if getattr(encoder, "small_images", False) and format == library:
         needed = f"--image-size above {SMALL_IMAGE_SIZE}, or --pretrained"
         return f"; this one has first layers for small images, which {format} has not: train with {needed}"
     return ""

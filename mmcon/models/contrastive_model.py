@@ -29,6 +29,7 @@ from mmcon.models.encoders import create_encoder
 from mmcon.models.evaluation_mode import evaluation_mode
 from mmcon.models.precomputed import PrecomputedFeatures
 from mmcon.models.projection_heads import ProjectionHead
+from mmcon.models.random_weights import restore_momentum
 from mmcon.models.shared_spaces import SharedSpace
 from mmcon.models.small_images import has_resnet_stem
 from mmcon.models.view_stacks import encode_stacks, feature_width, split_by_view
@@ -260,6 +261,8 @@ def _create_encoder(made_from: dict[str, Any], folder: Path) -> nn.Module:
     stated, pretrained = made_from.get("small_images") is not None, made_from.get("pretrained")
     if encoder.made_from["small_images"] and not stated and (pretrained or not has_resnet_stem(encoder)):
         encoder = create_encoder(**{**options, "small_images": False})
+    if pretrained:
+        restore_momentum(encoder)
     return encoder
 
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# What the blocks of MobileNet, MNASNet and EfficientNet call the flag of a shortcut, in torchvision and timm.
-_HAS_SHORTCUT = ("use_res_connect", "apply_residual", "has_skip")
+# What blocks of MobileNet, MNASNet, EfficientNet and MobileViT call the flag of a shortcut, in the three libraries.
+_HAS_SHORTCUT = ("use_res_connect", "apply_residual", "has_skip", "use_residual")
 # Options of the libraries that set the momentum of batch norms.
 _NORM_OPTIONS = {"norm_layer", "bn_momentum", "batch_norm_momentum"}
 # Torch's default: after 60 steps the running statistics are those of the last 20.
@@ -24,7 +24,7 @@ def prepare_random_weights(network: nn.Module, options: Collection[str] = ()) ->
       embeddings equal.
     - The momentum of batch norms is torch's default. Some networks have that of a training of a million steps (MNASNet
       .0003, S3D .001, MobileNetV3 .01), so that their running statistics, which evaluation uses, are still those of
-      the start after hundreds of steps. Others (EfficientNet of transformers, .99) have those of the last batch.
+      the start after hundreds of steps.
 
     Args:
         network: of torchvision, timm or transformers.
@@ -36,4 +36,11 @@ def prepare_random_weights(network: nn.Module, options: Collection[str] = ()) ->
             nn.init.zeros_(norms[-1].weight)
     for norm in () if _NORM_OPTIONS & {*options} else network.modules():
         if isinstance(norm, _BatchNorm) and norm.momentum is not None:
-            norm.momentum = _MOMENTUM
+            norm.library_momentum, norm.momentum = norm.momentum, _MOMENTUM  # pyright: ignore
+
+
+def restore_momentum(network: nn.Module) -> None:
+    """Give batch norms the momentum of their library again, for weights that were published."""
+    for norm in network.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.momentum = getattr(norm, "library_momentum", norm.momentum)

@@ -50,11 +50,10 @@ class Chart:
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Charts of everything that metrics.jsonl has from its second line on; what stays 0 has none, as a single point."""
-    if len(lines) < 2:
-        return []
+    """Charts of everything that two lines of metrics.jsonl have; what stays 0, such as unreadable samples, has none."""
     names = {name: None for line in lines for name, value in line.items() if is_number(value)}
     names = [name for name in names if name not in ("step", "epoch")]
+    names = [name for name in names if sum(is_number(line.get(name)) for line in lines) > 1]
     names = [name for name in names if any(is_number(line.get(name)) and line[name] for line in lines)]
     charts, left = [], list(names)
     for title, pattern, unit, stacked in _GROUPS:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from mmcon.errors import InputError
 from mmcon.sources.factory import create_source
 from mmcon.sources.joined import JoinedSource
 
@@ -50,6 +51,9 @@ def open_image_text_pairs(
         text_column: the column of the texts in a table.
         label_column: the column of the classes in a table; None: no labels.
         negatives: columns of a table with further texts, which are hard negatives of the image.
+
+    Raises:
+        InputError: a column of negatives is that of the texts, or is named twice.
     """
 
     def opened(name: str, split: str, **options: Any) -> JoinedSource:
@@ -58,6 +62,9 @@ def open_image_text_pairs(
     if data == "samples/emoji":
         sets = {name: opened("samples/emoji-pairs", split, vendor=vendor) for name, split, vendor in _EMOJI_SETS}
         return ImageTextPairs(sets["training pairs"], sets, "name")
+    if len({text_column, *negatives}) <= len(negatives):
+        expected = f"other columns than that of the captions, {text_column!r}, each once"
+        raise InputError("negatives", expected=expected, got=str(list(negatives)))
     columns: dict[str, Any] = {"media_column": image_column, "text_columns": (text_column, *negatives)}
     columns["label_column"] = label_column or "none"
     train, test = (opened(data, split, **columns) for split in ("train", "test"))

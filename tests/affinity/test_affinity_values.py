@@ -131,6 +131,18 @@ def test_labels_that_are_equal_as_floats_are_different_classes():
     assert SameLabel(torch.tensor([2**24, 2**24 + 1])).dense().tolist() == [[1, 0], [0, 1]]
 
 
+@pytest.mark.parametrize("temperature", [0.025, 0.03])
+def test_opposite_side_features_reach_zero_where_they_say_so(temperature):
+    weights = SideFeatures(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), kernel="softmax", temperature=temperature)
+    assert weights.never_zero == (float(weights.dense()[0, 1]) > 0)
+
+
+def test_weights_are_made_under_another_default_device():
+    with torch.device("meta"):
+        weights = LabelKernel(torch.tensor([0.0, 1.0], device="cpu"), width=1.0, floor=0.1).dense()
+    assert weights[0, 1] == pytest.approx(math.exp(-0.5))
+
+
 def test_a_weight_at_the_floor_stays():
     weights = LabelKernel(torch.tensor([0.0, 1.0, 1.2]), width=2.0, kernel="linear", floor=0.5).dense()
     assert weights[0].tolist() == [1.0, 0.5, 0.0]

@@ -220,6 +220,8 @@ def test_a_format_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
     assert formats_of(small, "image") == ("onnx", "torch-export")  # a stem of its own
     with pytest.raises(InputError, match=r"first layers for small images, .* --image-size above 64, or --pretrained"):
         export_model(small, "torchvision", tmp_path / "out")
+    with pytest.raises(InputError, match=r"got 'timm'\.\s+Fix: choose onnx$"):
+        export_model(small, "timm", tmp_path / "out")
     plain = saved(tmp_path / "plain", "resnet18", small_images=False)
     with pytest.raises(InputError, match="choose onnx or torch-export"):
         export_model(plain, "torchvision", tmp_path / "out", space="shared")

@@ -487,7 +487,6 @@ def test_running_statistics_of_random_weights_follow_a_short_training():
     ("name", "modality", "options", "momentum"),
     [
         ("mobilenet_v3_small", "image", {}, 0.1),
-        ("timm/tf_mobilenetv3_small_minimal_100", "image", {}, 0.1),
         ("timm/mobilenetv3_small_050", "image", {"bn_momentum": 0.03}, 0.03),
         ("s3d", "video", {}, 0.1),
     ],
@@ -496,6 +495,14 @@ def test_the_momentum_of_batch_norms_with_random_weights(name, modality, options
     encoder = create_encoder(name, modality=modality, **options)
     norms = [m for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert {norm.momentum for norm in norms} == {momentum}
+
+
+def test_a_saved_encoder_of_published_weights_keeps_the_momentum_of_its_library(tmp_path):
+    encoder = create_encoder("mobilenet_v3_small")
+    encoder.made_from["pretrained"] = True  # as if its weights had been downloaded
+    ContrastiveModel({"image": encoder}, {"shared": SharedSpace(dim=4)}).save_pretrained(tmp_path)
+    norms = [m for m in ContrastiveModel.from_pretrained(tmp_path).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.01}
 
 
 @register_encoder("around/a-network", modality="image")

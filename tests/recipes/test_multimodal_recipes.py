@@ -16,7 +16,7 @@ from inference_cases import check_saved_model
 from launched_recipes import launch, metrics, page_of
 
 import mmcon
-from mmcon.errors import ConfigError, DataError, MmconError
+from mmcon.errors import ConfigError, DataError, InputError, MmconError
 from mmcon.loading.loader import one_pass
 from mmcon.losses import presets
 from mmcon.sources.base import Subset
@@ -171,6 +171,8 @@ def test_mined_texts_are_candidates_of_images_and_no_partners(load, tmp_path):
     recipe = load("image_text")
     columns = {"image_column": "anchor", "text_column": "positive", "negatives": ("negative_1",)}
     config = recipe.Config(data=str(tmp_path / "mined.csv"), **columns, image_size=32, temperature=0.5, word_delete=0.0)
+    with pytest.raises(InputError, match="other columns than that of the captions, 'positive'"):
+        recipe.open_image_text_pairs(config.data, "anchor", "positive", negatives=("positive",))
     pairs = recipe.open_image_text_pairs(config.data, "anchor", "positive", negatives=config.negatives)
     batch = next(one_pass(pairs.train, recipe.training_views(config), batch_size=4))
     model = mmcon.ContrastiveModel(recipe.make_encoders(config), {"shared": mmcon.SharedSpace(dim=8)}).eval()
