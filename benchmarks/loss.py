@@ -78,8 +78,13 @@ def seconds(run: Callable[[], object], clock: Clock = time.perf_counter) -> floa
 
 
 def extra_mib(run: Callable[[], object]) -> float:
-    """Peak of allocated bytes during a step, in MiB, counted by torch's profiler."""
-    return peak_bytes(run) / 2**20
+    """Peak of allocated bytes during a step by one thread, in MiB: the profiler does not see those of other threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return peak_bytes(run) / 2**20
+    finally:
+        torch.set_num_threads(threads)
 
 
 def side_by_side(title: str, losses: Losses, inputs: tuple[Tensor, ...], rounds: int, clock: Clock) -> None:

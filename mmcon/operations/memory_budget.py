@@ -135,7 +135,7 @@ def saved_bytes(forward: Callable[[], Any], *, parameters: Iterable[Shaped[Tenso
 def peak_bytes(step: Callable[[], Any]) -> int:
     """The peak of torch's CPU memory in a step, less the memory before it.
 
-    The profiler counts allocations by torch, not those of other libraries.
+    The profiler counts allocations by torch in this thread, not those of other threads and libraries.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watch:
         step()
