@@ -4,7 +4,7 @@ import fuzzing
 import pytest
 from fuzzing import FORMATS, fuzz, modality_of
 
-SHORT, LONG = range(200), range(3_000)
+SHORT, LONG = range(200), range(5_000)
 # Variants of formats, which only the slow tests have.
 VARIANTS = {"progressive.jpg", "jp2", "gsm.wav", "w64", "caf", "mov", "flv", "animated.webp"}
 
