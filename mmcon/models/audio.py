@@ -155,14 +155,13 @@ def _network(model: str, pretrained: bool, revision: str | None) -> tuple[Any, A
     """The network and its configuration; of Whisper the encoder, of a whole model or saved alone."""
     from transformers import AutoConfig, AutoModel
 
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    config: Any = AutoConfig.from_pretrained(model, **options)
+    config: Any = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     if config.architectures == ["WhisperEncoder"]:  # AutoModel would make a decoder of random weights beside it
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        return WhisperEncoder.from_pretrained(model, **options) if pretrained else WhisperEncoder(config), config
+        return WhisperEncoder.from_pretrained(model, revision=revision) if pretrained else WhisperEncoder(config), config
     if pretrained:
-        network = AutoModel.from_pretrained(model, **options)
+        network = AutoModel.from_pretrained(model, revision=revision, trust_remote_code=False)
     else:
         network = AutoModel.from_config(config, trust_remote_code=False)
     return network.get_encoder() if config.model_type == "whisper" else network, config
