@@ -159,7 +159,8 @@ def _network(model: str, pretrained: bool, revision: str | None) -> tuple[Any, A
     if config.architectures == ["WhisperEncoder"]:  # AutoModel would make a decoder of random weights beside it
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        return WhisperEncoder.from_pretrained(model, revision=revision) if pretrained else WhisperEncoder(config), config
+        network = WhisperEncoder.from_pretrained(model, revision=revision) if pretrained else WhisperEncoder(config)
+        return network, config
     if pretrained:
         network = AutoModel.from_pretrained(model, revision=revision, trust_remote_code=False)
     else:
