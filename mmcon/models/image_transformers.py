@@ -105,12 +105,13 @@ class _PooledVision(nn.Module):
         self.uses_class_token = isinstance(getattr(pooler, "dense", None), nn.Linear)
         if self.uses_class_token:
             model.pooler = None  # DistributedDataParallel waits for the gradient of unused parameters
-        sizes = getattr(config, "hidden_sizes", None) or [getattr(config, "hidden_size", None)]
-        if not isinstance(sizes[-1], int):
+        sizes = getattr(config, "hidden_sizes", None)
+        width = sizes[-1] if sizes else getattr(config, "hidden_size", None)
+        if not isinstance(width, int):
             expected = "a model whose configuration states the width of its features, hidden_size or hidden_sizes"
             fix = "take it from timm, timm/NAME, or register an encoder with register_encoder"
             raise InputError(type(model).__name__, expected=expected, got=type(config).__name__, fix=fix)
-        self.width = sizes[-1]
+        self.width = width
         self.patch_size = getattr(config, "patch_size", None)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
