@@ -46,6 +46,16 @@ def signals_arrive():
             signal.signal(number, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def own_names():
+    """What a test registers from its own module is forgotten after it: other tests count and list names."""
+    before = {*registry._entries}
+    yield
+    for key in {*registry._entries} - before:
+        if registry._entries[key].origin.startswith("test_"):
+            del registry._entries[key]
+
+
 @pytest.fixture
 def own_registry():
     """Whatever a test registers is forgotten after it."""
