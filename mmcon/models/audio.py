@@ -159,8 +159,9 @@ def _network(model: str, pretrained: bool, revision: str | None) -> tuple[Any, A
     if config.architectures == ["WhisperEncoder"]:  # AutoModel would make a decoder of random weights beside it
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        network = WhisperEncoder.from_pretrained(model, revision=revision) if pretrained else WhisperEncoder(config)
-        return network, config
+        if not pretrained:
+            return WhisperEncoder(config), config
+        return WhisperEncoder.from_pretrained(model, revision=revision or "main"), config
     if pretrained:
         network = AutoModel.from_pretrained(model, revision=revision, trust_remote_code=False)
     else:
