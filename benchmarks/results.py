@@ -3,6 +3,7 @@
     python benchmarks/results.py                     # every run that has no file yet, the most important first
     python benchmarks/results.py --list              # the runs, and which are there
     python benchmarks/results.py --groups main cues --part 0 2      # every second of these runs
+    python benchmarks/results.py --groups emoji --seeds 0 1 2       # these seeds alone
 
 Each method gets the same images, steps and number of learning rates to choose among. The rate is chosen on held-out
 *training* images (group `search`); the test images choose nothing. `python tools/results_page.py` writes the page from
@@ -34,9 +35,10 @@ from mmcon.evaluation.few_label_curve import few_label_curve
 from mmcon.evaluation.imagenet_c import BENCHMARK
 from mmcon.evaluation.outliers import evaluate_outliers
 from mmcon.evaluation.perturbations import evaluate_perturbations
-from mmcon.evaluation.probe import held_out_samples
+from mmcon.evaluation.probe import fit_probe, held_out_samples
 from mmcon.evaluation.saved_predictions import read_predictions
 from mmcon.loading.loader import one_pass
+from mmcon.random import keys
 from mmcon.registry import register_source
 from mmcon.sources.base import Source, Subset
 from mmcon.sources.few_labels import few_labels
@@ -63,7 +65,16 @@ LARGER: dict[str, dict[str, Any]] = {
     "pixels-28": {"data": DATA, "image_size": 28, "labels_per_class": 300, "epochs": 20, "batch_size": 128},
     "emoji": {"data": "samples/emoji", "image_size": 28, "epochs": 30, "batch_size": 128},
 }
-LARGER_METHODS, LARGER_SEEDS = ("supcon", "cross-entropy", "simclr"), (0, 1, 2, 3, 4)
+THREE, LARGER_SEEDS = ("supcon", "cross-entropy", "simclr"), (0, 1, 2, 3, 4)
+#: What differs from the budget where the method is said to gain; the rates are those of the budget.
+REGIMES: dict[str, dict[str, Any]] = {
+    "noisy-labels": {"data": "results/noisy-labels"},
+    "long-tail": {"data": "results/long-tail", "labels_per_class": None, "label_fraction": 0.5},
+    "longer": {"epochs": 3 * BUDGET["epochs"]},
+    "stronger-views": {"strength": 1.0, "crop_area": 0.08},
+}
+#: The share of labels that are redrawn, the images of the most frequent class, and how many times those of the rarest.
+REDRAWN, MOST, IMBALANCE = 0.4, 800, 100
 #: Of the test images, how many are corrupted and perturbed, and how strongly.
 ALTERED, SEVERITIES, STEPS = 300, (1, 3, 5), 3
 CORRELATION, CUED = 0.95, 1000
@@ -117,16 +128,20 @@ def trials() -> Iterator[Trial]:
         for method in ("supcon", "cross-entropy"):
             flags = BUDGET | {"labels_per_class": 10, "epochs": 100}
             yield Trial("few-labels", f"{method}-10", method, seed, flags)
+    for seed in SEEDS:
+        for name, flags in REGIMES.items():
+            for method in THREE:
+                yield Trial("regimes", f"{method}-{name}", method, seed, BUDGET | flags)
     for seed in MORE_SEEDS:
         for method in METHODS:
             yield Trial("main", method, method, seed, BUDGET)
     for rate in RATES:
         for group, larger in LARGER.items():
-            for method in LARGER_METHODS:
+            for method in THREE:
                 yield Trial(f"{group}-search", f"{method}-rate-{rate:g}", method, 0, larger | {"learning_rate": rate})
     for seed in LARGER_SEEDS:
         for group, larger in LARGER.items():
-            for method in LARGER_METHODS:
+            for method in THREE:
                 yield Trial(group, method, method, seed, larger)
 
 
@@ -153,6 +168,30 @@ def held_out(split: str = "train", data: str = DATA) -> Source:
 def held_out_emoji(split: str = "train") -> Source:
     """The same of the emoji."""
     return held_out(split, "samples/emoji")
+
+
+@register_source("results/noisy-labels", modality="image")
+def noisy_labels(split: str = "train") -> Source:
+    """The images with noisy training labels: 40 % are redrawn from all ten classes. The test labels are correct."""
+    source = mmcon.create_source(DATA, split=split)
+    draws = keys(seed=0, sample=source.ids).child("noisy labels")
+    redrawn = draws.bernoulli("redrawn", REDRAWN if split == "train" else 0.0)
+    labels = torch.where(redrawn, draws.integers("label", 0, len(source.classes)), source.labels)
+    images, about = source.open(range(len(source))), {"ids": source.ids, "classes": source.classes}
+    return mmcon.TensorSource(images, labels=labels, name=f"results/noisy-labels ({split})", **about)
+
+
+@register_source("results/long-tail", modality="image")
+def long_tail(split: str = "train") -> Source:
+    """The images with a long tail of training classes, geometric from 800 images to 8. The test classes are even."""
+    source = mmcon.create_source(DATA, split=split)
+    if split != "train":
+        return source
+    order = keys(seed=0, sample=source.ids).child("long tail").uniform("order").argsort()
+    power = torch.arange(len(source.classes)) / (len(source.classes) - 1)
+    counts = (MOST / IMBALANCE**power).round().long().tolist()
+    rows = [order[source.labels[order] == label][:count] for label, count in enumerate(counts)]
+    return Subset(source, torch.cat(rows), name="results/long-tail (train)")
 
 
 def digits() -> Source:
@@ -201,10 +240,21 @@ def run_trial(trial: Trial, runs: Path) -> dict[str, Any]:
     }
     if trial.group == "main":
         values |= evaluate(folder, trial.seed, flags["labels_per_class"])
+    if trial.group == "regimes" and flags["data"] != DATA:
+        values |= {"fair_probe": fair_probe(folder, trial.seed)}
     if trial.group == "cues":
         values |= {"cues": planted_cues.measure(cues, folder, flags["data"].partition("/")[2])}
     about = {"cpu_seconds": round(time.process_time() - started), "machine": platform.machine()}
     return values | about | {"torch": torch.__version__}
+
+
+def fair_probe(folder: Path, seed: int) -> float:
+    """The accuracy of a probe that is fitted to the training images of a main run, with their correct labels."""
+    model = mmcon.ContrastiveModel.from_pretrained(folder / "model")
+    train = few_labels(mmcon.create_source(DATA, split="train"), per_class=BUDGET["labels_per_class"], seed=seed)
+    sources = train, mmcon.create_source(DATA, split="test")
+    trained, tested = (planted_cues.features_of(model, source, SIDE) for source in sources)
+    return fit_probe(trained).evaluate(tested).top1
 
 
 def evaluate(folder: Path, seed: int, per_class: int) -> dict[str, Any]:
@@ -237,13 +287,15 @@ def main() -> None:
     groups = list(dict.fromkeys(trial.group for trial in trials()))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", nargs="+", choices=groups, default=groups)
+    parser.add_argument("--seeds", nargs="+", type=int, help="only runs of these seeds")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="the run folders")
     parser.add_argument("--list", action="store_true", help="print the runs, and which are there")
     parser.add_argument(
         "--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="of N processes, number I"
     )
     options = parser.parse_args()
-    chosen = [trial for trial in trials() if trial.group in options.groups]
+    every = [trial for trial in trials() if trial.group in options.groups]
+    chosen = [trial for trial in every if options.seeds is None or trial.seed in options.seeds]
     for trial in chosen[options.part[0] :: options.part[1]]:
         if options.list:
             print(f"{'done' if trial.file.exists() else '    '}  {trial.group}/{trial.name} seed {trial.seed}")
