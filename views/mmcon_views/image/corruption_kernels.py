@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,23 +16,31 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Generator, Tensor
 
+#: Up to this share of nonzero taps, a kernel is applied tap by tap: the line of a motion has one in a hundred.
+SPARSE = 0.1
+
 
 def scale_of(x: Float[Tensor, "c h w"]) -> float:
     """The shorter side over 224, the size for which lengths in pixels are defined."""
     return min(x.shape[-2:]) / 224
 
 
+@lru_cache(maxsize=32)
 def _smoothing(size: int, sigma: float, reach: int, edges: str) -> Float[Tensor, "size size"]:
-    """The matrix that smooths a line with a Gaussian; borders are replicated ("nearest") or mirrored."""
-    at = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (at / sigma) ** 2)
-    index = torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)
-    if edges == "mirror":
-        index = index.remainder(2 * size)
-        index = torch.minimum(index, 2 * size - 1 - index)
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    matrix.scatter_add_(1, index.clamp(0, size - 1), (weights / weights.sum()).expand(size, -1))
-    return matrix.to(torch.float32)
+    """The matrix that smooths a line with a Gaussian; borders are replicated ("nearest") or mirrored.
+
+    It is kept, since it is that of all images of a size and a severity, and can take longer than the blur.
+    """
+    with torch.inference_mode(False):  # a later call may be outside of the mode of this one
+        at = torch.arange(-reach, reach + 1, dtype=torch.float64)
+        weights = torch.exp(-0.5 * (at / sigma) ** 2)
+        index = torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)
+        if edges == "mirror":
+            index = index.remainder(2 * size)
+            index = torch.minimum(index, 2 * size - 1 - index)
+        matrix = torch.zeros(size, size, dtype=torch.float64)
+        matrix.scatter_add_(1, index.clamp(0, size - 1), (weights / weights.sum()).expand(size, -1))
+        return matrix.to(torch.float32)
 
 
 def blurred(
@@ -51,7 +60,13 @@ def filtered(
     """Correlate each channel with one kernel, with replicated or reflected borders."""
     down, across = kernel.shape[0] // 2, kernel.shape[1] // 2
     wide = F.pad(x[None], (across, across, down, down), mode=mode)
-    return F.conv2d(wide.transpose(0, 1), kernel[None, None])[:, 0]
+    taps = kernel.nonzero().tolist()
+    if len(taps) > SPARSE * kernel.numel():
+        return F.conv2d(wide.transpose(0, 1), kernel[None, None])[:, 0]
+    out, (h, w) = torch.zeros_like(x), x.shape[-2:]
+    for row, column in taps:
+        out.add_(wide[0, :, row : row + h, column : column + w], alpha=float(kernel[row, column]))
+    return out
 
 
 def clipped_zoom(x: Float[Tensor, "c h w"], zoom: float) -> Float[Tensor, "c h w"]:

@@ -34,7 +34,7 @@ from mmcon.errors import InputError
 from mmcon.media import ImageHandle
 from mmcon.random import Keys
 from mmcon.registry import register_view
-from mmcon.views import Meta, Params, ViewGenerator
+from mmcon.views import Meta, Params, ViewGenerator, empty_buffer, map_parts
 from mmcon_views.image.blur import gaussian_blur
 from mmcon_views.image.color import luma
 from mmcon_views.image.corruption_kernels import (
@@ -58,6 +58,8 @@ Corrupt = Callable[[Tensor, int, Generator], Tensor]
 #: By severity, the weights of the image and of the frost.
 FROST = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+#: Images of fewer numbers are corrupted by one thread: operations on them take less time than to begin them.
+SMALLEST_SHARED = 1 << 14
 CORRUPTIONS: dict[str, Corrupt] = {}
 
 
@@ -114,7 +116,8 @@ def _glass_blur(x: Sample, s: int, rng: Generator) -> Sample:
         # From −reach to reach − 1, as in the original.
         down = torch.arange(h)[:, None] + torch.randint(-reach, reach, (h, w), generator=rng)
         across = torch.arange(w)[None] + torch.randint(-reach, reach, (h, w), generator=rng)
-        out = out[:, down.clamp(0, h - 1), across.clamp(0, w - 1)]
+        at = down.clamp(0, h - 1) * w + across.clamp(0, w - 1)
+        out = out.flatten(1).index_select(1, at.flatten()).view_as(x)
     return blurred(out, sigma)
 
 
@@ -301,15 +304,20 @@ class Corruption(ViewGenerator):
         return {"severity": severity, "seed": seed}
 
     def apply(self, batch: Shaped[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Corrupt image by image, on the CPU."""
+        """Corrupt image by image, on the CPU; the threads share the images, each of which is computed by one."""
         # torch's generators give other numbers on a GPU for the same seed.
         x = to_float(batch, self.name or "image/corruption").cpu()
-        out = []
-        for image, severity, seed in zip(x, params["severity"].tolist(), params["seed"].tolist(), strict=True):
-            rng = Generator().manual_seed(seed)
-            if self._photos:
-                corrupted = _photographed_frost(image, severity - 1, rng, self._photos)
-            else:
-                corrupted = CORRUPTIONS[self.effect](image, severity - 1, rng)
-            out.append(corrupted.clamp(0, 1).to(torch.float32))
-        return torch.stack(out).contiguous().to(batch.device) if out else x.to(batch.device)
+        severities, seeds, out = params["severity"].tolist(), params["seed"].tolist(), empty_buffer(x.shape)
+
+        def write(rows: range) -> None:
+            for row in rows:
+                rng = Generator().manual_seed(seeds[row])
+                if self._photos:
+                    corrupted = _photographed_frost(x[row], severities[row] - 1, rng, self._photos)
+                else:
+                    corrupted = CORRUPTIONS[self.effect](x[row], severities[row] - 1, rng)
+                out[row] = corrupted.clamp(0, 1)
+
+        shares = torch.get_num_threads() if x[:1].numel() >= SMALLEST_SHARED else 1
+        map_parts(write, [range(len(x))[share::shares] for share in range(shares)])
+        return out.to(batch.device)
