@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmcon.cli.options import add_command, add_json_flag, add_option_flag, messages, parse_options, print_json
+from mmcon.cli.options import (
+    add_command,
+    add_json_flag,
+    add_option_flag,
+    messages,
+    parse_options,
+    print_json,
+    resumable,
+)
 
 DEFAULT = ("probe", "knn", "few-labels", "retrieval")
 
@@ -63,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     from mmcon.inference.model_evaluation import evaluate_model
 
     finished = {}
-    with messages(options.json):
+    with messages(options.json), resumable():
         for done in evaluate_model(
             options.model, options.data, on=options.on, output=options.output, modality=options.modality,
             near=options.near, far=options.far, options=parse_options(options.option), seed=options.seed,

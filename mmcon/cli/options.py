@@ -76,3 +76,13 @@ def messages(as_json: bool) -> Iterator[None]:
 def print_json(value: Any) -> None:
     """Print a value as JSON, in one line; a file name that is not UTF-8 is escaped."""
     print(json.dumps(value))
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Say, if the body is interrupted, that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("what is finished is kept; the same command goes on", file=sys.stderr)
+        raise

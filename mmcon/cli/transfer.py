@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmcon.cli.options import add_command, add_json_flag, add_option_flag, at_least, messages, parse_options, print_json
+from mmcon.cli.options import (
+    add_command,
+    add_json_flag,
+    add_option_flag,
+    at_least,
+    messages,
+    parse_options,
+    print_json,
+    resumable,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -40,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     from mmcon.cli.embed import device_of
     from mmcon.inference.model_transfer import evaluate_transfer
 
-    with messages(options.json):
+    with messages(options.json), resumable():
         result = evaluate_transfer(
             options.models, options.data, output=options.output, protocols=options.protocols,
             options=parse_options(options.option), draws=options.draws, seed=options.seed,

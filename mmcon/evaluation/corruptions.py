@@ -7,8 +7,10 @@ cases a linear probe of clean training features classifies, one pass over the im
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,18 @@ from torch import Tensor
 
 from mmcon.errors import ConfigError
 from mmcon.evaluation.evaluation_list import EvaluationInput
+from mmcon.evaluation.features import Features
+from mmcon.evaluation.image_passes import Found, image_passes, kept
 from mmcon.evaluation.imagenet_c import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, BENCHMARK, EFFECTS, published_sources
 from mmcon.evaluation.statistics import Interval, bootstrap
 from mmcon.registry import create
 from mmcon.sources.base import Source
-from mmcon.views import Chain, ViewGenerator
 
 SEVERITIES = (1, 2, 3, 4, 5)
 #: Errors by corruption and severity.
 ErrorTable = Mapping[str, Mapping[int, float]]
+#: Corruption and severity, and what is found in the images under it.
+Passes = Iterable[tuple[tuple[str, int], Found]]
 OURS = (
     "not the images of ImageNet-C: corruptions are drawn by key, and frost, fog, snow, spatter, motion and glass blur"
     " differ from the published code (docs/robustness.md)"
@@ -191,7 +196,7 @@ class CorruptionResult:
 
 
 def evaluate_corruptions(given: EvaluationInput) -> CorruptionResult:
-    """Errors of a linear probe under corruptions of the test images, one streaming pass for each.
+    """Errors of a linear probe under corruptions of the test images, one pass for each.
 
     Options: `corruption_reference`, "alexnet" or the `corruptions.json` of another model; `imagenet_c`, the folder of
     the published files, in place of corruptions that are drawn (the reference is then AlexNet by default); `effects`
@@ -206,40 +211,44 @@ def evaluate_corruptions(given: EvaluationInput) -> CorruptionResult:
     reference = CorruptionErrors.load(str(name)) if name else None
     effects, severities = _chosen("effects", options, EFFECTS), _chosen("severities", options, SEVERITIES)
     passes = _published(given, str(folder), effects, severities) if folder else _drawn(given, effects, severities)
-    probe = given.probe
-    clean = 1 - probe.evaluate(given.test).top1
+    clean = 1 - given.probe.evaluate(given.test).top1
     errors: dict[str, dict[int, float]] = {}
     wrong: list[tuple[Tensor, Bool[Tensor, " n"]]] = []
-    for effect, severity, source, view in passes:
-        features = given.features(source, view, title=f"{effect} {severity}")
-        found = probe.evaluate(features)
-        errors.setdefault(effect, {})[severity] = 1 - found.top1
+    for (effect, severity), found in passes:
+        errors.setdefault(effect, {})[severity] = 1 - found["correct"].double().mean().item()
         if effect in BENCHMARK:
-            wrong.append((features.index["sample"], ~found.correct))
+            wrong.append((found["sample"], ~found["correct"]))
     model = CorruptionErrors("this model", clean, errors)
     notes = () if folder else (OURS,)
     return CorruptionResult(model, _interval(wrong, given.seed), reference, len(given.test), bool(folder), notes)
 
 
-def _drawn(
-    given: EvaluationInput, effects: tuple[str, ...], severities: tuple[int, ...]
-) -> Iterator[tuple[str, int, Source, ViewGenerator]]:
-    """Corruption, severity, the test images, and the preprocessing with the corruption after it."""
-    for effect in effects:
-        for severity in severities:
-            folder = given.options.get("frost_photos")
-            photos = {"frost_photos": folder and str(folder)} if effect == "frost" else {}
-            corruption = create("view", "image/corruption", effect=effect, severity=severity, **photos)
-            # Named by its effect, so that corruptions have independent noise, and severities of one have the same.
-            yield effect, severity, given.test_source, Chain(given.view, (effect, corruption))
+def _drawn(given: EvaluationInput, effects: tuple[str, ...], severities: tuple[int, ...]) -> Passes:
+    """By corruption and severity, whether each test image is classified correctly with the corruption on it."""
+    changes = {}
+    for effect, severity in product(effects, severities):
+        folder = given.options.get("frost_photos")
+        photos = {"frost_photos": folder and str(folder)} if effect == "frost" else {}
+        corruption = create("view", "image/corruption", effect=effect, severity=severity, **photos)
+        # Named by its effect, so that corruptions have independent noise, and severities of one have the same.
+        changes[f"{effect} {severity}"] = (effect, corruption)
+    found = image_passes(given, changes, partial(_classified, given), title="corruptions")
+    return zip(product(effects, severities), found.values(), strict=True)
 
 
-def _published(
-    given: EvaluationInput, folder: str, effects: tuple[str, ...], severities: tuple[int, ...]
-) -> Iterator[tuple[str, int, Source, ViewGenerator]]:
-    """Corruption, severity, the published files, and the preprocessing."""
+def _published(given: EvaluationInput, folder: str, effects: tuple[str, ...], severities: tuple[int, ...]) -> Passes:
+    """The same of the published files."""
+
+    def classified(effect: str, severity: int, source: Source) -> Found:
+        title = f"ImageNet-C {effect} {severity}"
+        return kept(given, title, lambda: _classified(given, given.features(source, given.view, title=title)))
+
     sources = published_sources(folder, given.classes, effects=effects, severities=severities)
-    return ((effect, severity, source, given.view) for effect, severity, source in sources)
+    return (((effect, severity), classified(effect, severity, source)) for effect, severity, source in sources)
+
+
+def _classified(given: EvaluationInput, features: Features) -> Found:
+    return {"sample": features.index["sample"], "correct": given.probe.evaluate(features).correct}
 
 
 def _chosen(name: str, options: Mapping[str, Any], known: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -248,7 +257,7 @@ def _chosen(name: str, options: Mapping[str, Any], known: tuple[Any, ...]) -> tu
     unknown = [value for value in chosen if value not in known]
     if unknown:
         raise ConfigError(f"corruptions, {name}", expected=f"values among {list(known)}", got=str(unknown))
-    return chosen
+    return tuple(dict.fromkeys(chosen))
 
 
 def _interval(wrong: list[tuple[Tensor, Bool[Tensor, " n"]]], seed: int) -> Interval | None:

@@ -28,7 +28,7 @@ from mmcon.evaluation.probe import fit_probe
 from mmcon.evaluation.statistics import Interval, wilson
 from mmcon.media import AudioHandle, TextHandle
 from mmcon.random import keys
-from mmcon.sources.base import Positions, Source
+from mmcon.sources.base import Positions, Source, channels_of
 
 Kind = Literal["color", "patch", "tone", "word"]
 #: By modality, the kinds of cues that can be planted.
@@ -201,7 +201,7 @@ def evaluate_cues(given: EvaluationInput) -> CueResult:
     correlation = number_option(given.options, "cue_correlation", CORRELATION, lowest=0, highest=1)
     clean = given.probe.evaluate(given.test).interval()
     # A tint would give the encoder three channels instead of one.
-    gray = given.modality == "image" and _channels(given.train_source) == 1
+    gray = given.modality == "image" and channels_of(given.train_source) == 1
     notes = ("color is left out: the images are gray",) if gray else ()
     kinds = {}
     for kind in KINDS[given.modality][1 if gray else 0 :]:
@@ -292,12 +292,6 @@ def _decoded(sample: Any) -> Shaped[Tensor, "c h w"]:
         got = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
         raise DataError("plant_cue", expected="images of bytes, `c h w`", got=got)
     return pixels
-
-
-def _channels(source: Source) -> int:
-    """The channels of the first image, which of a file are those that it is decoded to."""
-    first = source.open([0])[0]
-    return len(first) if isinstance(first, Tensor) else getattr(first, "channels", 3)
 
 
 def _with_ends(interval: Interval) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ each part has a file of its own; ranks that share the folder write different par
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -19,12 +20,13 @@ from typing import Any
 import pyarrow as pa
 import torch
 from pyarrow import parquet
+from safetensors import SafetensorError, safe_open
 
 from mmcon.batch import ViewBatch
 from mmcon.errors import DataError
 from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.second_stage import Encode
-from mmcon.files import replace_file
+from mmcon.files import create_folder, replace_file
 from mmcon.loading.loader import one_pass
 from mmcon.sources.base import Source, Subset
 from mmcon.training.progress import Progress
@@ -33,6 +35,7 @@ from mmcon.views import ViewGenerator
 FEATURES, INDEX, ABOUT = "features.safetensors", "index.parquet", "about.json"
 #: Samples of a part: what a kill loses at most.
 PART_SAMPLES = 2048
+_log = logging.getLogger(__name__)
 
 
 def write_dump(
@@ -72,7 +75,7 @@ def write_dump(
     folder = Path(folder)
     known = {"samples": str(len(source)), **about}
     _claim(folder, known, rank)
-    if not (folder / FEATURES).exists():
+    if not _is_whole(folder / FEATURES):
         size = PART_SAMPLES  # whatever the batch size is, with which a later call may go on
         batch_size = max(divisor for divisor in range(1, min(batch_size, size) + 1) if size % divisor == 0)
         parts = [folder / f"part-{number:06d}.safetensors" for number in range(-(-len(source) // size))]
@@ -83,17 +86,17 @@ def write_dump(
             shown: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device}
             batches = one_pass(Subset(source, rows), {source.modality: list(views)}, **shown)
             with Progress(title, len(rows), enabled=rank == 0) as progress:
-                by_part = groupby(_counted(batches, progress), key=lambda batch: batch.step * batch_size // size)
+                by_part = groupby(counted(batches, progress), key=lambda batch: batch.step * batch_size // size)
                 for number, of_part in by_part:
                     features = extract_features(encode, of_part, modality=source.modality, device=device)
-                    _write_part(features if combine is None else combine(features), parts[missing[number]])
+                    (features if combine is None else combine(features)).save(parts[missing[number]])
         for number in missing:  # a part without a readable sample
-            if not parts[number].exists():
+            if not _is_whole(parts[number]):
                 parts[number].with_suffix(".empty").touch()
         if rank == 0:
             _wait(lambda: all(map(_is_done, parts)))
-            _finish(folder, source, [part for part in parts if part.exists()], known)
-    _wait(lambda: (folder / FEATURES).exists())
+            _finish(folder, source, [part for part in parts if _is_whole(part)], known)
+    _wait(lambda: _is_whole(folder / FEATURES))
     return read_dump(folder)
 
 
@@ -112,7 +115,7 @@ def _claim(folder: Path, about: Mapping[str, str], rank: int) -> None:
     if rank:
         _wait(lambda: file.exists() and file.read_text() == text)
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     if not file.exists() or file.read_text() != text:
         for old in (
             *folder.glob("part-*.safetensors"),
@@ -122,22 +125,30 @@ def _claim(folder: Path, about: Mapping[str, str], rank: int) -> None:
         ):
             old.unlink(missing_ok=True)
         replace_file(file, text)
+    for old in (*folder.glob("part-*.safetensors"), folder / FEATURES):
+        if old.exists() and not _is_whole(old):
+            _log.warning("%s is cut off; its features are extracted again", old)
 
 
 def _is_done(part: Path) -> bool:
-    return part.exists() or part.with_suffix(".empty").exists()
+    return _is_whole(part) or part.with_suffix(".empty").exists()
 
 
-def _counted(batches: Iterator[ViewBatch], progress: Progress) -> Iterator[ViewBatch]:
+def _is_whole(file: Path) -> bool:
+    """Whether a file of features is there, and as long as its header says."""
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def counted(batches: Iterator[ViewBatch], progress: Progress) -> Iterator[ViewBatch]:
+    """The batches, whose samples are counted as done when the next batch is asked for."""
     for batch in batches:
         yield batch
         (table,) = batch.index.values()
         progress.advance(progress.done + len(table["sample"].unique()))
-
-
-def _write_part(features: Features, part: Path) -> None:
-    """Write a part under another name first, since a file that exists counts as complete."""
-    features.save(part.with_suffix(".unfinished")).replace(part)
 
 
 def _finish(folder: Path, source: Source, parts: list[Path], about: Mapping[str, str]) -> None:
@@ -146,10 +157,10 @@ def _finish(folder: Path, source: Source, parts: list[Path], about: Mapping[str,
         raise DataError(source.name, expected="a readable sample", got=f"none of {len(source):,}")
     features = Features.cat([Features.load(part) for part in parts])
     features = Features(features.values, features.index, dict(about))
-    parquet.write_table(_index_table(features, source), folder / INDEX)
-    unfinished = folder / (FEATURES + ".unfinished")
-    features.save(unfinished).replace(folder / FEATURES)
-    for part in folder.glob("part-*"):
+    table = _index_table(features, source)
+    replace_file(folder / INDEX, lambda file: parquet.write_table(table, file))
+    features.save(folder / FEATURES)
+    for part in (*folder.glob("part-*"), *folder.glob(".*.safetensors.*")):  # and what a kill left of writing
         part.unlink()
 
 

@@ -1,28 +1,31 @@
 """The list of evaluations that `mmcon evaluate` runs, what each reads, and what each returns.
 
 An evaluation is a function from an `EvaluationInput` to a result. Most read the features of the two splits, which are
-extracted once; those that change the media encode a source again through a view of their own:
-
-    corrupted = given.features(given.test_source, Chain(given.view, corruption))
+extracted once; those that change the pixels pass over the test images again (see `image_passes`).
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from mmcon.errors import ConfigError, UnknownNameError, nearest
+from mmcon.evaluation.dump import write_dump
 from mmcon.evaluation.features import Features, extract_features
 from mmcon.evaluation.probe import LinearProbe, fit_probe
 from mmcon.evaluation.second_stage import Encode
 from mmcon.loading.loader import one_pass
-from mmcon.sources.base import Source
+from mmcon.sources.base import Source, Subset
 from mmcon.views import ViewGenerator
 
 #: A number of an option: whole or not.
@@ -77,6 +80,8 @@ class EvaluationInput:
         batch_size: samples that are encoded at once.
         workers: processes that prepare batches.
         seed: the seed of all draws.
+        unfinished: the folder of what is found before the evaluation is done; None keeps nothing.
+        fitted: the probe, once it is fitted; shared by copies of this input.
     """
 
     train: Features
@@ -96,22 +101,38 @@ class EvaluationInput:
     batch_size: int = 256
     workers: int = 0
     seed: int = 0
+    unfinished: Path | None = None
+    fitted: list[LinearProbe] = field(default_factory=list)
 
-    @cached_property
+    @property
     def probe(self) -> LinearProbe:
         """The linear probe of the training features, which is fitted once for all evaluations."""
-        return fit_probe(self.train, seed=self.seed)
+        if not self.fitted:
+            self.fitted.append(fit_probe(self.train, seed=self.seed))
+        return self.fitted[0]
 
     def features(self, source: Source, view: ViewGenerator | None = None, *, title: str = "features") -> Features:
         """Features of every sample of a source in one pass, a row each; by default of the preprocessing alone.
 
-        With a view of its own, the rows are those of this view, whatever the preprocessing has.
+        With a view of its own, the rows are those of this view, whatever the preprocessing has. Those of the
+        preprocessing are kept in parts in the folder of unfinished evaluations, if there is one.
         """
         settings: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "device": self.device}
         views = [view] if view is not None else [*self.views] or [self.view]
+        if view is None and self.unfinished is not None:
+            about = {"title": title, "data": json.dumps(source.fingerprint())}
+            folder = self.unfinished / f"features-{zlib.crc32(title.encode()):08x}"  # titles may have names of paths
+            settings |= {"about": about, "combine": self.combine, "title": title}
+            return write_dump(folder, source, self.encode, views, **settings)
         loader = one_pass(source, {self.modality: views}, **settings)
         found = extract_features(self.encode, loader, modality=self.modality, title=title, total=len(source))
         return found if view is not None or self.combine is None else self.combine(found)
+
+    def first_view(self) -> Shaped[Tensor, "1 ..."]:
+        """The first test sample whose features were extracted, after the preprocessing."""
+        row = (self.test_source.ids == self.test.index["sample"][0]).nonzero()[0]
+        batch = next(one_pass(Subset(self.test_source, row), {self.modality: [self.view]}))
+        return batch.views[self.modality][0]
 
 
 def number_option(

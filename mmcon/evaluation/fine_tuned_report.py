@@ -61,8 +61,7 @@ def evaluate_fine_tuning(given: EvaluationInput) -> ClassificationResult:
 
 def _train(given: EvaluationInput, source: Source, rate: float) -> LinearClassifier:
     """A classifier whose encoder is trained too, on augmented views of a source."""
-    first = next(iter(one_pass(Subset(given.test_source, [0]), {given.modality: [given.view]})))
-    side = first.views[given.modality][0].shape[-1]
+    side = given.first_view().shape[-1]
     name = str(given.options.get("fine_tuning_view", "image/crop-flip"))
     wanted = {"size": side, "area": (0.5 if side <= 64 else 0.08, 1.0)}
     view = create_view(name, **supported_options("view", name, wanted))

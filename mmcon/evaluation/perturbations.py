@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from torch import Tensor
 from mmcon.errors import ConfigError
 from mmcon.evaluation.evaluation_list import EvaluationInput, number_option
 from mmcon.evaluation.features import Features
+from mmcon.evaluation.image_passes import Found, image_passes
 from mmcon.evaluation.statistics import Interval, bootstrap
 from mmcon.registry import create
-from mmcon.views import Chain
 
 #: By kind, the largest amount and its unit.
 LARGEST: dict[str, tuple[float, str]] = {
@@ -116,7 +117,7 @@ class PerturbationResult:
 
 
 def evaluate_perturbations(given: EvaluationInput) -> PerturbationResult:
-    """Stability of a linear probe's prediction and of the features, one streaming pass for each kind and step.
+    """Stability of a linear probe's prediction and of the features, one pass for each kind and step.
 
     Options: `perturbations`, the kinds (default: all five); `perturbation_steps`, steps up to the largest amount (5).
 
@@ -128,25 +129,27 @@ def evaluate_perturbations(given: EvaluationInput) -> PerturbationResult:
     steps = number_option(given.options, "perturbation_steps", STEPS, lowest=1)
     if any(kind not in [*LARGEST] for kind in chosen):
         raise ConfigError("perturbations", expected=f"kinds among {list(LARGEST)}", got=str(list(chosen)))
-    probe = given.probe
+    amounts = {kind: tuple(LARGEST[kind][0] * (step + 1) / steps for step in range(steps)) for kind in chosen}
+    changes = {
+        f"{kind} {amount:g}": (kind, create("view", "image/perturbation", kind=kind, amount=amount))
+        for kind, of_kind in amounts.items()
+        for amount in of_kind
+    }
+    found = image_passes(given, changes, partial(_beside_clean, given), title="perturbations")
+    clean = given.probe.evaluate(given.test).predicted
     kinds = {}
-    for kind in chosen:
-        amounts = tuple(LARGEST[kind][0] * (step + 1) / steps for step in range(steps))
-        frames = []
-        for amount in amounts:
-            view = Chain(given.view, (kind, create("view", "image/perturbation", kind=kind, amount=amount)))
-            frames.append(given.features(given.test_source, view, title=f"{kind} {amount:g}"))
-        predictions = torch.stack([probe.evaluate(of).predicted for of in (given.test, *frames)])
-        ordered = kind not in WITHOUT_ORDER
-        kinds[kind] = stability(amounts, predictions, given.test, frames, ordered=ordered, seed=given.seed)
+    for kind, of_kind in amounts.items():
+        frames = [found[f"{kind} {amount:g}"] for amount in of_kind]
+        predictions = torch.stack([clean, *(frame["predicted"] for frame in frames)])
+        cosines, ordered = torch.stack([frame["cosine"] for frame in frames]), kind not in WITHOUT_ORDER
+        kinds[kind] = stability(of_kind, predictions, cosines, ordered=ordered, seed=given.seed)
     return PerturbationResult(kinds, len(given.test))
 
 
 def stability(
     amounts: tuple[float, ...],
     predictions: Int[Tensor, "f n"],
-    clean: Features,
-    frames: list[Features],
+    cosines: Float[Tensor, "s n"],
     *,
     ordered: bool = True,
     seed: int = 0,
@@ -156,8 +159,7 @@ def stability(
     Args:
         amounts: of the frames after the clean one.
         predictions: of the clean image and of each frame.
-        clean: features of the clean images.
-        frames: features of each frame, of the same samples.
+        cosines: of the features of each frame to those of the clean image.
         ordered: compare the prediction with that of the frame before; else with that of the clean image.
         seed: of the interval.
     """
@@ -167,9 +169,12 @@ def stability(
         amounts,
         bootstrap(flips.mean(0), seed=seed),
         tuple((predictions[1:] != predictions[:1]).double().mean(1).tolist()),
-        tuple(_mean_cosine(clean.values, frame.values) for frame in frames),
+        tuple(cosines.mean(1).tolist()),
     )
 
 
-def _mean_cosine(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> float:
-    return float(torch.nn.functional.cosine_similarity(first.double(), second.double()).mean())
+def _beside_clean(given: EvaluationInput, features: Features) -> Found:
+    """The predictions, and the cosines of the features to those of the same images without a perturbation."""
+    clean = given.test.values[torch.isin(given.test.index["sample"], features.index["sample"])]
+    cosine = torch.nn.functional.cosine_similarity(clean.double(), features.values.double())
+    return {"predicted": given.probe.evaluate(features).predicted, "cosine": cosine}

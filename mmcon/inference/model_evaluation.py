@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,23 +24,29 @@ from typing import Any
 import torch
 
 import mmcon
-from mmcon.errors import DataError, InputError, MmconError
+from mmcon.errors import InputError, MmconError
+from mmcon.evaluation.checked_splits import check_encoded, check_labels
 from mmcon.evaluation.classification_report import ClassificationResult
 from mmcon.evaluation.dump import write_dump
 from mmcon.evaluation.evaluation_list import EVALUATIONS, Evaluation, EvaluationInput, EvaluationResult, find_evaluation
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.saved_predictions import save_predictions
 from mmcon.evaluation.view_rows import combine_views
-from mmcon.files import read_yaml, replace_file
+from mmcon.files import read_json, read_yaml, replace_file
 from mmcon.inference.inputs import check_modality
 from mmcon.inference.loaded_model import LoadedModel, check_speed
 from mmcon.inference.loading import load
 from mmcon.sources.base import Source
 from mmcon.sources.factory import create_source
+from mmcon.training.run_lock import RunLock
 from mmcon.views import ViewGenerator
+
+_log = logging.getLogger(__name__)
 
 #: The name of an evaluation's predictions, where it differs: recipes save those of a metric by the same name.
 METRIC_OF = {"probe": "linear_probe"}
+#: The folder of what evaluations that are not done have found.
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -106,10 +115,10 @@ def evaluate_model(
         print(f"train {opened.train.describe()}\ntest  {opened.test.describe()}", flush=True)
     speed: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
     ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
-    train, test = (opened.features(split, **speed, **ranks) for split in ("train", "test"))
-    given = opened.given(train, test, seed=seed, **speed)
-    if rank == 0:
-        for number, evaluation in enumerate(runnable, 1):
+    with RunLock(opened.folder, flag="--output") if rank == 0 else nullcontext():
+        train, test = (opened.features(split, **speed, **ranks) for split in ("train", "test"))
+        given = opened.given(train, test, seed=seed, **speed)
+        for number, evaluation in enumerate(runnable if rank == 0 else [], 1):
             print(f"{evaluation.name} ({number} of {len(runnable)})", flush=True)
             yield _run(evaluation, given, opened.folder)
 
@@ -212,31 +221,9 @@ def _open(
     runnable = _select(chosen, available := found.available(), strict=list(on) != ["all"])
     if "labels" in available:
         check_labels(train, test)
+    for source in (train, test, *near_sets.values(), *far_sets.values()):
+        check_encoded(model.model, source, found.views, device=device)
     return found, runnable
-
-
-def check_labels(train: Source, test: Source) -> None:
-    """Check that the splits have the same classes; the labels of the test split are numbered as the training split's.
-
-    Raises:
-        DataError: there is one class only, or a class of the test split is not in the training split.
-    """
-    assert train.labels is not None
-    assert test.labels is not None
-    known = {train.classes[label] for label in train.labels.unique().tolist()}
-    used = {test.classes[label] for label in test.labels.unique().tolist()}
-    if len(known) < 2:
-        raise DataError(train.name, expected="labels of two classes or more", got=f"one, {min(known)!r}")
-    if used - known:
-        raise DataError(
-            test.name,
-            expected=f"the {len(known)} classes of the training split",
-            got=f"{len(used - known)} others: {', '.join(sorted(used - known)[:5])}",
-            fix="take both splits from one source, or leave these classes out",
-        )
-    if test.classes != train.classes:
-        number = torch.tensor([train.classes.index(name) if name in known else -1 for name in test.classes])
-        test.columns["label"], test.classes = number[test.labels], train.classes
 
 
 def _run(evaluation: Evaluation, given: EvaluationInput, folder: Path) -> FinishedEvaluation:
@@ -250,17 +237,20 @@ def _run(evaluation: Evaluation, given: EvaluationInput, folder: Path) -> Finish
     about |= {"near_and_far": others} if "outliers" in evaluation.needs else {}
     fingerprint = _digest(about)
     file, text = folder / f"{evaluation.name}.json", folder / f"{evaluation.name}.txt"
-    if file.exists() and text.exists():
-        values = json.loads(file.read_text())
-        if values.get("fingerprint") == fingerprint:
-            return FinishedEvaluation(evaluation.name, folder, text.read_text().rstrip(), values, cached=True)
+    if (values := read_json(file)).get("fingerprint") == fingerprint and text.exists():
+        return FinishedEvaluation(evaluation.name, folder, text.read_text().rstrip(), values, cached=True)
+    unfinished = folder / UNFINISHED / evaluation.name
     try:
-        result = evaluation.run(given)
+        result = evaluation.run(replace(given, unfinished=unfinished / fingerprint[:16]))
     except MmconError as error:
         return FinishedEvaluation(evaluation.name, folder, error=str(error))
+    except Exception as error:  # hours of other evaluations may follow
+        _log.exception("%s failed", evaluation.name)
+        return FinishedEvaluation(evaluation.name, folder, error=f"{type(error).__name__}: {error}")
     values = {"fingerprint": fingerprint, **result.to_json()}
     _write(result, evaluation.name, folder, given)
     replace_file(file, json.dumps(values, indent=1) + "\n")  # last, since it counts as complete
+    shutil.rmtree(unfinished, ignore_errors=True)
     return FinishedEvaluation(evaluation.name, folder, result.table(), values)
 
 

@@ -143,3 +143,20 @@ def test_an_interruption_says_how_to_go_on(mmcon, folder, tmp_path, monkeypatch)
     status, _, err = mmcon("embed", folder / "image", folder / "pictures", "--output", tmp_path / "e.parquet")
     assert status == 130
     assert "the same command goes on" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "function"),
+    [
+        (("evaluate", "model"), "mmcon.inference.model_evaluation.evaluate_model"),
+        (("transfer", "a", "b", "--data", "c"), "mmcon.inference.model_transfer.evaluate_transfer"),
+    ],
+)
+def test_interrupted_evaluations_say_how_to_go_on(mmcon, monkeypatch, words, function):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(function, interrupt)
+    status, _, err = mmcon(*words, "--device", "cpu")
+    assert status == 130
+    assert "the same command goes on" in err

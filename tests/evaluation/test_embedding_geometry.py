@@ -1,10 +1,14 @@
-"""Alignment, uniformity and the modality gap against double loops."""
+"""Alignment, uniformity and the modality gap against double loops and other libraries."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from evaluation_cases import labeled_features
+from scipy.spatial.distance import pdist
+from sklearn.metrics.pairwise import paired_distances
+from sklearn.preprocessing import normalize
 
 from mmcon.errors import InputError
 from mmcon.evaluation.embedding_geometry import alignment, modality_gap, uniformity
@@ -19,6 +23,14 @@ def test_alignment_and_uniformity_against_double_loops():
     assert uniformity(x) == pytest.approx(math.log(sum(pairs) / len(pairs)), abs=1e-6)
     assert modality_gap(x, x) == 0
     assert modality_gap(x, y) == pytest.approx(float((u.mean(0) - w.mean(0)).norm()), abs=1e-6)
+
+
+def test_geometry_agrees_with_scipy_and_scikit_learn():
+    x, y = labeled_features(30, 0).values, labeled_features(30, 1).values
+    u, w = (normalize(values.double().numpy()) for values in (x, y))
+    assert alignment(x, y) == pytest.approx((paired_distances(u, w) ** 2).mean(), rel=1e-6)
+    assert uniformity(x) == pytest.approx(np.log(np.exp(-2 * pdist(u, "sqeuclidean")).mean()), rel=1e-6)
+    assert modality_gap(x, y) == pytest.approx(np.linalg.norm(u.mean(0) - w.mean(0)), rel=1e-5)
 
 
 def test_power_and_scale_by_hand():

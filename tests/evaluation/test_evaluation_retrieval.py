@@ -4,6 +4,7 @@ import pytest
 import torch
 from evaluation_cases import labeled_features as features
 from sklearn.metrics import average_precision_score, ndcg_score
+from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
 from mmcon.batch import Index
 from mmcon.errors import InputError
@@ -53,6 +54,21 @@ def test_graded_relevance_is_scikit_learns_ndcg():
     by_function = retrieve(queries, candidates, relevance=by_label)
     by_column = retrieve(queries, candidates, relevance="label")
     assert by_function.mean_average_precision == by_column.mean_average_precision
+
+
+def test_recall_and_first_ranks_are_torchmetrics():
+    queries, candidates = features(40, 0), features(60, 1)
+    result = retrieve(queries, candidates, relevance="label", ks=(1, 4))
+    scores, relevant = (
+        queries.normalized() @ candidates.normalized().T, queries.labels[:, None] == candidates.labels
+    )  # fmt: skip
+    pairs = list(zip(scores, relevant, strict=True))
+    for k, recall in result.recall.items():
+        hits = [float(retrieval_hit_rate(score, own, top_k=k)) for score, own in pairs]
+        assert recall == pytest.approx(sum(hits) / 40)
+    theirs = [1 / float(retrieval_reciprocal_rank(score, own)) for score, own in pairs]
+    assert result.first_rank.tolist() == pytest.approx(theirs)
+    assert result.median_rank in (sorted(theirs)[19], sorted(theirs)[20])
 
 
 def test_chance_is_what_noise_gets():

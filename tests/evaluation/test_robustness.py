@@ -9,7 +9,8 @@ from mmcon_views.image.corruptions import CORRUPTIONS
 from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.covariance import EmpiricalCovariance
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics.pairwise import paired_cosine_distances
 from sklearn.neighbors import NearestNeighbors
 
 import mmcon
@@ -217,15 +218,27 @@ def test_a_path_begins_at_the_image_and_moves_it_by_the_amount():
 def test_flips_are_counted_along_the_path_or_from_the_clean_image():
     # Two samples: the first is predicted 0 1 0 0, the second stays.
     predictions = torch.tensor([[0, 2], [1, 2], [0, 2], [0, 2]])
-    table = Index({"sample": torch.arange(2)})
-    clean = Features(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), table)
-    frames = [Features(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), table)] * 3
-    along = perturbations.stability((1.0, 2.0, 3.0), predictions, clean, frames)
+    cosines = torch.tensor([[0.0, 1.0]] * 3)
+    along = perturbations.stability((1.0, 2.0, 3.0), predictions, cosines)
     assert along.flip_probability.value == pytest.approx(2 / 6)
     assert along.changed == (0.5, 0.0, 0.0)
     assert along.cosine == pytest.approx((0.5, 0.5, 0.5))
-    from_clean = perturbations.stability((1.0, 2.0, 3.0), predictions, clean, frames, ordered=False)
+    from_clean = perturbations.stability((1.0, 2.0, 3.0), predictions, cosines, ordered=False)
     assert from_clean.flip_probability.value == pytest.approx(1 / 6)
+
+
+def test_cosines_and_changed_predictions_are_scikit_learns(clothes):
+    at = given(*clothes, options={"perturbations": "rotation", "perturbation_steps": 1})
+    found = perturbations.evaluate_perturbations(at).kinds["rotation"]
+    turned = at.features(
+        at.test_source,
+        Chain(at.view, ("rotation", mmcon.create_view("image/perturbation", kind="rotation", amount=15.0))),
+    )
+    pairs = [features.values.double().numpy() for features in (at.test, turned)]
+    assert found.cosine[0] == pytest.approx(1 - paired_cosine_distances(*pairs).mean())
+    predicted = [at.probe.evaluate(features).predicted for features in (at.test, turned)]
+    assert found.changed[0] == pytest.approx(1 - accuracy_score(*predicted))
+    assert found.flip_probability.value == found.changed[0]
 
 
 def test_stability_of_a_probe_falls_with_the_amount(clothes):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import time
 
 import pytest
 import torch
@@ -11,13 +13,17 @@ from matplotlib.figure import Figure
 
 import mmcon
 from mmcon import cli
-from mmcon.errors import DataError, InputError, UnknownNameError
+from mmcon.errors import ConfigError, DataError, InputError, UnknownNameError
+from mmcon.evaluation import image_passes
+from mmcon.evaluation.checked_splits import check_labels
 from mmcon.evaluation.comparison import compare_runs
 from mmcon.evaluation.evaluation_list import Evaluation, EvaluationInput
 from mmcon.evaluation.knn import knn
 from mmcon.inference import save_model
-from mmcon.inference.model_evaluation import _open, _run, check_labels, evaluate_model
+from mmcon.inference.model_evaluation import _open, _run, evaluate_model
 from mmcon.sources.base import TensorSource
+from mmcon.training import run_lock
+from mmcon.training.run_lock import RunLock
 from mmcon.views import Identity
 
 
@@ -137,24 +143,82 @@ def test_a_result_is_computed_again_when_the_files_of_an_option_change(tmp_path)
     assert cached == [False, True, False, True]
 
 
-def test_an_evaluation_that_fails_does_not_end_the_others(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (InputError("probe", expected="luck", got="none"), "expected luck"),
+        (RuntimeError("no luck"), "RuntimeError: no luck"),  # such as of a library; its traceback is logged
+    ],
+)
+def test_an_evaluation_that_fails_does_not_end_the_others(run, monkeypatch, caplog, error, message):
     def fail(*_, **__):
-        raise InputError("probe", expected="luck", got="none")
+        raise error
 
     monkeypatch.setattr("mmcon.evaluation.evaluation_list.fit_probe", fail)
     failed, done = evaluate_model(run, on=["probe", "knn"], seed=5)
-    assert "expected luck" in failed.error
+    assert message in failed.error
     assert (done.name, done.error) == ("knn", "")
+    assert [record.exc_info[1] for record in caplog.records] == [error] * isinstance(error, RuntimeError)
+
+
+@pytest.mark.parametrize("text", ["", '{"fingerprint": "', "null"])
+def test_a_result_that_is_cut_off_is_computed_again(run, tmp_path, text):
+    first, again = (next(iter(evaluate_model(run, on=["knn"], output=tmp_path))) for _ in range(2))
+    assert (first.cached, again.cached) == (False, True)
+    (tmp_path / "knn.json").write_text(text)
+    (done,) = evaluate_model(run, on=["knn"], output=tmp_path)
+    assert (done.cached, done.table) == (False, first.table)
+
+
+def test_a_second_evaluation_in_a_folder_is_refused_until_the_first_ends(run, tmp_path):
+    read, write = os.pipe()
+    if not (other := os.fork()):
+        RunLock(tmp_path)
+        os.write(write, b"locked")
+        time.sleep(100)
+    assert os.read(read, 6) == b"locked"
+    with pytest.raises(
+        ConfigError, match=rf"--output: expected a folder that no other run uses; (.|\n)*process {other} "
+    ):
+        list(evaluate_model(run, on=["knn"], output=tmp_path))
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    assert len(list(evaluate_model(run, on=["knn"], output=tmp_path))) == 1
+    assert tmp_path.resolve() not in run_lock._handles
+
+
+def test_a_killed_evaluation_goes_on_in_its_passes(run, tmp_path, monkeypatch):
+    given = {"on": ["corruptions"], "output": tmp_path, "options": {"effects": ["contrast", "fog"], "severities": 1}}
+    done, one_pass = [], image_passes._pass
+
+    def until(count):
+        def pass_or_die(*given):
+            if len(done) == count:
+                raise KeyboardInterrupt
+            done.append(one_pass(*given))
+            return done[-1]
+
+        monkeypatch.setattr(image_passes, "_pass", pass_or_die)
+        return list(evaluate_model(run, **given))
+
+    with pytest.raises(KeyboardInterrupt):
+        until(1)
+    assert len(list((tmp_path / "unfinished" / "corruptions").rglob("*.safetensors"))) == 1
+    list(evaluate_model(run, on=["probe"], output=tmp_path))  # another evaluation leaves them
+    (finished,) = until(2)
+    assert set(finished.values["errors"]) == {"contrast", "fog"}
+    assert not (tmp_path / "unfinished" / "corruptions").exists()
 
 
 def test_models_and_data_that_do_not_fit_are_named_before_any_work(run, photos, tmp_path):
-    both = image_text_model(tmp_path / "both")
+    both, gray = image_text_model(tmp_path / "both"), image_model(tmp_path / "gray", channels=1)
     cases = [
         ((run,), {"on": ["prove"]}, UnknownNameError, "did you mean 'probe'"),
         ((run / "model",), {}, InputError, "expected data; got none"),
         ((run,), {"modality": "audio"}, InputError, r"a modality of the model, \['image'\]"),
         ((both, str(photos)), {}, InputError, "--modality NAME"),
         ((run, str(tmp_path)), {}, DataError, "expected"),
+        ((gray, str(photos)), {"near": ["samples/emoji"]}, InputError, r"c in \[1\]"),
         ((run,), {"options": {"neighbours": 3}}, InputError, "neighbours"),
     ]
     for given, options, error, message in cases:
