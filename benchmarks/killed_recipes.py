@@ -1,4 +1,4 @@
-"""Kill the recipes of four modalities at random steps, resume them, and compare every step bit by bit.
+"""Kill the recipes of every modality, and of several at once, at random steps, resume them, and compare every step.
 
     python benchmarks/killed_recipes.py --kills 11 --workers 1
 
@@ -37,6 +37,7 @@ RECIPES = {
     "audio": ("audio_supcon", []),
     "text": ("text_supcon", []),
     "video": ("video_graded", []),
+    "multimodal": ("multimodal", []),
 }
 
 

@@ -7,7 +7,9 @@ Only JSON and plain YAML are read: no tags, which could create objects, and no a
 from __future__ import annotations
 
 import atexit
+import errno
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -17,9 +19,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
+from safetensors import SafetensorError
 from yaml.composer import ComposerError
 
 from mmcon.errors import DataError, StorageError
+
+_log = logging.getLogger(__name__)
 
 
 def replace_file(path: str | Path, content: str | bytes | Callable[[BinaryIO], Any]) -> Path:
@@ -32,17 +37,27 @@ def replace_file(path: str | Path, content: str | bytes | Callable[[BinaryIO], A
     Raises:
         StorageError: the file cannot be written; the old one is intact.
     """
+    return replace_by(path, lambda temporary: write_through(temporary, content))
+
+
+def replace_by(path: str | Path, write: Callable[[Path], Any]) -> Path:
+    """As `replace_file`, for a library that opens the file itself: `write` gets the path to write to.
+
+    >>> replace_by("weights.safetensors", lambda file: save_file(tensors, file))  # doctest: +SKIP
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:
-            write_through(temporary, content)
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             temporary.replace(path)
             sync_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _not_written(path, error) from error
     return path
 
@@ -81,6 +96,20 @@ def read_lines(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
         elif text.strip():
             damaged.append(text)
     return lines, damaged
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty if there is no such file, or if it is damaged, which is logged."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        value = error
+    if isinstance(value, dict):
+        return value
+    _log.warning("%s is damaged, and is not used: %.200r", path, value)
+    return {}
 
 
 def read_yaml(text: str, *, where: str) -> Any:
@@ -139,10 +168,13 @@ def write_through(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) 
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder, which makes the renames in it durable."""
+    """Flush a folder, which makes the renames in it durable; some network disks cannot."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(handle)
 
@@ -164,11 +196,11 @@ def _parse_json(text: str) -> Any:
         return None
 
 
-def _not_written(path: str | Path, error: OSError) -> StorageError:
-    gone = not Path(path).parent.exists()
+def _not_written(path: str | Path, error: OSError | SafetensorError) -> StorageError:
+    gone, got = not Path(path).parent.exists(), getattr(error, "strerror", None) or error
     return StorageError(
         f"file {path}",
         expected="a folder that exists, may be written to, and has free space",
-        got=f"a folder that does not exist (was it deleted or moved?): {error.strerror}" if gone else str(error),
+        got=f"a folder that does not exist (was it deleted or moved?): {got}" if gone else str(error),
         fix="choose another folder, such as by --output-dir" if not gone else "do not move the folder of a run at work",
     )

@@ -26,6 +26,7 @@ import mmcon
 from mmcon.batch import ViewBatch
 from mmcon.errors import ConfigError
 from mmcon.evaluation.detection import DetectionResult, evaluate_detections
+from mmcon.files import replace_by, replace_file
 from mmcon.loading.loader import one_pass
 from mmcon.models.detection import create_detector, image_encoder
 from mmcon.models.fine_tuning import freeze_batch_norms, set_trainable
@@ -117,11 +118,13 @@ def main(config: Config) -> None:
     if not run.is_main:
         return run.close()
     weights = {name: value.contiguous() for name, value in detector.state_dict().items()}
-    save_file(weights, run.folder / "detector.safetensors", metadata={key: str(value) for key, value in about.items()})
+    described = {key: str(value) for key, value in about.items()}
+    replace_by(run.folder / "detector.safetensors", lambda file: save_file(weights, file, metadata=described))
     failures: dict[int, str] = {}
     result = evaluate(detector, test, test_boxes, views, config, run.device, failures)
     run.print(result.table())
-    result.plot().savefig(run.folder / "average_precision.png", dpi=150)
+    figure = result.plot()
+    replace_file(run.folder / "average_precision.png", lambda file: figure.savefig(file, dpi=150, format="png"))
     run.finish(result.to_json() | {"unreadable_test_images": len(failures)})
 
 
@@ -181,7 +184,7 @@ def evaluate(
     """The average precision on all images of a source; why some are left out goes to `failures`."""
     detector.eval()
     found: dict[int, dict[str, Shaped[Tensor, "..."]]] = {}
-    options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers, "device": device}
+    options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers or 0, "device": device}
     for batch in one_pass(test, views, failures=failures, **options):
         rows = batch.index["image"]["row"].tolist()
         for row, own in zip(rows, detector([*batch.views["image"][0]]), strict=True):

@@ -1,14 +1,28 @@
 """Atomic replacement of files, JSON lines that were cut off, and YAML: old content or new, and clear errors."""
 
+import ast
+import errno
 import os
 import resource
 import signal
 import time
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from mmcon.errors import DataError, StorageError
-from mmcon.files import append_line, create_folder, read_lines, read_yaml, replace_file, temporary_folder
+from mmcon.files import (
+    append_line,
+    create_folder,
+    read_json,
+    read_lines,
+    read_yaml,
+    replace_by,
+    replace_file,
+    temporary_folder,
+)
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -34,20 +48,57 @@ def test_an_interrupted_write_leaves_the_old_content(tmp_path, interruption):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_with_too_little_space_leaves_the_old_content(tmp_path):
-    """The limit on the size of files stands for a full disk: the system itself refuses to write."""
+@pytest.fixture
+def little_space():
+    """The limit on the size of files stands for a full disk: the system itself refuses to write more than 100 bytes."""
+    handler, before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_with_too_little_space_leaves_the_old_content(tmp_path, little_space):
     path = replace_file(tmp_path / "a.txt", "old")
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
-        with pytest.raises(StorageError, match=r"a\.txt: expected .* free space; got .*File too large"):
-            replace_file(path, "x" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    little_space()
+    with pytest.raises(StorageError, match=r"a\.txt: expected .* free space; got .*File too large"):
+        replace_file(path, "x" * 1000)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_that_do_not_fit_leave_the_old_ones(tmp_path, little_space):
+    """Of a library that opens the file itself, and raises errors of its own."""
+    path = replace_by(tmp_path / "a.safetensors", lambda file: save_file({"x": torch.ones(2)}, file))
+    little_space()
+    with pytest.raises(StorageError, match=r"a\.safetensors: expected .* free space; got .*File too large"):
+        replace_by(path, lambda file: save_file({"x": torch.ones(1000)}, file))
+    assert load_file(path)["x"].tolist() == [1, 1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_cannot_flush_folders_is_written_to(tmp_path, monkeypatch):
+    """As some network disks; another error of flushing is one."""
+    flush, codes = os.fsync, [errno.EINVAL, errno.EIO]
+
+    def fsync(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(codes[0], os.strerror(codes[0]))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert replace_file(tmp_path / "a", "new").read_text() == "new"
+    del codes[0]
+    with pytest.raises(StorageError, match="Input/output error"):
+        replace_file(tmp_path / "a", "newer")
+
+
+@pytest.mark.parametrize("text", ["", '{"top1": 0.', "null", "[1]", "[" * 100_000, "\udcff"])
+def test_a_damaged_file_of_json_has_no_values_and_is_told(tmp_path, text, caplog):
+    (tmp_path / "a.json").write_text(text, errors="surrogateescape")
+    assert read_json(tmp_path / "a.json") == read_json(tmp_path / "none.json") == {}
+    assert caplog.text.count("a.json is damaged, and is not used") == 1
+    (tmp_path / "a.json").write_text('{"top1": 0.5}')
+    assert read_json(tmp_path / "a.json") == {"top1": 0.5}
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path):
@@ -130,3 +181,29 @@ def test_a_temporary_folder_is_not_there_yet():
     assert first != second
     assert first.parent.is_dir()
     assert not first.exists()
+
+
+#: Functions that write a file at its final name, unless a `replace_…` calls them.
+WRITERS = {"write_text", "write_bytes", "savefig", "save_file", "write_table", "dump", "export_chrome_trace"}
+#: Modules whose files are no part of a run folder.
+ELSEWHERE = {
+    "training/replay.py": "the output folder of a replay",
+    "training/view_files.py": "the output folder of a replay",
+}
+
+
+def test_files_of_a_run_folder_are_replaced_and_not_overwritten():
+    root = Path(__file__).parents[1]
+    folders = [root / "mmcon" / "training", root / "mmcon" / "evaluation", root / "recipes"]
+    paths = [path for folder in folders for path in folder.rglob("*.py")]
+    for path in [*paths, root / "mmcon" / "models" / "saving.py"]:
+        if "/".join(path.parts[-2:]) in ELSEWHERE:
+            continue
+        tree = ast.parse(path.read_text())
+        passed = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Lambda) for inner in ast.walk(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and id(node) not in passed:
+                name = ast.unparse(node.func).rpartition(".")[2]
+                mode = ast.unparse(node.args[-1]) if name == "open" and node.args else ""
+                assert name not in WRITERS, f"{path}:{node.lineno}: {name}"
+                assert mode not in ("'w'", "'wb'"), f"{path}:{node.lineno}: {name}"

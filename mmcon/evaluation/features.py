@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmcon.batch import Index, ViewBatch
 from mmcon.distributed.collectives import get_rank
 from mmcon.errors import DataError, InputError, NonFiniteError
+from mmcon.files import create_folder, replace_by
 from mmcon.loading.loader import Views, one_pass
 from mmcon.models.evaluation_mode import evaluation_mode
 from mmcon.sources.base import Source, TensorSource
@@ -70,9 +71,9 @@ class Features:
         """Write one safetensors file: the values, a tensor for each column, and the metadata."""
         tensors = {"values": self.values.contiguous()}
         tensors |= {f"index.{name}": column.contiguous() for name, column in self.index.items()}
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, file, metadata={"about": json.dumps(self.metadata)})
-        return Path(file)
+        create_folder(Path(file).parent)
+        about = {"about": json.dumps(self.metadata)}
+        return replace_by(file, lambda path: save_file(tensors, path, metadata=about))
 
     @staticmethod
     def load(file: str | Path) -> Features:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmcon.errors import DataError
 from mmcon.evaluation.cross_modal import SpaceEmbeddings
 from mmcon.evaluation.features import Features, extract_features
-from mmcon.files import replace_file
+from mmcon.files import replace_by, replace_file
 from mmcon.loading.loader import Views, one_pass
 from mmcon.media.preview import Preview, preview_of
 from mmcon.sources.base import Source, Subset
@@ -114,7 +114,7 @@ def save_samples(
     about["samples"] = table.described(test, votes, [*about["examples"], *about["out_of_place"]])
     path = folder / SAMPLES_FILE
     path.parent.mkdir(exist_ok=True)
-    save_file(vectors, folder / VECTORS_FILE)
+    replace_by(folder / VECTORS_FILE, lambda file: save_file(vectors, file))
     return replace_file(path, json.dumps(about, separators=(",", ":")))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmcon.errors import CheckpointError
+from mmcon.files import create_folder, replace_by, replace_file
 from mmcon.models.image import ImageEncoder
 from mmcon.models.pretrained import missing_folder
 
@@ -63,7 +63,7 @@ def _made_from(tower: str, encoder: Any, folder: Path) -> dict[str, Any] | None:
         extractor.save_pretrained(folder / inside)
     elif isinstance(mean := getattr(encoder, "mean", None), Tensor):
         about = {"image_mean": mean.flatten().tolist(), "image_std": encoder.std.flatten().tolist()}
-        (folder / inside / "preprocessor_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        replace_file(folder / inside / "preprocessor_config.json", json.dumps(about, indent=2) + "\n")
     if option != "name":
         return {**made_from, option: INSIDE + inside}
     # The configuration has all options of the architecture.
@@ -79,12 +79,11 @@ def inside_folder(value: Any, folder: Path) -> Any:
 def save_model(model: nn.Module, config: Mapping[str, Any], folder: str | Path) -> Path:
     """Write weights and configuration; each file is replaced atomically."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_without_shared_storage(model.state_dict()), folder / (WEIGHTS + ".part"), metadata={"format": "pt"})
-    os.replace(folder / (WEIGHTS + ".part"), folder / WEIGHTS)
+    create_folder(folder)
+    tensors = _without_shared_storage(model.state_dict())
+    replace_by(folder / WEIGHTS, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
     text = json.dumps({"format": FORMAT, **config}, indent=2, ensure_ascii=False) + "\n"
-    (folder / (CONFIG + ".part")).write_text(text, encoding="utf-8")
-    os.replace(folder / (CONFIG + ".part"), folder / CONFIG)
+    replace_file(folder / CONFIG, text)
     return folder
 
 

@@ -113,11 +113,11 @@ class Source(ABC):
         return "\n  ".join(lines)
 
     def fingerprint(self) -> dict[str, int | str]:
-        """The number of samples, and hashes of their ids, labels, and sizes of files or texts, in order.
+        """The number of samples, and hashes of their ids, labels, columns, and sizes of files or texts, in order.
 
         No media file is read. Two fingerprints are compared by `mmcon.sources.fingerprint.fingerprint_changes`.
         """
-        return fingerprint_of(self.ids, self.labels, self.content_marks)
+        return fingerprint_of(self.ids, self.labels, self.content_marks, self.members)
 
     def content_marks(self, rows: Int[Tensor, " m"]) -> list[int] | None:
         """By index, the size of the sample's file (-1: no file) or a hash of its text; None for other media."""

@@ -1,8 +1,8 @@
 """Fingerprints of sources: a resumed run compares them, to notice data that changed since its checkpoint.
 
-A fingerprint has the number of samples and hashes of their ids, their labels, and the sizes of their files or their
-texts, in order. It opens no media file. Sizes and texts are those of all samples, or of 100,000 evenly spaced ones, so
-that it is cheap for large data.
+A fingerprint has the number of samples and hashes of their ids, their labels, their further columns, and the sizes of
+their files or their texts, in order. It opens no media file. Sizes and texts are those of all samples, or of 100,000
+evenly spaced ones, so that it is cheap for large data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mmcon.random import stable_ids
@@ -25,6 +25,7 @@ MEASURED = 100_000
 _MEANING = {
     "ids": "other samples or another order",
     "labels": "other labels",
+    "columns": "other values in further columns",
     "contents": "files of other sizes, or other texts",
 }
 
@@ -33,14 +34,17 @@ def fingerprint_of(
     ids: Int[Tensor, " n"],
     labels: Int[Tensor, " n"] | None,
     content_marks: Callable[[Int[Tensor, " m"]], Sequence[int] | None],
+    members: Mapping[str, Any] | None = None,
 ) -> dict[str, int | str]:
-    """The fingerprint of samples: `samples` (their number), and hashes: `ids`, `labels`, and `contents`.
+    """The fingerprint of samples: `samples` (their number), and hashes: `ids`, `labels`, `columns`, and `contents`.
 
     Args:
         ids: the ids of the samples.
         labels: their labels, if any.
         content_marks: a function from indices to a number for each sample that changes with its content (see
             `Source.content_marks`), or to None if there is none.
+        members: sources of the samples by modality, for their further columns. Matrices of fractions are left out:
+            features of a network, which is run again on resume, may differ in their last bits.
     """
     n = len(ids)
     rows = torch.arange(n) if n <= MEASURED else torch.arange(MEASURED) * n // MEASURED
@@ -48,6 +52,10 @@ def fingerprint_of(
     found: dict[str, int | str] = {"samples": n, "ids": _digest(ids)}
     if labels is not None:
         found["labels"] = _digest(labels)
+    columns = {f"{name}.{key}": col for name, member in (members or {}).items() for key, col in member.columns.items()}
+    compared = {k: v for k, v in columns.items() if v is not labels and (v.dim() == 1 or not v.is_floating_point())}
+    if compared:
+        found["columns"] = _hash("".join(f"{name} {_digest(compared[name])}\n" for name in sorted(compared)).encode())
     if marks is not None:
         found["contents"] = _digest(torch.tensor(marks, dtype=torch.int64))
     return found
@@ -55,8 +63,8 @@ def fingerprint_of(
 
 def fingerprint_changes(before: Mapping[str, int | str], now: Mapping[str, int | str]) -> list[str]:
     """The differences of two fingerprints, a phrase each; none for equal data."""
-    # Earlier versions hashed other contents (no texts, one file of a group) under other names, which say nothing here.
-    compared = [name for name in _MEANING if name in before or name != "contents"]
+    # Earlier versions hashed no columns, and other contents (no texts, one file of a group) under other names.
+    compared = [name for name in _MEANING if name in before or name in ("ids", "labels")]
     changes = [_MEANING[name] for name in compared if before.get(name) != now.get(name)]
     if before.get("samples") != now.get("samples"):
         changes.insert(0, f"{now.get('samples', 0):,} samples instead of {before.get('samples', 0):,}")
@@ -95,5 +103,10 @@ def _size_or_path(item: Any, root: str) -> int | str:
     return next((_size_or_path(held, "") for held in inner if held is not None), -1)
 
 
-def _digest(values: Int[Tensor, " n"]) -> str:
-    return hashlib.blake2b(values.to(torch.int64).contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+def _digest(values: Shaped[Tensor, "n ..."]) -> str:
+    numbers = values.detach().cpu().to(torch.float64 if values.is_floating_point() else torch.int64)
+    return _hash(numbers.contiguous().numpy().tobytes())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -27,6 +27,7 @@ from mmcon.errors import DataError, MmconError
 from mmcon.media.decoding import decoder_errors
 from mmcon.random import keys, stable_id
 from mmcon.sources.base import Positions, Source
+from mmcon.sources.fingerprint import file_sizes, fingerprint_of, text_marks
 from mmcon.sources.hub import pick_split, readable, undecoded
 from mmcon.sources.listing import TableOptions, handle_opener
 from mmcon.sources.tables import choose_columns
@@ -34,6 +35,8 @@ from mmcon.sources.tables import choose_columns
 #: After so many seconds without a sample, and again after as many, a message says that the run waits for a stream.
 SILENT_SECONDS = 60.0
 _log = logging.getLogger(__name__)
+# So many samples at the beginning of a stream are compared on resume.
+_COMPARED = 64
 # Larger labels are ids, of which a stream does not know how many there are.
 HIGHEST_LABEL = 1_000_000
 
@@ -106,6 +109,15 @@ class Stream:
     def describe(self) -> str:
         """The name and modality of the stream, and the notes on what was guessed."""
         return "\n  ".join([f"{self.name}: a stream of {self.modality} samples", *self.notes])
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """As that of a source, of the first samples: what changes after them is not noticed without reading it all."""
+        samples = list(islice(self._read(0), _COMPARED))
+        labels = [-1 if sample.label is None else sample.label for sample in samples]
+        media = [sample.media for sample in samples]
+        marks = text_marks(media) if self.modality == "text" else file_sizes(media, Path())
+        ids = torch.tensor([stable_id(sample.name) for sample in samples], dtype=torch.int64)
+        return fingerprint_of(ids, torch.tensor(labels, dtype=torch.int64), lambda rows: marks)
 
     def shuffled(self, *, seed: int, epoch: int, buffer: int, start: int = 0) -> Iterator[StreamSample]:
         """The samples of an epoch in keyed order from index `start` on, read from the buffer that contains it."""

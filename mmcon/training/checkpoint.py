@@ -7,17 +7,20 @@ sector) does not match its manifest, and the one before it is used.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmcon.errors import CheckpointError
 from mmcon.files import sync_folder, write_through
@@ -64,8 +67,8 @@ class Checkpoints:
             manifest = {"step": step, "score": score, "files": {STATE: _fingerprint(temporary / STATE)}}
             write_through(temporary / MANIFEST, json.dumps(manifest, indent=1))
             sync_folder(temporary)
-            if path.exists():
-                shutil.rmtree(path)
+            if path.exists():  # renamed, since to remove a large one takes seconds, in which a kill would lose both
+                path.rename(temporary.with_name(f"{temporary.name}.replaced"))
             temporary.rename(path)
             sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
@@ -93,6 +96,10 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """Every finished checkpoint, oldest first, valid or damaged, without those that were set aside."""
         return sorted((path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=_step)
+
+    def last_step(self) -> int:
+        """The step of the newest finished checkpoint, valid or damaged; 0 if there is none."""
+        return max(map(_step, self.all()), default=0)
 
     def best(self) -> Path | None:
         """The valid checkpoint with the highest score, or None if no valid checkpoint has one."""
@@ -167,6 +174,34 @@ def load_checkpoint(path: Path, *, checked: bool = False) -> dict[str, Any]:
             fix="use a checkpoint that a run has written; nothing of this one was run",
         ) from error
     return state
+
+
+def check_readable(where: str, state: Any) -> None:
+    """Check that a state can be read again after it was written, before steps are trained that would be lost.
+
+    Args:
+        where: what the state is of.
+        state: nested dicts, lists and tuples.
+
+    Raises:
+        CheckpointError: a value is neither a tensor nor plain; the message has its path.
+    """
+    if type(state) in (dict, OrderedDict, list, tuple):
+        for name, value in state.items() if isinstance(state, dict) else enumerate(state):
+            check_readable(f"{where}.{name}", value)
+    elif not isinstance(state, Tensor) and type(state) not in (str, bytes, bool, int, float, type(None)):
+        content = io.BytesIO()
+        try:
+            torch.save(state, content)
+            content.seek(0)
+            torch.load(content, weights_only=True)
+        except Exception as error:  # any type: of the value's own code too
+            raise CheckpointError(
+                f"state of {where}",
+                expected="tensors and plain values, with which a checkpoint can be read again",
+                got=f"{type(state).__module__}.{type(state).__qualname__}",
+                fix="let its `state_dict` return tensors, numbers, texts, lists and dicts",
+            ) from error
 
 
 def find_faults(path: Path) -> list[str]:

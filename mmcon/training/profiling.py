@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mmcon.files import replace_file
+from mmcon.files import replace_by, replace_file
 
 #: Steps before the profile, which compile and allocate, and steps in the profile.
 SKIPPED, KEPT = 4, 4
@@ -52,7 +52,7 @@ class StepProfiler:
         profiler.stop()
         if self._steps == SKIPPED:
             return
-        profiler.export_chrome_trace(str(self.folder / "profile.json"))
+        replace_by(self.folder / "profile.json", lambda file: profiler.export_chrome_trace(str(file)))
         order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=40)
         replace_file(self.folder / "profile.txt", table + "\n")

@@ -19,7 +19,7 @@ from mmcon.files import read_yaml, replace_file
 from mmcon.training.checkpoint import STATE, Checkpoints, load_checkpoint
 from mmcon.training.config import check_changes
 from mmcon.training.run_lock import LOCK, RunLock
-from mmcon.training.signals import STOPPED_FILE
+from mmcon.training.signals import STOPPED_FILE, report_stop, stop_outside_loop
 
 #: How long ranks of other machines wait for the run folder to appear; network file systems show new folders late.
 PATIENCE_SECONDS = 30.0
@@ -47,11 +47,13 @@ class OpenedFolder(NamedTuple):
         checkpoint: the name of the checkpoint to resume from, or "".
         state: its state, or None.
         lock: the lock of the main rank; None on others.
+        undo_handlers: restores the signal handlers of the main rank; None on others.
     """
 
     checkpoint: str = ""
     state: dict[str, Any] | None = None
     lock: RunLock | None = None
+    undo_handlers: Callable[[], None] | None = None
 
     def save(self, checkpoints: Checkpoints, step: int, state: Mapping[str, Any], score: float | None) -> None:
         """Write a checkpoint, if the folder is still that of this run."""
@@ -61,6 +63,8 @@ class OpenedFolder(NamedTuple):
 
     def release(self) -> None:
         """Leave the folder to other runs."""
+        if self.undo_handlers is not None:
+            self.undo_handlers()
         if self.lock is not None:
             self.lock.release()
 
@@ -97,6 +101,7 @@ def open_folder(
         locks.append(RunLock(folder, log=log))
         if is_new:
             atexit.register(_remove_unused, folder, os.getpid())
+        _remove_unfinished(folder)
         _check_checkpoints(checkpoints, resume)
         newest = checkpoints.newest() if resume else None
         return newest.name if newest else ""
@@ -104,7 +109,7 @@ def open_folder(
     name = from_main_rank(begin)
     newest = checkpoints.folder / name if name else None
     config_file = folder / "config.yaml"
-    if newest and config and config_file.exists():
+    if newest and config:
         _compare_settings(config_file, config, force=force, log=log)
     # Gathered before the settings are written: a checkpoint that only some ranks see is found before the first step.
     names = gather_objects(name if newest is None or (newest / STATE).exists() else "")
@@ -114,7 +119,19 @@ def open_folder(
     gather_objects(None)  # a barrier: from here on the folder exists
     check_shared(folder, gather_objects(_appears(config_file)), names)
     state = load_checkpoint(newest, checked=True) if newest else None
-    return OpenedFolder(name, state, locks[0] if locks else None)
+    if not is_main:
+        return OpenedFolder(name, state)
+
+    def stopped(received: list[int]) -> None:
+        report_stop(folder, checkpoints.last_step(), received, log)
+
+    return OpenedFolder(name, state, locks[0], stop_outside_loop(stopped))
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what killed runs have left of features that they were writing, which may be large."""
+    for file in (folder / "features").glob(".*.safetensors.*"):
+        file.unlink(missing_ok=True)
 
 
 def _check_checkpoints(checkpoints: Checkpoints, resume: bool) -> None:
@@ -142,7 +159,11 @@ def _check_checkpoints(checkpoints: Checkpoints, resume: bool) -> None:
 def _compare_settings(file: Path, config: Mapping[str, Any], *, force: bool, log: Callable[[str], Any]) -> None:
     """Log the settings that changed, and refuse those that change what a step computes."""
     try:
-        before = read_yaml(file.read_text(encoding="utf-8", errors="replace"), where=str(file)) or {}
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise DataError(str(file), expected="the settings of the run", got=str(error)) from error
+        before = read_yaml(text, where=str(file)) or {}
         if not isinstance(before, dict):
             raise DataError(str(file), expected="settings by name", got=type(before).__name__)
     except DataError as error:

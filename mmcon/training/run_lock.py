@@ -29,14 +29,16 @@ class RunLock:
     Args:
         folder: the run folder.
         log: receives messages.
+        flag: the option that names the folder, for messages.
 
     Raises:
         ConfigError: another process has the lock; the message has its host, number and start.
         StorageError: the folder cannot be created or written to.
     """
 
-    def __init__(self, folder: Path, *, log: Callable[[str], Any] = print) -> None:
-        self.folder, self.log = folder.resolve(), log
+    def __init__(self, folder: Path, *, log: Callable[[str], Any] = print, flag: str = "--output-dir") -> None:
+        self.folder, self.log, self.flag = folder.resolve(), log, flag
+        self._is_locked = False
         self._open()
 
     def _open(self) -> None:
@@ -56,7 +58,7 @@ class RunLock:
                 f"run folder {self.folder}",
                 expected="a folder that can be created and written to",
                 got=str(error),
-                fix="choose another --output-dir",
+                fix=f"choose another {self.flag}",
             ) from error
 
     def _lock(self, file: int) -> None:
@@ -67,17 +69,23 @@ class RunLock:
             return
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._is_locked = True
         except OSError as error:
             holder = _read(file)
             if error.errno not in _NO_LOCKS or _is_alive(holder):
+                _handles.pop(self.folder, None)
                 os.close(file)
-                raise _in_use(self.folder, holder) from error
+                raise self._in_use(holder) from error
             self.log(f"this disk has no file locks ({error}): make sure that no other run uses {self.folder}")
 
     def check(self) -> None:
         """Check that the run folder is still that of this run; a lock file that was removed is made again.
 
+        The lock is taken again too: the system drops it when this process has read the file, such as for a copy of the
+        folder, and a file server may lose it.
+
         Raises:
+            ConfigError: another run has taken the lock meanwhile.
             StorageError: the folder was deleted, moved, or replaced by that of another run.
         """
         path = self.folder / LOCK
@@ -91,6 +99,14 @@ class RunLock:
                 got="a folder of another run" if path.exists() else "none: it was deleted or moved",
                 fix="do not move or delete the folder of a run at work",
             )
+        if self._is_locked:
+            self._lock(file)
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Release the lock, unless a later run of this process has taken it over."""
@@ -99,15 +115,14 @@ class RunLock:
             del _handles[self.folder]
             os.close(file)
 
-
-def _in_use(folder: Path, holder: dict[str, Any]) -> ConfigError:
-    who = "process {pid} on {host} since {started}".format_map({"pid": "?", "host": "?", "started": "?"} | holder)
-    return ConfigError(
-        "--output-dir",
-        expected="a run folder that no other run uses",
-        got=f"{folder}, which is in use by {who}",
-        fix="wait until it ends, stop it, or choose another folder; the lock of a process ends with the process",
-    )
+    def _in_use(self, holder: dict[str, Any]) -> ConfigError:
+        who = "process {pid} on {host} since {started}".format_map({"pid": "?", "host": "?", "started": "?"} | holder)
+        return ConfigError(
+            self.flag,
+            expected="a folder that no other run uses",
+            got=f"{self.folder}, which is in use by {who}",
+            fix="wait until it ends, stop it, or choose another folder; the lock of a process ends with the process",
+        )
 
 
 def _is_open_at(file: int, path: Path) -> bool:

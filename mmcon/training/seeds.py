@@ -12,8 +12,13 @@ from typing import Any, TypeVar
 import torch
 
 from mmcon.errors import ConfigError, InputError
-from mmcon.files import replace_file
+from mmcon.files import read_json, replace_file
 from mmcon.random import keys
+from mmcon.training.config import SAFE_CHANGES, as_plain, differences
+from mmcon.training.run_folder import restarted_folder
+
+#: The file in the folder of a seed with the settings under which it has ended.
+FINISHED = "finished.json"
 
 C = TypeVar("C")
 
@@ -30,7 +35,8 @@ def run_over_seeds(main: Callable[[C], Any], config: C) -> dict[str, dict[str, A
     """Call a recipe's `main` once or, if the configuration has `seeds`, once per seed in a folder of its own.
 
     The folders are `seed-0`, `seed-1`, … in the output folder; `seeds.json` beside them has every metric of all
-    results.json. No seed is selected. With `resume`, a seed that has results is not run again.
+    results.json. No seed is selected. With `resume`, a seed that has ended under the same settings is not run again;
+    all others go on, and refuse settings that change what a step computes.
 
     Args:
         main: trains and evaluates, and writes results.json to `config.output_dir`.
@@ -56,14 +62,28 @@ def run_over_seeds(main: Callable[[C], Any], config: C) -> dict[str, dict[str, A
         )
     folder, results = Path(base.output_dir), {}
     for seed in seeds:
-        seed_folder = folder / f"seed-{seed}"
-        if not (base.resume and (seed_folder / "results.json").exists()):
-            main(dataclasses.replace(base, seed=seed, seeds=(), output_dir=seed_folder))
-        results[seed] = json.loads((seed_folder / "results.json").read_text())
+        own: Any = dataclasses.replace(base, seed=seed, seeds=(), output_dir=folder / f"seed-{seed}")
+        if not (base.resume and _is_finished(own)):
+            main(own)
+            replace_file(_folder_of(own) / FINISHED, json.dumps(as_plain(own), indent=1) + "\n")
+        results[seed] = json.loads((_folder_of(own) / "results.json").read_text())
     summary = summarize(results)
     replace_file(folder / "seeds.json", json.dumps(summary, indent=2) + "\n")
     print(_table(summary))
     return summary
+
+
+def _folder_of(config: Any) -> Path:
+    """The folder of the run of one seed: with `restart`, the one beside damaged checkpoints."""
+    return restarted_folder(config.output_dir) if config.resume and config.restart else config.output_dir
+
+
+def _is_finished(config: Any) -> bool:
+    """Whether the run of one seed has left results, under settings that would lead to the same ones now."""
+    folder = _folder_of(config)
+    before = read_json(folder / FINISHED)
+    changed = differences(before, as_plain(config)).keys() - (SAFE_CHANGES - {"max_steps"})
+    return bool(before) and not changed and bool(read_json(folder / "results.json"))
 
 
 def summarize(results: Mapping[int, Mapping[str, Any]], *, level: float = 0.95) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Graceful stop: signals are recorded during a step and handled after it, once for all ranks.
 
-`Run.batches` checks the record after each step, writes a checkpoint, and exits with the status `STOPPED`.
+`Run.batches` checks the record after each step, writes a checkpoint, and exits with the status `STOPPED`. Before the
+first step and after the last one, SIGTERM and SIGHUP end the run at once with the same status.
 
 A signal to the whole process group (Slurm, Kubernetes, a closed terminal) reaches a rank up to twice, directly and from
 its launcher. So a rank that a launcher started takes a repeated signal for a copy for some seconds.
@@ -71,9 +72,8 @@ class StopSignals:
         return self
 
     def report(self, folder: Path, step: int, log: Callable[[str], Any]) -> None:
-        """Write the file `stopped` of a run folder, after the checkpoint of a step, and log that."""
-        replace_file(folder / STOPPED_FILE, json.dumps({"step": step, "signals": self.received}) + "\n")
-        log(f"stopped by a signal after step {step}; --resume continues")
+        """As `report_stop`, of the recorded signals."""
+        report_stop(folder, step, self.received, log)
 
     def _record(self, number: int, frame: Any) -> None:
         now = time.monotonic()
@@ -102,6 +102,53 @@ class StopSignals:
         StopSignals.active = None
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def report_stop(folder: Path, step: int, received: list[int], log: Callable[[str], Any]) -> None:
+    """Write the file `stopped` of a run folder, after the checkpoint of a step, and log that."""
+    replace_file(folder / STOPPED_FILE, json.dumps({"step": step, "signals": received}) + "\n")
+    log(f"stopped by a signal after step {step}; --resume continues")
+
+
+def stop_outside_loop(report: Callable[[list[int]], Any]) -> Callable[[], None]:
+    """Let SIGTERM and SIGHUP end this process at once with the status `STOPPED`, until `StopSignals` or the undo.
+
+    Before the first step and after the last one there is nothing to save: `--resume` makes the rest again. Ctrl-C
+    raises KeyboardInterrupt, as in any program.
+
+    Args:
+        report: called with the number of the signal, such as to write the file `stopped`.
+
+    Returns:
+        A function that restores what was before.
+    """
+    process: int | None = os.getpid()
+    previous: dict[int, Any] = {}
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != process:  # undone inside of `StopSignals`, or a fork: as if this function had not been called
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        try:
+            report([number])
+        finally:  # not sys.exit, which a finalizer or a library could catch
+            os._exit(STOPPED)
+
+    def undo() -> None:
+        nonlocal process
+        process = None
+        for number, handler in previous.items():
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)
+
+    for number in _SIGNALS:
+        if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
+            try:
+                previous[number] = signal.signal(number, stop)
+            except ValueError:  # only the main thread can set handlers; in another one, its owner handles signals
+                break
+    return undo
 
 
 def find_launcher() -> int | None:

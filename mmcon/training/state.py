@@ -16,6 +16,7 @@ from mmcon.errors import CheckpointError, ConfigError
 from mmcon.loading.loader import ViewLoader
 from mmcon.models.ema import unwrap
 from mmcon.sources.fingerprint import fingerprint_changes
+from mmcon.training.checkpoint import check_readable
 
 _FAILURES = "failures of the loader"
 
@@ -30,6 +31,9 @@ class TrainingState:
         schedule: a torch schedule, or None.
         scaler: the gradient scaler of fp16, or None.
         tracked: by name, everything else that has a state: the objective, a queue, a momentum encoder.
+
+    Raises:
+        CheckpointError: a tracked state could not be read again from a checkpoint.
     """
 
     model: nn.Module
@@ -37,6 +41,10 @@ class TrainingState:
     schedule: Any
     scaler: Any
     tracked: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for name, module in self.tracked.items():
+            check_readable(name, module.state_dict())
 
     def state_dict(self, *, keep: bool) -> dict[str, Any]:
         """All states. Every rank must call this; a rank without `keep` gets no full tensors."""
@@ -111,6 +119,8 @@ def gather_loader_states(loader: ViewLoader | None) -> list[dict[str, Any]]:
     """By rank, the states of the loader's stateful view generators, and its failures. Every rank must call this."""
     components = loader.stateful_components() if loader is not None else {}
     own: dict[str, Any] = {n: tree_map(lambda x: x.detach().cpu(), c.state_dict()) for n, c in components.items()}
+    for name, state in own.items():
+        check_readable(name, state)
     failures = {} if loader is None else loader.failure_state()
     return gather_objects(own | ({_FAILURES: failures} if failures else {}))
 

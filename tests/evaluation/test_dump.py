@@ -139,3 +139,21 @@ def test_a_damaged_dump_is_named(tmp_path):
         read_dump(tmp_path)
     with pytest.raises(DataError, match="readable sample"):
         write(tmp_path / "none", DatasetSource([1, 9], handle=Handle, max_failures=1.0), Encoder())
+
+
+@pytest.mark.parametrize("name", ["part-000000.safetensors", "features.safetensors"])
+def test_features_that_are_cut_off_are_told_and_extracted_again(tmp_path, name, caplog):
+    """As after a power failure, or by an earlier version that a full disk ended."""
+    if name.startswith("part"):
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, source_of(), Encoder(fails_at=12))
+    else:
+        write(tmp_path, source_of(), Encoder())
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[:-4])
+    (tmp_path / f".{name}.1234").write_bytes(b"half")  # of a process that was killed
+    again = Encoder()
+    assert torch.equal(write(tmp_path, source_of(), again).values[:, 0], torch.arange(21.0))
+    assert again.rows == 21
+    assert f"{name} is cut off; its features are extracted again" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {"features.safetensors", "index.parquet", "about.json"}

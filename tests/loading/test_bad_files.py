@@ -203,6 +203,43 @@ def test_a_file_that_goes_bad_after_the_check_is_left_out_and_named(source, moda
     assert torch.equal(rows(batch, modality), rows(whole, modality)[kept])
 
 
+class Fault(ViewGenerator):
+    """Lets a fault befall the file of a sample when the draws are made: the header is read, the media are not."""
+
+    ragged = True
+
+    def __init__(self, modality, act):
+        self.modality, self.act = modality, act
+
+    def draw(self, keys, meta):
+        act, self.act = self.act, lambda: None
+        act()
+        return {}
+
+    def apply(self, batch, params):
+        return batch
+
+
+@pytest.mark.parametrize("fault", ["gone", "emptied", "swapped", "FIFO", "device", "folder"])
+@pytest.mark.parametrize(("source", "modality"), [case for case in CASES if case[0] != "dataset"])
+def test_a_file_that_goes_bad_between_header_and_decoding_is_left_out_and_named(source, modality, fault, tmp_path):
+    made, view = SOURCES[source](tmp_path, modality)(), VIEWS[modality]()
+    file = bad_file(tmp_path, modality)
+
+    def batch_with(act):
+        views = [Chain(Fault(modality, act), view)] * 2
+        loader = ViewLoader(made, {modality: views}, UniformSampler(made.ids, batch_size=N, seed=0), seed=0)
+        return next(iter(loader)), loader
+
+    whole, _ = batch_with(lambda: None)
+    batch, loader = batch_with(lambda: FAULTS[fault](file))
+    (sample,) = loader.failures
+    assert loader.files == {sample: str(file)}
+    kept = whole.index[modality]["sample"] != sample
+    assert torch.equal(batch.index[modality]["sample"], whole.index[modality]["sample"][kept])
+    assert torch.equal(rows(batch, modality), rows(whole, modality)[kept])
+
+
 class Raising(Dataset):
     """A torch dataset of tensors, one row of which raises."""
 

@@ -71,6 +71,7 @@ NUMBERS = [
     ("after three losses in a row", 3, loader.LOST_WORKERS),
     ("above one half a message", 0.5, logging.SLOW_DATA_FRACTION),
     ("says so every minute", 60, streaming.SILENT_SECONDS),
+    ("the first 64 samples", 64, streaming._COMPARED),
     ("five are always accepted", 5, unreadable_samples.FEW_FAILURES),
     ("at most 105 million pixels", 105, round(image.MAX_PIXELS / 1e6)),
     ("Above 16 million pixels, a file has a byte for 4,096", (16, 4_096),

@@ -2,12 +2,19 @@
 
 import importlib.util
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
 from mmcon.errors import ConfigError
+from mmcon.training.run_lock import RunLock
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "stability.py"
 
@@ -139,3 +146,89 @@ def test_a_search_without_a_run_that_ends_is_refused_and_one_failed_rate_is_not(
     recipe.main(recipe.Config(**settings, output_dir=tmp_path / "some"))
     (rate,) = {job["flags"]["learning_rate"] for job in trained if not job["search"]}
     assert rate == pytest.approx(0.0012)
+
+
+def test_a_second_sweep_in_a_folder_is_refused_and_damaged_lines_are_told(recipe, trained, tmp_path, capsys):
+    settings = {"studies": ("order",), "methods": ("supcon",), "repeats": 1, "rates": (1.0,)}
+    config = recipe.Config(**settings, output_dir=tmp_path, resume=True)
+    read, write = os.pipe()
+    if not (other := os.fork()):
+        RunLock(tmp_path)
+        os.write(write, b"locked")
+        time.sleep(100)
+    assert os.read(read, 6) == b"locked"
+    with pytest.raises(ConfigError, match="no other run uses"):
+        recipe.main(config)
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    recipe.main(config)
+    count = len(trained)
+    text = (tmp_path / "runs.jsonl").read_text()
+    (tmp_path / "runs.jsonl").write_text(text[:-20])
+    recipe.main(config)
+    assert len(trained) == count + 1
+    assert "1 damaged line(s), whose runs are made again" in capsys.readouterr().out
+
+
+def test_a_run_whose_process_is_killed_is_a_failed_run_and_the_sweep_goes_on(recipe, trained, tmp_path, monkeypatch):
+    def calls(function, arguments, *, processes):
+        assert processes == 2
+        for number, (name, given) in enumerate(arguments.items()):
+            yield name, function(*given) if number else BrokenProcessPool("ended abruptly")
+
+    monkeypatch.setattr(recipe, "calls_in_processes", calls)
+    settings = {"studies": ("order",), "methods": ("supcon",), "repeats": 1, "rates": (1.0,), "processes": 2}
+    recipe.main(recipe.Config(**settings, output_dir=tmp_path))
+    failed, good = map(json.loads, (tmp_path / "runs.jsonl").read_text().splitlines())
+    assert "ended abruptly" in failed["error"]
+    assert (failed["method"], failed["flags"]["sampler"], good["flags"]["sampler"]) == (
+        "supcon", "uniform", "fixed-order",
+    )  # fmt: skip
+    assert "error" not in good
+
+
+def test_a_copy_uses_the_reference_recipe_of_the_package(tmp_path):
+    """`mmcon recipe copy stability` copies this one alone."""
+    copy = shutil.copy(RECIPE, tmp_path)
+    spec = importlib.util.spec_from_file_location("stability_copy", copy)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    del sys.modules[spec.name]
+    assert Path(module.reference.__file__) == RECIPE.with_name("imagenet_supcon.py")
+
+
+@pytest.mark.slow
+def test_a_sweep_in_two_processes_that_is_killed_leaves_none_and_goes_on(recipe, tmp_path):
+    flags = ["--tiny", "--cpu", "--processes", "2", "--batch-size", "32", "--max-steps", "1", "--output-dir", tmp_path]
+    sweep = subprocess.Popen([sys.executable, RECIPE, *map(str, flags)], stdout=subprocess.DEVNULL)
+    lines, children = tmp_path / "runs.jsonl", Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
+    until = time.monotonic() + 300
+    while not (lines.exists() and lines.read_text()):
+        assert sweep.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    workers = [
+        pid for pid in children.read_text().split() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert len(workers) == 2
+    sweep.kill()
+    sweep.wait()
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    before = len(lines.read_text().splitlines())
+    assert before < 4
+    config = recipe.Config(tiny=True, cpu=True, batch_size=32, max_steps=1, output_dir=tmp_path, resume=True)
+    recipe.main(config)
+    done = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert len({line["run"] for line in done}) == len(done) == 4  # two temperatures of two methods, each once
+    assert not [line for line in done if "error" in line]
+
+
+def is_alive(pid):
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

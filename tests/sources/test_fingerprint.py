@@ -133,3 +133,21 @@ def test_a_slow_disk_is_asked_by_several_threads(seconds, tmp_path, monkeypatch)
         os.utime(file, ns=(0, size))
     expected = [[i // 2, i // 2] if i % 2 == 0 else [-1, 0] for i in range(300)]
     assert file_states.file_states(map(str, files)).tolist() == expected
+
+
+def test_other_values_in_further_columns_are_told(folder):
+    """Groups, times and prompts decide which pairs are positive, also those of one member of a joined source."""
+
+    def of(time, prompt="a", features=0.0):
+        texts = ["a", prompt, "a", "b", "b", "b"]
+        columns = {"time": torch.tensor([0.0, time]).repeat(3), "side": torch.full((6, 4), features)}
+        own = TensorSource(torch.zeros(6, 2), modality="text", columns=columns, categories={"prompt": texts})
+        other = TensorSource(torch.zeros(7, 2), modality="audio", ids=torch.arange(7))
+        return [source.fingerprint() for source in (own, Subset(own, [1, 3]), JoinedSource(other, own))]
+
+    for changed in (of(0.25), of(0.5, "b")):
+        for before, now in zip(of(0.5), changed, strict=True):
+            assert fingerprint_changes(before, now) == ["other values in further columns"]
+    for before, now in zip(of(0.5), of(0.5, features=1e-7), strict=True):
+        assert fingerprint_changes(before, now) == []  # of a network, whose last bits may differ
+        assert fingerprint_changes({k: v for k, v in before.items() if k != "columns"}, now) == []

@@ -1,6 +1,7 @@
 """Checkpoints are there whole, or they are not there."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -208,6 +209,20 @@ def test_a_step_can_be_saved_again(three):
     three.save(30, state(99))
     assert load_checkpoint(three.newest())["step"] == 99
     assert names(three) == [10, 20, 30]
+
+
+def test_a_step_that_is_saved_again_is_there_whenever_a_folder_is_removed(three, monkeypatch):
+    """A large one takes seconds, in which the process may be killed."""
+    remove, newest = shutil.rmtree, []
+
+    def removes(path, **options):
+        remove(path, **options)
+        newest.append(three.newest().name)
+
+    monkeypatch.setattr(shutil, "rmtree", removes)
+    three.save(30, state(99))
+    assert set(newest) == {"step-000000030"}
+    assert not list(three.folder.glob(".step-*"))
 
 
 @pytest.mark.parametrize("written", [0, 1])

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,10 @@ from PIL import Image
 
 from mmcon import cli
 from mmcon.errors import ConfigError
+from mmcon.training.checkpoint import Checkpoints
+from mmcon.training.config import RunConfig
 from mmcon.training.replay import program_of
+from mmcon.training.run_folder import restarted_folder
 from mmcon.training.seeds import run_over_seeds, summarize
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "imagenet_supcon.py"
@@ -67,13 +70,7 @@ def test_what_cannot_be_replayed_is_told(step, sample, tmp_path, capsys):
 
 
 def test_every_seed_is_told(tmp_path, capsys):
-    @dataclass(frozen=True)
-    class Config:
-        output_dir: Path | None = tmp_path
-        seed: int = 0
-        seeds: tuple[int, ...] = (4, 7, 9)
-        resume: bool = False
-
+    Config = partial(RunConfig, **{"output_dir": tmp_path, "seeds": (4, 7, 9)})
     made = []
 
     def main(config):
@@ -102,3 +99,33 @@ def test_every_seed_is_told(tmp_path, capsys):
 
 def test_one_seed_has_no_interval():
     assert "low" not in summarize({3: {"x": 1.0}})["x"]
+
+
+def test_seeds_that_have_not_ended_under_these_settings_go_on(tmp_path):
+    """Else the mean would be one of results of different settings, or a damaged file would end the command."""
+    made = []
+
+    def main(config):
+        made.append(config.seed)
+        folder = restarted_folder(config.output_dir) if config.restart else config.output_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps({"steps": config.max_steps or 9}))
+
+    def seeds(**settings):
+        made.clear()
+        config = RunConfig(output_dir=tmp_path, seeds=(0, 1), resume=True, **settings)
+        return made, run_over_seeds(main, config)["steps"]["by_seed"]
+
+    assert seeds(max_steps=3) == ([0, 1], {"0": 3, "1": 3})
+    assert seeds(max_steps=3, workers=2, log_every=1) == ([], {"0": 3, "1": 3})
+    assert seeds() == ([0, 1], {"0": 9, "1": 9})
+    assert seeds(batch_size=7)[0] == [0, 1]  # a run refuses it, unless it is forced
+    seeds()
+    (tmp_path / "seed-1" / "results.json").write_text('{"steps": ')
+    assert seeds() == ([1], {"0": 9, "1": 9})
+    Checkpoints(tmp_path / "seed-0" / "checkpoints").save(3, {"step": 3})
+    (tmp_path / "seed-0" / "checkpoints" / "step-000000003" / "state.pt").unlink()
+    (tmp_path / "seed-0" / "results.json").unlink()
+    for ended in ([0], []):
+        assert seeds(restart=True) == (ended, {"0": 9, "1": 9})
+    assert (tmp_path / "seed-0-restart" / "results.json").exists()

@@ -1,5 +1,6 @@
 """A run folder: one run at a time, nothing in it is lost, and what is damaged is named."""
 
+import fcntl
 import json
 import os
 import resource
@@ -15,13 +16,17 @@ import torch
 import yaml
 from small_run import Crash, train
 
+import mmcon
 from mmcon.errors import CheckpointError, ConfigError, StorageError
+from mmcon.loading.streaming import StreamLoader
+from mmcon.sources.streaming import Stream, StreamSample
 from mmcon.training.checkpoint import Checkpoints
-from mmcon.training.logging import REMOVED, MetricsLog
+from mmcon.training.logging import QUARANTINE, REMOVED, MetricsLog
 from mmcon.training.run import Run, RunSettings
 from mmcon.training.run_folder import _remove_unused, restarted_folder
 from mmcon.training.run_lock import LOCK, RunLock
 from mmcon.training.signals import STOPPED_FILE
+from mmcon.training.state import check_data
 
 HERE = Path(__file__)
 
@@ -150,7 +155,6 @@ def test_a_second_run_of_the_same_process_takes_over(tmp_path):
 
 def test_a_disk_without_locks_is_told_and_its_live_holder_is_still_refused(held, monkeypatch, tmp_path):
     import errno
-    import fcntl
 
     def unsupported(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -162,6 +166,40 @@ def test_a_disk_without_locks_is_told_and_its_live_holder_is_still_refused(held,
     told = []
     RunLock(tmp_path / "other", log=told.append).release()
     assert "no file locks" in told[0]
+
+
+def in_a_fork(act):
+    """The exit status of a fork of this process that calls `act`."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        act()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def test_a_lock_that_was_dropped_is_taken_again_or_refused(tmp_path):
+    """The system drops a lock when its process closes any handle of the file, as after a copy of the folder."""
+    lock = RunLock(tmp_path)
+    shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
+    lock.check()
+    assert in_a_fork(lambda: RunLock(tmp_path)) == 1
+    (tmp_path / LOCK).read_bytes()
+    read, write = os.pipe()
+    if not (other := os.fork()):
+        with (tmp_path / LOCK).open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            os.write(write, b"locked")
+            time.sleep(100)
+    assert os.read(read, 6) == b"locked"
+    with pytest.raises(ConfigError, match="no other run uses"):
+        lock.check()
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    lock.release()
+    RunLock(tmp_path).release()
 
 
 def test_a_lock_file_that_was_removed_is_made_again(tmp_path):
@@ -226,6 +264,13 @@ def test_settings_that_cannot_be_read_are_refused_unless_forced(tmp_path, text, 
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"note": 1}
 
 
+def test_missing_settings_are_refused_unless_forced(tmp_path):
+    Checkpoints(tmp_path / "checkpoints").save(4, {"step": 4})
+    with pytest.raises(ConfigError, match=r"config\.yaml(.|\n)*No such file(.|\n)*--force"):
+        Run(tmp_path, config={"note": 1}, resume=True, cpu=True)
+    Run(tmp_path, config={"note": 1}, resume=True, settings=RunSettings(force=True), cpu=True).close()
+
+
 def test_a_start_that_fails_leaves_no_folder(python, tmp_path):
     code = (
         "import sys\nfrom mmcon.training.run import Run\nRun(sys.argv[1], cpu=True)\nraise ValueError('no such data')"
@@ -269,6 +314,19 @@ def test_a_checkpoint_without_a_fingerprint_of_its_data_is_resumed(tmp_path):
     assert [line["step"] for line in train(tmp_path, resume=True, max_steps=5)] == [5]
 
 
+def test_another_stream_is_refused(tmp_path):
+    def loader(*names):
+        stream = Stream(lambda skip: [StreamSample(name, b"x") for name in names[skip:]])
+        views = {"image": [mmcon.create_view("image/plain", size=4)]}
+        return StreamLoader(stream, views, batch_size=1, steps_per_epoch=1, seed=0)
+
+    saved = {"data": check_data(loader("a", "b"), None, force=False, log=print)}
+    assert check_data(loader("a", "b"), saved, force=False, log=print) == saved["data"]
+    for others in (("a", "c"), ("a", "b", "c")):
+        with pytest.raises(ConfigError, match="other samples or another order"):
+            check_data(loader(*others), saved, force=False, log=print)
+
+
 # --- the end ---
 
 
@@ -291,3 +349,44 @@ def test_settings_of_a_run_reach_the_lock_only_on_the_main_rank(tmp_path):
     ) as other:
         assert other.stdout.readline() == "locked\n"  # a closed run has released its folder
         other.kill()
+
+
+def end_by(number, folder, **options):
+    run = Run(folder, cpu=True, **options)
+    os.kill(os.getpid(), number)
+    run.close()  # not reached
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_signal_outside_of_the_loop_of_steps_ends_the_run_with_the_same_status(tmp_path, number, step):
+    """At the start (0), and in the evaluation after the last step, where there is nothing to save."""
+    if step:
+        Checkpoints(tmp_path / "checkpoints").save(step, {"step": step})
+    assert in_a_fork(lambda: end_by(number, tmp_path, resume=True)) == 75
+    assert json.loads((tmp_path / STOPPED_FILE).read_text()) == {"step": step, "signals": [number]}
+
+
+def test_signals_have_their_effect_again_after_a_run_and_in_its_forks(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run = Run(tmp_path, cpu=True)
+    assert signal.getsignal(signal.SIGTERM) is not before
+    assert in_a_fork(lambda: os.kill(os.getpid(), signal.SIGTERM)) == -signal.SIGTERM
+    run.close()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (tmp_path / STOPPED_FILE).exists()
+
+
+def test_what_a_killed_run_left_of_unfinished_features_is_removed(tmp_path):
+    (tmp_path / "features").mkdir()
+    for name in (".trained-train.safetensors.1234", "trained-train.safetensors"):
+        (tmp_path / "features" / name).write_bytes(b"half")
+    Run(tmp_path, cpu=True).close()
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["trained-train.safetensors"]
+
+
+def test_damaged_lines_of_a_quarantine_file_stay(tmp_path):
+    lines = ['{"file": "a", "reason": "cut"}', '{"file": "b", "found": "in training"}', '{"file": "c", "rea']
+    (tmp_path / QUARANTINE).write_text("\n".join(lines))
+    Run(tmp_path, cpu=True).close()
+    assert (tmp_path / QUARANTINE).read_text().splitlines() == [lines[0], lines[2]]

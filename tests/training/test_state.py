@@ -1,12 +1,15 @@
 """What a checkpoint holds of what is trained, and where it goes when it comes back."""
 
 import copy
+from collections import Counter, OrderedDict, deque
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mmcon.errors import CheckpointError
+from mmcon.training.checkpoint import Checkpoints, load_checkpoint
 from mmcon.training.state import TrainingState
 
 
@@ -63,3 +66,20 @@ def test_a_state_of_another_model_is_refused_with_one_error(now, tracked, messag
     saved = state(nn.Linear(2, 2), {}).state_dict(keep=True)
     with pytest.raises(CheckpointError, match=message):
         state(now, tracked).load_state_dict(saved, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("value", [np.float64(3), deque([1]), nn.Linear(1, 1), lambda: 3, np.ones(2)])
+def test_a_state_that_could_not_be_read_again_is_refused_before_the_first_step(value):
+    memory = Memory()
+    memory.state_dict = lambda: {"rows": [torch.ones(2), {"own": value}]}
+    with pytest.raises(CheckpointError, match=rf"state of memory\.rows\.1\.own: (.|\n)*{type(value).__name__}"):
+        TrainingState(nn.Linear(1, 1), None, None, None, {"memory": memory})
+
+
+def test_states_that_torch_reads_are_accepted(tmp_path):
+    own = {"a": torch.Size([2]), "b": torch.float32, "c": Counter([3]), "d": OrderedDict(x=nn.Parameter(torch.ones(1)))}
+    memory = Memory()
+    memory.state_dict = lambda: {**own, "e": (1, 2.5, True, None, "text", b"bytes", {4})}
+    state = TrainingState(nn.Linear(1, 1), None, None, None, {"memory": memory})
+    saved = Checkpoints(tmp_path).save(1, {"step": 1, "tracked": state.tracked["memory"].state_dict()})
+    assert load_checkpoint(saved)["tracked"] == memory.state_dict()
