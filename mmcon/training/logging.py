@@ -168,10 +168,10 @@ class RunLogger:
         What was found during the steps is in the checkpoint. Otherwise a resumed run would have fewer samples.
         """
         self.metrics.truncate(after=after, log=self.accelerator.print)
-        lines, _ = read_lines(self.folder / QUARANTINE)
-        kept = [line for line in lines if line.get("found") != IN_TRAINING]
+        lines, damaged = read_lines(self.folder / QUARANTINE)  # its reader tells of damaged lines, which stay
+        kept = [json.dumps(line) for line in lines if line.get("found") != IN_TRAINING]
         if len(kept) < len(lines):
-            replace_file(self.folder / QUARANTINE, "".join(json.dumps(line) + "\n" for line in kept))
+            replace_file(self.folder / QUARANTINE, "".join(f"{text}\n" for text in [*kept, *damaged]))
 
     def write_results(self, results: Mapping[str, Any], failures: Mapping[str, str]) -> None:
         """Write results.json, and append the files that could not be read to quarantine.jsonl."""
