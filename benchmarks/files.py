@@ -1,12 +1,14 @@
-"""From JPEG files to a batch of SimCLR views, beside albumentations with OpenCV and torchvision v2, in one run.
+"""From image files to a batch of SimCLR views, beside albumentations with OpenCV, torchvision v2 and DALI, in one run.
 
-    uv run --with albumentations python benchmarks/files.py
+    uv run --with albumentations --with nvidia-dali-cuda120 python benchmarks/files.py
     uv run --with albumentations python benchmarks/files.py --busy       # beside one busy program for each core
+    uv run python benchmarks/files.py --format png --peers               # a format, beside its decoders alone
 
-448 photographs of 500 × 375 pixels (parts of two that come with scikit-learn, in JPEG of quality 90); two views of each
-at 224 px: random resized crop, flip, color jitter, grayscale, blur. All tools are interleaved, the median of the wall
-time (on a shared machine of the processor time of one thread, `--cpu-time`) counts, and the decoder alone is the floor.
-Threads: of mmcon its own, of albumentations and torchvision a pool of as many threads, one image at a time. A peer that
+448 photographs of 500 × 375 pixels (parts of two that come with scikit-learn, in JPEG and WebP of quality 90, or PNG);
+two views of each at 224 px: random resized crop, flip, color jitter, grayscale, blur. All tools are interleaved, the
+median of the wall time (on a shared machine of the processor time of one thread, `--cpu-time`) counts, and decoders
+alone are the floor: torchvision's, Pillow's, and mmcon's handle, which reads the header too and checks it. Threads: of
+mmcon and DALI their own, of albumentations and torchvision a pool of as many threads, one image at a time. A peer that
 is not installed is left out. Without numba (`uv run --extra fast`), mmcon takes twice as long for color and blur.
 """
 
@@ -24,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +34,7 @@ from PIL import Image
 
 from mmcon.batch import ViewBatch
 from mmcon.loading.loader import ViewLoader
+from mmcon.media import ImageHandle
 from mmcon.registry import create_view
 from mmcon.samplers.uniform import UniformSampler
 from mmcon.sources.factory import create_source
@@ -38,7 +42,7 @@ from mmcon.sources.factory import create_source
 SIZE, JITTER = 224, (0.8, 0.8, 0.8, 0.2)
 
 
-def write_photographs(folder: Path, count: int) -> list[Path]:
+def write_photographs(folder: Path, count: int, suffix: str = "jpg") -> list[Path]:
     """Parts of two photographs at one size."""
     from sklearn.datasets import load_sample_images
 
@@ -48,7 +52,7 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
         photograph = Image.fromarray(photographs[number % 2])
         width, height = (int(side * draw.uniform(0.6, 1)) for side in photograph.size)
         left, top = draw.integers(0, photograph.width - width + 1), draw.integers(0, photograph.height - height + 1)
-        files.append(folder / f"photograph-{number % 2}" / f"{number:04}.jpg")
+        files.append(folder / f"photograph-{number % 2}" / f"{number:04}.{suffix}")
         files[-1].parent.mkdir(exist_ok=True)
         part = photograph.resize((500, 375), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
         part.save(files[-1], quality=90)
@@ -133,7 +137,6 @@ def albumentations(files: list[Path], batch: int, threads: int) -> Callable[[], 
 
 
 def torchvision_v2(files: list[Path], batch: int, threads: int) -> Callable[[], int]:
-    from torchvision.io import decode_jpeg, read_file
     from torchvision.transforms import v2
 
     chain = v2.Compose(
@@ -146,22 +149,70 @@ def torchvision_v2(files: list[Path], batch: int, threads: int) -> Callable[[], 
             v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], 0.5),
         ]
     )
-    return each_file(lambda file: chain(decode_jpeg(read_file(str(file)))), files, batch, threads)
+    return each_file(lambda file: chain(by_torchvision(file)), files, batch, threads)
 
 
-def decoder(files: list[Path], batch: int, threads: int) -> Callable[[], int]:
-    """Each file decoded once for its two views, by the faster of two decoders: the floor."""
-    from torchvision.io import decode_jpeg, read_file
+def dali(files: list[Path], batch: int, threads: int) -> Callable[[], int]:
+    """DALI's pipeline on the CPU, without the prefetching of batches while other tools are timed."""
+    from nvidia.dali import fn, pipeline_def, types
 
-    run = each_file(lambda file: decode_jpeg(read_file(str(file))), files, batch, threads)
+    def between(low: float, high: float) -> Any:
+        return fn.random.uniform(range=[low, high])
 
-    def decode_twice_as_many() -> int:
-        return 2 * run()  # `each_file` takes each file twice, as for two views
+    options = {"batch_size": batch, "num_threads": threads, "device_id": None, "prefetch_queue_depth": 1}
 
-    return decode_twice_as_many
+    @pipeline_def(enable_conditionals=True, exec_async=False, exec_pipelined=False, **options)
+    def chain() -> Any:
+        encoded, _ = fn.readers.file(files=[str(file) for file in files])
+        image, views = fn.decoders.image(encoded, device="cpu", output_type=types.RGB), []
+        for _ in range(2):
+            crop = {"size": (SIZE, SIZE), "random_area": [0.08, 1.0], "interp_type": types.INTERP_CUBIC}
+            view = fn.random_resized_crop(image, antialias=True, **crop)
+            if fn.random.coin_flip(probability=0.8):
+                factors = {name: between(0.2, 1.8) for name in ("brightness", "contrast", "saturation")}
+                view = fn.color_twist(view, hue=between(-72, 72), **factors)
+            if fn.random.coin_flip(probability=0.2):
+                view = fn.saturation(view, saturation=0.0)
+            if fn.random.coin_flip(probability=0.5):
+                view = fn.gaussian_blur(view, sigma=between(0.1, 2.0), window_size=23)
+            flipped = {"mirror": fn.random.coin_flip(), "mean": [0.0] * 3, "std": [255.0] * 3, "dtype": types.FLOAT}
+            views.append(fn.crop_mirror_normalize(view, output_layout="CHW", **flipped))
+        return tuple(views)
+
+    pipeline = chain()
+    pipeline.build()
+    return lambda: sum(len(np.asarray(views.as_tensor())) for views in pipeline.run())
 
 
-PEERS = (albumentations, torchvision_v2, decoder)
+def decoder(decode: Callable[[Path], torch.Tensor]) -> Callable[[list[Path], int, int], Callable[[], int]]:
+    """A floor: each file decoded once for its two views."""
+
+    def peer(files: list[Path], batch: int, threads: int) -> Callable[[], int]:
+        run = each_file(decode, files, batch, threads)
+        return lambda: 2 * run()  # `each_file` takes each file twice, as for two views
+
+    return peer
+
+
+def by_torchvision(file: Path) -> torch.Tensor:
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    return decode_image(read_file(str(file)), mode=ImageReadMode.RGB)
+
+
+def by_pillow(file: Path) -> torch.Tensor:
+    with Image.open(file) as image:
+        return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+PEERS: dict[str, Callable[[list[Path], int, int], Callable[[], int]]] = {
+    "albumentations": albumentations,
+    "torchvision v2": torchvision_v2,
+    "DALI": dali,
+    "decoding alone, torchvision": decoder(by_torchvision),
+    "decoding alone, Pillow": decoder(by_pillow),
+    "decoding alone, mmcon": decoder(lambda file: ImageHandle(file).decode()),
+}
 
 
 @contextlib.contextmanager
@@ -194,12 +245,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--busy", action="store_true", help="beside one busy program for each core")
     parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread, for a shared machine")
-    parser.add_argument("--peers", nargs="*", default=[peer.__name__ for peer in PEERS], help="which peers")
+    parser.add_argument("--format", choices=("jpg", "png", "webp"), default="jpg", help="of the files")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), help="which peers; decoders stay")
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
-        files = write_photographs(Path(scratch), 448)
+        files = write_photographs(Path(scratch), 448, options.format)
         print(
             f"{cores} cores, torch {torch.__version__}, batches of {options.batch_size} samples, two views each",
             flush=True,
@@ -208,11 +260,10 @@ def main() -> None:
         for threads in dict.fromkeys((1, 1 if options.cpu_time else cores)):
             torch.set_num_threads(threads)
             runs = {"mmcon": ours(Path(scratch), options.batch_size)}
-            for peer in PEERS:
-                if peer.__name__ not in options.peers:
-                    continue
-                with contextlib.suppress(ImportError):
-                    runs[peer.__name__] = peer(files, options.batch_size, threads)
+            for name, peer in PEERS.items():
+                if name in options.peers or name.startswith("decoding"):
+                    with contextlib.suppress(ImportError):
+                        runs[name] = peer(files, options.batch_size, threads)
             with busy_programs(cores if options.busy else 0):
                 seen = measure(runs, options.repeats, clock)
             for name, rate in seen.items():

@@ -202,8 +202,8 @@ def _chunks(count: int, numbers: int) -> list[slice]:
     # Smaller chunks would also split the images that share an order of color jitter into smaller groups.
     few = max(1, NUMBERS_PER_CHUNK // max(1, numbers))
     threads = torch.get_num_threads()
-    if count <= few * threads and count * numbers > NUMBERS_PER_CHUNK // 4:
-        few = -(-count // threads)
+    if count * numbers > NUMBERS_PER_CHUNK // 4:
+        few = -(-count // (threads * -(-count // (few * threads))))
     return [slice(start, start + few) for start in range(0, max(count, 1), few)]
 
 
