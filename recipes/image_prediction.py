@@ -86,7 +86,7 @@ def main(config: Config) -> None:
     view = mmcon.create_view(config.view, size=config.side, area=(config.crop_area, 1.0))
     sampled = train
     if config.teacher:
-        sampled = with_teacher(train, mmcon.load(config.teacher, device=run.device), num_workers=config.workers)
+        sampled = with_teacher(train, mmcon.load(config.teacher, device=run.device), num_workers=config.workers or 0)
     config = config.fit_batch_size(len(sampled), run.print, ranks=run.world_size)
     sampler = UniformSampler(sampled.ids, batch_size=config.batch_size, seed=config.seed)
     loader = run.loader(sampled, {"image": [view, view]}, sampler)

@@ -10,6 +10,7 @@ from datetime import timedelta
 import loss_cases
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import mmcon
 from mmcon.affinity import SameLabel
 from mmcon.distributed.fsdp import full_state, shard
+from mmcon.errors import NonFiniteError
 from mmcon.loading.loader import ViewLoader
 from mmcon.losses import weighted_supcon
 from mmcon.losses.backends.dense import dense_losses
@@ -31,6 +33,7 @@ from mmcon.sources.base import Subset
 from mmcon.sources.factory import create_source
 from mmcon.training.gradient_caching import cached
 from mmcon.training.run import Run, RunSettings
+from mmcon.training.step import StepLocation, Stepper
 from mmcon.views import meta_of
 
 DEVICE = torch.device(os.environ.get("MMCON_TEST_DEVICE", "cuda"))
@@ -250,6 +253,34 @@ def test_a_run_in_fp16_scales_its_gradients(tmp_path):
     losses, _ = trained(tmp_path / "fp16", precision="fp16")
     AcceleratorState._reset_state(reset_partial_state=True)
     assert torch.isfinite(torch.tensor(losses)).all()
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_a_step_that_is_not_finite_changes_nothing_and_no_step_waits_for_its_check(tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # which has the precision of the runs before
+    accelerator, layer = Accelerator(cpu=DEVICE.type == "cpu"), torch.nn.Linear(64, 64).to(DEVICE)
+    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True))
+    stepper = Stepper(accelerator, optimizer, None, RunSettings(clip_norm=1.0), checks_late=True)
+    x = unit(16, 64)
+
+    def step(number, factor=1.0):
+        stepper.backward(layer(x).square().sum() * factor)
+        stepper.optimizer_step(1, StepLocation(tmp_path, 0, number, 0, None))
+
+    step(0)
+    if DEVICE.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(1)
+        step(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    step(3, float("nan"))
+    with pytest.raises(NonFiniteError, match="step 4: "):
+        step(4)
+    assert all(torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

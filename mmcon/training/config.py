@@ -72,8 +72,9 @@ class RunSettings:
     """resume although settings or data changed that alter what is computed"""
     restart: bool = False
     """with --resume: if all checkpoints of the folder are damaged, start anew in a folder beside it (NAME-restart)"""
-    workers: int = 0
-    """processes that prepare batches; 0 prepares them in the training process"""
+    workers: int | None = None
+    """processes that prepare batches, 0: the training process does; default: 0, or on a GPU, where the data are files,
+    by cores and shared memory, and printed"""
     engine: Literal["ddp", "fsdp2"] = "ddp"
     """on several ranks, keep a full copy of the weights (ddp) or a shard of them (fsdp2) on each"""
     sync_batch_norm: bool = False

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmcon.distributed.collectives import gather_objects
 from mmcon.errors import ConfigError
+from mmcon.loading.pipeline import Views
+from mmcon.sources.base import Source
 from mmcon.training.cpu_quota import quota_cores
+
+#: Where worker processes leave their batches.
+SHARED_MEMORY = Path("/dev/shm")
+#: The shared memory that counts for a view in a batch: one of 224 px takes .6 MiB in float32.
+VIEW_BYTES = 2**20
+#: The cores of a rank that stay with the training process and its copies to the GPU.
+OWN_CORES = 2
 
 
 def use_all_threads() -> int:
@@ -38,6 +50,41 @@ def threads_of_rank(own_cores: Iterable[int], cores_by_rank: Sequence[Iterable[i
     users = Counter(core for cores in cores_by_rank for core in cores)
     # Fractions: sums of 1/3 in floating point may fall below a whole number.
     return max(1, int(sum(Fraction(1, users[core]) for core in own_cores)))
+
+
+def choose_workers(
+    given: int | None,
+    source: Source,
+    views: Views,
+    batch_size: int,
+    device: torch.device,
+    threads: int,
+    log: Callable[[str], Any],
+) -> int:
+    """The number of worker processes of a rank: the given one, else those that decode files beside a GPU.
+
+    There they take the cores that training leaves idle. On a CPU they would take the cores of the training, and media
+    in memory need none. Each has two batches in shared memory, of which containers may have little.
+
+    Args:
+        given: `--workers`.
+        source: the data.
+        views: by modality, the generators of its views.
+        batch_size: of all ranks.
+        device: of the rank.
+        threads: the cores of the rank.
+        log: receives the number that was chosen.
+    """
+    if given is not None:
+        return given
+    first = [(member, row) for member in source.members.values() for row in range(min(len(member), 16))]
+    if device.type != "cuda" or all(member.file(row) is None for member, row in first):
+        return 0
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    of_worker = 2 * batch_size * sum(map(len, views.values())) * VIEW_BYTES
+    workers = max(0, min(threads - OWN_CORES, free // of_worker))
+    log(f"{workers} worker(s) decode files: {threads} core(s), {free / 2**30:.1f} GiB of shared memory; or --workers N")
+    return workers
 
 
 def describe_start(world_size: int, threads: int, device: torch.device, precision: str | None, batches: int) -> str:

@@ -122,6 +122,8 @@ class RunLogger:
         self.timer.rows += self.accelerator.num_processes * max(table.n for table in batch.index.values())
         notes, self._notes = self._notes, {}
         is_logged = step == 1 or step % self.settings.log_every == 0
+        if is_logged or step in CHECKED_STEPS:
+            stepper.finish_check()  # a step that fails has no line
         if is_logged and isinstance(self._objective, Objective):
             notes |= self._objective.log_values(independent_negatives=isinstance(loader.sampler, UniformSampler))
         if self.monitor is not None and (is_logged or step in CHECKED_STEPS):

@@ -86,10 +86,10 @@ class RankModel:
 
 
 def _fuse(optimizer: Any) -> None:
-    """Let an optimizer of torch update all parameters in one kernel.
+    """Let an optimizer of torch update all parameters in one kernel, which can leave the update out by itself.
 
-    The check of the gradients waits for the device, and the launches of the update come after it: for a ResNet-50 some
-    milliseconds, in which the GPU has nothing to do.
+    Where the host waits for the check of the gradients (`Stepper`), the launches of the update come after it: without
+    this, for a ResNet-50 some milliseconds, in which the GPU has nothing to do.
     """
     for group in optimizer.param_groups:
         if group.get("fused", False) is None and group.get("foreach") is None:

@@ -89,14 +89,10 @@ class Run:
         precision = environment.resolve_precision(mixed_precision)
         environment.check_precision(precision, cpu)
         self._replay = Replay.from_environment()
-        self.seed = seed
-        self.settings = settings or RunSettings()
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            cpu=cpu,
-            log_with=list(self.settings.trackers) or None,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
-        )
+        self.seed, self.settings = seed, settings or RunSettings()
+        trackers: list[Any] | None = list(self.settings.trackers) or None
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=cpu, log_with=trackers, kwargs_handlers=[ddp])
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         self.world_size, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
         self.sharded = self.world_size > 1 and (self.settings.engine == "fsdp2" or self.accelerator.is_fsdp2)
@@ -166,7 +162,9 @@ class Run:
     def loader(self, source: Source, views: Views, sampler: BatchSampler) -> ViewLoader:
         """A loader of this rank's shard of each global batch, on the run's device, keyed by the run's seed."""
         shard: dict[str, Any] = {"device": self.device, "rank": self.rank, "world_size": self.world_size}
-        return ViewLoader(source, views, sampler, seed=self.seed, workers=self.settings.workers, **shard)
+        size, log = sampler.batch_size, self.print
+        workers = environment.choose_workers(self.settings.workers, source, views, size, self.device, self.threads, log)
+        return ViewLoader(source, views, sampler, seed=self.seed, workers=workers, **shard)
 
     def prepare(self, model: nn.Module, optimizer: Any, schedule: Any = None, **tracked: Any) -> nn.Module:
         """Put the model and everything else that has a state on the device, and restore it from the checkpoint.
@@ -211,7 +209,7 @@ class Run:
         """
         self._start(loader, score)
         if self._replay:
-            yield from self._replay.batches(loader, self._one_step, lambda: self._stepper.loss)
+            yield from self._replay.batches(loader, self._one_step, self._stepper.checked_loss)
             self._end(0)
         from_main_rank(lambda: describe_run(self.folder, loader, self.seed, self.world_size))
         last, every = self._accumulation.last, self.settings.checkpoint_every or len(loader)
@@ -288,7 +286,7 @@ class Run:
             Whether the batch was the last of its group: averages of the weights are updated then.
 
         Raises:
-            NonFiniteError: the loss or a gradient is not finite on some rank; weights and optimizer are unchanged.
+            NonFiniteError: loss or gradient is not finite, on one GPU perhaps of the last step; weights are unchanged.
         """
         timer = self._logger.timer
         timer.mark("forward")
@@ -309,6 +307,7 @@ class Run:
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint of everything that the next step depends on."""
+        self._stepper.finish_check()
         state = {"step": self.global_step, "seed": self.seed, "data": self._data}
         state["memories"] = gather_loader_states(self._loader)
         state |= self._state.state_dict(keep=self.is_main)
@@ -332,6 +331,8 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json and the unreadable samples, print the run folder, and close."""
+        if self._model is not None:
+            self._stepper.finish_check()
         if self.is_main:
             self._logger.write_results(results, self._failures)
             self.print(f"run folder: {self.folder}")

@@ -13,6 +13,7 @@ from torch import nn
 from mmcon.errors import ConfigError, NonFiniteError
 from mmcon.training.checkpoint import Checkpoints, load_checkpoint
 from mmcon.training.config import RunSettings
+from mmcon.training.logging import MetricsLog
 from mmcon.training.rank_model import _fuse
 from mmcon.training.step import AccumulationSchedule, StepLocation, Stepper
 
@@ -140,3 +141,114 @@ def test_a_fused_optimizer_makes_the_same_updates_and_keeps_an_explicit_choice()
     chosen = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=0.1, foreach=True)
     _fuse(chosen)
     assert not chosen.param_groups[0]["fused"]
+
+
+# --- checks that are read late, as on a GPU --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fused(tmp_path):
+    """Make a stepper of a small layer by a fused optimizer: (stepper, a step, all weights and states)."""
+    AcceleratorState._reset_state()
+
+    def make(kind=torch.optim.AdamW, *, checks_late, fused=True, on_nonfinite="stop", **options):
+        accelerator = Accelerator(cpu=True)
+        layer = nn.Linear(3, 2)
+        for parameter in layer.parameters():
+            nn.init.constant_(parameter, 0.5)
+        optimizer = kind(layer.parameters(), lr=0.1, fused=fused, **options)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        settings = RunSettings(clip_norm=1.0, on_nonfinite=on_nonfinite)
+        prepared = accelerator.prepare_optimizer(optimizer)
+        stepper = Stepper(accelerator, prepared, schedule, settings, checks_late=checks_late)
+
+        def step(number, factor=1.0, extra=lambda layer: 0.0):
+            out = layer(torch.linspace(-1, 1, 3) + number / 8).square().sum()
+            stepper.backward(out * factor + extra(layer))
+            stepper.optimizer_step(1, StepLocation(tmp_path, 0, number, 0, None))
+
+        def numbers():
+            states = [value for state in optimizer.state.values() for value in state.values()]
+            return [tensor.detach().clone() for tensor in (*layer.parameters(), *states)]
+
+        return stepper, step, numbers
+
+    yield make
+    AcceleratorState._reset_state()
+
+
+def assert_same_bits(found, expected):
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+FUSED = [(torch.optim.AdamW, {}), (torch.optim.Adam, {"amsgrad": True}), (torch.optim.SGD, {"momentum": 0.9})]
+
+
+@pytest.mark.parametrize(("kind", "options"), FUSED)
+def test_a_late_check_changes_no_bit_of_a_step(fused, kind, options):
+    (late, step, numbers), (waiting, other, expected) = (fused(kind, checks_late=c, **options) for c in (True, False))
+    for number in range(5):
+        step(number)
+        other(number)
+        assert (late._pending is not None) == (number > 0)  # the first step creates the states
+        assert waiting._pending is None
+        assert_same_bits(numbers(), expected())
+    late.finish_check()
+    assert (late.schedule.last_epoch, waiting.schedule.last_epoch) == (5, 5)
+
+
+@pytest.mark.parametrize(("kind", "options"), FUSED)
+@pytest.mark.parametrize("bad", [
+    {"factor": float("nan")}, {"extra": lambda layer: (0 * layer.weight).abs().sum().sqrt()},
+], ids=["loss", "gradient"])  # fmt: skip
+def test_a_step_that_fails_changes_nothing_and_ends_with_the_next(fused, kind, options, bad):
+    stepper, step, numbers = fused(kind, checks_late=True, **options)
+    for number in range(3):
+        step(number)
+    before = numbers()
+    step(3, **bad)
+    assert_same_bits(numbers(), before)
+    with pytest.raises(NonFiniteError, match=r"step 4: (.|\n)*gradient norm nan(.|\n)*--step 4(.|\n)*step=3"):
+        step(4)
+    assert_same_bits(numbers(), before)
+    stepper.finish_check()  # an error is raised once
+
+
+def test_what_the_device_cannot_leave_out_is_checked_at_once(fused):
+    stepper, step, numbers = fused(torch.optim.SGD, checks_late=True, momentum=0.9)
+    with pytest.raises(NonFiniteError, match="step 1"):
+        step(0, float("nan"))
+    assert not stepper.optimizer.state
+    _, step, numbers = fused(checks_late=True, fused=False)
+    step(0)
+    before = numbers()
+    with pytest.raises(NonFiniteError, match="step 2"):
+        step(1, float("nan"))
+    assert_same_bits(numbers(), before)
+    stepper, step, _ = fused(checks_late=True, on_nonfinite="skip")
+    for number, factor in enumerate((1.0, float("nan"), 1.0)):
+        step(number, factor)
+        assert (stepper.skipped, stepper._pending) == (number % 2, None)
+    assert stepper.schedule.last_epoch == 2
+
+
+@pytest.mark.slow
+def test_a_run_with_late_checks_has_the_same_bits_and_saves_and_logs_no_step_that_failed(tmp_path, monkeypatch):
+    late = True
+
+    class Checked(Stepper):
+        def __init__(self, accelerator, optimizer, *rest):
+            _fuse(optimizer)
+            super().__init__(accelerator, optimizer, *rest, checks_late=late)
+
+    monkeypatch.setattr("mmcon.training.run.Stepper", Checked)
+    found = train(tmp_path / "late", memory=True, log_every=5, max_steps=6)
+    for at, every in ((4, 5), (5, 100)):  # a step with a log line, and one with a checkpoint
+        folder = tmp_path / f"at-{at}"
+        with pytest.raises(NonFiniteError, match=f"step {at + 1}: "):
+            train(folder, at=at, act="nan", log_every=every, max_steps=6)
+        assert all(line["loss"] == line["loss"] for line in MetricsLog(folder / "metrics.jsonl").lines())
+        assert Checkpoints(folder / "checkpoints").newest().name == "step-000000004"
+    late = False
+    assert train(tmp_path / "waiting", memory=True, log_every=5, max_steps=6) == found
