@@ -147,8 +147,12 @@ def _full_precision(rows: Shaped[Tensor, "..."]) -> torch.autocast:
 # weights, and of full matrices, uses it.
 _LIBRARY = torch.library.Library("mmcon", "DEF")
 _PARTS = "Tensor[] tensors, float[] numbers, SymInt[] integers, str text"
-_LIBRARY.define(f"anchor_losses({_PARTS}) -> (Tensor, Tensor, Tensor, Tensor)")
-_LIBRARY.define(f"anchor_losses_backward(Tensor gradient, Tensor saved, Tensor kind, {_PARTS}) -> Tensor[]")
+_BACKWARD_PARTS = f"Tensor gradient, Tensor saved, Tensor kind, {_PARTS}"
+# On a GPU the host reads values in them, which the recording of a CUDA graph does not allow: mode="reduce-overhead"
+# runs them between the graphs.
+_TAGS = (torch.Tag.cudagraph_unsafe,)
+_LIBRARY.define(f"anchor_losses({_PARTS}) -> (Tensor, Tensor, Tensor, Tensor)", tags=_TAGS)
+_LIBRARY.define(f"anchor_losses_backward({_BACKWARD_PARTS}) -> Tensor[]", tags=_TAGS)
 _LIBRARY.impl("anchor_losses", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("anchor_losses_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("mmcon::anchor_losses", _forward_shapes, lib=_LIBRARY)

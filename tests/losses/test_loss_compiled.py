@@ -224,3 +224,8 @@ def test_parts_are_put_together_again():
         pass
 
     assert flatten(Own(shared)) is None  # an unknown class may have more attributes
+
+
+def test_the_node_is_no_part_of_cuda_graphs():
+    for operator in (torch.ops.mmcon.anchor_losses, torch.ops.mmcon.anchor_losses_backward):
+        assert torch.Tag.cudagraph_unsafe in operator.default.tags
