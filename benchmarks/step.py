@@ -7,8 +7,9 @@
 
 Both sides train a copy of the reference recipe's encoder with the same loss and optimizer. The run's side is timed from
 asking for a batch, which is ready in memory, to the return of `run.step`: guard, clip, schedule, log, progress and the
-seeding of dropout are in it. Then the time of the views beside the step, and of a checkpoint every hundred steps.
-Ratios are within pairs of neighbouring steps, whose order alternates; intervals are bootstrapped over pairs. With
+seeding of dropout are in it. On a GPU a third side waits for the check of loss and gradients, as on several GPUs. Then
+the time of the views beside the step, and of a checkpoint every hundred steps. Ratios are within pairs of neighbouring
+steps, whose order alternates; intervals are bootstrapped over pairs. With
 `--photos` the source is a folder of so many JPEG files of 500 × 375 pixels, written for the benchmark, and a loop over
 the loader shows the share of the time in which the run waits for data.
 """
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,27 +156,29 @@ def loader_of_pairs(batch_size: int, device: torch.device, workers: int, *_: obj
 
 def compare(
     run: Run, loader: ViewLoader, batches: list[ViewBatch], model: nn.Module, steps: int, spaces: bool
-) -> tuple[Tensor, Tensor]:
-    """Seconds of every step by hand and of every step of the run."""
+) -> list[Tensor]:
+    """Seconds of every step by hand, of every step of the run, and on a GPU of those whose check the host waits for."""
     precision = run.accelerator.mixed_precision
     plain = (by_hand_in_spaces if spaces else by_hand)(*parts_for(model, run.device, steps), precision)
     own, optimizer, schedule = parts_for(model, run.device, steps)
     settings = presets.clip(temperature=TEMPERATURE) if spaces else presets.supcon_out(temperature=TEMPERATURE)
     objective = mmcon.Objective(**settings)
     network = run.prepare(own, optimizer, schedule, objective=objective)
-    stream = run.batches(Ready(loader, batches, steps))  # pyright: ignore[reportArgumentType]
+    late_or_not = (True, False) if run.device.type == "cuda" else (False,)
+    stream = run.batches(Ready(loader, batches, len(late_or_not) * steps))  # pyright: ignore[reportArgumentType]
 
-    def ours() -> None:
+    def ours(checks_late: bool) -> None:
+        run._stepper.checks_late = checks_late
         batch = next(stream)
         run.step(objective(network(batch), batch))
 
-    spent = torch.zeros(2, steps, dtype=torch.float64)
+    spent = torch.zeros(1 + len(late_or_not), steps, dtype=torch.float64)
     for step in range(steps):
-        pair = [(0, lambda step=step: plain(batches[step % len(batches)])), (1, ours)]
-        for side, work in reversed(pair) if step % 2 else pair:
-            spent[side, step] = timed(work, run.device)
+        works = [lambda step=step: plain(batches[step % len(batches)]), *(partial(ours, late) for late in late_or_not)]
+        for side in sorted(range(len(works)), reverse=step % 2 == 1):
+            spent[side, step] = timed(works[side], run.device)
     next(stream, None)
-    return spent[0], spent[1]
+    return [*spent]
 
 
 def ratio(ours: Tensor, theirs: Tensor) -> Interval:
@@ -225,7 +229,7 @@ def report(run: Run, options: argparse.Namespace, folder: Path | None) -> None:
     names = ("first", "second") if options.spaces else ("shared",)
     model = mmcon.ContrastiveModel(encoders, {name: mmcon.SharedSpace(dim=128) for name in names})
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    theirs, ours = (side[10:] for side in compare(run, loader, first, model, options.steps, options.spaces))
+    theirs, ours, *waited = (side[10:] for side in compare(run, loader, first, model, options.steps, options.spaces))
     views = torch.tensor([timed(lambda: next(stream), run.device) for _ in range(20)], dtype=torch.float64).median()
     saving = torch.tensor([timed(run.save, run.device) for _ in range(5)], dtype=torch.float64).median()
     step = ours.median()
@@ -234,6 +238,8 @@ def report(run: Run, options: argparse.Namespace, folder: Path | None) -> None:
     print("| | ms | share |\n|---|---|---|")
     print(f"| a step by hand | {theirs.median() * 1e3:.1f} | |")
     print(f"| a step of Run | {step * 1e3:.1f} | {ratio(ours, theirs)} of the step by hand, in pairs |")
+    for side in waited:
+        print(f"| the same, the host waits for its check | {side.median() * 1e3:.1f} | {ratio(side, theirs)} |")
     source = "in the training process" if not options.workers else f"waited for, {options.workers} workers"
     print(f"| its views, {source} | {views * 1e3:.1f} | {views / (views + step):.3f} of step and views |")
     print(f"| a checkpoint | {saving * 1e3:.1f} | {saving / (100 * (step + views)):.4f} of a hundred steps |")
@@ -247,7 +253,7 @@ def report(run: Run, options: argparse.Namespace, folder: Path | None) -> None:
 def waiting(model: nn.Module, stream: Iterator[ViewBatch], run: Run, steps: int) -> tuple[float, float]:
     """The share of the time that a loop over a loader waits for its batches, and the seconds of a step."""
     step = by_hand(*parts_for(model, run.device, steps), run.accelerator.mixed_precision)
-    waited = began = 0.0
+    waited, began, before = 0.0, 0.0, lambda: None
     for number in range(steps):
         if number == steps // 4:  # the workers have filled their queues, and the first steps have warmed up
             wait(run.device)
@@ -256,8 +262,12 @@ def waiting(model: nn.Module, stream: Iterator[ViewBatch], run: Run, steps: int)
         batch = next(stream)
         waited += CLOCK() - asked
         step(batch)
-        # As the run's check of the loss does.
-        wait(run.device)
+        before()  # the step before, as the run waits for its check
+        if run.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+            before = event.synchronize
+    wait(run.device)
     seconds = CLOCK() - began
     return waited / seconds, seconds / (steps - steps // 4)
 

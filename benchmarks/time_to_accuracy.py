@@ -286,7 +286,13 @@ def main() -> None:
     parser.add_argument("--schedules", nargs="+", type=int, default=(1, 2, 3, 4, 6, 8, 12), help="in epochs, ascending")
     parser.add_argument("--search-epochs", type=int, default=2)
     parser.add_argument(
-        "--rates", nargs="+", type=named_rate, default=[], metavar="ROW=RATE", help="learning rates, not searched"
+        "--rates",
+        nargs="+",
+        action="extend",
+        type=named_rate,
+        default=[],
+        metavar="ROW=RATE",
+        help="learning rates, not searched; the last of a row counts",
     )
     parser.add_argument("--encoder", default="mmcon/resnet-tiny")
     parser.add_argument("--batch-size", type=int, default=128, help="of the recipe")

@@ -1,15 +1,16 @@
 """All that needs a GPU, in two calls of at most seven minutes each, the most important first.
 
     python benchmarks/gpu/everything.py --output gpu.md                     # the first call
-    python benchmarks/gpu/everything.py --output gpu-2.md --call second     # the rest
+    python benchmarks/gpu/everything.py --output gpu-2.md --call second --rates supcon=.008    # the rest
     python benchmarks/gpu/everything.py --parts tests loss                  # some of it
     python benchmarks/gpu/everything.py --rehearse                          # small sizes, on a CPU
     python benchmarks/gpu/everything.py --list                              # the commands, nothing run
 
 Every command is a process of its own under a bound on its time, and what it prints is appended to the file as soon as
-it ends: a part that fails or is cut off takes nothing from the others. The board reads Fashion-MNIST's four idx.gz
-files from `--fashion`, by default where Debian's package puts them. A machine without a network needs the wheels that
-`tools/missing_wheels.py` lists.
+it ends: a part that fails or is cut off takes nothing from the others. The first call searches the learning rate of the
+recipe, which the second takes by `--rates`. The board reads Fashion-MNIST's four idx.gz files from `--fashion`, by
+default where Debian's package puts them. A machine without a network needs the wheels that `tools/missing_wheels.py`
+lists.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ PARTS = {
     "tests": Part(
         "Tests", 100,
         (f"-m pytest tests/test_gpu.py -q -p no:cacheprovider --durations=8{PROCESSES}",),
-        ("-m pytest tests/test_gpu.py -q -p no:cacheprovider -k synchronized",),
+        ("-m pytest tests/test_gpu.py -q -p no:cacheprovider -k 'synchronized or not_finite'",),
     ),
     "loss": Part(
         "The loss", 120, ("benchmarks/gpu/loss.py --sweep",),
@@ -65,22 +66,27 @@ PARTS = {
         "Image views", 40, ("benchmarks/gpu/image_views.py",),
         ("benchmarks/gpu/image_views.py --device cpu --batch-size 2",),
     ),
+    "choices": Part(
+        "What is not part of mmcon: other forms for few rows, CUDA graphs, nvJPEG", 150,
+        ("benchmarks/gpu/image_views.py --choices", "benchmarks/gpu/few_rows.py"),
+        ("benchmarks/gpu/image_views.py --device cpu --batch-size 2 --choices",
+         "benchmarks/gpu/few_rows.py --device cpu --sizes 256 600"),
+    ),
     "step": Part(
         "A step of training", 70,
         (f"{RESNET50} --device cuda --batch-size 128 --photos 3072 --workers 14 --steps 60",),
         ("benchmarks/step.py --image-size 32 --batch-size 8 --photos 48 --workers 1 --steps 22",),
     ),
     "trial": Part(
-        "Time to accuracy, one schedule", 90,
-        (f"{BOARD} --board supcon --batch-size 2048 --schedules 16 --rates supcon=.008",
-         f"{BOARD} --board supcon --batch-size 1024 --schedules 12 --rates supcon=.006"),
+        "Time to accuracy, one schedule after a search of the learning rate", 90,
+        (f"{BOARD} --board supcon --batch-size 1024 --schedules 9",),
         (f"{SMALL_BOARD} --board supcon",),
     ),
     "board": Part(
         "Time to accuracy", 210,
-        (f"{BOARD} --batch-size 2048 --schedules 16 --board supcon --seeds 0 1 2 --rates supcon=.008",
-         f"{BOARD} --batch-size 2048 --schedules 16 --board in simclr cross-entropy"
-         " --rates in=.008 simclr=.008 cross-entropy=.008"),
+        (f"{BOARD} --batch-size 1024 --schedules 9 --board supcon --seeds 0 1 2 --rates supcon=.006",
+         f"{BOARD} --batch-size 1024 --schedules 9 --board in simclr cross-entropy"
+         " --rates in=.006 simclr=.006 cross-entropy=.006"),
         (f"{SMALL_BOARD} --board supcon simclr",),
     ),
     "more steps": Part(
@@ -90,7 +96,7 @@ PARTS = {
         ("benchmarks/step.py --batch-size 16 --steps 22", "benchmarks/step.py --spaces --batch-size 16 --steps 22"),
     ),
 }  # fmt: skip
-CALLS = {"first": ("tests", "loss", "views", "step", "trial"), "second": ("loss", "views", "board", "more steps")}
+CALLS = {"first": ("tests", "loss", "views", "step", "trial"), "second": ("choices", "board", "more steps")}
 
 
 # Compilation for a CPU takes minutes, and says nothing of a GPU.
@@ -119,6 +125,7 @@ def main() -> int:
     parser.add_argument("--call", choices=CALLS, default="first")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="other parts than those of the call")
     parser.add_argument("--fashion", type=Path, help="the folder of Fashion-MNIST's files")
+    parser.add_argument("--rates", nargs="+", default=[], help="of rows of the board, as the search found them")
     parser.add_argument("--rehearse", action="store_true", help="small sizes on a CPU, to try the scripts")
     parser.add_argument("--list", action="store_true", help="print the commands and end")
     options = parser.parse_args()
@@ -127,6 +134,9 @@ def main() -> int:
     if options.fashion:
         data = f" --data {shlex.quote(str(options.fashion))}"
         commands |= {name: tuple(c + data for c in commands[name]) for name in ("trial", "board") if name in commands}
+    if options.rates and "board" in commands:
+        rates = " ".join(map(shlex.quote, options.rates))
+        commands["board"] = tuple(f"{command} --rates {rates}" for command in commands["board"])
     if options.list:
         for name, part in chosen.items():
             print(*(f"{name}, {part.seconds} s: python {command}" for command in commands[name]), sep="\n")

@@ -1,10 +1,14 @@
 """The SimCLR chain at 224 px on a GPU, beside kornia, torchvision v2, and a ResNet-50 training step.
 
     uv run --with kornia python benchmarks/gpu/image_views.py
+    uv run python benchmarks/gpu/image_views.py --choices       # of what is not part of mmcon: CUDA graphs, nvJPEG
 
 From a stacked batch of bytes on the device to float views. torchvision v2 draws once for a whole batch, so that it does
 less: all images of a batch have the same crop. mmcon appears three times: with drawing on the host in the same thread,
 with parameters drawn before, as by worker processes, and without the crop, which workers make from files.
+
+The choices are times alone: the graph repeats the parameters that were recorded, and pixels of nvJPEG differ from those
+of a host by rounding. Files have 500 × 375 pixels; workers decode the row of one core times the number of cores.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from mmcon.random import keys
 from mmcon.registry import create_view
@@ -23,6 +28,8 @@ from mmcon.views import as_chain, meta_of
 
 DEVICE = torch.device("cuda")
 SIZE = 224
+#: What takes so long that three calls suffice.
+SLOW = ("torchvision v2, image by image", "decoding, one core")
 
 
 def seconds(run: Callable[[], object], repeats: int = 10) -> float:
@@ -58,6 +65,37 @@ def ours(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
     for name, child in chain.children():
         single = x if name == "crop" else cropped
         yield f"mmcon, {name} alone", lambda child=child, single=single, own=params[name]: child.apply(single, own)
+
+
+def recorded(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The chain after the crop, launch by launch and as a CUDA graph."""
+    chain = as_chain(create_view("image/simclr", size=SIZE, blur=True))
+    params = chain.draw(keys(seed=0, sample=torch.arange(len(x))), meta_of(x, "image"))
+    cropped = (chain.apply_ragged(x, params) * 255).to(torch.uint8)
+    yield "mmcon, after the crop", lambda: chain.apply_batched(cropped, params)
+    if DEVICE.type != "cuda":
+        return
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain.apply_batched(cropped, params)
+    yield "the same, one CUDA graph", graph.replay
+
+
+def from_files(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Decoding by one core of the host and by nvJPEG, and the views after it."""
+    coarse = torch.rand(16, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    photos = torch.nn.functional.interpolate(coarse, (375, 500), mode="bicubic").clamp(0, 1)
+    files = [encode_jpeg(photo, quality=85) for photo in (photos * 255).to(torch.uint8)]
+    files = [files[number % 16] for number in range(len(x))]
+    yield "decoding, one core", lambda: [decode_jpeg(file) for file in files]
+
+    def decoded() -> Tensor:
+        return torch.stack(decode_jpeg(files, ImageReadMode.RGB, device=DEVICE))  # pyright: ignore[reportArgumentType]
+
+    yield "decoding, nvJPEG", decoded
+    chain = as_chain(create_view("image/simclr", size=SIZE, blur=True))
+    params = chain.draw(keys(seed=0, sample=torch.arange(len(x))), meta_of(decoded(), "image"))
+    yield "files to views, nvJPEG", lambda: chain.apply(decoded(), params)
 
 
 def kornia_batched(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -115,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--choices", action="store_true", help="CUDA graphs and nvJPEG")
     options = parser.parse_args()
     global DEVICE
     DEVICE = torch.device(options.device)
@@ -126,13 +165,14 @@ def main() -> None:
     x = (torch.nn.functional.interpolate(coarse, (256, 256), mode="bilinear") * 255).to(torch.uint8).to(DEVICE)
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     print(f"{name}, batches of {batch}, 256 px to {SIZE} px\n\n| | images a second | ms |\n|---|---|---|")
-    for tool in (ours, training, kornia_batched, torchvision_batched):
+    tools = (recorded, from_files) if options.choices else (ours, training, kornia_batched, torchvision_batched)
+    for tool in tools:
         try:
             for label, run in tool(x):
-                spent = seconds(run, 3 if "image by image" in label else 10)
+                spent = seconds(run, 3 if label in SLOW else 10)
                 print(f"| {label} | {batch / spent:,.0f} | {spent * 1e3:.2f} |", flush=True)
-        except ImportError as missing:
-            print(f"| left out: {missing} | | |")
+        except (ImportError, RuntimeError) as reason:
+            print(f"| {tool.__name__}: left out, {str(reason).splitlines()[0]} | | |")
 
 
 if __name__ == "__main__":

@@ -108,8 +108,8 @@ def naive(z: Tensor, labels: Tensor) -> Tensor:
     return (log_sum - (positive * s).sum(1) / positive.sum(1).clamp_min(1)).mean()
 
 
-def naive_step_of(z: Tensor, labels: Tensor) -> Callable[[], object]:
-    compiled = torch.compile(naive)
+def naive_step_of(z: Tensor, labels: Tensor, mode: str | None = None) -> Callable[[], object]:
+    compiled = torch.compile(naive, mode=mode)
 
     def run() -> None:
         z.grad = None
