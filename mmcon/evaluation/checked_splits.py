@@ -31,11 +31,16 @@ def check_encoded(
             batches = one_pass(Subset(source, [row]), {source.modality: list(views)}, device=device)
             try:
                 extract_features(encode, batches, modality=source.modality, device=device, show_progress=False)
-            except MmconError:
+            except DataError:
                 raise
             except Exception as error:  # any library's model may be behind it
-                got = f"{type(error).__name__}: {error}"
-                raise InputError(f"evaluate {source.name}", expected="samples for this model", got=got) from error
+                got = str(error) if isinstance(error, MmconError) else f"{type(error).__name__}: {error}"
+                raise InputError(
+                    f"evaluate {source.name}",
+                    expected="samples that the model takes",
+                    got=got.partition("\n")[0],
+                    fix="choose data of the size and the channels of its training, or another model",
+                ) from error
             return
 
 

@@ -143,12 +143,12 @@ def test_the_first_view_is_of_the_first_picture_that_can_be_read():
 
 def test_what_a_model_cannot_encode_is_an_error_before_the_work():
     gray = mmcon.create_encoder("mmcon/resnet-tiny", image_size=80, in_channels=1, width=8)
-    with pytest.raises(InputError, match=r"c in \[1\]"):
+    with pytest.raises(InputError, match=r"evaluate DatasetSource: .*c in \[1\]"):
         check_encoded(mmcon.ContrastiveModel({"image": gray}), pictures(broken=(0,)), [VIEW])
 
     def encode(batch):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    with pytest.raises(InputError, match="samples for this model; got RuntimeError: mat1"):
+    with pytest.raises(InputError, match="samples that the model takes; got RuntimeError: mat1"):
         check_encoded(encode, pictures(), [VIEW])
     check_encoded(encode, pictures(broken=range(9)), [VIEW])  # the extraction names them
