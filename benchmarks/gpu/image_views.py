@@ -92,10 +92,11 @@ def from_files(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
     def decoded() -> Tensor:
         return torch.stack(decode_jpeg(files, ImageReadMode.RGB, device=DEVICE))  # pyright: ignore[reportArgumentType]
 
-    yield "decoding, nvJPEG", decoded
+    by = "nvJPEG" if DEVICE.type == "cuda" else "one core, as a list"
+    yield f"decoding, {by}", decoded
     chain = as_chain(create_view("image/simclr", size=SIZE, blur=True))
     params = chain.draw(keys(seed=0, sample=torch.arange(len(x))), meta_of(decoded(), "image"))
-    yield "files to views, nvJPEG", lambda: chain.apply(decoded(), params)
+    yield f"files to views, {by}", lambda: chain.apply(decoded(), params)
 
 
 def kornia_batched(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
