@@ -18,14 +18,12 @@ import functools
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import time
 import typing
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -41,7 +39,9 @@ from mmcon.sources.base import Source, Subset
 from mmcon.sources.splits import held_out
 from mmcon.training.config import SAFE_CHANGES, as_plain, from_mapping
 from mmcon.training.default_rates import default_rates
+from mmcon.training.process_calls import calls_in_processes
 from mmcon.training.run_folder import unused_folder
+from mmcon.training.run_lock import RunLock
 
 HELD_OUT = 0.2
 #: Between two reports while the sweep goes on.
@@ -49,8 +49,13 @@ REPORT_SECONDS = 20.0
 
 
 def _reference() -> Any:
-    """The reference recipe, which is beside this file."""
-    spec = importlib.util.spec_from_file_location("imagenet_supcon", Path(__file__).with_name("imagenet_supcon.py"))
+    """The reference recipe: the file beside this one, or that of the package if this one is a copy."""
+    file = Path(__file__).with_name("imagenet_supcon.py")
+    if not file.exists():
+        from mmcon.cli.recipe import recipes
+
+        file = recipes()["imagenet_supcon"]
+    spec = importlib.util.spec_from_file_location("imagenet_supcon", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -143,7 +148,7 @@ def main(config: Config) -> None:
     folder = config.output_dir or unused_folder(Path("runs") / "stability", resume=config.resume)
     if (folder / "runs.jsonl").exists() and not config.resume:
         raise ConfigError("--output-dir", expected="a new folder", got=str(folder), fix="--resume to go on")
-    folder.mkdir(parents=True, exist_ok=True)
+    RunLock(folder)
     replace_file(folder / "config.json", json.dumps(as_plain(config), indent=1) + "\n")
     sweep = Sweep(config, folder)
     sweep.run({sweep.key(job): job for job in sweep.search_jobs()})
@@ -175,7 +180,9 @@ class Sweep:
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.config, self.folder = config, folder
-        lines, _ = read_lines(folder / "runs.jsonl") if (folder / "runs.jsonl").exists() else ([], [])
+        lines, damaged = read_lines(folder / "runs.jsonl")
+        if damaged:
+            print(f"runs.jsonl has {len(damaged)} damaged line(s), whose runs are made again", flush=True)
         self.done: dict[str, dict[str, Any]] = {line["run"]: line for line in lines}
         self.base = {name: value for name, value in as_plain(config).items() if name not in Config.own}
         self.base |= {"output_dir": None, "resume": True, "seeds": []}
@@ -243,19 +250,11 @@ class Sweep:
         waiting = {key: job for key, job in jobs.items() if "error" in self.done.get(key, {"error": ""})}
         print(f"{len(jobs)} runs, {len(waiting)} of them to do", flush=True)
         options = {key: (job, self.folder / "runs" / key, self.config.keep_runs) for key, job in waiting.items()}
-        if self.config.processes == 1:
-            for key, arguments in options.items():
-                self._finished(key, train(*arguments))
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.config.processes, mp_context=context) as pool:
-            futures = {pool.submit(train, *arguments): key for key, arguments in options.items()}
-            try:
-                for future in as_completed(futures):
-                    self._finished(futures[future], future.result())
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # else all waiting runs would be made, and none recorded
-                raise
+        lines = ((key, train(*arguments)) for key, arguments in options.items())
+        if self.config.processes > 1:
+            lines = calls_in_processes(train, options, processes=self.config.processes)
+        for key, line in lines:
+            self._finished(key, {**waiting[key], "error": repr(line)} if isinstance(line, Exception) else line)
 
     def _finished(self, key: str, line: dict[str, Any]) -> None:
         self.done[key] = {"run": key, **line}
@@ -291,18 +290,17 @@ class Sweep:
 def train(job: Mapping[str, Any], folder: Path, keep: bool) -> dict[str, Any]:
     """Make a run of the reference recipe, and return its figures, or why it failed."""
     kind = Searched if job["search"] else reference.Config
-    about = {"method": job["method"], "search": job["search"], "flags": job["flags"]}
     begun = time.perf_counter()
     try:
         config = from_mapping(kind, dict(job["flags"]))
         reference.main(replace(config, output_dir=folder))
         results = json.loads((folder / "results.json").read_text())
     except Exception as error:  # whatever ends a run is the result of that run alone
-        return about | {"error": f"{type(error).__name__}: {error}"}
+        return {**job, "error": f"{type(error).__name__}: {error}"}
     figures = {name: results[name]["top1"] for name in ("linear_probe", "knn", "linear_stage") if name in results}
     for name in () if keep else ("checkpoints", "features", "model"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    return about | figures | {"seconds": round(time.perf_counter() - begun, 1)}
+    return {**job, **figures, "seconds": round(time.perf_counter() - begun, 1)}
 
 
 def table(study: tuple[str, Mapping[str, Mapping[str, Mapping[int, float]]]]) -> str:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -196,39 +195,3 @@ def test_a_copy_uses_the_reference_recipe_of_the_package(tmp_path):
     spec.loader.exec_module(module)
     del sys.modules[spec.name]
     assert Path(module.reference.__file__) == RECIPE.with_name("imagenet_supcon.py")
-
-
-@pytest.mark.slow
-def test_a_sweep_in_two_processes_that_is_killed_leaves_none_and_goes_on(recipe, tmp_path):
-    flags = ["--tiny", "--cpu", "--processes", "2", "--batch-size", "32", "--max-steps", "1", "--output-dir", tmp_path]
-    sweep = subprocess.Popen([sys.executable, RECIPE, *map(str, flags)], stdout=subprocess.DEVNULL)
-    lines, children = tmp_path / "runs.jsonl", Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
-    until = time.monotonic() + 300
-    while not (lines.exists() and lines.read_text()):
-        assert sweep.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    workers = [
-        pid for pid in children.read_text().split() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    assert len(workers) == 2
-    sweep.kill()
-    sweep.wait()
-    while any(map(is_alive, workers)):
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    before = len(lines.read_text().splitlines())
-    assert before < 4
-    config = recipe.Config(tiny=True, cpu=True, batch_size=32, max_steps=1, output_dir=tmp_path, resume=True)
-    recipe.main(config)
-    done = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert len({line["run"] for line in done}) == len(done) == 4  # two temperatures of two methods, each once
-    assert not [line for line in done if "error" in line]
-
-
-def is_alive(pid):
-    """Whether a process runs; one that has ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
