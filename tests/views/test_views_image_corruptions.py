@@ -191,3 +191,27 @@ def test_frost_is_blended_from_photographs_where_they_are_given(tmp_path):
     ):
         with pytest.raises(InputError, match="frost_photos"):
             create_view("image/corruption", **options)
+
+
+@pytest.mark.parametrize("effect", ["snow", "glass-blur", "elastic"])
+def test_threads_that_share_the_images_change_no_bit(photo, effect):
+    x = torch.cat([photo[..., :90, :90].flip(axis) for axis in (1, 2, 3)])
+    view, table = create_view("image/corruption", effect=effect, severity=2), keys(seed=3, sample=range(3))
+    with torch.inference_mode():  # what is kept for later images is of use outside of it
+        alone = view(x, table)
+    torch.set_num_threads(2)
+    try:
+        together = view(x, table)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(alone, together)
+    assert torch.equal(view(x[1:2], table[1:2]), alone[1:2])
+
+
+def test_a_line_is_applied_tap_by_tap_as_the_whole_kernel(photo):
+    kernel = corruption_kernels.motion_kernel(6.0, 3.0, 0.4)
+    wide = torch.nn.functional.pad(photo, (12,) * 4, mode="replicate")
+    whole = torch.nn.functional.conv2d(wide.transpose(0, 1).double(), kernel[None, None].double())[:, 0]
+    seen = corruption_kernels.filtered(photo[0], kernel)
+    assert kernel.shape == (25, 25)
+    torch.testing.assert_close(seen.double(), whole, atol=1e-6, rtol=0)
