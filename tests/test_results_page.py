@@ -144,8 +144,10 @@ def test_a_result_is_stated_once():
 def test_the_regimes_are_derived_from_the_files_without_the_tool():
     page, folder = results_page.PAGE.read_text(), ROOT / "benchmarks" / "results" / "regimes"
     shown = page.partition("## Other regimes\n")[2].partition("\n## ")[0]
-    for figure, names in (("linear_probe", [*regimes.REGIMES]), ("fair_probe", regimes.WITH_FAIR_PROBE)):
-        part = shown.partition(f"| {figure.replace('_', ' ')} |")[2].partition("\n\n")[0].splitlines()
+    every, fair = [*regimes.REGIMES], regimes.WITH_FAIR_PROBE
+    tables = {"linear probe": ("linear_probe", every), "k-NN": ("knn", every), "fair probe": ("fair_probe", fair)}
+    for title, (figure, names) in tables.items():
+        part = shown.partition(f"| {title} |")[2].partition("\n\n")[0].splitlines()
         for method in result_runs.THREE:
             row = next(line for line in part if line.startswith(f"| {result_runs.TITLES[method]} |"))
             cells = row.removesuffix(" |").split(" | ")[-len(names) :]

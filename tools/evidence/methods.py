@@ -15,7 +15,7 @@ from evidence.comparisons import (
     seed_findings,
     table,
 )
-from evidence.runs import OWN, THREE, TITLES, NumberOf, Results, Runs, linear_probe, mean, runs_of
+from evidence.runs import OWN, THREE, TITLES, NumberOf, Results, Runs, k_nn, linear_probe, mean, runs_of
 
 LARGER = {
     "pixels-28": (
@@ -46,7 +46,7 @@ class Measure(NamedTuple):
 
 def measures() -> dict[str, Measure]:
     """The figures of a main run beside its accuracy."""
-    found = {"k-NN": Measure(lambda run: run["knn"])}
+    found = {"k-NN": Measure(k_nn)}
     for budget in ("1 a class", "5 a class", "25 a class"):
         found[f"probe with {budget}"] = Measure(lambda run, budget=budget: mean(run["few_labels"][budget]))
     found["error under corruptions"] = Measure(lambda run: run["corruptions"]["mean_error"], higher=False)
@@ -70,10 +70,7 @@ def against_others(methods: Mapping[str, Runs], prefix: str = "") -> tuple[str, 
 
 def accuracies(methods: Mapping[str, Runs]) -> str:
     """The accuracy of each method beside the baselines."""
-    rows = [
-        [TITLES[name], rate_of(runs), cell(runs, linear_probe), cell(runs, lambda run: run["knn"])]
-        for name, runs in methods.items()
-    ]
+    rows = [[TITLES[name], rate_of(runs), cell(runs, linear_probe), cell(runs, k_nn)] for name, runs in methods.items()]
     return table(
         ["method", "rate", "linear probe", "k-NN"], [*rows, *([t, DASH, c, DASH] for t, c in baselines(methods))]
     )

@@ -56,5 +56,9 @@ def linear_probe(run: Mapping[str, Any]) -> float:
     return run["linear_probe"]
 
 
+def k_nn(run: Mapping[str, Any]) -> float:
+    return run["knn"]
+
+
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
