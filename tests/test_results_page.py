@@ -89,7 +89,7 @@ def test_a_figure_by_seed_is_compared_by_the_interval_of_its_difference():
     assert found.claim == "shows"
     assert [(one.claim, one.text[:21]) for one in compare(first, first)] == [("open", "errors: not different")]
     assert compare(second, first)[0].claim == "refuted"
-    assert compare(first, {s: second[s] for s in (0, 1)}) == []  # two seeds may differ by chance alike
+    assert compare(first, {s: second[s] for s in (0, 1)}) == []  # two seeds may differ by chance alone
 
 
 def test_the_sweeps_are_derived_from_the_files_without_the_tool():

@@ -38,7 +38,8 @@ def calls_in_processes(
         memory perhaps. The other calls go on.
 
     Raises:
-        SystemExit: a call stopped by a signal, with a checkpoint; those that were at work are yielded first.
+        BrokenProcessPool: no process can begin.
+        SystemExit: a call was stopped by a signal; those that were at work are yielded first.
         Exception: what a call raised.
     """
     waiting, stopped = iter(arguments.items()), None
@@ -46,10 +47,17 @@ def calls_in_processes(
     with ExitStack() as stack:
         # A pool of one each: the death of a process breaks its whole pool.
         pools, free = [_pool(stack, cores) for cores in shares_of_cores(processes)], [*range(processes)]
+        for begun in [pool.submit(os.getpid) for pool in pools]:
+            begun.result()  # what lets no process begin raises here, not as the death of each call
         while True:
             while free and not stopped and (call := next(waiting, None)):
                 number = free.pop()
-                running[pools[number].submit(function, *call[1])] = call[0], number
+                try:
+                    future = pools[number].submit(function, *call[1])
+                except BrokenProcessPool:  # killed since its last call
+                    pools[number] = _pool(stack, shares_of_cores(processes)[number])
+                    future = pools[number].submit(function, *call[1])
+                running[future] = call[0], number
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:

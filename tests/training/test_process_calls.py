@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mmcon.training import process_calls
 from mmcon.training.process_calls import calls_in_processes, shares_of_cores
 
 
@@ -33,7 +34,8 @@ def test_a_killed_process_fails_its_call_alone_and_a_stop_ends_the_calls(tmp_pat
 def test_a_process_ends_with_its_parent(tmp_path):
     file = tmp_path / "worker"
     call = f"open({str(file)!r}, 'w').write(str(__import__('os').getpid()) + ' '), __import__('time').sleep(300)"
-    code = "from mmcon.training.process_calls import calls_in_processes\n"
+    code = "from mmcon.training import process_calls
+from mmcon.training.process_calls import calls_in_processes\n"
     code += f"next(calls_in_processes(eval, {{'sleeps': ({call!r},)}}, processes=1))"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         until = time.monotonic() + 200
@@ -44,6 +46,12 @@ def test_a_process_ends_with_its_parent(tmp_path):
     while is_alive(file.read_text().strip()):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_processes_that_cannot_begin_end_the_calls(monkeypatch):
+    monkeypatch.setattr(process_calls, "shares_of_cores", lambda count: [[1_000_000]])  # no such core
+    with pytest.raises(BrokenProcessPool):
+        next(calls_in_processes(eval, {"call": ("1",)}, processes=1))
 
 
 def is_alive(pid):

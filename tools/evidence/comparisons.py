@@ -102,7 +102,7 @@ def verdict(difference: float, p: float) -> str:
 def seed_findings(
     name: str, first: Mapping[int, Any], second: Mapping[int, Any], figure: Callable[[Any], float], *, higher: bool
 ) -> list[Finding]:
-    """What the interval of a difference over seeds says; nothing of fewer than three, which may differ by chance alike.
+    """What the interval of a difference over seeds says; nothing of fewer than three, which may differ by chance alone.
 
     Args:
         name: of the comparison.
