@@ -34,8 +34,7 @@ def test_a_killed_process_fails_its_call_alone_and_a_stop_ends_the_calls(tmp_pat
 def test_a_process_ends_with_its_parent(tmp_path):
     file = tmp_path / "worker"
     call = f"open({str(file)!r}, 'w').write(str(__import__('os').getpid()) + ' '), __import__('time').sleep(300)"
-    code = "from mmcon.training import process_calls
-from mmcon.training.process_calls import calls_in_processes\n"
+    code = "from mmcon.training.process_calls import calls_in_processes\n"
     code += f"next(calls_in_processes(eval, {{'sleeps': ({call!r},)}}, processes=1))"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         until = time.monotonic() + 200
