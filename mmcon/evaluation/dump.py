@@ -75,12 +75,12 @@ def write_dump(
     folder = Path(folder)
     known = {"samples": str(len(source)), **about}
     _claim(folder, known, rank)
-    if not _is_whole(folder / FEATURES):
+    if not is_whole(folder / FEATURES):
         size = PART_SAMPLES  # whatever the batch size is, with which a later call may go on
         batch_size = max(divisor for divisor in range(1, min(batch_size, size) + 1) if size % divisor == 0)
         parts = [folder / f"part-{number:06d}.safetensors" for number in range(-(-len(source) // size))]
         own = range(rank, len(parts), world_size)
-        missing = [number for number in own if not _is_done(parts[number])]
+        missing, written = [number for number in own if not _is_done(parts[number])], set[int]()
         rows = [row for number in missing for row in range(number * size, min((number + 1) * size, len(source)))]
         if rows:
             shown: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device}
@@ -90,13 +90,13 @@ def write_dump(
                 for number, of_part in by_part:
                     features = extract_features(encode, of_part, modality=source.modality, device=device)
                     (features if combine is None else combine(features)).save(parts[missing[number]])
-        for number in missing:  # a part without a readable sample
-            if not _is_whole(parts[number]):
-                parts[number].with_suffix(".empty").touch()
+                    written.add(missing[number])
+        for number in set(missing) - written:  # a part without a readable sample
+            _empty(parts[number]).touch()
         if rank == 0:
             _wait(lambda: all(map(_is_done, parts)))
-            _finish(folder, source, [part for part in parts if _is_whole(part)], known)
-    _wait(lambda: _is_whole(folder / FEATURES))
+            _finish(folder, source, [part for part in parts if not _empty(part).exists()], known)
+    _wait(lambda: is_whole(folder / FEATURES))
     return read_dump(folder)
 
 
@@ -126,20 +126,27 @@ def _claim(folder: Path, about: Mapping[str, str], rank: int) -> None:
             old.unlink(missing_ok=True)
         replace_file(file, text)
     for old in (*folder.glob("part-*.safetensors"), folder / FEATURES):
-        if old.exists() and not _is_whole(old):
+        if old.exists() and not is_whole(old):
             _log.warning("%s is cut off; its features are extracted again", old)
 
 
 def _is_done(part: Path) -> bool:
-    return _is_whole(part) or part.with_suffix(".empty").exists()
+    return is_whole(part) or _empty(part).exists()
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether a file of features is there, and as long as its header says."""
+def _empty(part: Path) -> Path:
+    """The file that stands for a part without a readable sample."""
+    return part.with_suffix(".empty")
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file of safetensors is there, and as long as its header says; other errors of the disk are raised."""
     try:
+        with file.open("rb"):  # since safetensors calls a file that it cannot open "not found", whatever the reason
+            pass
         with safe_open(file, framework="pt"):
             return True
-    except (OSError, SafetensorError):
+    except (FileNotFoundError, SafetensorError):
         return False
 
 
@@ -160,8 +167,10 @@ def _finish(folder: Path, source: Source, parts: list[Path], about: Mapping[str,
     table = _index_table(features, source)
     replace_file(folder / INDEX, lambda file: parquet.write_table(table, file))
     features.save(folder / FEATURES)
-    for part in (*folder.glob("part-*"), *folder.glob(".*.safetensors.*")):  # and what a kill left of writing
-        part.unlink()
+    # With what a kill left of writing, by this version or an earlier one.
+    left = [path for name in ("*.safetensors", INDEX, ABOUT) for path in folder.glob(f".{name}.*")]
+    for path in (*folder.glob("part-*"), *left, folder / f"{FEATURES}.unfinished"):
+        path.unlink(missing_ok=True)
 
 
 def _index_table(features: Features, source: Source) -> pa.Table:

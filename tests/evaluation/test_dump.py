@@ -1,6 +1,8 @@
 """The feature dump: equal to an extraction in one pass, resumed after a kill, shared by ranks, replaced when old."""
 
+import errno
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +122,42 @@ def test_unreadable_samples_are_left_out(tmp_path):
     assert write(tmp_path, source, Encoder()).values.shape == (18, 4)
 
 
+def test_a_passing_error_of_the_disk_loses_no_part(tmp_path, monkeypatch):
+    """As with too many open files: safetensors calls a file "not found" then."""
+    write_part, open_file, fails = Features.save, Path.open, []
+
+    def save(features, file):
+        fails.append(write_part(features, file))
+
+    def opened(file, *options):
+        if file in fails:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open_file(file, *options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Features, "save", save)
+        patched.setattr(Path, "open", opened)
+        with pytest.raises(OSError, match="Too many open files"):
+            write(tmp_path, source_of(), Encoder())
+    assert not [*tmp_path.glob("*.empty")]
+    again = Encoder()
+    assert torch.equal(write(tmp_path, source_of(), again).values[:, 0], torch.arange(21.0))
+    assert again.rows == 0
+
+
+def test_a_part_that_is_damaged_while_others_are_written_is_named(tmp_path, monkeypatch):
+    def cut(condition):
+        (tmp_path / "part-000001.safetensors").write_bytes(b"half")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dump, "_wait", cut)
+        with pytest.raises(DataError, match="part-000001"):
+            write(tmp_path, source_of(), Encoder())
+    again = Encoder()
+    assert torch.equal(write(tmp_path, source_of(), again).values[:, 0], torch.arange(21.0))
+    assert again.rows == 8
+
+
 def test_the_rows_of_several_views_become_one(tmp_path):
     def mean(features):
         first = features.index["view"] == 0
@@ -151,7 +189,9 @@ def test_features_that_are_cut_off_are_told_and_extracted_again(tmp_path, name, 
         write(tmp_path, source_of(), Encoder())
     file = tmp_path / name
     file.write_bytes(file.read_bytes()[:-4])
-    (tmp_path / f".{name}.1234").write_bytes(b"half")  # of a process that was killed
+    # Of processes that were killed, the last one by an earlier version.
+    for left in (f".{name}.1234", ".index.parquet.1234", ".about.json.1234", "features.safetensors.unfinished"):
+        (tmp_path / left).write_bytes(b"half")
     again = Encoder()
     assert torch.equal(write(tmp_path, source_of(), again).values[:, 0], torch.arange(21.0))
     assert again.rows == 21
