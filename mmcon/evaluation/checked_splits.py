@@ -1,4 +1,4 @@
-"""What is checked of the splits before the work of an evaluation: that the model encodes them, and their classes."""
+"""Checks before an evaluation starts: the model encodes samples of the splits, and the splits have the same classes."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ def check_encoded(
 
     Raises:
         InputError: the model cannot encode it.
+        MmconError: another error of the package, such as a package that is missing or a feature that is not finite.
     """
     for row in range(min(len(source), TRIED)):
         with suppress(DataError):  # a sample that cannot be read is named in the extraction
             batches = one_pass(Subset(source, [row]), {source.modality: list(views)}, device=device)
             try:
                 extract_features(encode, batches, modality=source.modality, device=device, show_progress=False)
-            except DataError:
-                raise
             except Exception as error:  # any library's model may be behind it
-                got = str(error) if isinstance(error, MmconError) else f"{type(error).__name__}: {error}"
+                known = isinstance(error, InputError)
+                if isinstance(error, MmconError) and not known:
+                    raise  # it is not about the size or the channels, and has a fix of its own
+                got, fix = (str(error), error.fix) if known else (f"{type(error).__name__}: {error}", "")
                 raise InputError(
                     f"evaluate {source.name}",
                     expected="samples that the model takes",
                     got=got.partition("\n")[0],
-                    fix="choose data of the size and the channels of its training, or another model",
+                    fix=fix or "choose data of the size and the channels of its training, or another model",
                 ) from error
             return
 

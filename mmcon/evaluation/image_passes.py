@@ -8,8 +8,11 @@ done, so that an interrupted call goes on.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mmcon.errors import DataError
-from mmcon.evaluation.dump import counted
+from mmcon.evaluation.dump import counted, is_whole
 from mmcon.evaluation.evaluation_list import EvaluationInput
 from mmcon.evaluation.features import Features, extract_features
 from mmcon.files import create_folder, replace_file
@@ -27,8 +30,9 @@ from mmcon.sources.base import Subset, TensorSource
 from mmcon.training.progress import Progress
 from mmcon.views import Chain, ViewGenerator
 
-#: Of the images of a part after the preprocessing: 3,566 of 224 pixels in bytes.
+#: Of the images of a part after the preprocessing: 3,566 of 224 pixels in bytes. A batch may be more.
 PART_BYTES = 1 << 29
+_log = logging.getLogger(__name__)
 
 #: Tensors by name, a row for each image.
 Found = Mapping[str, Shaped[Tensor, "_n ..."]]
@@ -57,10 +61,11 @@ def image_passes(
         DataError: an image whose features were extracted cannot be read any more.
     """
     rows = torch.isin(given.test_source.ids, given.test.index["sample"]).nonzero()[:, 0]
-    size = max(given.batch_size, PART_BYTES // _as_bytes(given.first_view()).nbytes)
-    parts = {f"{title}-{number}-of-{size}": part for number, part in enumerate(rows.split(size))}
+    size = max(given.batch_size, PART_BYTES // _bytes_of_an_image(given, rows[:1]))
+    parts = {f"{title}-{_digest(given.test_source.ids[part])}": part for part in rows.split(size)}
     found: dict[str, list[Found]] = {name: [] for name in changes}
-    missing = sum(len(part) for stem, part in parts.items() for name in changes if not _is_kept(given, stem, name))
+    computed = [(stem, name) for stem in parts for name in changes if not _is_kept(given, f"{stem} {name}")]
+    missing = sum(len(parts[stem]) for stem, _ in computed)
     with Progress(f"{title}, {len(changes)} passes", missing) as progress:
         for stem, part in parts.items():
             pixels = cache(partial(_preprocessed, given, part))
@@ -80,15 +85,36 @@ def kept(given: EvaluationInput, name: str, compute: Callable[[], Found]) -> Fou
     """
     if given.unfinished is None:
         return compute()
-    file = given.unfinished / f"{name}.safetensors"
-    if not file.is_file():
+    file = _file(given.unfinished, name)
+    if not is_whole(file):
+        if file.exists():
+            _log.warning("%s is cut off; it is computed again", file)
         create_folder(file.parent)
         replace_file(file, save({key: values.cpu().contiguous() for key, values in compute().items()}))
     return load_file(file)
 
 
-def _is_kept(given: EvaluationInput, stem: str, name: str) -> bool:
-    return given.unfinished is not None and (given.unfinished / f"{stem} {name}.safetensors").is_file()
+def _is_kept(given: EvaluationInput, name: str) -> bool:
+    return given.unfinished is not None and is_whole(_file(given.unfinished, name))
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def _digest(ids: Int[Tensor, " n"]) -> str:
+    """A hash of the images of a part: which of them can be read may change between two calls."""
+    return hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16]
+
+
+def _bytes_of_an_image(given: EvaluationInput, row: Int[Tensor, " 1"]) -> int:
+    """The memory of an image after the preprocessing.
+
+    Images that are tensors count as floats: of those that are resampled as floats, some, such as a black one, are the
+    same as bytes.
+    """
+    view, opened = given.first_view(), given.test_source.open(row)
+    return view.nbytes if isinstance(opened[0], Tensor) else _as_bytes(view).nbytes
 
 
 def _pass(
@@ -130,9 +156,12 @@ def _preprocessed(given: EvaluationInput, rows: Int[Tensor, " n"]) -> TensorSour
 
 
 def _as_bytes(views: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b ..."]:
-    """Images in [0, 1] as bytes, if that changes no bit of them as floats; else as they are."""
+    """Images in [0, 1] as bytes, if that changes no bit of them as floats; else a copy.
+
+    Neither keeps the memory of the views, which worker processes share.
+    """
     whole = (views * 255).round().to(torch.uint8)
-    return whole if torch.equal(_as_floats(whole), views) else views
+    return whole if torch.equal(_as_floats(whole), views) else views.clone()
 
 
 def _as_floats(views: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:

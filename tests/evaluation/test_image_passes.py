@@ -1,12 +1,13 @@
 """Passes over the test images: decoded once, as the whole chain to the bit, in parts, and kept where interrupted."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 import mmcon
-from mmcon.errors import DataError, InputError
+from mmcon.errors import DataError, InputError, MissingDependencyError, NonFiniteError
 from mmcon.evaluation import image_passes as passes
 from mmcon.evaluation.checked_splits import check_encoded
 from mmcon.evaluation.evaluation_list import EvaluationInput
@@ -97,6 +98,21 @@ def test_images_that_bytes_would_round_are_floats():
         assert torch.equal(found[title]["values"], at.features(at.test_source, Chain(at.view, change)).values)
 
 
+def test_parts_of_images_in_memory_are_sized_as_floats_though_the_first_is_black(monkeypatch, tmp_path):
+    monkeypatch.setattr(passes, "PART_BYTES", 4 * 12 * 12 * 4)
+    source = noise()
+    source.values[0] = 0
+    at = given(source, mmcon.create_view("image/plain", size=12), unfinished=tmp_path)
+    assert passes._as_bytes(at.first_view()).dtype == torch.uint8
+    passes.image_passes(at, CHANGES, values, title="test")
+    assert len([*tmp_path.iterdir()]) == 3 * len(CHANGES)
+
+
+def test_parts_do_not_keep_the_memory_that_workers_share():
+    for views in (torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.3)):
+        assert passes._as_bytes(views).data_ptr() != views.data_ptr()
+
+
 def test_an_interrupted_call_goes_on_where_it_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(passes, "PART_BYTES", 4 * 3 * 80 * 80)
     at = given(pictures())
@@ -116,6 +132,21 @@ def test_an_interrupted_call_goes_on_where_it_ended(monkeypatch, tmp_path):
     Picture.decoded = 0
     assert again(None)[0].images == 0
     assert Picture.decoded == 1
+
+
+def test_what_is_kept_is_computed_again_if_it_is_cut_off_or_of_other_images(tmp_path, caplog):
+    def found(at):
+        return passes.image_passes(replace(at, unfinished=tmp_path), CHANGES, values, title="test")
+
+    at = given(pictures())
+    first = found(at)
+    file = min(tmp_path.iterdir())
+    file.write_bytes(file.read_bytes()[:-4])
+    again = found(at)
+    assert all(torch.equal(again[title]["values"], first[title]["values"]) for title in CHANGES)
+    assert f"{file} is cut off; it is computed again" in caplog.text
+    other = found(given(pictures(broken=(5,))))  # as many, of which others can be read
+    assert all(other[title]["sample"].tolist() == [0, 1, 2, 3, 4, 6, 7, 8] for title in CHANGES)
 
 
 def test_features_of_whole_sources_are_kept_too(tmp_path):
@@ -152,3 +183,20 @@ def test_what_a_model_cannot_encode_is_an_error_before_the_work():
     with pytest.raises(InputError, match="samples that the model takes; got RuntimeError: mat1"):
         check_encoded(encode, pictures(), [VIEW])
     check_encoded(encode, pictures(broken=range(9)), [VIEW])  # the extraction names them
+
+
+def test_what_a_model_cannot_encode_keeps_the_fix_of_its_error():
+    def check(error):
+        def encode(batch):
+            if isinstance(error, Exception):
+                raise error
+            return batch.views["image"][0].flatten(1) * error
+
+        check_encoded(encode, pictures(), [VIEW])
+
+    with pytest.raises(MissingDependencyError, match=r"^timm: (.|\n)*Fix: pip install timm$"):
+        check(MissingDependencyError("timm", expected="the package", got="none", fix="pip install timm"))
+    with pytest.raises(NonFiniteError, match="finite features"):
+        check(math.nan)
+    with pytest.raises(InputError, match="Fix: use two channels"):
+        check(InputError("model", expected="two channels", got="three", fix="use two channels"))
