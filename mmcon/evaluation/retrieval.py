@@ -65,9 +65,14 @@ def retrieve(
         exclude_same: a column such as "sample". Candidates with the query's value in this column are not ranked.
 
     Raises:
-        InputError: widths differ, weights have another shape or are negative, or no query has a relevant candidate.
+        InputError: widths differ, features are not finite, weights have another shape or are negative, or no query has
+            a relevant candidate.
     """
     check_same_width("retrieve", queries, candidates)
+    for name, features in (("queries", queries), ("candidates", candidates)):
+        lowest, highest = features.values.aminmax()  # NaN if one is; no copy, since features may lie in a large file
+        if not bool(torch.stack([lowest, highest]).isfinite().all()):
+            raise InputError("retrieve", expected=f"finite features of {name}", got="NaN or infinite ones")
     blocks = []
     for rows, similarity in similarity_blocks(queries, candidates):
         weights = _relevance_weights(relevance, queries, candidates, rows)
@@ -137,8 +142,8 @@ def _metrics_by_query(
 
 
 def _descending(similarity: Float[Tensor, "q c"]) -> Int[Tensor, "q c"]:
-    """The indices by falling similarity; equal ones keep their order, on every device."""
-    if similarity.device.type != "cpu" or similarity.dtype != torch.float32:
+    """The indices by falling similarity; equal ones keep their order."""
+    if similarity.dtype != torch.float32:
         return similarity.argsort(dim=1, descending=True, stable=True)
     # One integer of the similarity and the index: NumPy sorts integers several times as fast as torch sorts floats.
     bits = (similarity + 0.0).view(torch.int32)  # the addition makes 0 of −0

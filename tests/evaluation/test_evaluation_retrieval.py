@@ -94,6 +94,18 @@ def test_both_ways_are_two_directions_with_weights_transposed():
     assert same[1].recall == retrieve(b, a, relevance="label").recall
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf])
+def test_features_that_are_not_finite_are_refused(dtype, value):
+    a, b = features(5, 0), features(5, 1)
+    b = Features(b.values.to(dtype), b.index)
+    b.values[2, 1] = value
+    with pytest.raises(InputError, match="finite features of candidates"):
+        retrieve(Features(a.values.to(dtype), a.index), b)
+    with pytest.raises(InputError, match="finite features of queries"):
+        retrieve(b, Features(a.values.to(dtype), a.index))
+
+
 def test_pairs_are_found_by_their_sample():
     a = features(25, 0)
     shuffled = a.take(torch.randperm(25, generator=torch.Generator().manual_seed(0)))
