@@ -5,6 +5,8 @@ import random
 import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,30 @@ def python():
         )
 
     return run
+
+
+@pytest.fixture
+def locked_elsewhere():
+    """`with locked_elsewhere(folder) as pid`: another process has the lock of a run folder."""
+    from mmcon.training.run_lock import RunLock
+
+    @contextmanager
+    def locked(folder):
+        read, write = os.pipe()
+        if not (other := os.fork()):
+            try:
+                RunLock(folder)
+                os.write(write, b"locked")
+                time.sleep(100)
+            finally:
+                os._exit(1)
+        os.close(write)  # so that a process that fails ends the wait
+        try:
+            assert os.read(read, 6) == b"locked"
+            yield other
+        finally:
+            os.close(read)
+            os.kill(other, signal.SIGKILL)
+            os.waitpid(other, 0)
+
+    return locked

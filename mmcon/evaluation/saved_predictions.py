@@ -18,7 +18,7 @@ from mmcon.batch import Index
 from mmcon.errors import DataError
 from mmcon.evaluation.features import Features
 from mmcon.evaluation.statistics import Classification
-from mmcon.files import replace_file
+from mmcon.files import create_folder, replace_file
 
 FOLDER = "predictions"
 _COLUMNS = ("sample", "label", "predicted", "correct")
@@ -32,7 +32,7 @@ def save_predictions(folder: str | Path, classifications: Mapping[str, Classific
         classifications: the predictions by the name of the metric, such as "linear_probe".
         test: the samples with their labels, in the same order.
     """
-    (Path(folder) / FOLDER).mkdir(parents=True, exist_ok=True)
+    create_folder(Path(folder) / FOLDER)
     for metric, found in classifications.items():
         columns = test.index["sample"], test.labels, found.predicted, found.correct
         table = pa.table({name: column.cpu().numpy() for name, column in zip(_COLUMNS, columns, strict=True)})

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import mmcon
-from mmcon.errors import InputError, MmconError
+from mmcon.errors import InputError, MmconError, StorageError
 from mmcon.evaluation.checked_splits import check_encoded, check_labels
 from mmcon.evaluation.classification_report import ClassificationResult
 from mmcon.evaluation.dump import write_dump
@@ -108,6 +108,7 @@ def evaluate_model(
     Raises:
         InputError, DataError, UnknownNameError: before any long work, if the model lacks the modality, labels are
             missing or of one class, test classes are not in the training split, or a name is not known.
+        StorageError: the folder cannot be written to.
     """
     check_speed("evaluate_model", batch_size, workers)
     opened, runnable = _open(model, data, on, output, modality, near, far, options or {}, device)
@@ -242,16 +243,19 @@ def _run(evaluation: Evaluation, given: EvaluationInput, folder: Path) -> Finish
     unfinished = folder / UNFINISHED / evaluation.name
     try:
         result = evaluation.run(replace(given, unfinished=unfinished / fingerprint[:16]))
+        values = {"fingerprint": fingerprint, **result.to_json()}
+        _write(result, evaluation.name, folder, given)
+        replace_file(file, json.dumps(values, indent=1) + "\n")  # last, since it counts as complete
+        table = result.table()
+    except StorageError:  # the others could not be written either
+        raise
     except MmconError as error:
         return FinishedEvaluation(evaluation.name, folder, error=str(error))
     except Exception as error:  # hours of other evaluations may follow
         _log.exception("%s failed", evaluation.name)
         return FinishedEvaluation(evaluation.name, folder, error=f"{type(error).__name__}: {error}")
-    values = {"fingerprint": fingerprint, **result.to_json()}
-    _write(result, evaluation.name, folder, given)
-    replace_file(file, json.dumps(values, indent=1) + "\n")  # last, since it counts as complete
     shutil.rmtree(unfinished, ignore_errors=True)
-    return FinishedEvaluation(evaluation.name, folder, result.table(), values)
+    return FinishedEvaluation(evaluation.name, folder, table, values)
 
 
 def _write(result: EvaluationResult, name: str, folder: Path, given: EvaluationInput) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import time
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from matplotlib.figure import Figure
 
 import mmcon
 from mmcon import cli
-from mmcon.errors import ConfigError, DataError, InputError, UnknownNameError
+from mmcon.errors import ConfigError, DataError, InputError, StorageError, UnknownNameError
 from mmcon.evaluation import image_passes
 from mmcon.evaluation.checked_splits import check_labels
 from mmcon.evaluation.comparison import compare_runs
@@ -23,7 +21,6 @@ from mmcon.inference import save_model
 from mmcon.inference.model_evaluation import _open, _run, evaluate_model
 from mmcon.sources.base import TensorSource
 from mmcon.training import run_lock
-from mmcon.training.run_lock import RunLock
 from mmcon.views import Identity
 
 
@@ -115,17 +112,16 @@ def test_data_in_other_files_get_the_views_and_their_combination_of_the_features
     torch.testing.assert_close(found.values, own.values)
 
 
-def test_a_result_is_computed_again_when_the_files_of_an_option_change(tmp_path):
-    class Result:
-        def table(self):
-            return "table"
+class Result:
+    """A result without content, whose methods may be replaced."""
 
-        def to_json(self):
-            return {}
+    def __init__(self, **methods):
+        self.table, self.to_json, self.plot = lambda: "table", dict, Figure
+        vars(self).update(methods)
 
-        def plot(self):
-            return Figure()
 
+def own_evaluation(tmp_path, result):
+    """An evaluation with a result, and what it may read."""
     features = labeled_features(4, 0)
     source = labeled([0, 1], ["a", "b"])
     given = EvaluationInput(
@@ -133,7 +129,12 @@ def test_a_result_is_computed_again_when_the_files_of_an_option_change(tmp_path)
         view=Identity(), modality="image", options={"frost_photos": str(tmp_path / "frost")},
     )  # fmt: skip
     evaluation = Evaluation("own", "inference_cases:none", "nothing", options=("frost_photos",))
-    object.__setattr__(evaluation, "run", lambda _: Result())
+    object.__setattr__(evaluation, "run", lambda _: result)
+    return evaluation, given
+
+
+def test_a_result_is_computed_again_when_the_files_of_an_option_change(tmp_path):
+    evaluation, given = own_evaluation(tmp_path, Result())
     (tmp_path / "frost").mkdir()
     cached = []
     for name in ("a", "a", "b", "b"):
@@ -161,6 +162,21 @@ def test_an_evaluation_that_fails_does_not_end_the_others(run, monkeypatch, capl
     assert [record.exc_info[1] for record in caplog.records] == [error] * isinstance(error, RuntimeError)
 
 
+@pytest.mark.parametrize("method", ["to_json", "table", "plot"])
+def test_an_error_of_a_library_in_a_result_is_that_of_its_evaluation(tmp_path, method):
+    def fail():
+        raise RuntimeError("no fonts")
+
+    done = _run(*own_evaluation(tmp_path, Result(**{method: fail})), tmp_path)
+    assert done.error == "RuntimeError: no fonts"
+    assert not (tmp_path / "own.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_ends_all_evaluations(tmp_path):
+    with pytest.raises(StorageError, match=r"own\.txt"):
+        _run(*own_evaluation(tmp_path, Result()), tmp_path / "gone")
+
+
 @pytest.mark.parametrize("text", ["", '{"fingerprint": "', "null"])
 def test_a_result_that_is_cut_off_is_computed_again(run, tmp_path, text):
     first, again = (next(iter(evaluate_model(run, on=["knn"], output=tmp_path))) for _ in range(2))
@@ -170,19 +186,10 @@ def test_a_result_that_is_cut_off_is_computed_again(run, tmp_path, text):
     assert (done.cached, done.table) == (False, first.table)
 
 
-def test_a_second_evaluation_in_a_folder_is_refused_until_the_first_ends(run, tmp_path):
-    read, write = os.pipe()
-    if not (other := os.fork()):
-        RunLock(tmp_path)
-        os.write(write, b"locked")
-        time.sleep(100)
-    assert os.read(read, 6) == b"locked"
-    with pytest.raises(
-        ConfigError, match=rf"--output: expected a folder that no other run uses; (.|\n)*process {other} "
-    ):
+def test_a_second_evaluation_in_a_folder_is_refused_until_the_first_ends(run, tmp_path, locked_elsewhere):
+    message = r"--output: expected a folder that no other run uses; (.|\n)*process {} "
+    with locked_elsewhere(tmp_path) as other, pytest.raises(ConfigError, match=message.format(other)):
         list(evaluate_model(run, on=["knn"], output=tmp_path))
-    os.kill(other, signal.SIGKILL)
-    os.waitpid(other, 0)
     assert len(list(evaluate_model(run, on=["knn"], output=tmp_path))) == 1
     assert tmp_path.resolve() not in run_lock._handles
 

@@ -2,18 +2,14 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import signal
 import sys
-import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
 from mmcon.errors import ConfigError
-from mmcon.training.run_lock import RunLock
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "stability.py"
 
@@ -147,19 +143,13 @@ def test_a_search_without_a_run_that_ends_is_refused_and_one_failed_rate_is_not(
     assert rate == pytest.approx(0.0012)
 
 
-def test_a_second_sweep_in_a_folder_is_refused_and_damaged_lines_are_told(recipe, trained, tmp_path, capsys):
+def test_a_second_sweep_in_a_folder_is_refused_and_damaged_lines_are_told(
+    recipe, trained, tmp_path, capsys, locked_elsewhere
+):
     settings = {"studies": ("order",), "methods": ("supcon",), "repeats": 1, "rates": (1.0,)}
     config = recipe.Config(**settings, output_dir=tmp_path, resume=True)
-    read, write = os.pipe()
-    if not (other := os.fork()):
-        RunLock(tmp_path)
-        os.write(write, b"locked")
-        time.sleep(100)
-    assert os.read(read, 6) == b"locked"
-    with pytest.raises(ConfigError, match="no other run uses"):
+    with locked_elsewhere(tmp_path), pytest.raises(ConfigError, match="no other run uses"):
         recipe.main(config)
-    os.kill(other, signal.SIGKILL)
-    os.waitpid(other, 0)
     recipe.main(config)
     count = len(trained)
     text = (tmp_path / "runs.jsonl").read_text()

@@ -1,5 +1,6 @@
 """A run folder: one run at a time, nothing in it is lost, and what is damaged is named."""
 
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ import mmcon
 from mmcon.errors import CheckpointError, ConfigError, StorageError
 from mmcon.loading.streaming import StreamLoader
 from mmcon.sources.streaming import Stream, StreamSample
+from mmcon.training import run_folder
 from mmcon.training.checkpoint import Checkpoints
 from mmcon.training.logging import QUARANTINE, REMOVED, MetricsLog
 from mmcon.training.run import Run, RunSettings
@@ -154,8 +156,6 @@ def test_a_second_run_of_the_same_process_takes_over(tmp_path):
 
 
 def test_a_disk_without_locks_is_told_and_its_live_holder_is_still_refused(held, monkeypatch, tmp_path):
-    import errno
-
     def unsupported(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -180,26 +180,35 @@ def in_a_fork(act):
         os._exit(status)
 
 
-def test_a_lock_that_was_dropped_is_taken_again_or_refused(tmp_path):
+def test_a_lock_that_was_dropped_is_taken_again_or_refused(tmp_path, locked_elsewhere):
     """The system drops a lock when its process closes any handle of the file, as after a copy of the folder."""
     lock = RunLock(tmp_path)
     shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
     lock.check()
     assert in_a_fork(lambda: RunLock(tmp_path)) == 1
     (tmp_path / LOCK).read_bytes()
-    read, write = os.pipe()
-    if not (other := os.fork()):
-        with (tmp_path / LOCK).open("r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            os.write(write, b"locked")
-            time.sleep(100)
-    assert os.read(read, 6) == b"locked"
-    with pytest.raises(ConfigError, match="no other run uses"):
+    with locked_elsewhere(tmp_path), pytest.raises(ConfigError, match="no other run uses"):
         lock.check()
-    os.kill(other, signal.SIGKILL)
-    os.waitpid(other, 0)
     lock.release()
     RunLock(tmp_path).release()
+
+
+def test_a_file_server_that_is_away_for_a_while_does_not_end_the_run(tmp_path, monkeypatch):
+    """No other run has the lock then; at the start of a run it is an error of the disk."""
+
+    def fails(file, operation):
+        raise OSError(errno.EIO, "Input/output error")
+
+    told = []
+    lock = RunLock(tmp_path / "run", log=told.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "lockf", fails)
+        lock.check()
+        with pytest.raises(StorageError, match="Input/output error"):
+            RunLock(tmp_path / "other")
+    lock.check()
+    lock.release()
+    assert [line.rpartition(": ")[2] for line in told] == ["[Errno 5] Input/output error"]
 
 
 def test_a_lock_file_that_was_removed_is_made_again(tmp_path):
@@ -262,6 +271,16 @@ def test_settings_that_cannot_be_read_are_refused_unless_forced(tmp_path, text, 
     Run(tmp_path, config={"note": 1}, resume=True, settings=RunSettings(force=True), cpu=True).close()
     assert "resume: " in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"note": 1}
+
+
+def test_a_rank_that_does_not_see_the_folder_raises_with_all_others(tmp_path, monkeypatch):
+    """On resume: the settings are compared by the main rank, whose errors reach all."""
+    monkeypatch.setattr(run_folder, "from_main_rank", lambda act: "step-000000004")
+    monkeypatch.setattr(run_folder, "gather_objects", lambda value: [True if value is False else "other", value])
+    monkeypatch.setattr(run_folder, "PATIENCE_SECONDS", 0)
+    options = {"is_main": False, "resume": True, "force": False, "log": print}
+    with pytest.raises(ConfigError, match="a folder that all ranks share"):
+        run_folder.open_folder(Checkpoints(tmp_path / "gone" / "checkpoints"), {"seed": 1}, **options)
 
 
 def test_missing_settings_are_refused_unless_forced(tmp_path):
@@ -378,11 +397,15 @@ def test_signals_have_their_effect_again_after_a_run_and_in_its_forks(tmp_path):
 
 
 def test_what_a_killed_run_left_of_unfinished_features_is_removed(tmp_path):
-    (tmp_path / "features").mkdir()
-    for name in (".trained-train.safetensors.1234", "trained-train.safetensors"):
-        (tmp_path / "features" / name).write_bytes(b"half")
+    names = {"features": "trained-train.safetensors", "model": "model.safetensors"}
+    for folder, name in names.items():
+        (tmp_path / folder).mkdir()
+        for file in (f".{name}.1234", name):
+            (tmp_path / folder / file).write_bytes(b"half")
     Run(tmp_path, cpu=True).close()
-    assert [path.name for path in (tmp_path / "features").iterdir()] == ["trained-train.safetensors"]
+    assert {folder: [path.name for path in (tmp_path / folder).iterdir()] for folder in names} == {
+        folder: [name] for folder, name in names.items()
+    }
 
 
 def test_damaged_lines_of_a_quarantine_file_stay(tmp_path):
