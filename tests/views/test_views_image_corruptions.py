@@ -147,6 +147,14 @@ def test_the_field_of_elastic_is_smoothed_as_scipy_mirrors():
         close(corruption_kernels.blurred(noise, sigma, deviations=3.0, edges="mirror"), theirs[None], 2e-6)
 
 
+def test_matrices_of_blurs_are_kept_for_small_sides_alone():
+    kept = corruption_kernels._kept_smoothing
+    kept.cache_clear()
+    side = corruption_kernels.KEPT_SIDE
+    corruption_kernels.blurred(torch.rand(1, side, side + 1), 1.0)
+    assert kept.cache_info().currsize == 1
+
+
 def test_the_motion_kernel_is_imagemagicks():
     # 2·⌈radius⌉ + 1 taps from the middle to one side, with half a Gaussian's weights.
     kernel = corruption_kernels.motion_kernel(2.0, 1.5, 0.0)

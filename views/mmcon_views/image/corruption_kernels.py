@@ -18,6 +18,8 @@ from torch import Generator, Tensor
 
 #: Up to this share of nonzero taps, a kernel is applied tap by tap: the line of a motion has one in a hundred.
 SPARSE = 0.1
+#: Up to this side, the matrices of blurs are kept: 32 of them are 32 MiB.
+KEPT_SIDE = 512
 
 
 def scale_of(x: Float[Tensor, "c h w"]) -> float:
@@ -25,12 +27,8 @@ def scale_of(x: Float[Tensor, "c h w"]) -> float:
     return min(x.shape[-2:]) / 224
 
 
-@lru_cache(maxsize=32)
 def _smoothing(size: int, sigma: float, reach: int, edges: str) -> Float[Tensor, "size size"]:
-    """The matrix that smooths a line with a Gaussian; borders are replicated ("nearest") or mirrored.
-
-    It is kept, since it is that of all images of a size and a severity, and can take longer than the blur.
-    """
+    """The matrix that smooths a line with a Gaussian; borders are replicated ("nearest") or mirrored."""
     with torch.inference_mode(False):  # a later call may be outside of the mode of this one
         at = torch.arange(-reach, reach + 1, dtype=torch.float64)
         weights = torch.exp(-0.5 * (at / sigma) ** 2)
@@ -43,6 +41,10 @@ def _smoothing(size: int, sigma: float, reach: int, edges: str) -> Float[Tensor,
         return matrix.to(torch.float32)
 
 
+#: All images of one size and severity have the same matrix, which can take longer to compute than the blur.
+_kept_smoothing = lru_cache(maxsize=32)(_smoothing)
+
+
 def blurred(
     x: Float[Tensor, "c h w"], sigma: float, *, deviations: float = 4.0, edges: str = "nearest"
 ) -> Float[Tensor, "c h w"]:
@@ -50,8 +52,10 @@ def blurred(
     reach = int(deviations * sigma + 0.5)
     if reach < 1:
         return x
-    h, w = x.shape[-2:]
-    return _smoothing(h, sigma, reach, edges) @ x @ _smoothing(w, sigma, reach, edges).T
+    down, across = (
+        (_kept_smoothing if side <= KEPT_SIDE else _smoothing)(side, sigma, reach, edges) for side in x.shape[-2:]
+    )
+    return down @ x @ across.T
 
 
 def filtered(
