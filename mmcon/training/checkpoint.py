@@ -15,6 +15,7 @@ import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from mmcon.files import sync_folder, write_through
 MANIFEST, STATE = "manifest.json", "state.pt"
 #: What the name of a damaged checkpoint begins with, after it was set aside.
 DAMAGED = "damaged-"
+#: What the name of a checkpoint ends with while a new one of its step takes its place.
+REPLACED = ".replaced"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:09d}"
         temporary = self.folder / f".{path.name}.{os.getpid()}"
+        replaced = temporary.with_name(f"{temporary.name}{REPLACED}")
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             # Not with its parents: a run folder that was deleted in the run is an error, and not a new folder.
@@ -68,11 +72,12 @@ class Checkpoints:
             write_through(temporary / MANIFEST, json.dumps(manifest, indent=1))
             sync_folder(temporary)
             if path.exists():  # renamed, since to remove a large one takes seconds, in which a kill would lose both
-                path.rename(temporary.with_name(f"{temporary.name}.replaced"))
+                path.rename(replaced)
             temporary.rename(path)
             sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            self.restore_replaced()
             there = self.folder.parent.exists()
             raise CheckpointError(
                 f"checkpoint {path}",
@@ -110,6 +115,14 @@ class Checkpoints:
         paths = [*self.all(), *sorted(self.folder.glob(f"{DAMAGED}*"))]
         return [] if self.newest() else [f"{path.name}: {'; '.join(find_faults(path))}" for path in paths]
 
+    def restore_replaced(self) -> None:
+        """Rename checkpoints back that were to be replaced, where the new one of the step is missing: after a kill."""
+        for replaced in self.folder.glob(f".step-*{REPLACED}"):
+            path = self.folder / replaced.name.split(".")[1]
+            if not path.exists():
+                with suppress(OSError):  # it stays hidden until the next start
+                    replaced.rename(path)
+
     def set_aside_damaged(self) -> None:
         """Rename damaged checkpoints to `damaged-step-…`, so that they count no longer, and log each."""
         for path in self.all():
@@ -129,6 +142,7 @@ class Checkpoints:
         return faults
 
     def _remove_old(self) -> None:
+        self.restore_replaced()
         self.set_aside_damaged()
         paths = self.all()
         kept = {*paths[-self.keep :], *self._by_score()[:1]}
@@ -184,10 +198,11 @@ def check_readable(where: str, state: Any) -> None:
         state: nested dicts, lists and tuples.
 
     Raises:
-        CheckpointError: a value is neither a tensor nor plain; the message has its path.
+        CheckpointError: a value or a key is neither a tensor nor plain; the message has its path.
     """
     if type(state) in (dict, OrderedDict, list, tuple):
         for name, value in state.items() if isinstance(state, dict) else enumerate(state):
+            check_readable(f"{where}, key {name!r}", name)
             check_readable(f"{where}.{name}", value)
     elif not isinstance(state, Tensor) and type(state) not in (str, bytes, bool, int, float, type(None)):
         content = io.BytesIO()

@@ -102,15 +102,16 @@ def open_folder(
         if is_new:
             atexit.register(_remove_unused, folder, os.getpid())
         _remove_unfinished(folder)
+        checkpoints.restore_replaced()
         _check_checkpoints(checkpoints, resume)
         newest = checkpoints.newest() if resume else None
+        if newest and config:
+            _compare_settings(config_file, config, force=force, log=log)
         return newest.name if newest else ""
 
+    config_file = folder / "config.yaml"
     name = from_main_rank(begin)
     newest = checkpoints.folder / name if name else None
-    config_file = folder / "config.yaml"
-    if newest and config:
-        _compare_settings(config_file, config, force=force, log=log)
     # Gathered before the settings are written: a checkpoint that only some ranks see is found before the first step.
     names = gather_objects(name if newest is None or (newest / STATE).exists() else "")
     if is_main:
@@ -129,9 +130,10 @@ def open_folder(
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove what killed runs have left of features that they were writing, which may be large."""
-    for file in (folder / "features").glob(".*.safetensors.*"):
-        file.unlink(missing_ok=True)
+    """Remove what killed runs have left of features and weights that they were writing, which may be large."""
+    for name in ("features", "model"):
+        for file in (folder / name).glob(".*.safetensors.*"):
+            file.unlink(missing_ok=True)
 
 
 def _check_checkpoints(checkpoints: Checkpoints, resume: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -223,6 +224,28 @@ def test_a_step_that_is_saved_again_is_there_whenever_a_folder_is_removed(three,
     three.save(30, state(99))
     assert set(newest) == {"step-000000030"}
     assert not list(three.folder.glob(".step-*"))
+
+
+@pytest.mark.parametrize("how", ["error", "kill"])
+def test_a_step_that_was_being_replaced_comes_back(three, monkeypatch, how):
+    """After an error of the second renaming at once, and after a kill between the two at the next start."""
+    rename = Path.rename
+
+    def fails(path, target):
+        if how == "error" and path.suffix == checkpoint.REPLACED:
+            return rename(path, target)
+        if target.name == "step-000000030":
+            raise OSError(5, "Input/output error") if how == "error" else KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(CheckpointError if how == "error" else KeyboardInterrupt):
+        three.save(30, state(99))
+    monkeypatch.undo()
+    assert names(three) == ([10, 20, 30] if how == "error" else [10, 20])
+    three.restore_replaced()
+    assert names(three) == [10, 20, 30]
+    assert load_checkpoint(three.newest())["step"] == 30
 
 
 @pytest.mark.parametrize("written", [0, 1])

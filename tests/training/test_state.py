@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter, OrderedDict, deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +74,14 @@ def test_a_state_that_could_not_be_read_again_is_refused_before_the_first_step(v
     memory = Memory()
     memory.state_dict = lambda: {"rows": [torch.ones(2), {"own": value}]}
     with pytest.raises(CheckpointError, match=rf"state of memory\.rows\.1\.own: (.|\n)*{type(value).__name__}"):
+        TrainingState(nn.Linear(1, 1), None, None, None, {"memory": memory})
+
+
+@pytest.mark.parametrize("key", [np.int64(3), Path("a"), (1, np.int64(3))])
+def test_a_key_that_could_not_be_read_again_is_refused_too(key):
+    memory = Memory()
+    memory.state_dict = lambda: {"rows": {key: torch.ones(2)}}
+    with pytest.raises(CheckpointError, match=r"state of memory\.rows, key (.|\n)*(int64|Path)"):
         TrainingState(nn.Linear(1, 1), None, None, None, {"memory": memory})
 
 
