@@ -1,7 +1,8 @@
 """Graceful stop: signals are recorded during a step and handled after it, once for all ranks.
 
-`Run.batches` checks the record after each step, writes a checkpoint, and exits with the status `STOPPED`. Before the
-first step and after the last one, SIGTERM and SIGHUP end the run at once with the same status.
+`Run.batches` checks the record after each step, writes a checkpoint, and exits with the status `STOPPED`. From the
+opening of the run folder to the first step, and after the last one, SIGTERM and SIGHUP end the run at once with the
+same status.
 
 A signal to the whole process group (Slurm, Kubernetes, a closed terminal) reaches a rank up to twice, directly and from
 its launcher. So a rank that a launcher started takes a repeated signal for a copy for some seconds.
@@ -114,7 +115,8 @@ def stop_outside_loop(report: Callable[[list[int]], Any]) -> Callable[[], None]:
     """Let SIGTERM and SIGHUP end this process at once with the status `STOPPED`, until `StopSignals` or the undo.
 
     Before the first step and after the last one there is nothing to save: `--resume` makes the rest again. Ctrl-C
-    raises KeyboardInterrupt, as in any program.
+    raises KeyboardInterrupt, as in any program. A process of multiprocessing raises SystemExit instead, which a pool
+    passes on to its parent: one that ends at once is for the parent one that was killed.
 
     Args:
         report: called with the number of the signal, such as to write the file `stopped`.
@@ -125,15 +127,19 @@ def stop_outside_loop(report: Callable[[list[int]], Any]) -> Callable[[], None]:
     process: int | None = os.getpid()
     previous: dict[int, Any] = {}
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: Any) -> Any:
         if os.getpid() != process:  # undone inside of `StopSignals`, or a fork: as if this function had not been called
+            if callable(before := previous.get(number)):
+                return before(number, frame)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-            return
+            return None
         try:
             report([number])
-        finally:  # not sys.exit, which a finalizer or a library could catch
-            os._exit(STOPPED)
+        finally:
+            if multiprocessing.parent_process() is None:  # not sys.exit, which a finalizer or a library could catch
+                os._exit(STOPPED)
+            raise SystemExit(STOPPED)
 
     def undo() -> None:
         nonlocal process

@@ -1,11 +1,13 @@
 """Stop signals: copies from a launcher, closed terminals, and launchers that are killed."""
 
+import multiprocessing
 import os
 import pty
 import signal
 import sys
 import textwrap
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -117,6 +119,33 @@ def test_a_closed_terminal_stops_the_run_as_other_signals_do():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == signals.STOPPED
 
 
+def signal_itself():
+    signals.stop_outside_loop(lambda received: None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return "not reached"
+
+
+def test_a_process_of_a_pool_passes_the_stop_on():
+    """One that ends at once would be for the pool one that was killed, and a sweep would begin the next run."""
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=fork) as pool, pytest.raises(SystemExit) as stop:
+        pool.submit(signal_itself).result()
+    assert stop.value.code == signals.STOPPED
+
+
+def test_a_handler_that_was_there_before_is_called_after_the_undo_inside_of_the_loop():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        undo = signals.stop_outside_loop(received.append)
+        with StopSignals():
+            undo()
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+
+
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
@@ -138,8 +167,6 @@ def test_a_program_without_a_launcher_has_none():
 
 def test_children_that_were_stopped_go_on_after_a_signal():
     """The step waits for its batch, which a stopped worker would never make."""
-    import multiprocessing
-
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.5,), daemon=True)
     worker.start()
     os.kill(worker.pid, signal.SIGSTOP)
