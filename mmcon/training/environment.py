@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -18,11 +19,12 @@ from mmcon.errors import ConfigError
 from mmcon.loading.pipeline import Views
 from mmcon.sources.base import Source
 from mmcon.training.cpu_quota import quota_cores
+from mmcon.views.generator import ViewGenerator
 
 #: Where worker processes leave their batches.
 SHARED_MEMORY = Path("/dev/shm")
-#: The shared memory that counts for a view in a batch: one of 224 px takes .6 MiB in float32.
-VIEW_BYTES = 2**20
+#: The shared memory that counts for a view in a batch: at least, and where its size is not known.
+LEAST_VIEW_BYTES, UNKNOWN_VIEW_BYTES = 2**20, 2**22
 #: The cores of a rank that stay with the training process and its copies to the GPU.
 OWN_CORES = 2
 
@@ -64,7 +66,8 @@ def choose_workers(
     """The number of worker processes of a rank: the given one, else those that decode files beside a GPU.
 
     There they take the cores that training leaves idle. On a CPU they would take the cores of the training, and media
-    in memory need none. Each has two batches in shared memory, of which containers may have little.
+    in memory need none. Each has two batches in shared memory, of which containers may have little; so views of other
+    modalities than images and audio, such as clips of video, have workers only where they are asked for.
 
     Args:
         given: `--workers`.
@@ -78,13 +81,22 @@ def choose_workers(
     if given is not None:
         return given
     first = [(member, row) for member in source.members.values() for row in range(min(len(member), 16))]
-    if device.type != "cuda" or all(member.file(row) is None for member, row in first):
+    sizes = [_view_bytes(view) for generators in views.values() for view in generators]
+    is_bounded = bool(sizes) and views.keys() <= {"image", "audio"}
+    if device.type != "cuda" or not is_bounded or all(member.file(row) is None for member, row in first):
         return 0
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
-    of_worker = 2 * batch_size * sum(map(len, views.values())) * VIEW_BYTES
+    of_worker = 2 * batch_size * sum(sizes)
     workers = max(0, min(threads - OWN_CORES, free // of_worker))
     log(f"{workers} worker(s) decode files: {threads} core(s), {free / 2**30:.1f} GiB of shared memory; or --workers N")
     return workers
+
+
+def _view_bytes(view: ViewGenerator) -> int:
+    """A bound of the memory of a view: of an image, three channels in float32 and those of a partner's."""
+    sizes = (getattr(child, "size", None) for _, child in view.children())
+    pixels = [math.prod(size) for size in sizes if isinstance(size, tuple) and all(isinstance(n, int) for n in size)]
+    return max(LEAST_VIEW_BYTES, 2 * 3 * 4 * max(pixels)) if pixels else UNKNOWN_VIEW_BYTES
 
 
 def describe_start(world_size: int, threads: int, device: torch.device, precision: str | None, batches: int) -> str:

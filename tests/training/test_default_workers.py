@@ -20,11 +20,11 @@ PIXELS = TensorSource(torch.zeros(40, 1, 2, 2, dtype=torch.uint8))
 def choose(monkeypatch, tmp_path):
     """The number of workers, and what is printed; shared memory in MiB, of a folder that may be missing."""
 
-    def number(given=None, source=FILES, device=GPU, threads=16, batch_size=64, free=65_536, folder=tmp_path):
+    def number(given=None, source=FILES, device=GPU, threads=16, free=65_536, folder=tmp_path, views=VIEWS):
         told = []
         monkeypatch.setattr(environment, "SHARED_MEMORY", folder)
         monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: SimpleNamespace(free=free * 2**20))
-        return environment.choose_workers(given, source, VIEWS, batch_size, device, threads, told.append), told
+        return environment.choose_workers(given, source, views, 64, device, threads, told.append), told
 
     return number
 
@@ -39,6 +39,19 @@ def test_shared_memory_holds_two_batches_of_each_worker(choose, tmp_path):
     assert choose(free=256 * 3)[0] == 3  # 2 batches · 64 samples · 2 views · 1 MiB
     assert choose(free=64) == (0, ["0 worker(s) decode files: 16 core(s), 0.1 GiB of shared memory; or --workers N"])
     assert choose(folder=tmp_path / "missing")[0] == 0
+
+
+@pytest.mark.parametrize(("size", "of_view"), [(28, 1), (384, 3.375)])
+def test_large_images_count_by_their_size(choose, size, of_view):
+    """In float32 with those of a partner: one of 384 px has 1.7 MiB."""
+    assert choose(free=256 * 3, views={"image": [mmcon.create_view("image/simclr", size=size)] * 2})[0] == 3 // of_view
+
+
+def test_views_of_unknown_size_count_more_and_clips_or_none_have_no_workers(choose):
+    """A clip of 16 frames at 224 px has 9 MiB: a machine would run out of shared memory by default."""
+    assert choose(free=256 * 5, views={"image": [mmcon.create_view("image/flip")] * 2})[0] == 1  # 4 MiB each
+    assert choose(views={"image": []}) == choose(views={}) == (0, [])
+    assert choose(views=VIEWS | {"video": [mmcon.create_view("video/graded", size=224)]}) == (0, [])
 
 
 def test_a_cpu_media_in_memory_and_a_given_number_need_no_choice(choose):
