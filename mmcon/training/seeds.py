@@ -40,7 +40,7 @@ def run_over_seeds(main: Callable[[C], Any], config: C) -> dict[str, dict[str, A
 
     Args:
         main: trains and evaluates, and writes results.json to `config.output_dir`.
-        config: a frozen dataclass with `seed`, `seeds`, `output_dir` and `resume`.
+        config: a frozen dataclass with `seed`, `seeds`, `output_dir`, `resume` and `restart`.
 
     Returns:
         The content of seeds.json; empty without seeds.
@@ -64,6 +64,8 @@ def run_over_seeds(main: Callable[[C], Any], config: C) -> dict[str, dict[str, A
     for seed in seeds:
         own: Any = dataclasses.replace(base, seed=seed, seeds=(), output_dir=folder / f"seed-{seed}")
         if not (base.resume and _is_finished(own)):
+            # Else a run under other settings that is killed between its results and this file would count as this one.
+            (_folder_of(own) / FINISHED).unlink(missing_ok=True)
             main(own)
             replace_file(_folder_of(own) / FINISHED, json.dumps(as_plain(own), indent=1) + "\n")
         results[seed] = json.loads((_folder_of(own) / "results.json").read_text())

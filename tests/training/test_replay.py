@@ -97,6 +97,25 @@ def test_every_seed_is_told(tmp_path, capsys):
             run_over_seeds(main, wrong)
 
 
+def test_a_result_of_other_settings_does_not_enter_the_mean_after_a_kill(tmp_path):
+    """A run under other settings was killed after its results, and before it was noted as ended."""
+
+    def main(config):
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        (config.output_dir / "results.json").write_text(json.dumps({"steps": config.max_steps}))
+        if config.max_steps == 5:
+            raise KeyboardInterrupt
+
+    def seeds(steps):
+        config = RunConfig(output_dir=tmp_path, seeds=(0,), resume=True, max_steps=steps)
+        return run_over_seeds(main, config)["steps"]["by_seed"]
+
+    assert seeds(3) == {"0": 3}
+    with pytest.raises(KeyboardInterrupt):
+        seeds(5)
+    assert seeds(3) == {"0": 3}
+
+
 def test_one_seed_has_no_interval():
     assert "low" not in summarize({3: {"x": 1.0}})["x"]
 
