@@ -15,6 +15,7 @@ from mmcon.errors import ConfigError, StorageError
 
 #: The file in a run folder that the run at work has locked; it names the process, and stays after the run.
 LOCK = "run.lock"
+_IN_USE = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # The system drops the lock of a process when the process closes *any* handle of the file. So a second run of a process
 # in one folder, such as a second try in a notebook, takes over the handle of the first.
@@ -72,10 +73,12 @@ class RunLock:
             self._is_locked = True
         except OSError as error:
             holder = _read(file)
-            if error.errno not in _NO_LOCKS or _is_alive(holder):
+            if error.errno in _IN_USE or (error.errno in _NO_LOCKS and _is_alive(holder)):
                 _handles.pop(self.folder, None)
                 os.close(file)
                 raise self._in_use(holder) from error
+            if error.errno not in _NO_LOCKS:
+                raise
             self.log(f"this disk has no file locks ({error}): make sure that no other run uses {self.folder}")
 
     def check(self) -> None:
@@ -100,7 +103,10 @@ class RunLock:
                 fix="do not move or delete the folder of a run at work",
             )
         if self._is_locked:
-            self._lock(file)
+            try:
+                self._lock(file)
+            except OSError as error:  # of a file server that is away for a while; no other run has the lock
+                self.log(f"the lock of {self.folder} could not be taken again, and the run goes on: {error}")
 
     def __enter__(self) -> RunLock:
         return self
