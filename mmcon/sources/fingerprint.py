@@ -22,6 +22,7 @@ from mmcon.sources.file_states import file_states
 
 # Asking for the sizes of so many files takes less than a second on a local disk.
 MEASURED = 100_000
+_HASHED = 2**20
 _MEANING = {
     "ids": "other samples or another order",
     "labels": "other labels",
@@ -54,8 +55,8 @@ def fingerprint_of(
         found["labels"] = _digest(labels)
     columns = {f"{name}.{key}": col for name, member in (members or {}).items() for key, col in member.columns.items()}
     compared = {k: v for k, v in columns.items() if v is not labels and (v.dim() == 1 or not v.is_floating_point())}
-    if compared:
-        found["columns"] = _hash("".join(f"{name} {_digest(compared[name])}\n" for name in sorted(compared)).encode())
+    described = "".join(f"{name} {_digest(compared[name])}\n" for name in sorted(compared))
+    found["columns"] = hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
     if marks is not None:
         found["contents"] = _digest(torch.tensor(marks, dtype=torch.int64))
     return found
@@ -104,9 +105,7 @@ def _size_or_path(item: Any, root: str) -> int | str:
 
 
 def _digest(values: Shaped[Tensor, "n ..."]) -> str:
-    numbers = values.detach().cpu().to(torch.float64 if values.is_floating_point() else torch.int64)
-    return _hash(numbers.contiguous().numpy().tobytes())
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    kind, hasher = torch.float64 if values.is_floating_point() else torch.int64, hashlib.blake2b(digest_size=16)
+    for part in values.detach().cpu().reshape(-1).split(_HASHED):  # in parts: a column of bytes would grow eightfold
+        hasher.update(part.to(kind).numpy().tobytes())
+    return hasher.hexdigest()

@@ -1,5 +1,7 @@
 """Fingerprints: equal for equal data, and different for each kind of change that a resumed run must notice."""
 
+import hashlib
+import math
 import os
 
 import pyarrow
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from mmcon.sources import file_states
+from mmcon.sources import file_states, fingerprint
 from mmcon.sources.base import DatasetSource, Subset, TensorSource
 from mmcon.sources.factory import create_source
 from mmcon.sources.fingerprint import MEASURED, file_sizes, fingerprint_changes, fingerprint_of
@@ -133,6 +135,23 @@ def test_a_slow_disk_is_asked_by_several_threads(seconds, tmp_path, monkeypatch)
         os.utime(file, ns=(0, size))
     expected = [[i // 2, i // 2] if i % 2 == 0 else [-1, 0] for i in range(300)]
     assert file_states.file_states(map(str, files)).tolist() == expected
+
+
+def test_columns_where_there_were_none_are_told():
+    def of(**columns):
+        return TensorSource(torch.zeros(3, 2), modality="text", columns=columns).fingerprint()
+
+    assert fingerprint_changes(of(), of(time=torch.arange(3))) == ["other values in further columns"]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bool, torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(0,), (3,), (5, 7)])
+def test_a_hash_in_parts_is_that_of_the_whole(kind, shape, monkeypatch):
+    """The second one: earlier checkpoints hold it."""
+    monkeypatch.setattr(fingerprint, "_HASHED", 4)
+    values = torch.arange(math.prod(shape)).reshape(shape).to(kind).t()
+    whole = values.to(torch.float64 if kind.is_floating_point else torch.int64).contiguous().numpy().tobytes()
+    assert fingerprint._digest(values) == hashlib.blake2b(whole, digest_size=16).hexdigest()
 
 
 def test_other_values_in_further_columns_are_told(folder):
