@@ -37,7 +37,7 @@ def replace_file(path: str | Path, content: str | bytes | Callable[[BinaryIO], A
     Raises:
         StorageError: the file cannot be written; the old one is intact.
     """
-    return replace_by(path, lambda temporary: write_through(temporary, content))
+    return replace_by(path, lambda temporary: _write(temporary, content))
 
 
 def replace_by(path: str | Path, write: Callable[[Path], Any]) -> Path:
@@ -50,8 +50,7 @@ def replace_by(path: str | Path, write: Callable[[Path], Any]) -> Path:
     try:
         try:
             write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _flush(temporary)
             temporary.replace(path)
             sync_folder(path.parent)
         except BaseException:
@@ -158,13 +157,8 @@ def temporary_folder(prefix: str) -> Path:
 
 def write_through(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
     """Write a file and flush it to the disk."""
-    with path.open("wb") as file:
-        if callable(content):
-            content(file)
-        else:
-            file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(path, content)
+    _flush(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -177,6 +171,19 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _write(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
+    with path.open("wb") as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -185,6 +185,7 @@ def test_a_temporary_folder_is_not_there_yet():
 
 #: Functions that write a file at its final name, unless a `replace_…` calls them.
 WRITERS = {"write_text", "write_bytes", "savefig", "save_file", "write_table", "dump", "export_chrome_trace"}
+MODES = {repr(mode + kind) for mode in ("w", "a", "x") for kind in ("", "b", "t")}
 #: Modules whose files are no part of a run folder.
 ELSEWHERE = {
     "training/replay.py": "the output folder of a replay",
@@ -204,6 +205,6 @@ def test_files_of_a_run_folder_are_replaced_and_not_overwritten():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and id(node) not in passed:
                 name = ast.unparse(node.func).rpartition(".")[2]
-                mode = ast.unparse(node.args[-1]) if name == "open" and node.args else ""
+                given = [*node.args, *(keyword.value for keyword in node.keywords)] if name == "open" else []
                 assert name not in WRITERS, f"{path}:{node.lineno}: {name}"
-                assert mode not in ("'w'", "'wb'"), f"{path}:{node.lineno}: {name}"
+                assert not {ast.unparse(value) for value in given} & MODES, f"{path}:{node.lineno}: {name}"

@@ -85,7 +85,7 @@ class StreamLoader(ViewLoader):
             raise ConfigError("StreamLoader", expected=f"views for {stream.modality!r}", got=f"for {sorted(views)}")
         check_partners(views[stream.modality], batch_size)
         self.stream, self.view_groups, self.buffer, self.seed = stream, group_views(views), buffer, seed
-        self.source = stream  # pyright: ignore[reportAttributeAccessIssue]  (only its description is read)
+        self.source = stream  # pyright: ignore[reportAttributeAccessIssue]  (its description, fingerprint and modality are read)
         self.sampler = StreamSampler(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
         self.batch_size, self.workers = batch_size, 0
         self.device = torch.device(device)

@@ -177,7 +177,8 @@ class Stepper:
 
         Raises:
             NonFiniteError: the loss or a gradient is not finite on some rank, in this step or in the one before; the
-                update of that step has changed neither weights nor optimizer.
+                update of that step has changed neither weights nor states of the optimizer. The schedule has advanced
+                after a late check, in memory only: no checkpoint follows.
         """
         self.finish_check()
         self.gradient_norm = self._clip()
