@@ -118,7 +118,7 @@ def trials() -> Iterator[Trial]:
                 flags = BUDGET | {"temperature": temperature}
                 yield Trial("temperature", f"{method}-{temperature:g}", method, seed, flags)
         for cue in ("patch", "color"):
-            for method in ("supcon", "simclr", "cross-entropy"):
+            for method in METHODS:
                 flags = {"data": f"planted/{cue}", "epochs": BUDGET["epochs"], "batch_size": BUDGET["batch_size"]}
                 yield Trial("cues", f"{cue}-{method}", method, seed, flags)
         for batch_size in (16, 256):
