@@ -95,7 +95,7 @@ def cue_section(results: Results) -> Section:
     columns = ("biased, cue as in training", "biased, cue broken", "follows a conflicting cue", "fair, cue broken")
     rows, findings = [], list[Finding]()
     for cue in ("patch", "color"):
-        of = {method: runs_of(results, "cues", f"{cue}-{method}") for method in ("cross-entropy", "supcon", "simclr")}
+        of = {method: runs_of(results, "cues", f"{cue}-{method}") for method in TITLES}
         for method, runs in of.items():
             rows.append([cue, TITLES[method], *(cell(runs, lambda run, c=c: run["cues"][c]) for c in columns)])
         for method in ("supcon", "simclr"):
